@@ -1,0 +1,46 @@
+# `make demo` and `make test` need python3 (3.11 or newer) and nothing else: the environment in .venv is
+# made on first use from the exact pins in requirements/ and kept until they change.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# PYTHON may be set by hand: make test PYTHON=python3.12
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+# A Python newer than the newest pins tries those.
+PINNED_MINOR := 'import sys; print(min(sys.version_info[1], 13))'
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint figures bench
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
+
+install: $(STAMP)  ## make .venv from the exact pins
+
+demo: $(STAMP)  ## run the quickstart study and draw its figure
+	$(BIN)/scbjax run quickstart
+
+test: $(STAMP)  ## run the tests, without those marked slow
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## run the tests marked slow
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+figures: $(STAMP)  ## draw every figure whose dataset is in results/
+	$(BIN)/scbjax figure all
+
+$(STAMP): pyproject.toml $(wildcard requirements/*.txt)
+	@test -n "$(PYTHON)" || { echo "scbjax needs Python 3.11 or newer, and found: $$(python3 --version 2>&1)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-r "requirements/py3$$($(BIN)/python -c $(PINNED_MINOR)).txt"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(STAMP)

@@ -1,0 +1,13 @@
+"""Strict JAX settings for every test: promotion that nobody asked for is an error."""
+
+import os
+
+# Before JAX is imported: tests run on the CPU whatever else the machine has.
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+# A cache that outlives the process could serve a program compiled before the code changed on disk.
+jax.config.update("jax_enable_compilation_cache", False)
