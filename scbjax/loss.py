@@ -1,0 +1,171 @@
+"""The mean squared error of the learner: on a mini-batch, and in expectation.
+
+Mini-batch loss (Ren, Wang & Lee 2024, eq. 3): the mean over samples of ``1/2 |e_{x_o} - V X a^(k)|^2``. Its
+gradient is written out (custom VJP). With ``r = (V h - e_{x_o}) / B`` and ``h = X a^(k)``,
+
+    grad V = sum_b r_b h_b^T,      grad a_t^(k) = sum_{b: query k} (V^T r_b)[x_t^b],
+
+so that the backward pass is one look-up per token.
+
+Expected loss for any V and A. Let ``s_k = 1^T a^(k)`` and let mu-norms be those of ``task``; tokens are i.i.d., so
+
+    E[h h^T | k]     = |a^(k)|^2 diag(mu) + (s_k^2 - |a^(k)|^2) mu mu^T,
+    E[e_{x_o} h^T | k] = <q^(k), a^(k)> P diag(mu) + (s_k - <q^(k), a^(k)>) mu mu^T,
+
+and everything below follows by averaging over ``k ~ mu``.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scbjax.model import Params, attend, look_up, sum_by_query
+from scbjax.sampling import Batch
+from scbjax.task import Task, mu_inner, product
+
+
+@jax.custom_vjp
+def loss(params: Params, batch: Batch) -> jax.Array:
+    """The mean over the batch of ``1/2 |e_{x_o} - V X a^(k)|^2`` (eq. 3); a scalar.
+
+    ``jax.grad`` and ``jax.value_and_grad`` use a hand-written backward pass; it works under ``jit``, ``vmap``,
+    ``scan`` and ``jax.checkpoint``. Forward-mode and second derivatives are not defined.
+
+    Args:
+        params: V [N, N] and A [T, N].
+        batch: tokens [B, T], query [B], label [B].
+
+    Returns:
+        The loss, a scalar in the dtype of the parameters.
+
+    Example:
+        >>> from scbjax.model import init_params
+        >>> from scbjax.sampling import sample_batch
+        >>> from scbjax.task import random_task
+        >>> task = random_task(jax.random.key(0), num_tokens=3, context_length=50, sparsity=2)
+        >>> gradient = jax.grad(loss)(init_params(task), sample_batch(jax.random.key(1), task, 8))
+        >>> gradient.value.shape, gradient.attention.shape
+        ((3, 3), (50, 3))
+    """
+    return _forward(params, batch)[0]
+
+
+class _Residuals(NamedTuple):
+    params: Params
+    batch: Batch
+    attended: jax.Array
+    error: jax.Array
+
+
+def _forward(params: Params, batch: Batch) -> tuple[jax.Array, _Residuals]:
+    attended = attend(params.attention, batch.tokens, batch.query)
+    num_tokens = params.value.shape[0]
+    target = (batch.label[:, None] == jnp.arange(num_tokens)).astype(attended.dtype)
+    error = product(attended, params.value.T) - target
+    value = 0.5 * jnp.sum(error**2) / batch.label.shape[0]
+    return value, _Residuals(params, batch, attended, error)
+
+
+def _backward(residuals: _Residuals, cotangent: jax.Array) -> tuple[Params, None]:
+    params, batch, attended, error = residuals
+    error = error * (cotangent / batch.label.shape[0])
+    values = look_up(product(error, params.value), batch.tokens)
+    attention = sum_by_query(values, batch.query, params.value.shape[0])
+    return Params(product(error.T, attended), attention), None
+
+
+loss.defvjp(_forward, _backward)
+
+
+class _Moments(NamedTuple):
+    """Averages over k ~ mu, and the quadratic forms of V, in which the expected loss is written."""
+
+    overlap: jax.Array  # <A, Q>_mu
+    mass: jax.Array  # E s_k
+    size: jax.Array  # |A|_mu^2
+    mass_squared: jax.Array  # E s_k^2
+    value_overlap: jax.Array  # <V, P>_mu
+    value_size: jax.Array  # |V|_mu^2
+    value_mean: jax.Array  # V mu, [N]
+    sums: jax.Array  # s_k, [N]
+
+
+def _moments(params: Params, task: Task) -> _Moments:
+    mu = task.stationary
+    sums = jnp.sum(params.attention, axis=0)
+    return _Moments(
+        overlap=mu_inner(params.attention, task.pattern, mu),
+        mass=jnp.sum(mu * sums),
+        size=mu_inner(params.attention, params.attention, mu),
+        mass_squared=jnp.sum(mu * sums**2),
+        value_overlap=mu_inner(params.value, task.transition, mu),
+        value_size=mu_inner(params.value, params.value, mu),
+        value_mean=product(params.value, mu),
+        sums=sums,
+    )
+
+
+def population_loss(params: Params, task: Task) -> jax.Array:
+    """The expectation of :func:`loss` over the law of the task, for any V and A; a scalar.
+
+    Example:
+        >>> from scbjax.task import random_task
+        >>> task = random_task(jax.random.key(0), num_tokens=3, context_length=50, sparsity=2)
+        >>> truth = Params(task.transition, task.pattern)
+        >>> float(excess_loss(truth, task))
+        0.0
+    """
+    m = _moments(params, task)
+    mean_product = jnp.sum(task.stationary * m.value_mean)
+    cross = m.overlap * m.value_overlap + (m.mass - m.overlap) * mean_product
+    square = m.size * m.value_size + (m.mass_squared - m.size) * jnp.sum(m.value_mean**2)
+    return 0.5 - cross + 0.5 * square
+
+
+def population_grad(params: Params, task: Task) -> Params:
+    """The gradient of :func:`population_loss`, which is the expectation of the mini-batch gradient.
+
+    Exact for any V and A, not only where ``1^T V = 1^T``, ``V mu = mu`` and ``1^T A = 1^T``; on that set the
+    preconditioned gradient reduces to Lemma B.8.
+
+    Args:
+        params: V [N, N] and A [T, N].
+        task: the task.
+
+    Returns:
+        Gradients with the shapes of the parameters.
+    """
+    mu, m = task.stationary, _moments(params, task)
+    mean_norm = jnp.sum(m.value_mean**2)
+    mean_product = jnp.sum(mu * m.value_mean)
+    value = (m.size * params.value - m.overlap * task.transition) * mu
+    value = value + jnp.outer((m.mass_squared - m.size) * m.value_mean - (m.mass - m.overlap) * mu, mu)
+    attention = params.attention * (m.value_size - mean_norm) - task.pattern * (m.value_overlap - mean_product)
+    attention = (attention + (m.sums * mean_norm - mean_product)) * mu
+    return Params(value, attention)
+
+
+def excess_loss(params: Params, task: Task) -> jax.Array:
+    """``population_loss(params) - population_loss(truth)``, without cancellation near the truth; a scalar >= 0.
+
+    It is ``1/2 E |V X a - P X q|^2``, computed from ``V X a - P X q = (V - P) X a + P X (a - q)``.
+    """
+    mu = task.stationary
+    value_error = params.value - task.transition
+    attention_error = params.attention - task.pattern
+    sums = jnp.sum(params.attention, axis=0)
+    extra = jnp.sum(attention_error, axis=0)
+    size = jnp.sum(params.attention**2, axis=0)
+    error_size = jnp.sum(attention_error**2, axis=0)
+    overlap = jnp.sum(params.attention * attention_error, axis=0)
+    drift = product(value_error, mu)
+    by_query = (
+        size * mu_inner(value_error, value_error, mu)
+        + (sums**2 - size) * jnp.sum(drift**2)
+        + error_size * mu_inner(task.transition, task.transition, mu)
+        + (extra**2 - error_size) * jnp.sum(mu**2)
+        + 2.0 * overlap * mu_inner(value_error, task.transition, mu)
+        + 2.0 * (sums * extra - overlap) * jnp.sum(drift * mu)
+    )
+    return 0.5 * jnp.sum(mu * by_query)
