@@ -1,0 +1,1 @@
+"""Sweeps: typed studies, their plan, its execution and the labelled dataset that comes out."""

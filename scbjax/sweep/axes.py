@@ -1,0 +1,247 @@
+"""The axes of a study: lists, ranges and log-ranges of field values, alone or zipped.
+
+An axis is a list, ``{ range = [start, stop] }`` or ``{ range = [start, stop, step] }`` (integers,
+without `stop`, as in Python), or ``{ log_range = [first, last, points] }`` (evenly spaced
+logarithms, with both ends; rounded to integers where the field holds integers).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from scbjax.sweep.fields import (
+    FIELDS,
+    FLOAT32_MAX,
+    INT32_MAX,
+    RECORDABLE,
+    TABLES,
+    Field,
+    Scalar,
+    StudyError,
+    find_field,
+    read_scalar,
+    shown,
+)
+
+MAX_AXIS_POINTS = 1_000_000
+"""The coordinates of an axis are held in host memory."""
+LOG_RANGE_DIGITS = 12
+"""Significant digits of a log-range's points: 1e-4 and not 0.00010000000000000002."""
+
+RESERVED_NAMES = frozenset(
+    {"step", "snapshot", "token_out", "token_in", "position", "query", "value", "attention"}
+    | {"transition_signal", "pattern_signal", "stationary_norm"}
+    | set(RECORDABLE)
+)
+"""Names that the dataset uses itself, so that no zip may be called so."""
+
+Table: TypeAlias = Mapping[str, Any]
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a sweep.
+
+    Attributes:
+        name: the dimension's name in the dataset.
+        fields: dotted paths of the fields that change along it; several for a zip.
+        values: one row for each point, with one entry for each field.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    values: tuple[tuple[Scalar, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def is_zip(self) -> bool:
+        """Whether the axis comes from a ``[[zip]]``: several fields, or a name of its own."""
+        return len(self.fields) > 1 or self.name != FIELDS[self.fields[0]].short
+
+
+def read_axes(raw: object) -> list[Axis]:
+    """Returns the axes of the table ``[axes]``; `StudyError` says what is wrong with one."""
+    if not isinstance(raw, Mapping):
+        raise StudyError(f"axes must be a table, got {shown(raw)}")
+    axes = []
+    for name, entry in _flattened(raw):
+        field = axis_field(name)
+        column = read_column(field, entry)
+        axes.append(Axis(field.short, (field.path,), tuple((value,) for value in column)))
+    return axes
+
+
+def _flattened(table: Table) -> Iterator[tuple[str, object]]:
+    """Yields (path, value): TOML reads an unquoted ``train.l1`` as a table in a table."""
+    for name, entry in table.items():
+        if name in TABLES and isinstance(entry, Mapping):
+            yield from ((f"{name}.{short}", value) for short, value in entry.items())
+        else:
+            yield name, entry
+
+
+def read_zips(raw: object) -> list[Axis]:
+    """Returns the axes of the tables ``[[zip]]``; `StudyError` says what is wrong with one."""
+    if not isinstance(raw, list) or not all(isinstance(entry, Mapping) for entry in raw):
+        raise StudyError(f"zip must be tables written as [[zip]], got {shown(raw)}")
+    return [_read_zip(entry) for entry in raw]
+
+
+def _read_zip(table: Table) -> Axis:
+    columns: dict[str, tuple[Scalar, ...]] = {}
+    for name, entry in _flattened({key: raw for key, raw in table.items() if key != "name"}):
+        field = axis_field(name)
+        if field.path in columns:
+            raise StudyError(f"{field.path} is given twice in one zip")
+        columns[field.path] = read_column(field, entry)
+    if not columns:
+        raise StudyError("a zip must hold at least one field")
+    lengths = {path: len(column) for path, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{path} has {length}" for path, length in lengths.items())
+        raise StudyError(f"the lists of a zip must have the same length, but {counts}")
+    name = _zip_name(table["name"]) if "name" in table else _joined(columns)
+    return Axis(name, tuple(columns), tuple(zip(*columns.values(), strict=True)))
+
+
+def _joined(paths: Iterable[str]) -> str:
+    return "_and_".join(FIELDS[path].short for path in paths)
+
+
+def without(axis: Axis, path: str) -> Axis | None:
+    """Returns the axis without one of its fields, or nothing when no field is left.
+
+    >>> axis = Axis("arm", ("train.l1", "seed"), ((1e-4, 0), (1e-3, 1)))
+    >>> without(axis, "seed")
+    Axis(name='arm', fields=('train.l1',), values=((0.0001,), (0.001,)))
+    """
+    kept = [i for i, field in enumerate(axis.fields) if field != path]
+    if not kept:
+        return None
+    fields = tuple(axis.fields[i] for i in kept)
+    name = _joined(fields) if axis.name == _joined(axis.fields) else axis.name
+    return Axis(name, fields, tuple(tuple(row[i] for i in kept) for row in axis.values))
+
+
+def _zip_name(name: object) -> str:
+    if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name):
+        raise StudyError(
+            f"the name of a zip must be letters, digits and _, not starting with a digit, "
+            f"got {shown(name)}"
+        )
+    if name in RESERVED_NAMES:
+        raise StudyError(f"a zip can't be called '{name}': the dataset uses that name")
+    return name
+
+
+def axis_field(name: str) -> Field:
+    """Returns the field of an axis; `StudyError` when there is none or it can't be swept."""
+    field = find_field(name)
+    if not field.sweepable:
+        raise StudyError(f"{field.path} can't be an axis: it holds for the study as a whole")
+    return field
+
+
+def read_column(field: Field, raw: object) -> tuple[Scalar, ...]:
+    """Returns the values of a field along an axis.
+
+    Args:
+        field: the field.
+        raw: a list, or a table with a range or log-range.
+
+    Raises:
+        StudyError: it is neither, empty, too long, or holds what the field doesn't allow.
+    """
+    if isinstance(raw, Mapping):
+        raw = _read_range(field, raw)
+    if not isinstance(raw, list):
+        raise StudyError(
+            f"axis {field.path} must be a list, {{ range = [start, stop] }} or "
+            f"{{ log_range = [first, last, points] }}, got {shown(raw)}"
+        )
+    if not raw:
+        raise StudyError(f"axis {field.path} is empty")
+    if len(raw) > MAX_AXIS_POINTS:
+        raise StudyError(
+            f"axis {field.path} has {len(raw)} points; at most {MAX_AXIS_POINTS} fit in a study"
+        )
+    return tuple(read_scalar(field, value) for value in raw)
+
+
+def _read_range(field: Field, table: Table) -> list[Any]:
+    kinds = {"range": _range, "log_range": _log_range}
+    if len(table) != 1 or not set(table) <= set(kinds):
+        raise StudyError(
+            f"axis {field.path} must hold either range or log_range, got {shown(dict(table))}"
+        )
+    ((kind, bounds),) = table.items()
+    if not isinstance(bounds, list):
+        raise StudyError(f"{kind} of axis {field.path} must be a list, got {shown(bounds)}")
+    return kinds[kind](field, bounds)
+
+
+def _range(field: Field, bounds: list[Any]) -> list[Any]:
+    integers = all(type(bound) is int and abs(bound) <= INT32_MAX for bound in bounds)
+    if not integers or len(bounds) not in {2, 3} or (len(bounds) == 3 and bounds[2] <= 0):
+        raise StudyError(
+            f"range of axis {field.path} must be [start, stop] or [start, stop, step], integers "
+            f"with a step above 0, got {shown(bounds)}"
+        )
+    points = range(*bounds)
+    if len(points) > MAX_AXIS_POINTS:
+        raise StudyError(
+            f"axis {field.path} has {len(points)} points; at most {MAX_AXIS_POINTS} fit in a study"
+        )
+    return list(points)
+
+
+def _log_range(field: Field, bounds: list[Any]) -> list[Any]:
+    sound = len(bounds) == 3 and all(type(bound) in {int, float} for bound in bounds)
+    if not (
+        sound
+        and all(0 < bound <= FLOAT32_MAX for bound in bounds)
+        and type(bounds[2]) is int
+        and 2 <= bounds[2] <= MAX_AXIS_POINTS
+    ):
+        raise StudyError(
+            f"log_range of axis {field.path} must be [first, last, points], two numbers above 0 "
+            f"and an integer from 2 to {MAX_AXIS_POINTS}, got {shown(bounds)}"
+        )
+    first, last, count = bounds
+    ratio = math.log(last / first) / (count - 1)
+    points = [float(f"{first * math.exp(ratio * i):.{LOG_RANGE_DIGITS}g}") for i in range(count)]
+    return [round(point) for point in points] if field.type is int else points
+
+
+def check_axes(axes: Sequence[Axis]) -> None:
+    """Raises a `StudyError` if a field, a name or a point of an axis is given twice."""
+    seen: set[str] = set()
+    for axis in axes:
+        for path in axis.fields:
+            if path in seen:
+                raise StudyError(f"axis {path} is given twice")
+            seen.add(path)
+    names = [axis.name for axis in axes]
+    owners = {FIELDS[path].short: axis.name for axis in axes for path in axis.fields}
+    for axis in axes:
+        if names.count(axis.name) > 1 or owners.get(axis.name, axis.name) != axis.name:
+            raise StudyError(f"the name '{axis.name}' is used for more than one axis or field")
+    for axis in axes:
+        _check_distinct(axis)
+
+
+def _check_distinct(axis: Axis) -> None:
+    seen = set()
+    for row in axis.values:
+        if row in seen:
+            twice = ", ".join(f"{p} = {shown(v)}" for p, v in zip(axis.fields, row, strict=True))
+            raise StudyError(f"axis {axis.name} has the same point twice: {twice}")
+        seen.add(row)

@@ -1,0 +1,622 @@
+"""The fields of a study: the one table that loading, overrides, planning and documentation read.
+
+Each field names one number, switch or choice of a study by its dotted path (``train.l1``), says
+what it may hold, and how a sweep over it is run:
+
+* ``static``: it changes shapes or the program, so each value costs a compilation;
+* ``traced``: it is an array inside one program, so many values share a compilation;
+* ``data``: a seed, folded into a random key;
+* ``run``: it holds for the study as a whole and can't be swept.
+
+The layer says where the planner vmaps: ``outer`` fields change the stationary distribution, the
+transition matrix or the tokens; ``inner`` fields leave them alone, so trajectories that differ only
+there see the same batches.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+Scalar: TypeAlias = bool | int | float | str
+FieldValue: TypeAlias = Scalar | tuple[str, ...] | tuple[int, ...] | None
+Kind: TypeAlias = Literal["static", "traced", "data", "run"]
+Layer: TypeAlias = Literal["outer", "inner"]
+
+INT32_MAX = 2**31 - 1
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+FLOAT32_TINY = 2.0**-126
+MAX_SHOWN = 60
+"""Characters of an offending value that an error message repeats."""
+NEAREST_CUTOFF = 0.5
+"""Similarity (of difflib) from which a name is suggested: low enough for 'l2' to suggest 'l1'."""
+
+RECORDABLE: tuple[str, ...] = (
+    "alpha_value",
+    "alpha_attention",
+    "delta_value",
+    "delta_attention",
+    "value_distance",
+    "attention_distance",
+    "value_similarity",
+    "attention_similarity",
+    "rounded_value_distance",
+    "rounded_attention_distance",
+    "rounded_value_similarity",
+    "rounded_attention_similarity",
+    "excess_loss",
+    "batch_loss",
+    "nonzeros",
+    "stage",
+    "samples",
+    "population_alpha_value",
+    "population_alpha_attention",
+)
+"""Names of `scbjax.observe.OBSERVABLES`, repeated so that studies are checked without JAX."""
+
+DEFAULT_VARIABLES: tuple[str, ...] = (
+    "alpha_value",
+    "alpha_attention",
+    "delta_value",
+    "delta_attention",
+    "value_distance",
+    "attention_distance",
+    "value_similarity",
+    "attention_similarity",
+    "rounded_value_distance",
+    "rounded_attention_distance",
+    "excess_loss",
+    "batch_loss",
+    "nonzeros",
+    "stage",
+    "samples",
+)
+"""What is recorded when a study doesn't choose; equals `scbjax.observe.DEFAULT`."""
+
+
+class StudyError(ValueError):
+    """Something is wrong with what the user asked for; its text is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The numbers from `low` to `high`, with `low` itself left out when `above` is set."""
+
+    low: float
+    high: float
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        if self.high in (FLOAT32_MAX, math.inf):
+            return f"{'above' if self.above else 'of at least'} {self.low:g}"
+        if self.above:
+            return f"above {self.low:g} and at most {self.high:g}"
+        return f"from {self.low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A closed list of names."""
+
+    options: tuple[str, ...]
+
+    def __contains__(self, value: str) -> bool:
+        return value in self.options
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join(f"'{option}'" for option in self.options)
+
+
+Check: TypeAlias = Interval | Choice | None
+
+
+class Required:
+    """The default of a field that has none: a study must give it."""
+
+    def __repr__(self) -> str:
+        return "required"
+
+
+REQUIRED = Required()
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a study.
+
+    Attributes:
+        path: dotted path in a study file; the last component is its short name.
+        type: `int`, `float`, `bool` or `str`; of each entry where `many` is set.
+        default: the value of a study that doesn't give it; `None` leaves the choice to the library.
+        kind: how a sweep over it is run (see the module's text).
+        layer: on which side of the sampler it is vmapped (see the module's text).
+        help: what it is, in one line.
+        check: the values that are allowed; `None` allows every value of the type.
+        many: the field holds a list.
+        sweepable: it may be an axis.
+    """
+
+    path: str
+    type: type
+    default: FieldValue | Required
+    kind: Kind
+    layer: Layer
+    help: str
+    check: Check = None
+    many: bool = False
+    sweepable: bool = True
+
+    @property
+    def short(self) -> str:
+        """The last component of the path, which names the axis over this field."""
+        return self.path.rpartition(".")[2]
+
+    @property
+    def table(self) -> str:
+        """The table of the study file that the field stands in; empty at the top level."""
+        return self.path.rpartition(".")[0]
+
+    @property
+    def allowed(self) -> str:
+        """What the field may hold, as the end of a sentence 'it must be ...'."""
+        if isinstance(self.check, Choice):
+            return str(self.check)
+        finite = isinstance(self.check, Interval) and self.check.high == FLOAT32_MAX
+        noun = {int: "an integer", bool: "true or false", str: "a string"}.get(
+            self.type, "a finite number" if finite else "a number"
+        )
+        return noun if self.check is None else f"{noun} {self.check}"
+
+
+_SIZE = Interval(1, INT32_MAX)
+_SEED = Interval(0, INT32_MAX)
+_NONNEGATIVE = Interval(0.0, FLOAT32_MAX)
+_POSITIVE = Interval(0.0, FLOAT32_MAX, above=True)
+_UNBOUNDED = Interval(0.0, math.inf)
+
+_SEEDS = (
+    Field(
+        "seed", int, 0, "data", "outer", "Seed of the task, the initial state and the data", _SEED
+    ),
+    Field(
+        "task_seed", int, None, "data", "outer", "Seed of the task alone; `seed` if left out", _SEED
+    ),
+    Field(
+        "data_seed",
+        int,
+        None,
+        "data",
+        "outer",
+        "Seed of the batches alone; `seed` if left out",
+        _SEED,
+    ),
+    Field(
+        "init_seed",
+        int,
+        None,
+        "data",
+        "inner",
+        "Seed of the initial state alone; `seed` if left out",
+        _SEED,
+    ),
+    Field(
+        "root_seed",
+        int,
+        0,
+        "run",
+        "outer",
+        "Root that every other seed is folded into",
+        _SEED,
+        sweepable=False,
+    ),
+)
+
+_TASK = (
+    Field(
+        "task.num_tokens",
+        int,
+        REQUIRED,
+        "static",
+        "outer",
+        "Vocabulary size N",
+        Interval(2, INT32_MAX),
+    ),
+    Field("task.context_length", int, REQUIRED, "static", "outer", "Context length T", _SIZE),
+    Field(
+        "task.sparsity",
+        int,
+        REQUIRED,
+        "traced",
+        "inner",
+        "Nonzero weights in each column of Q, at most the context length",
+        _SIZE,
+    ),
+    Field(
+        "task.skew",
+        float,
+        2.0,
+        "traced",
+        "outer",
+        "Constant C of Assumption 2.1 (b): mu in [1/(CN), C/N], weights of Q in [1/(CQ), C/Q]",
+        Interval(1.0, FLOAT32_MAX),
+    ),
+    Field(
+        "task.transition_signal",
+        float,
+        None,
+        "traced",
+        "outer",
+        "K_P, the signal of P, clipped to what mu allows; 1.1 |mu|^2 if left out",
+        _POSITIVE,
+    ),
+)
+
+_MODEL = (
+    Field(
+        "model.attention_map",
+        str,
+        "linear",
+        "static",
+        "inner",
+        "Map from A to attention weights",
+        Choice(("linear",)),
+    ),
+)
+
+_TRAIN = (
+    Field(
+        "train.batch_size", int, REQUIRED, "static", "outer", "Fresh samples B in each step", _SIZE
+    ),
+    Field(
+        "train.steps",
+        int,
+        REQUIRED,
+        "static",
+        "outer",
+        "Steps of a trajectory",
+        _SIZE,
+        sweepable=False,
+    ),
+    Field(
+        "train.record_every",
+        int,
+        REQUIRED,
+        "static",
+        "outer",
+        "Steps between two records; divides the number of steps",
+        _SIZE,
+        sweepable=False,
+    ),
+    Field(
+        "train.optimizer",
+        str,
+        "proximal",
+        "static",
+        "inner",
+        "proximal (eq. 4 to 6), sgd (without l1 and thresholding) or raw_sgd (plain gradients)",
+        Choice(("proximal", "sgd", "raw_sgd")),
+    ),
+    Field(
+        "train.geometry",
+        str,
+        "mu",
+        "static",
+        "inner",
+        "Projector of eq. 4: orthogonal in the mu-inner product, or as the paper prints it",
+        Choice(("mu", "paper")),
+    ),
+    Field(
+        "train.scale_rates",
+        bool,
+        True,
+        "static",
+        "inner",
+        "Divide the rate of V by K_Q and that of A by K_P, as the theory does",
+    ),
+    Field(
+        "train.l1_scaling",
+        str,
+        "direct",
+        "static",
+        "inner",
+        "Threshold of eq. 6: l1 itself, l1 times the rate, or l1 times the rate and alpha_V",
+        Choice(("direct", "rate", "signal")),
+    ),
+    Field(
+        "train.switch_on",
+        str,
+        "parameters",
+        "static",
+        "inner",
+        "What ends stage 1: the signal read off the parameters, off the truth, or a step",
+        Choice(("parameters", "truth", "step")),
+    ),
+    Field(
+        "train.flip",
+        bool,
+        True,
+        "static",
+        "inner",
+        "Turn a mirrored solution over at the switch (decided by the sign of sum A^3)",
+    ),
+    Field(
+        "train.refit_samples",
+        int,
+        4096,
+        "static",
+        "inner",
+        "Fresh samples for the refit of V after rounding",
+        _SIZE,
+    ),
+    Field(
+        "train.refit_support",
+        int,
+        64,
+        "static",
+        "inner",
+        "Positions per column that the refit after rounding looks at, at most",
+        _SIZE,
+    ),
+    Field(
+        "train.learning_rate_1", float, 0.02, "traced", "inner", "Rate eta of stage 1", _NONNEGATIVE
+    ),
+    Field(
+        "train.learning_rate_2",
+        float,
+        0.005,
+        "traced",
+        "inner",
+        "Rate eta of stage 2",
+        _NONNEGATIVE,
+    ),
+    Field(
+        "train.learning_rate_3",
+        float,
+        0.005,
+        "traced",
+        "inner",
+        "Rate eta of stage 3",
+        _NONNEGATIVE,
+    ),
+    Field("train.l1", float, 1e-4, "traced", "inner", "Weight lambda of the l1 norm", _NONNEGATIVE),
+    Field(
+        "train.switch_level",
+        float,
+        0.1,
+        "traced",
+        "inner",
+        "Signal alpha that ends stage 1",
+        _NONNEGATIVE,
+    ),
+    Field(
+        "train.switch_step",
+        int,
+        400,
+        "traced",
+        "inner",
+        "Step tau that ends stage 1",
+        _SEED,
+    ),
+    Field(
+        "train.threshold",
+        float,
+        0.25,
+        "traced",
+        "inner",
+        "Weight below which the thresholding at the switch zeroes, as a share of alpha_V / Q",
+        _NONNEGATIVE,
+    ),
+    Field(
+        "train.stop_level",
+        float,
+        math.inf,
+        "traced",
+        "inner",
+        "Signal (alpha_V + alpha_A) / 2 that ends stage 2; inf for never",
+        _UNBOUNDED,
+    ),
+    Field(
+        "train.rounding_level",
+        float,
+        0.25,
+        "traced",
+        "inner",
+        "Weight below which rounding zeroes, as a share of 1/Q",
+        _NONNEGATIVE,
+    ),
+)
+
+_RECORD = (
+    Field(
+        "record.variables",
+        str,
+        DEFAULT_VARIABLES,
+        "run",
+        "inner",
+        "What is recorded",
+        Choice(RECORDABLE),
+        many=True,
+        sweepable=False,
+    ),
+    Field(
+        "record.final",
+        bool,
+        False,
+        "run",
+        "inner",
+        "Keep the final V and A",
+        sweepable=False,
+    ),
+    Field(
+        "record.snapshots",
+        int,
+        (),
+        "run",
+        "inner",
+        "Steps at which V and A are kept; multiples of record_every",
+        Interval(0, INT32_MAX),
+        many=True,
+        sweepable=False,
+    ),
+)
+
+FIELDS: Mapping[str, Field] = MappingProxyType(
+    {field.path: field for field in (*_SEEDS, *_TASK, *_MODEL, *_TRAIN, *_RECORD)}
+)
+"""Every field of a study by its dotted path."""
+
+TABLES: tuple[str, ...] = tuple(dict.fromkeys(f.table for f in FIELDS.values() if f.table))
+"""The tables of a study file that hold fields."""
+
+_SHORT: Mapping[str, str] = MappingProxyType({field.short: path for path, field in FIELDS.items()})
+
+
+def shown(value: object) -> str:
+    """Returns a value as one short line of an error message.
+
+    >>> shown([1, 2])
+    '[1, 2]'
+    """
+    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns the suggestion that ends an error about a misspelt name, or nothing.
+
+    >>> nearest("proximl", ["proximal", "sgd"])
+    "; did you mean 'proximal'?"
+    >>> nearest("xyz", ["proximal", "sgd"])
+    ''
+    """
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=NEAREST_CUTOFF)
+    return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def find_field(name: str) -> Field:
+    """Returns the field of a dotted path or short name.
+
+    Args:
+        name: such as ``train.l1`` or ``l1``.
+
+    Raises:
+        StudyError: no field has that name; the nearest one is suggested.
+
+    >>> find_field("l1").path
+    'train.l1'
+    """
+    path = name if name in FIELDS else _SHORT.get(name)
+    if path is not None:
+        return FIELDS[path]
+    if name in TABLES:
+        raise StudyError(f"{name} is a table; name one of its fields, such as {_in_table(name)[0]}")
+    table, _, short = name.rpartition(".")
+    if short in _SHORT:
+        hint = f"; did you mean '{_SHORT[short]}'?"
+    else:
+        hint = nearest(name, [*FIELDS, *_SHORT] if not table else FIELDS)
+    known = _in_table(table) if table in TABLES else _SHORT
+    raise StudyError(f"unknown field {shown(name)}{hint or f' (fields: {_listed(known)})'}")
+
+
+def _in_table(table: str) -> list[str]:
+    return [path for path, field in FIELDS.items() if field.table == table]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def read_value(field: Field, raw: object) -> FieldValue:
+    """Returns the value of a field as its own type.
+
+    Args:
+        field: the field.
+        raw: what a study file or an override gave; for a list field, a list.
+
+    Returns:
+        The value; an integer becomes a float where the field holds floats.
+
+    Raises:
+        StudyError: the value has the wrong type or lies outside what the field allows.
+
+    >>> read_value(find_field("l1"), 1)
+    1.0
+    """
+    if not field.many:
+        return read_scalar(field, raw)
+    if not isinstance(raw, list | tuple):
+        raise StudyError(f"{field.path} must be a list, got {shown(raw)}")
+    values = tuple(read_scalar(field, entry) for entry in raw)
+    if len(set(values)) < len(values):
+        raise StudyError(f"{field.path} must not repeat an entry, got {shown(raw)}")
+    return values  # type: ignore[return-value]
+
+
+def read_scalar(field: Field, raw: object) -> Scalar:
+    """Returns one value, or one entry of a list, as the field's own type; see `read_value`."""
+    value = _as_type(field, raw)
+    if isinstance(field.check, Interval) and not isinstance(value, str):
+        allowed = value in field.check
+        if allowed and isinstance(value, float) and 0 < abs(value) < FLOAT32_TINY:
+            raise StudyError(
+                f"{field.path} must be zero or at least {FLOAT32_TINY:.2g} in size, "
+                f"the smallest float32 number, got {shown(raw)}"
+            )
+    else:
+        allowed = not isinstance(field.check, Choice) or value in field.check.options
+    if allowed:
+        return value
+    raise _not_allowed(field, raw)
+
+
+def _as_type(field: Field, raw: object) -> Scalar:
+    # bool is a subclass of int in Python, but a study that writes `steps = true` is mistaken.
+    if field.type is float and isinstance(raw, int | float) and not isinstance(raw, bool):
+        try:
+            return float(raw)
+        except OverflowError:
+            raise _not_allowed(field, raw) from None
+    if isinstance(raw, bool | int | str) and type(raw) is field.type:
+        return raw
+    raise _not_allowed(field, raw)
+
+
+def _not_allowed(field: Field, raw: object) -> StudyError:
+    hint = ""
+    if isinstance(field.check, Choice) and isinstance(raw, str):
+        hint = nearest(raw, field.check.options)
+        if hint and field.many:  # the whole list of variables would bury the suggestion
+            return StudyError(f"{field.path} can't hold {shown(raw)}{hint}")
+    elif isinstance(raw, list) and field.sweepable:
+        hint = f"; to sweep it, give axes.{field.short} a list"
+    subject = f"each entry of {field.path}" if field.many else field.path
+    return StudyError(f"{subject} must be {field.allowed}, got {shown(raw)}{hint}")
+
+
+def field_table() -> str:
+    """Returns the table of all fields in Markdown, for the documentation."""
+    rows = [
+        "| field | holds | default | sweep | meaning |",
+        "|---|---|---|---|---|",
+    ]
+    for field in FIELDS.values():
+        default = _default_text(field)
+        sweep = field.kind if field.sweepable else "no"
+        rows.append(f"| `{field.path}` | {field.allowed} | {default} | {sweep} | {field.help} |")
+    return "\n".join(rows) + "\n"
+
+
+def _default_text(field: Field) -> str:
+    if isinstance(field.default, Required):
+        return "required"
+    if isinstance(field.default, tuple):
+        return ", ".join(str(entry) for entry in field.default) or "none"
+    return "" if field.default is None else shown(field.default)

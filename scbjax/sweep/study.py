@@ -1,0 +1,524 @@
+"""Studies: TOML files that say what is swept, read into typed and checked values.
+
+A study file holds a title and a question, the tables ``[task]``, ``[model]``, ``[train]`` and
+``[record]`` with the fields of `scbjax.sweep.fields`, and what is swept: ``[axes]`` for a product
+of axes, and one ``[[zip]]`` for each group of fields that change together::
+
+    title = "Proximal steps against SGD"
+
+    [task]
+    num_tokens = 3
+    context_length = 1000
+
+    [train]
+    batch_size = 64
+    steps = 1000
+    record_every = 20
+
+    [axes]
+    seed = { range = [0, 8] }
+    sparsity = [1, 2, 4, 8]
+
+    [[zip]]
+    name = "arm"
+    optimizer = ["proximal", "sgd"]
+    learning_rate_2 = [0.005, 0.001]
+
+Whatever is wrong with a file or an override is a `StudyError` whose text is one sentence. Nothing
+here imports JAX.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import scbjax
+from scbjax.sweep.axes import (
+    Axis,
+    axis_field,
+    check_axes,
+    read_axes,
+    read_column,
+    read_zips,
+    without,
+)
+from scbjax.sweep.fields import (
+    FIELDS,
+    INT32_MAX,
+    TABLES,
+    Field,
+    Required,
+    StudyError,
+    find_field,
+    nearest,
+    read_value,
+    shown,
+)
+
+__all__ = [
+    "FIELDS",
+    "Axis",
+    "Field",
+    "Study",
+    "StudyError",
+    "find_studies",
+    "fingerprint",
+    "load_study",
+    "parse_study",
+    "search_path",
+    "to_toml",
+]
+
+MAX_FILE_BYTES = 1 << 20
+"""Study files are written by hand; what is larger is something else."""
+MAX_TRAJECTORIES = 10_000_000
+"""The plan is held in host memory."""
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+_TEXTS = ("title", "question")
+
+Table: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study.
+
+    Attributes:
+        name: stem of the study's file; safe as a file name.
+        title: one line.
+        question: what the study is to answer, in one line; may be empty.
+        base: the value of every field of `FIELDS` that is not swept, by dotted path. A seed that
+            the study leaves out is `None` and stands for the value of ``seed``.
+        axes: the product of these is the sweep; the dataset's dimensions in order.
+    """
+
+    name: str
+    title: str
+    question: str
+    base: Mapping[str, Any]
+    axes: tuple[Axis, ...]
+
+    @property
+    def num_trajectories(self) -> int:
+        """Number of points of the whole sweep; 1 without axes."""
+        return math.prod(len(axis) for axis in self.axes)
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names of what is recorded."""
+        return tuple(self.base["record.variables"])
+
+    @property
+    def final(self) -> bool:
+        """Whether the final V and A are kept."""
+        return bool(self.base["record.final"])
+
+    @property
+    def snapshots(self) -> tuple[int, ...]:
+        """Steps at which V and A are kept."""
+        return tuple(self.base["record.snapshots"])
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """What a file and the overrides said, each value checked by itself, defaults not filled in."""
+
+    texts: Mapping[str, str]
+    values: Mapping[str, Any]
+    axes: tuple[Axis, ...]
+
+
+# ---------------------------------------------------------------------------- finding and loading
+
+
+def search_path(folder: str) -> list[Path]:
+    """Returns where a folder of a checkout is looked for: the current directory, then the checkout.
+
+    Args:
+        folder: ``sweeps`` or ``figures``.
+
+    Returns:
+        The existing folders; none where the library is installed without a checkout.
+    """
+    places = [Path.cwd(), Path(scbjax.__file__).resolve().parents[1]]
+    found = [place / folder for place in dict.fromkeys(places)]
+    return [place for place in found if place.is_dir()]
+
+
+def find_studies() -> list[Path]:
+    """Returns the study files of the current directory and the checkout, sorted by name."""
+    found: dict[str, Path] = {}
+    for folder in search_path("sweeps"):
+        for path in folder.glob("*.toml"):
+            found.setdefault(path.stem, path)
+    return [found[name] for name in sorted(found)]
+
+
+def load_study(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Reads and checks a study.
+
+    Args:
+        path_or_name: path of a study file, or the name of one in ``sweeps/``.
+        overrides: settings such as ``train.steps=2000``, ``l1=1e-4`` or ``axes.l1=[1e-4, 1e-3]``;
+            a single value for a field that is an axis takes the axis away; the last one wins.
+
+    Returns:
+        The study.
+
+    Raises:
+        StudyError: the file or an override is wrong; the text is one sentence.
+    """
+    path = _locate(str(path_or_name))
+    text = _read_text(path)
+    return parse_study(text, path.stem, overrides, source=str(path))
+
+
+def parse_study(
+    text: str, name: str, overrides: Sequence[str] = (), *, source: str = "study"
+) -> Study:
+    """Reads and checks a study from TOML text; see `load_study`.
+
+    Args:
+        text: the TOML text.
+        name: the study's name.
+        overrides: as for `load_study`.
+        source: what error messages call the text.
+
+    Raises:
+        StudyError: the text or an override is wrong.
+    """
+    _check_name(name)
+    table = _parse_toml(text, source)
+    try:
+        draft = _read_document(table)
+    except StudyError as error:
+        raise StudyError(f"{source}: {error}") from None
+    for override in overrides:
+        try:
+            draft = _override(draft, override)
+        except StudyError as error:
+            raise StudyError(f"--set {shown(override)}: {error}") from None
+    try:
+        return _resolve(draft, name)
+    except StudyError as error:
+        changed = f" with {shown(', '.join(overrides))}" if overrides else ""
+        raise StudyError(f"{source}{changed}: {error}") from None
+
+
+def _locate(given: str) -> Path:
+    if "\0" in given:
+        raise StudyError(f"a study's path must not hold a null character, got {shown(given)}")
+    if given.endswith(".toml") or "/" in given or "\\" in given:
+        return Path(given)
+    found = {path.stem: path for path in find_studies()}
+    if given in found:
+        return found[given]
+    if given and Path(given).exists():
+        return Path(given)
+    hint = nearest(given, found) or (f" (studies: {', '.join(found)})" if found else "")
+    raise StudyError(f"no study is called {shown(given)}{hint}")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.is_dir():
+            raise StudyError(f"{path} is a directory, not a study file")
+        if path.exists() and not path.is_file():
+            raise StudyError(f"{path} is not a regular file")
+        if path.exists() and path.suffix != ".toml":
+            raise StudyError(f"{path} is not a study file: its name must end in .toml")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        raise StudyError(f"{path} does not exist") from None
+    except OSError as error:
+        raise StudyError(f"{path} can't be read: {error.strerror}") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise StudyError(f"{path} is larger than {MAX_FILE_BYTES} bytes, too large for a study")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise StudyError(f"{path}, line {line}: the text is not UTF-8") from None
+
+
+def _check_name(name: str) -> None:
+    if not _SAFE_NAME.fullmatch(name):
+        raise StudyError(
+            f"a study's name becomes a file name and must consist of letters, digits, _ and -, "
+            f"got {shown(name)}"
+        )
+
+
+def _parse_toml(text: str, source: str) -> Table:
+    # TOML's newlines are \n and \r\n; tomllib refuses any other carriage return.
+    try:
+        return tomllib.loads(text.replace("\r\n", "\n"))
+    except tomllib.TOMLDecodeError as error:
+        reason, _, place = str(error).partition(" (at ")
+        found = re.match(r"line (\d+)", place)
+        line = int(found[1]) if found else max(1, len(text.splitlines()))
+        raise StudyError(f"{source}, line {line}: not valid TOML: {reason}") from None
+    except (ValueError, RecursionError) as error:
+        kind = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+        raise StudyError(f"{source}: not valid TOML: {kind}") from None
+
+
+# ---------------------------------------------------------------------------- reading the tables
+
+
+def _read_document(document: Table) -> _Draft:
+    values: dict[str, Any] = {}
+    for key, raw in document.items():
+        if key in TABLES:
+            values.update(_read_table(key, raw))
+        elif key in FIELDS:
+            values[key] = read_value(FIELDS[key], raw)
+        elif key not in (*_TEXTS, "axes", "zip"):
+            raise _unknown_key(key, raw)
+    axes = (*read_axes(document.get("axes", {})), *read_zips(document.get("zip", [])))
+    for path in (path for axis in axes for path in axis.fields):
+        if path in values:
+            raise StudyError(f"{path} has a single value and is an axis as well; keep one of them")
+    check_axes(axes)
+    texts = {key: _read_line(key, document[key]) for key in _TEXTS if key in document}
+    return _Draft(texts, values, axes)
+
+
+def _unknown_key(key: str, raw: object) -> StudyError:
+    if isinstance(raw, Mapping):
+        names = [*TABLES, "axes", "zip"]
+        hint = nearest(key, names) or f" (tables: {', '.join(names)})"
+        return StudyError(f"unknown table {shown(key)}{hint}")
+    try:
+        path = find_field(key).path
+    except StudyError as error:
+        return error
+    table = path.rpartition(".")[0]
+    return StudyError(f"{key} belongs in the table [{table}], not at the top of the file")
+
+
+def _read_line(key: str, raw: object) -> str:
+    if not isinstance(raw, str):
+        raise StudyError(f"{key} must be a string, got {shown(raw)}")
+    return " ".join(raw.split())
+
+
+def _read_table(table: str, raw: object) -> dict[str, Any]:
+    if not isinstance(raw, Mapping):
+        raise StudyError(f"{table} must be a table, got {shown(raw)}")
+    values = {}
+    for key, entry in raw.items():
+        field = _field_in(table, key)
+        values[field.path] = read_value(field, entry)
+    return values
+
+
+def _field_in(table: str, key: str) -> Field:
+    path = f"{table}.{key}"
+    return FIELDS[path] if path in FIELDS else find_field(path)
+
+
+# ---------------------------------------------------------------------------- overrides
+
+
+def _override(draft: _Draft, override: str) -> _Draft:
+    name, equals, text = override.partition("=")
+    name, text = name.strip(), text.strip()
+    if not equals or not name or not text:
+        raise StudyError("an override must be NAME=VALUE, such as train.steps=2000")
+    raw = _override_value(text)
+    if name in _TEXTS:
+        return replace(draft, texts={**draft.texts, name: _read_line(name, raw)})
+    if name.startswith("axes."):
+        return _override_axis(draft, axis_field(name.removeprefix("axes.")), raw)
+    field = find_field(name)
+    value = read_value(field, raw)
+    return replace(
+        draft,
+        values={**draft.values, field.path: value},
+        axes=tuple(kept for axis in draft.axes if (kept := without(axis, field.path))),
+    )
+
+
+def _override_value(text: str) -> object:
+    """Returns the value of an override: TOML, or a bare word that stands for a string."""
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        table = {}
+    if set(table) == {"value"}:
+        return table["value"]
+    if _BARE_WORD.fullmatch(text):
+        return text
+    raise StudyError(f"{shown(text)} is not a TOML value: a number, true, false, 'text' or a list")
+
+
+def _override_axis(draft: _Draft, field: Field, raw: object) -> _Draft:
+    for axis in draft.axes:
+        if axis.is_zip and field.path in axis.fields:
+            raise StudyError(f"{field.path} is part of the zip '{axis.name}' and no axis by itself")
+    column = read_column(field, raw)
+    new = Axis(field.short, (field.path,), tuple((value,) for value in column))
+    products = [axis for axis in draft.axes if not axis.is_zip]
+    if new.fields in [axis.fields for axis in products]:
+        products = [new if axis.fields == new.fields else axis for axis in products]
+    else:
+        products.append(new)
+    axes = (*products, *(axis for axis in draft.axes if axis.is_zip))
+    check_axes(axes)
+    values = {path: value for path, value in draft.values.items() if path != field.path}
+    return replace(draft, values=values, axes=axes)
+
+
+# ---------------------------------------------------------------------------- the whole study
+
+
+def _resolve(draft: _Draft, name: str) -> Study:
+    # Products come first, as in a file, so that a study reads back with its axes in the same order.
+    axes = tuple(sorted(draft.axes, key=lambda axis: axis.is_zip))
+    check_axes(axes)
+    swept = {path for axis in axes for path in axis.fields}
+    base: dict[str, Any] = {}
+    for path, field in FIELDS.items():
+        if path in draft.values:
+            base[path] = draft.values[path]
+        elif path not in swept:
+            if isinstance(field.default, Required):
+                raise StudyError(f"{path} is missing: set it in [{field.table}] or as an axis")
+            base[path] = field.default
+    base["record.snapshots"] = tuple(sorted(base["record.snapshots"]))
+    title, question = draft.texts.get("title") or name, draft.texts.get("question", "")
+    study = Study(name, title, question, MappingProxyType(base), axes)
+    _check_study(study)
+    return study
+
+
+@dataclass(frozen=True)
+class _Relation:
+    """A condition on several fields at one point of the sweep, and the sentence when it fails."""
+
+    fields: tuple[str, ...]
+    holds: Callable[..., bool]
+    sentence: str
+
+
+_RELATIONS = (
+    _Relation(
+        ("task.sparsity", "task.context_length"),
+        lambda sparsity, length: sparsity <= length,
+        "task.sparsity = {} is larger than task.context_length = {}",
+    ),
+    _Relation(
+        ("train.steps", "train.record_every"),
+        lambda steps, every: steps % every == 0,
+        "train.steps = {} is not a multiple of train.record_every = {}",
+    ),
+    _Relation(
+        ("train.steps", "train.batch_size"),
+        lambda steps, batch: steps * batch <= INT32_MAX,
+        "train.steps = {} times train.batch_size = {} is more samples than "
+        f"an int32 can count ({INT32_MAX})",
+    ),
+)
+
+
+def _check_study(study: Study) -> None:
+    if study.num_trajectories > MAX_TRAJECTORIES:
+        raise StudyError(
+            f"the axes make {study.num_trajectories} trajectories; "
+            f"at most {MAX_TRAJECTORIES} fit in a study"
+        )
+    for relation in _RELATIONS:
+        for values in _combinations(study, relation.fields):
+            if not relation.holds(*values):
+                raise StudyError(relation.sentence.format(*values))
+    if not study.variables:
+        raise StudyError("record.variables is empty; name at least one variable")
+    _check_kept_parameters(study)
+
+
+def _combinations(study: Study, paths: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
+    """Yields the values that some fields take together, leaving out the axes of all others."""
+    axes = [axis for axis in study.axes if set(axis.fields) & set(paths)]
+    for rows in itertools.product(*(axis.values for axis in axes)):
+        values = dict(study.base)
+        for axis, row in zip(axes, rows, strict=True):
+            values.update(zip(axis.fields, row, strict=True))
+        yield tuple(values[path] for path in paths)
+
+
+def _check_kept_parameters(study: Study) -> None:
+    steps, every = study.base["train.steps"], study.base["train.record_every"]
+    for step in study.snapshots:
+        if step > steps or step % every:
+            raise StudyError(
+                f"record.snapshots must be multiples of train.record_every = {every} "
+                f"up to train.steps = {steps}, got {step}"
+            )
+    if study.final or study.snapshots:
+        for path in ("task.num_tokens", "task.context_length"):
+            if path not in study.base:
+                raise StudyError(
+                    f"record.final and record.snapshots need V and A of one shape, "
+                    f"but {path} is an axis"
+                )
+
+
+# ---------------------------------------------------------------------------- writing
+
+
+def to_toml(study: Study) -> str:
+    """Returns a study as TOML text with every default spelt out.
+
+    The text reads back as the same study: ``parse_study(to_toml(study), study.name) == study``.
+    """
+    lines = [f"title = {_toml(study.title)}", f"question = {_toml(study.question)}"]
+    for table in ("", *TABLES):
+        lines += ["", f"[{table}]"] if table else []
+        for path, value in study.base.items():
+            if FIELDS[path].table == table and value is not None:
+                lines.append(f"{FIELDS[path].short} = {_toml(value)}")
+    lines += ["", "[axes]"]
+    for axis in study.axes:
+        if axis.is_zip:
+            lines += ["", "[[zip]]", f"name = {_toml(axis.name)}"]
+        for path, *column in zip(axis.fields, *axis.values, strict=True):
+            lines.append(f'"{path}" = {_toml(column)}')
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, str):
+        # JSON's escapes are TOML's, but TOML wants DEL escaped as well.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(entry) for entry in value)}]"
+    return repr(value)
+
+
+def fingerprint(study: Study) -> str:
+    """Returns a hexadecimal digest of what a study computes.
+
+    Studies that differ only in name, title or question have the same fingerprint; another order of
+    the axes is another layout of the results and another fingerprint.
+    """
+    content = {
+        "base": dict(study.base),
+        "axes": [[axis.name, axis.fields, axis.values] for axis in study.axes],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
