@@ -4,16 +4,18 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# PYTHON may be set by hand: make test PYTHON=python3.12
+# Another one may be named: make test PYTHON=python3.12
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-
-# A Python newer than the newest pins tries those.
-PINNED_MINOR := 'import sys; print(min(sys.version_info[1], 13))'
+# `exact` installs requirements/py3XX.txt, `oldest` the lower bounds of pyproject.toml.
+PINS := exact
+# What `make test-versions` runs the tests with.
+PYTHONS := python3.11 python3.12 python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint figures bench
+.PHONY: help install demo test test-slow test-versions lint figures bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -29,6 +31,12 @@ test: $(STAMP)  ## run the tests, without those marked slow
 test-slow: $(STAMP)  ## run the tests marked slow
 	$(BIN)/python -m pytest -m slow
 
+test-versions:  ## run the tests with every Python of PYTHONS, oldest and newest dependencies
+	set -e; for python in $(PYTHONS); do for pins in oldest exact; do \
+		echo "== $$python, $$pins"; \
+		$(MAKE) test PYTHON=$$python PINS=$$pins VENV=.venv-$$(basename $$python)-$$pins; \
+	done; done
+
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,9 +46,17 @@ figures: $(STAMP)  ## draw every figure whose dataset is in results/
 	$(BIN)/scbjax figure all
 
 $(STAMP): pyproject.toml $(wildcard requirements/*.txt)
-	@test -n "$(PYTHON)" || { echo "scbjax needs Python 3.11 or newer, and found: $$(python3 --version 2>&1)"; exit 1; }
+	@test -n "$(PYTHON)" || { \
+		echo "scbjax needs Python 3.11 or newer; python3 is $$(python3 --version 2>&1)."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-r "requirements/py3$$($(BIN)/python -c $(PINNED_MINOR)).txt"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(MAKE) --no-print-directory install-$(PINS) VENV=$(VENV)
 	touch $(STAMP)
+
+# A Python newer than the newest pins tries those.
+.PHONY: install-exact install-oldest
+install-exact:
+	$(PIP) -r requirements/py3$$($(BIN)/python -c 'import sys; print(min(sys.version_info[1], 13))').txt
+	$(PIP) --no-deps --no-build-isolation -e .
+
+install-oldest:
+	$(PIP) -c requirements/oldest.txt -e '.[dev]'
