@@ -288,6 +288,13 @@ def scb_sgd(
     return _by_field(_value_chain(stationary, learning_rate_value, geometry), attention)
 
 
+def raw_sgd(
+    learning_rate_value: optax.ScalarOrSchedule, learning_rate_attention: optax.ScalarOrSchedule
+) -> optax.GradientTransformationExtraArgs:
+    """Plain :func:`optax.sgd` on the raw gradients of V and A, each with its own rate."""
+    return _by_field(optax.sgd(learning_rate_value), optax.sgd(learning_rate_attention))
+
+
 def _value_chain(
     stationary: chex.Array, learning_rate: optax.ScalarOrSchedule, geometry: Geometry
 ) -> optax.GradientTransformationExtraArgs:

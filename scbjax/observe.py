@@ -1,0 +1,224 @@
+"""What is recorded of a trajectory.
+
+Each observable is a pure function of a :class:`View` of the learner's state; :data:`OBSERVABLES` is the one table of
+them, with the names, units and symbols that results carry. Norms are mu-norms (see :mod:`scbjax.task`).
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scbjax.loss import excess_loss
+from scbjax.model import Params
+from scbjax.stages import refit_value, round_attention, rounding_level
+from scbjax.task import Task, mu_inner
+from scbjax.theory import PathProjection, project_on_path
+
+# Entries of A within this share of 1/T of the background of their column count as thresholded: additive updates leave
+# rounding errors far below it.
+_BACKGROUND_SHARE = 1e-3
+# The background of a column is the median of at most this many of its entries, evenly spaced.
+_BACKGROUND_PROBES = 1024
+
+
+class View:
+    """A state of the learner, with what several observables share computed once.
+
+    Attributes:
+        key: randomness for the refit of V.
+        params: V [N, N] and A [T, N].
+        task: the task being learned.
+        batch_loss: the loss of the last mini-batch, at the parameters before its step.
+        stage: 1, 2 or 3.
+        samples: number of samples used so far.
+        flipped: whether the sign flip at the end of stage 1 fired.
+        population: (alpha_V, alpha_A) of the noiseless recursion at the same step.
+        rounding_share: the level of rounding, times Q.
+        refit_samples: fresh samples for the refit of V.
+        refit_support: largest number of attention entries a column that the refit uses.
+    """
+
+    def __init__(
+        self,
+        key: jax.Array,
+        params: Params,
+        task: Task,
+        *,
+        batch_loss: jax.Array,
+        stage: jax.Array,
+        samples: jax.Array,
+        flipped: jax.Array,
+        population: tuple[jax.Array, jax.Array],
+        rounding_share: jax.Array | float,
+        refit_samples: int,
+        refit_support: int,
+    ) -> None:
+        """Stores the state; nothing is computed before an observable asks for it."""
+        self.key = key
+        self.params = params
+        self.task = task
+        self.batch_loss = batch_loss
+        self.stage = stage
+        self.samples = samples
+        self.flipped = flipped
+        self.population = population
+        self.rounding_share = rounding_share
+        self.refit_samples = refit_samples
+        self.refit_support = refit_support
+
+    @cached_property
+    def projection(self) -> PathProjection:
+        """The split of (V, A) along the population path."""
+        return project_on_path(self.params, self.task)
+
+    @cached_property
+    def rounded_attention(self) -> jax.Array:
+        """A [T, N] after rounding (stage 3)."""
+        return round_attention(self.params.attention, rounding_level(self.task, self.rounding_share))
+
+    @cached_property
+    def refitted_value(self) -> jax.Array:
+        """V [N, N] fitted by least squares to fresh samples, for the rounded attention."""
+        return refit_value(
+            self.key,
+            self.rounded_attention,
+            self.task,
+            num_samples=self.refit_samples,
+            support=self.refit_support,
+        )
+
+    def distance(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """``|a - b|_mu``."""
+        return self.norm(a - b)
+
+    def norm(self, a: jax.Array) -> jax.Array:
+        """``|a|_mu``."""
+        return jnp.sqrt(mu_inner(a, a, self.task.stationary))
+
+    def similarity(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """Cosine of the angle between a and b in the mu-inner product; 0 if one of them is 0."""
+        sizes = self.norm(a) * self.norm(b)
+        tiny = jnp.finfo(sizes.dtype).tiny
+        return mu_inner(a, b, self.task.stationary) / jnp.maximum(sizes, tiny)
+
+
+def count_nonzeros(attention: jax.Array) -> jax.Array:
+    """The number of entries of A [T, N] that stand out from the background of their column; an int32 scalar.
+
+    After the soft-threshold and the restored column sum (eq. 6), all entries that were thresholded share one value, the
+    background. It is found as the median of the column, of an evenly spaced part of it if T > 1024, which is exact
+    wherever more than half of the entries were thresholded. Rounded columns have background 0.
+    """
+    context_length = attention.shape[0]
+    probes = attention[:: max(1, context_length // _BACKGROUND_PROBES)]
+    # The lower of the two middle entries, not their mean: the value of an actual entry.
+    background = jnp.sort(probes, axis=0)[(probes.shape[0] - 1) // 2]
+    return jnp.sum(jnp.abs(attention - background) > _BACKGROUND_SHARE / context_length, dtype=jnp.int32)
+
+
+class Observable(NamedTuple):
+    """One recorded quantity.
+
+    Attributes:
+        compute: a function of a :class:`View` that returns a scalar.
+        long_name: what it is, in words.
+        symbol: the paper's symbol, as matplotlib mathtext.
+        units: ``"1"`` for pure numbers.
+        dtype: ``"float32"`` or ``"int32"``, as stored.
+    """
+
+    compute: Callable[[View], jax.Array]
+    long_name: str
+    symbol: str
+    units: str = "1"
+    dtype: str = "float32"
+
+
+OBSERVABLES: dict[str, Observable] = {
+    "alpha_value": Observable(lambda v: v.projection.alpha_value, "signal in the value matrix", r"$\alpha_V$"),
+    "alpha_attention": Observable(
+        lambda v: v.projection.alpha_attention, "signal in the attention matrix", r"$\alpha_A$"
+    ),
+    "delta_value": Observable(
+        lambda v: v.norm(v.projection.delta_value), "value matrix off the population path", r"$\|\Delta_V\|_\mu$"
+    ),
+    "delta_attention": Observable(
+        lambda v: v.norm(v.projection.delta_attention), "attention matrix off the population path", r"$\|\Delta_A\|_\mu$"
+    ),
+    "value_distance": Observable(
+        lambda v: v.distance(v.params.value, v.task.transition), "distance of V to P", r"$\|V - P\|_\mu$"
+    ),
+    "attention_distance": Observable(
+        lambda v: v.distance(v.params.attention, v.task.pattern), "distance of A to Q", r"$\|A - Q\|_\mu$"
+    ),
+    "value_similarity": Observable(
+        lambda v: v.similarity(v.params.value, v.task.transition), "cosine similarity of V and P", r"$\cos_\mu(V, P)$"
+    ),
+    "attention_similarity": Observable(
+        lambda v: v.similarity(v.params.attention, v.task.pattern), "cosine similarity of A and Q", r"$\cos_\mu(A, Q)$"
+    ),
+    "rounded_value_distance": Observable(
+        lambda v: v.distance(v.refitted_value, v.task.transition),
+        "distance of V to P, V refitted on fresh samples to the rounded A",
+        r"$\|\hat V - P\|_\mu$",
+    ),
+    "rounded_attention_distance": Observable(
+        lambda v: v.distance(v.rounded_attention, v.task.pattern),
+        "distance of the rounded A to Q",
+        r"$\|\hat A - Q\|_\mu$",
+    ),
+    "rounded_value_similarity": Observable(
+        lambda v: v.similarity(v.refitted_value, v.task.transition),
+        "cosine similarity of P and the V refitted on fresh samples to the rounded A",
+        r"$\cos_\mu(\hat V, P)$",
+    ),
+    "rounded_attention_similarity": Observable(
+        lambda v: v.similarity(v.rounded_attention, v.task.pattern),
+        "cosine similarity of the rounded A and Q",
+        r"$\cos_\mu(\hat A, Q)$",
+    ),
+    "excess_loss": Observable(
+        lambda v: excess_loss(v.params, v.task), "expected loss above that of the truth", r"$L(V, A) - L(P, Q)$"
+    ),
+    "batch_loss": Observable(lambda v: v.batch_loss, "loss of the last mini-batch, before its step", r"$\ell$"),
+    "nonzeros": Observable(
+        lambda v: count_nonzeros(v.params.attention),
+        "entries of A that stand out from the background of their column",
+        r"$\|A\|_0$",
+        units="count",
+        dtype="int32",
+    ),
+    "stage": Observable(lambda v: v.stage, "stage of the algorithm", "stage", dtype="int32"),
+    "flipped": Observable(
+        lambda v: v.flipped.astype(jnp.int32), "whether the sign flip at the end of stage 1 fired", "flip", dtype="int32"
+    ),
+    "samples": Observable(lambda v: v.samples, "samples used so far", r"$\tau B$", units="samples", dtype="int32"),
+    "population_alpha_value": Observable(
+        lambda v: v.population[0], "signal in V of the noiseless recursion", r"$\alpha_V$ (population)"
+    ),
+    "population_alpha_attention": Observable(
+        lambda v: v.population[1], "signal in A of the noiseless recursion", r"$\alpha_A$ (population)"
+    ),
+}
+
+DEFAULT_RECORD: tuple[str, ...] = tuple(OBSERVABLES)
+
+
+def observe(view: View, names: tuple[str, ...] = DEFAULT_RECORD) -> dict[str, jax.Array]:
+    """Computes the named observables of a state.
+
+    Args:
+        view: the state.
+        names: keys of :data:`OBSERVABLES`.
+
+    Returns:
+        A scalar for each name, float32 or int32 as the table says (float64 if the parameters are).
+    """
+    records = {}
+    for name in names:
+        value = OBSERVABLES[name].compute(view)
+        records[name] = value.astype(jnp.int32) if OBSERVABLES[name].dtype == "int32" else value
+    return records

@@ -1,0 +1,465 @@
+"""One learning trajectory as a pure function of (key, task, settings).
+
+The three stages of Ren, Wang & Lee (2024), section 3: boost the signal without l1, take proximal steps, round the
+attention and train V alone. The stage is part of the state and changes by arithmetic, not by Python branches, so that
+every trajectory under ``vmap`` goes through its stages at its own pace. Whether a stage is over is decided when a
+record is taken, every ``record_every`` steps.
+
+Randomness: the mini-batch of step t is drawn with ``fold_in(key, t)`` and nothing else, so that a trajectory can be cut
+into segments anywhere between records and continued with bitwise the same result.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scbjax import optim
+from scbjax.loss import loss
+from scbjax.model import Params, init_params
+from scbjax.observe import DEFAULT_RECORD, OBSERVABLES, View, observe
+from scbjax.sampling import Batch, draw_batch, make_sampler
+from scbjax.stages import (
+    estimated_signals,
+    is_mirrored,
+    mirror,
+    round_attention,
+    rounding_level,
+    threshold_and_project,
+    true_signals,
+)
+from scbjax.task import Task, pattern_signal, transition_signal
+from scbjax.theory import Rates, population_step
+
+Optimizer = Literal["proximal", "sgd", "raw_sgd"]
+AttentionMap = Literal["linear"]
+L1Scaling = Literal["direct", "rate", "signal"]
+SwitchOn = Literal["parameters", "truth", "step"]
+
+# Streams of a trajectory's key: mini-batches, and fresh samples for the refit of V in records.
+_BATCHES, _REFITS = 0, 1
+# A step number that no trajectory reaches: "never".
+NEVER = 2**31 - 1
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "optimizer": get_args(Optimizer),
+    "attention_map": get_args(AttentionMap),
+    "geometry": optim.GEOMETRIES,
+    "l1_scaling": get_args(L1Scaling),
+    "switch_on": get_args(SwitchOn),
+}
+_POSITIVE_INTEGERS = ("batch_size", "steps", "record_every", "refit_samples", "refit_support")
+_NOT_NEGATIVE = (
+    "learning_rate_1",
+    "learning_rate_2",
+    "learning_rate_3",
+    "l1",
+    "switch_level",
+    "switch_step",
+    "threshold",
+    "stop_level",
+    "stop_step",
+    "rounding_level",
+)
+
+
+def _static(default: Any = dataclasses.MISSING) -> Any:
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a trajectory is trained. A pytree: numbers that may be traced are leaves, the rest is static.
+
+    Attributes:
+        batch_size: B, samples a step. Static.
+        steps: number of steps, a multiple of ``record_every``. Static.
+        record_every: steps between records; stages are examined then too. Static.
+        optimizer: ``"proximal"``; ``"sgd"``, preconditioned and projected without l1 and without thresholding or
+            rounding; or ``"raw_sgd"``, plain gradients. Static.
+        attention_map: ``"linear"``. Static.
+        geometry: right projector of the V gradient, see :func:`scbjax.optim.project_tangent`. Static.
+        scale_rates: whether eta_V = eta / K_Q and eta_A = eta / K_P, as in the theory, or both are eta. Static.
+        l1_scaling: the threshold of a step: ``"direct"``, lambda itself as printed; ``"rate"``, eta_A lambda, the
+            textbook proximal operator; ``"signal"``, lambda eta_2 times the estimated alpha_V, free of scale. Static.
+        switch_on: what ends a stage: ``"parameters"``, signals estimated without the truth; ``"truth"``, alpha_V and
+            alpha_A; ``"step"``, a step number. Static.
+        flip: whether a mirrored solution is reflected at the end of stage 1. Static.
+        record: names of the observables to record. Static.
+        refit_samples: fresh samples for the refit of V in records. Static.
+        refit_support: largest number of attention entries a column that the refit uses. Static.
+        learning_rate_1: eta in stage 1.
+        learning_rate_2: eta in stage 2.
+        learning_rate_3: eta in stage 3.
+        l1: lambda, used in stage 2.
+        switch_level: signal at which stage 1 ends: the larger of the two for ``"truth"``, that of V for
+            ``"parameters"``.
+        switch_step: step at which stage 1 ends, for ``switch_on="step"``.
+        threshold: entries below ``threshold * signal / Q`` are cut at the end of stage 1; 0 cuts nothing.
+        stop_level: mean of the two signals at which stage 2 ends; infinity for never.
+        stop_step: step at which stage 2 ends, for ``switch_on="step"``.
+        rounding_level: entries of at least ``rounding_level / Q`` survive rounding.
+
+    Raises:
+        ValueError: when made with a concrete value out of range; the message names the field.
+
+    Example:
+        >>> Settings(batch_size=32, steps=100, record_every=10).optimizer
+        'proximal'
+    """
+
+    batch_size: int = _static()
+    steps: int = _static()
+    record_every: int = _static()
+    optimizer: Optimizer = _static("proximal")
+    attention_map: AttentionMap = _static("linear")
+    geometry: optim.Geometry = _static("mu")
+    scale_rates: bool = _static(True)
+    l1_scaling: L1Scaling = _static("direct")
+    switch_on: SwitchOn = _static("parameters")
+    flip: bool = _static(True)
+    record: tuple[str, ...] = _static(DEFAULT_RECORD)
+    refit_samples: int = _static(4096)
+    refit_support: int = _static(64)
+    learning_rate_1: float | jax.Array = 0.02
+    learning_rate_2: float | jax.Array = 0.005
+    learning_rate_3: float | jax.Array = 0.005
+    l1: float | jax.Array = 1e-4
+    switch_level: float | jax.Array = 0.1
+    switch_step: int | jax.Array = NEVER
+    threshold: float | jax.Array = 0.25
+    stop_level: float | jax.Array = 1.0
+    stop_step: int | jax.Array = NEVER
+    rounding_level: float | jax.Array = 0.25
+
+    def __post_init__(self) -> None:
+        """Validates what is concrete; traced values pass."""
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+        for name in _POSITIVE_INTEGERS:
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in _NOT_NEGATIVE:
+            value = getattr(self, name)
+            if isinstance(value, int | float) and (math.isnan(value) or value < 0):
+                raise ValueError(f"{name} is {value}; it must be at least 0")
+        if self.steps % self.record_every:
+            raise ValueError(f"steps is {self.steps}; it must be a multiple of record_every = {self.record_every}")
+        if self.steps * self.batch_size > NEVER:
+            raise ValueError(f"steps times batch_size is {self.steps * self.batch_size}; it must be at most {NEVER}")
+        unknown = [name for name in self.record if name not in OBSERVABLES]
+        if unknown:
+            raise ValueError(f"record has {unknown[0]!r}; it must name observables: {', '.join(OBSERVABLES)}")
+
+
+STATIC_FIELDS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Settings) if f.metadata.get("static"))
+TRACED_FIELDS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Settings) if not f.metadata.get("static"))
+jax.tree_util.register_dataclass(Settings, data_fields=TRACED_FIELDS, meta_fields=STATIC_FIELDS)
+
+
+class State(NamedTuple):
+    """What a trajectory carries from step to step.
+
+    Attributes:
+        params: V [N, N] and A [T, N].
+        opt_state: the optimiser's state.
+        stage: 1, 2 or 3, int32.
+        step: steps done, int32.
+        flipped: whether the sign flip fired, boolean.
+        population: (alpha_V, alpha_A) of the noiseless recursion with the same rates.
+        batch_loss: loss of the last mini-batch, NaN before the first.
+    """
+
+    params: Params
+    opt_state: optax.OptState
+    stage: jax.Array
+    step: jax.Array
+    flipped: jax.Array
+    population: tuple[jax.Array, jax.Array]
+    batch_loss: jax.Array
+
+
+class Info(NamedTuple):
+    """What a step tells beside the new state.
+
+    Attributes:
+        loss: mini-batch loss at the parameters before the step.
+        rates: eta_V and eta_A of the step.
+        l1: the threshold of the step.
+        grads: the raw mini-batch gradient.
+    """
+
+    loss: jax.Array
+    rates: Rates
+    l1: jax.Array
+    grads: Params
+
+
+class Trajectory(NamedTuple):
+    """A finished trajectory.
+
+    Attributes:
+        params: the final V and A.
+        records: an array [records] for each observable; the first entry is the initial state.
+        steps: the step numbers of the records, int32 [records].
+    """
+
+    params: Params
+    records: dict[str, jax.Array]
+    steps: jax.Array
+
+
+def init(key: jax.Array, task: Task, settings: Settings) -> State:
+    """The state before the first step: ``V = mu 1^T``, ``A = 1 1^T / T``, stage 1.
+
+    Args:
+        key: a PRNG key; the linear model's initialisation is deterministic and does not use it.
+        task: the task.
+        settings: the settings.
+
+    Returns:
+        The state.
+    """
+    del key
+    params = init_params(task)
+    optimizer = _optimizer(task, settings, Rates(jnp.zeros(()), jnp.zeros(())), jnp.zeros(()))
+    zero = jnp.zeros((), params.value.dtype)
+    return State(
+        params=params,
+        opt_state=optimizer.init(params),
+        stage=jnp.ones((), jnp.int32),
+        step=jnp.zeros((), jnp.int32),
+        flipped=jnp.zeros((), bool),
+        population=(zero, zero),
+        batch_loss=jnp.full((), jnp.nan, params.value.dtype),
+    )
+
+
+def step(state: State, batch: Batch, task: Task, settings: Settings) -> tuple[State, Info]:
+    """One step of the optimiser on one mini-batch; the stage stays what it is.
+
+    Args:
+        state: the state.
+        batch: the mini-batch.
+        task: the task; only mu, the norms K_P and K_Q and the shapes are used.
+        settings: the settings.
+
+    Returns:
+        The new state, and what the step looked like.
+    """
+    value, grads = jax.value_and_grad(loss)(state.params, batch)
+    rates, l1 = step_sizes(state, task, settings)
+    updates, opt_state = _optimizer(task, settings, rates, l1).update(grads, state.opt_state, state.params)
+    frozen = state.stage == 3
+    updates = updates._replace(attention=jnp.where(frozen, 0.0, updates.attention))
+    state = state._replace(
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+        step=state.step + 1,
+        population=population_step(
+            *state.population,
+            rates,
+            transition_signal=transition_signal(task),
+            pattern_signal=pattern_signal(task),
+            context_length=task.context_length,
+        ),
+        batch_loss=value,
+    )
+    return state, Info(value, rates, l1, grads)
+
+
+def step_sizes(state: State, task: Task, settings: Settings) -> tuple[Rates, jax.Array]:
+    """eta_V, eta_A and the l1 threshold of the next step, by the stage that the state is in."""
+    dtype = state.params.value.dtype
+    learning_rates = (settings.learning_rate_1, settings.learning_rate_2, settings.learning_rate_3)
+    rate = jnp.stack([jnp.asarray(r, dtype) for r in learning_rates])[state.stage - 1]
+    value = _per_signal(rate, pattern_signal(task)) if settings.scale_rates else rate
+    attention = _per_signal(rate, transition_signal(task)) if settings.scale_rates else rate
+    attention = jnp.where(state.stage == 3, 0.0, attention)
+    l1 = jnp.asarray(settings.l1, dtype)
+    if settings.l1_scaling == "rate":
+        l1 = l1 * attention
+    elif settings.l1_scaling == "signal":
+        l1 = l1 * rate * estimated_signals(state.params, task)[0]
+    return Rates(value, attention), jnp.where(state.stage == 2, l1, 0.0)
+
+
+def next_stage(state: State, task: Task, settings: Settings) -> State:
+    """Ends stage 1 or 2 if it is over, with what that does to the parameters; else returns the state.
+
+    Ending stage 1: the sign flip (if set and the solution is mirrored), then threshold-and-project. Ending stage 2:
+    rounding; the noiseless recursion then has alpha_A = 1.
+    """
+    if settings.optimizer == "raw_sgd":
+        return _advance_if(state, _stage_is_over(state, task, settings))
+    over = _stage_is_over(state, task, settings)
+    state = _end_boosting(state, over & (state.stage == 1), task, settings)
+    if settings.optimizer == "proximal":
+        state = _end_proximal(state, over & (state.stage == 2), task, settings)
+    return _advance_if(state, over)
+
+
+def advance(
+    key: jax.Array,
+    task: Task,
+    settings: Settings,
+    state: State,
+    start: jax.Array | int,
+    num_records: int,
+) -> tuple[State, dict[str, jax.Array]]:
+    """Runs ``num_records * record_every`` steps, with a record after every ``record_every`` of them.
+
+    Args:
+        key: the trajectory's data key, the same for all its segments.
+        task: the task.
+        settings: the settings.
+        state: the state after ``start`` steps.
+        start: number of steps done. Kept apart from the state so that a ``vmap`` over settings leaves it, and with it
+            the mini-batches, unbatched: all learners then share each batch and its random bits are drawn once.
+        num_records: number of records to take; static.
+
+    Returns:
+        The new state, and an array [num_records] for each observable.
+    """
+    sampler = make_sampler(task)
+    batches = jax.random.fold_in(key, _BATCHES)
+
+    def one_step(state: State, index: jax.Array) -> tuple[State, None]:
+        batch = draw_batch(jax.random.fold_in(batches, index), sampler, settings.batch_size)
+        return step(state, batch, task, settings)[0], None
+
+    def one_record(carry: tuple[State, jax.Array], _: None) -> tuple[tuple[State, jax.Array], dict[str, jax.Array]]:
+        state, done = carry
+        state, _ = jax.lax.scan(one_step, state, done + jnp.arange(settings.record_every, dtype=jnp.int32))
+        done = done + settings.record_every
+        state = next_stage(state, task, settings)
+        return (state, done), observe_state(key, task, settings, state, done)
+
+    carry = (state, jnp.asarray(start, jnp.int32))
+    (state, _), records = jax.lax.scan(one_record, carry, None, length=num_records)
+    return state, records
+
+
+def observe_state(
+    key: jax.Array, task: Task, settings: Settings, state: State, start: jax.Array | int
+) -> dict[str, jax.Array]:
+    """The record of a state: a scalar for each observable that the settings name.
+
+    Args:
+        key: the trajectory's data key.
+        task: the task.
+        settings: the settings.
+        state: the state after ``start`` steps.
+        start: number of steps done.
+
+    Returns:
+        Scalars by name.
+    """
+    view = View(
+        jax.random.fold_in(jax.random.fold_in(key, _REFITS), start),
+        state.params,
+        task,
+        batch_loss=state.batch_loss,
+        stage=state.stage,
+        samples=state.step * settings.batch_size,
+        flipped=state.flipped,
+        population=state.population,
+        rounding_share=settings.rounding_level,
+        refit_samples=settings.refit_samples,
+        refit_support=settings.refit_support,
+    )
+    return observe(view, settings.record)
+
+
+def train(key: jax.Array, task: Task, settings: Settings) -> Trajectory:
+    """Trains the linear transformer on a task, from the paper's initialisation.
+
+    Pure; wrap it in ``jax.jit`` and ``jax.vmap`` as you like. ``settings`` is a pytree, so that rates, l1 and the other
+    numbers may be traced and mapped.
+
+    Args:
+        key: a PRNG key for the mini-batches.
+        task: the task.
+        settings: the settings.
+
+    Returns:
+        The trajectory, with ``steps / record_every + 1`` records.
+
+    Example:
+        >>> from scbjax.task import random_task
+        >>> task = random_task(jax.random.key(0), num_tokens=3, context_length=50, sparsity=2)
+        >>> settings = Settings(batch_size=32, steps=40, record_every=20, record=("value_distance", "stage"))
+        >>> trajectory = jax.jit(train)(jax.random.key(1), task, settings)
+        >>> trajectory.steps.tolist(), trajectory.records["value_distance"].shape
+        ([0, 20, 40], (3,))
+    """
+    num_records = settings.steps // settings.record_every
+    state = init(key, task, settings)
+    first = observe_state(key, task, settings, state, 0)
+    state, later = advance(key, task, settings, state, 0, num_records)
+    records = {name: jnp.concatenate([first[name][None], later[name]]) for name in settings.record}
+    steps = jnp.arange(num_records + 1, dtype=jnp.int32) * settings.record_every
+    return Trajectory(state.params, records, steps)
+
+
+def _optimizer(
+    task: Task, settings: Settings, rates: Rates, l1: jax.Array
+) -> optax.GradientTransformationExtraArgs:
+    """The arm's transformation with the rates of one step; its state has the same structure whatever they are."""
+    if settings.optimizer == "proximal":
+        return optim.scb_proximal(task.stationary, rates.value, rates.attention, l1, geometry=settings.geometry)
+    if settings.optimizer == "sgd":
+        return optim.scb_sgd(task.stationary, rates.value, rates.attention, geometry=settings.geometry)
+    return optim.raw_sgd(rates.value, rates.attention)
+
+
+def _per_signal(rate: jax.Array, signal: jax.Array) -> jax.Array:
+    """``rate / K``, or the rate itself for a task in which there is nothing to learn (K not above rounding)."""
+    floor = 4.0 * jnp.finfo(signal.dtype).eps
+    return jnp.where(signal > floor, rate / jnp.maximum(signal, floor), rate)
+
+
+def _stage_is_over(state: State, task: Task, settings: Settings) -> jax.Array:
+    if settings.switch_on == "step":
+        first, second = state.step >= settings.switch_step, state.step >= settings.stop_step
+    else:
+        value, attention = _signals(state.params, task, settings)
+        strongest = value if settings.switch_on == "parameters" else jnp.maximum(value, attention)
+        first, second = strongest >= settings.switch_level, (value + attention) / 2 >= settings.stop_level
+    return ((state.stage == 1) & first) | ((state.stage == 2) & second)
+
+
+def _signals(params: Params, task: Task, settings: Settings) -> tuple[jax.Array, jax.Array]:
+    return true_signals(params, task) if settings.switch_on == "truth" else estimated_signals(params, task)
+
+
+def _end_boosting(state: State, ends: jax.Array, task: Task, settings: Settings) -> State:
+    params = state.params
+    flips = ends & is_mirrored(params.attention) if settings.flip else jnp.zeros_like(ends)
+    params = _where(flips, mirror(params, task), params)
+    if settings.optimizer == "proximal":
+        threshold = jnp.asarray(settings.threshold, params.attention.dtype)
+        level = rounding_level(task, threshold * _signals(params, task, settings)[0])
+        cut = threshold_and_project(params.attention, level)
+        params = params._replace(attention=jnp.where(ends & (threshold > 0), cut, params.attention))
+    return state._replace(params=params, flipped=state.flipped | flips)
+
+
+def _end_proximal(state: State, ends: jax.Array, task: Task, settings: Settings) -> State:
+    share = jnp.asarray(settings.rounding_level, state.params.attention.dtype)
+    rounded = round_attention(state.params.attention, rounding_level(task, share))
+    attention = jnp.where(ends, rounded, state.params.attention)
+    population = (state.population[0], jnp.where(ends, 1.0, state.population[1]))
+    return state._replace(params=state.params._replace(attention=attention), population=population)
+
+
+def _advance_if(state: State, over: jax.Array) -> State:
+    return state._replace(stage=state.stage + over.astype(jnp.int32))
+
+
+def _where(condition: jax.Array, yes: Params, no: Params) -> Params:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
