@@ -1,0 +1,346 @@
+"""From the grid of a study to compiled programs, and from programs to chunks that fit the memory.
+
+The axes of a study are of two kinds. *Static* fields change shapes or the program itself, so every
+combination of their values is a :class:`Program` with a compilation of its own. All other fields
+are *traced*: they are arrays, and one program runs all their values. Traced axes come in two
+layers, vmap inside vmap:
+
+* the *outer* layer holds what changes the transition matrix or the tokens (seeds, skew, K_P);
+* the *inner* layer holds what only the learner sees (rates, l1, ...), and the sparsity, which
+  changes the pattern alone. The points of the inner layer share their tokens, which are drawn once
+  for all of them: comparisons along it are paired, and its random bits are paid for once.
+
+The grid of a program (outer x inner) is cut into chunks of one shape, so that it is compiled once.
+Planning needs no JAX.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from scbjax.sweep import cost
+from scbjax.sweep.fields import FIELDS, StudyError
+from scbjax.sweep.study import Axis, Study
+
+# Preconditioned SGD is the proximal program with both thresholds at zero, so that the two arms of a
+# comparison run in one program, on the same batches.
+SGD_AS_PROXIMAL: Mapping[str, Any] = {
+    "train.optimizer": "proximal",
+    "train.l1": 0.0,
+    "train.threshold": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The points of one vmapped layer of a program.
+
+    Attributes:
+        size: number of points.
+        columns: for every field that varies within the layer, its value at each point.
+    """
+
+    size: int
+    columns: Mapping[str, tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Program:
+    """One static combination: what is compiled once.
+
+    Attributes:
+        index: its place in the plan.
+        fixed: value of every field that no layer varies, by dotted path.
+        outer: points that change the tokens.
+        inner: points that share the tokens of an outer point.
+        positions: [outer, inner] int64; where each trajectory stands in the study's flattened grid.
+        chunk_shape: points (outer, inner) of each of its chunks; trailing chunks are padded to it.
+    """
+
+    index: int
+    fixed: Mapping[str, Any]
+    outer: Layer
+    inner: Layer
+    positions: npt.NDArray[np.int64] = field(compare=False)
+    chunk_shape: tuple[int, int] = (1, 1)
+
+    @property
+    def num_records(self) -> int:
+        """Records of a trajectory after the initial one."""
+        return int(self.fixed["train.steps"]) // int(self.fixed["train.record_every"])
+
+    @property
+    def memory_bytes(self) -> int:
+        """Estimated peak memory of one chunk, in bytes over all devices."""
+        return cost.chunk_bytes(self.fixed, self.chunk_shape)
+
+    @property
+    def tokens(self) -> int:
+        """Context tokens that all its trajectories read, in all their steps."""
+        return self.positions.size * cost.tokens_per_trajectory(self.fixed)
+
+    @property
+    def seconds(self) -> float:
+        """Estimated run time on two CPU cores, without compilation."""
+        return cost.run_seconds(self.fixed, (self.outer.size, self.inner.size))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A block of a program's grid that runs as one vmapped batch of trajectories.
+
+    Attributes:
+        index: its place in the plan.
+        program: index of its program.
+        outer: first point and end along the outer layer.
+        inner: first point and end along the inner layer.
+    """
+
+    index: int
+    program: int
+    outer: tuple[int, int]
+    inner: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Points along the two layers, without padding."""
+        return self.outer[1] - self.outer[0], self.inner[1] - self.inner[0]
+
+    @property
+    def size(self) -> int:
+        """Trajectories in it, without padding."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a study is run: its programs, and the chunks they are cut into.
+
+    Attributes:
+        study: the study.
+        programs: one for every static combination.
+        chunks: all chunks, program by program.
+    """
+
+    study: Study
+    programs: tuple[Program, ...]
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of each axis of the study."""
+        return grid_shape(self.study)
+
+    @property
+    def num_trajectories(self) -> int:
+        """Points of the grid."""
+        return math.prod(self.shape)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all trajectories together."""
+        return sum(p.positions.size * int(p.fixed["train.steps"]) for p in self.programs)
+
+    @property
+    def tokens(self) -> int:
+        """Context tokens that all trajectories read."""
+        return sum(program.tokens for program in self.programs)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Estimated peak memory, in bytes over all devices: that of its largest chunk."""
+        return max(program.memory_bytes for program in self.programs)
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time on two CPU cores with compilation."""
+        compiling = cost.COMPILE_SECONDS * len(self.programs)
+        return compiling + sum(program.seconds for program in self.programs)
+
+    @property
+    def layout(self) -> tuple[tuple[int, int], ...]:
+        """The chunk shape of every program: with the study, it determines the plan."""
+        return tuple(program.chunk_shape for program in self.programs)
+
+    def positions(self, chunk: Chunk) -> npt.NDArray[np.int64]:
+        """Where the trajectories of a chunk stand in the flattened grid, [outer, inner]."""
+        return self.programs[chunk.program].positions[slice(*chunk.outer), slice(*chunk.inner)]
+
+
+def make_plan(study: Study, *, memory_bytes: int | None = None, device_count: int = 1) -> Plan:
+    """Splits a study into programs, and these into chunks that fit a memory budget.
+
+    Chunks are cut along the outer layer first: that costs nothing, while cutting the inner layer
+    means drawing the same tokens once more for each part.
+
+    Args:
+        study: the study.
+        memory_bytes: budget of a chunk, over all devices together; None for a share of the host's
+            memory.
+        device_count: devices that share the outer layer; chunks get a multiple of it where
+            possible.
+
+    Returns:
+        The plan. It depends on the arguments alone, not on the state of the machine.
+
+    Raises:
+        StudyError: a single trajectory does not fit the budget.
+    """
+    budget = cost.default_memory_bytes() if memory_bytes is None else memory_bytes
+    programs = [
+        replace(program, chunk_shape=_chunk_shape(program, budget, device_count))
+        for program in _programs(study)
+    ]
+    return _assemble(study, programs)
+
+
+def plan_with_layout(study: Study, layout: Sequence[tuple[int, int]]) -> Plan:
+    """The plan of a study with given chunk shapes: what was begun is continued as it was cut.
+
+    Args:
+        study: the study.
+        layout: the `Plan.layout` of an earlier plan of the same study.
+
+    Raises:
+        StudyError: the layout belongs to another study.
+    """
+    programs = list(_programs(study))
+    if len(layout) != len(programs):
+        raise StudyError(f"the layout has {len(layout)} programs; the study has {len(programs)}")
+    pairs = zip(programs, layout, strict=True)
+    return _assemble(study, [replace(program, chunk_shape=shape) for program, shape in pairs])
+
+
+def grid_shape(study: Study) -> tuple[int, ...]:
+    """Length of each axis of a study."""
+    return tuple(len(axis.values) for axis in study.axes)
+
+
+def _assemble(study: Study, programs: Sequence[Program]) -> Plan:
+    blocks = (
+        (program.index, outer, inner)
+        for program in programs
+        for outer in _ranges(program.outer.size, program.chunk_shape[0])
+        for inner in _ranges(program.inner.size, program.chunk_shape[1])
+    )
+    chunks = tuple(Chunk(index, *block) for index, block in enumerate(blocks))
+    return Plan(study, tuple(programs), chunks)
+
+
+def _ranges(size: int, step: int) -> list[tuple[int, int]]:
+    return [(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def _programs(study: Study) -> Iterator[Program]:
+    layers = _layers(study)
+    groups = [_rows_by_static_values(axis) for axis in study.axes]
+    for index, combination in enumerate(itertools.product(*(group.items() for group in groups))):
+        static = dict(pair for values, _ in combination for pair in values)
+        rows = [rows for _, rows in combination]
+        base = {**study.base, **static}
+        outer, outer_rows = _layer(study.axes, rows, base, [kind == "outer" for kind in layers])
+        inner, inner_rows = _layer(study.axes, rows, base, [kind == "inner" for kind in layers])
+        varying = {*outer.columns, *inner.columns}
+        fixed = {path: value for path, value in _lowered(base).items() if path not in varying}
+        # An axis stands in one layer only, and each layer leaves the rows of the other's axes at 0.
+        index_of_axis = outer_rows[:, :, None] + inner_rows[:, None, :]
+        positions = _flat_positions(index_of_axis, grid_shape(study))
+        yield Program(index, fixed, outer, inner, positions)
+
+
+def _flat_positions(rows: npt.NDArray[np.int64], shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    if not shape:  # a study without axes is one trajectory
+        return np.zeros(rows.shape[1:], np.int64)
+    return np.asarray(np.ravel_multi_index(tuple(rows), shape), np.int64)
+
+
+def _lowered(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a point as the program sees them, with SGD turned into the proximal arm."""
+    is_sgd = values.get("train.optimizer") == "sgd"
+    return {**values, **SGD_AS_PROXIMAL} if is_sgd else dict(values)
+
+
+def _rows_by_static_values(axis: Axis) -> dict[tuple[tuple[str, Any], ...], list[int]]:
+    """The rows of an axis, grouped by the values of its static fields."""
+    groups: dict[tuple[tuple[str, Any], ...], list[int]] = {}
+    for row, values in enumerate(axis.values):
+        point = dict(zip(axis.fields, values, strict=True))
+        if point.get("train.optimizer") == "sgd":
+            point["train.optimizer"] = "proximal"
+        static = tuple((p, v) for p, v in point.items() if FIELDS[p].kind == "static")
+        groups.setdefault(static, []).append(row)
+    return groups
+
+
+def _layers(study: Study) -> list[Literal["outer", "inner"]]:
+    """The layer of every axis; a zip with an outer field belongs to the outer layer as a whole."""
+    outer = [
+        any(FIELDS[p].layer == "outer" and FIELDS[p].kind != "static" for p in axis.fields)
+        for axis in study.axes
+    ]
+    # Lowering makes l1 and the threshold depend on the optimizer too. A value that depends on both
+    # layers would belong to neither, so then the axes concerned go to the outer one together.
+    if any(_is_lowered(axis) for axis in study.axes):
+        linked = [not SGD_AS_PROXIMAL.keys().isdisjoint(axis.fields) for axis in study.axes]
+        if any(is_outer and link for is_outer, link in zip(outer, linked, strict=True)):
+            outer = [is_outer or link for is_outer, link in zip(outer, linked, strict=True)]
+    return ["outer" if is_outer else "inner" for is_outer in outer]
+
+
+def _is_lowered(axis: Axis) -> bool:
+    """Whether an axis turns SGD on at some of its points."""
+    if "train.optimizer" not in axis.fields:
+        return False
+    column = axis.fields.index("train.optimizer")
+    return any(row[column] == "sgd" for row in axis.values)
+
+
+def _layer(
+    axes: Sequence[Axis],
+    rows: Sequence[Sequence[int]],
+    base: Mapping[str, Any],
+    member: Sequence[bool],
+) -> tuple[Layer, npt.NDArray[np.int64]]:
+    """The points of a layer, and the row of every axis at each of them, [axes, points]."""
+    picked = [r if m else [0] for r, m in zip(rows, member, strict=True)]
+    points = list(itertools.product(*picked))
+    members = [axis for axis, m in zip(axes, member, strict=True) if m]
+    values = []
+    for point in points:
+        own = dict(base)
+        for axis, row in zip(members, itertools.compress(point, member), strict=True):
+            own.update(zip(axis.fields, axis.values[row], strict=True))
+        values.append(_lowered(own))
+    swept = {path for axis in members for path in axis.fields}
+    if any(_is_lowered(axis) for axis in members):
+        swept |= SGD_AS_PROXIMAL.keys()
+    columns = {
+        path: tuple(value[path] for value in values)
+        for path, entry in FIELDS.items()
+        if path in swept and entry.kind != "static"
+    }
+    return Layer(len(points), columns), np.array(points, np.int64).reshape(len(points), len(axes)).T
+
+
+def _chunk_shape(program: Program, budget: int, device_count: int) -> tuple[int, int]:
+    """The largest chunk within the budget, cut along the outer layer first, and evenly."""
+    outer, inner = program.outer.size, program.inner.size
+    one = cost.chunk_bytes(program.fixed, (1, 1))
+    if one > budget:
+        raise StudyError(
+            f"one trajectory needs about {cost.readable_bytes(one)}, "
+            f"more than the memory budget of {cost.readable_bytes(budget)}"
+        )
+    devices = min(device_count, outer)
+    most = budget // cost.chunk_bytes(program.fixed, (1, inner))
+    if most >= 1:
+        most = most // devices * devices or most
+        even = math.ceil(outer / math.ceil(outer / most))
+        return min(math.ceil(even / devices) * devices, most), inner
+    most = (budget - cost.outer_bytes(program.fixed)) // cost.trajectory_bytes(program.fixed)
+    return 1, math.ceil(inner / math.ceil(inner / most))
