@@ -1,0 +1,181 @@
+"""The house rules that a reader cannot see at a glance: floors, light imports, pins that agree."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import scbjax
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "scbjax"
+
+# A module may import from its own floor and from those below it.
+FLOORS = {
+    "task": 0,
+    "sampling": 1,
+    "model": 1,
+    "theory": 1,
+    "loss": 2,
+    "stages": 2,
+    "observe": 3,
+    "train": 4,
+    "sweep": 5,
+    "figures": 5,
+    "cli": 6,
+    "__main__": 7,
+}
+ALONE = {"optim"}
+CORE = {name for name, floor in FLOORS.items() if floor < FLOORS["sweep"]} | ALONE
+CORE_DEPENDENCIES = {"jax", "optax", "chex", "numpy"}
+NO_JAX = ["scbjax", "scbjax.cli", "scbjax.sweep.study", "scbjax.sweep.plan", "scbjax.sweep.store"]
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Dotted names of all modules that a file imports, wherever in the file it does."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            found.update(
+                f"{module}.{alias.name}" if is_module(f"{module}.{alias.name}") else module
+                for alias in node.names
+            )
+    return found
+
+
+def is_module(dotted: str) -> bool:
+    path = ROOT.joinpath(*dotted.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def sources() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def room(dotted: str) -> str | None:
+    """The part of scbjax a module belongs to: `sweep` for `scbjax.sweep.plan`; None for others."""
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "scbjax" and len(parts) > 1 else None
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_imports_run_downwards(path: Path) -> None:
+    own = room(module_name(path))
+    rooms = {room(name) for name in imported_modules(path)} - {None, own}
+    if own in ALONE:
+        assert not rooms
+        return
+    assert own in FLOORS, f"{own} has no floor yet: give it one here and in CONTRIBUTING.md"
+    upwards = {other for other in rooms - ALONE if FLOORS[str(other)] > FLOORS[own]}
+    assert not upwards
+
+
+def test_imports_have_no_circle() -> None:
+    graph = {
+        module_name(path): {name for name in imported_modules(path) if room(name)}
+        for path in sources()
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("name", sorted(CORE))
+def test_core_imports_only_its_dependencies(name: str) -> None:
+    tops = {module.split(".")[0] for module in imported_modules(PACKAGE / f"{name}.py")}
+    assert tops <= CORE_DEPENDENCIES | {"scbjax"} | sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "figures").glob("*.py")), ids=lambda path: path.stem
+)
+def test_figures_import_nothing_of_scbjax(path: Path) -> None:
+    assert not {name for name in imported_modules(path) if name.split(".")[0] in {"scbjax", "jax"}}
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+
+
+@pytest.mark.parametrize("module", NO_JAX)
+def test_imports_without_jax(module: str) -> None:
+    # None in sys.modules makes every import of the name fail.
+    done = python(f"import sys; sys.modules['jax'] = None; import {module}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_does_without_jax() -> None:
+    done = python(
+        "import sys; sys.modules['jax'] = None; sys.argv = ['scbjax', '--help']\n"
+        "from scbjax.cli import main; sys.exit(main())"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "run" in done.stdout
+
+
+def test_lazy_names_are_the_real_ones() -> None:
+    for name in scbjax.__all__:
+        assert getattr(scbjax, name) is not None
+        assert name in dir(scbjax)
+
+
+def test_no_name_is_hidden_by_a_module() -> None:
+    """`import scbjax.x` sets the attribute x of scbjax to the module, whatever x was before."""
+    assert not set(scbjax._MODULE_OF) & {path.stem for path in PACKAGE.iterdir()}
+
+
+def test_unknown_names_raise() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        scbjax.no_such_name  # noqa: B018 - the look-up itself is what is tested
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def pins(name: str) -> dict[str, set[str]]:
+    text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+    found: dict[str, set[str]] = {}
+    for package, version in re.findall(r"^([\w-]+)==([\w.]+)", text, flags=re.MULTILINE):
+        found.setdefault(package, set()).add(version)
+    return found
+
+
+def number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def bounds(requirements: list[str]) -> dict[str, str]:
+    return dict(requirement.split(">=") for requirement in requirements if ">=" in requirement)
+
+
+def test_oldest_pins_are_the_lower_bounds() -> None:
+    oldest = pins("oldest")
+    for package, bound in bounds(PROJECT["dependencies"]).items():
+        lowest = min(map(number, oldest[package]))
+        assert lowest[: len(number(bound))] == number(bound), package
+        assert not any(lowest[len(number(bound)) :]), package
+
+
+@pytest.mark.parametrize("name", ["py311", "py312", "py313"])
+def test_exact_pins_cover_the_project_and_its_checks(name: str) -> None:
+    exact = pins(name)
+    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    for package, bound in bounds(wanted).items():
+        (version,) = exact[package]
+        assert number(version) >= number(bound), package
+    assert exact["jax"] == exact["jaxlib"]
+    assert "torch" not in exact
