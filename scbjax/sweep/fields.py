@@ -52,30 +52,12 @@ RECORDABLE: tuple[str, ...] = (
     "batch_loss",
     "nonzeros",
     "stage",
+    "flipped",
     "samples",
     "population_alpha_value",
     "population_alpha_attention",
 )
 """Names of `scbjax.observe.OBSERVABLES`, repeated so that studies are checked without JAX."""
-
-DEFAULT_VARIABLES: tuple[str, ...] = (
-    "alpha_value",
-    "alpha_attention",
-    "delta_value",
-    "delta_attention",
-    "value_distance",
-    "attention_distance",
-    "value_similarity",
-    "attention_similarity",
-    "rounded_value_distance",
-    "rounded_attention_distance",
-    "excess_loss",
-    "batch_loss",
-    "nonzeros",
-    "stage",
-    "samples",
-)
-"""What is recorded when a study doesn't choose; equals `scbjax.observe.DEFAULT`."""
 
 
 class StudyError(ValueError):
@@ -326,7 +308,7 @@ _TRAIN = (
         "direct",
         "static",
         "inner",
-        "Threshold of eq. 6: l1 itself, l1 times the rate, or l1 times the rate and alpha_V",
+        "Threshold of eq. 6: l1, l1 times the rate of A, or l1 times eta times alpha_V",
         Choice(("direct", "rate", "signal")),
     ),
     Field(
@@ -392,16 +374,16 @@ _TRAIN = (
         0.1,
         "traced",
         "inner",
-        "Signal alpha that ends stage 1",
-        _NONNEGATIVE,
+        "Signal that ends stage 1: estimated alpha_V, or the larger of the true ones",
+        _UNBOUNDED,
     ),
     Field(
         "train.switch_step",
         int,
-        400,
+        INT32_MAX,
         "traced",
         "inner",
-        "Step tau that ends stage 1",
+        "Step that ends stage 1 where switch_on is step",
         _SEED,
     ),
     Field(
@@ -410,17 +392,26 @@ _TRAIN = (
         0.25,
         "traced",
         "inner",
-        "Weight below which the thresholding at the switch zeroes, as a share of alpha_V / Q",
+        "Weight that the end of stage 1 cuts at, as a share of alpha_V / Q; 0 cuts nothing",
         _NONNEGATIVE,
     ),
     Field(
         "train.stop_level",
         float,
-        math.inf,
+        1.0,
         "traced",
         "inner",
         "Signal (alpha_V + alpha_A) / 2 that ends stage 2; inf for never",
         _UNBOUNDED,
+    ),
+    Field(
+        "train.stop_step",
+        int,
+        INT32_MAX,
+        "traced",
+        "inner",
+        "Step that ends stage 2 where switch_on is step",
+        _SEED,
     ),
     Field(
         "train.rounding_level",
@@ -428,7 +419,7 @@ _TRAIN = (
         0.25,
         "traced",
         "inner",
-        "Weight below which rounding zeroes, as a share of 1/Q",
+        "Weight that rounding cuts at, as a share of 1 / Q",
         _NONNEGATIVE,
     ),
 )
@@ -437,7 +428,7 @@ _RECORD = (
     Field(
         "record.variables",
         str,
-        DEFAULT_VARIABLES,
+        RECORDABLE,
         "run",
         "inner",
         "What is recorded",

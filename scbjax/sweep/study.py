@@ -427,6 +427,11 @@ _RELATIONS = (
         "train.steps = {} is not a multiple of train.record_every = {}",
     ),
     _Relation(
+        ("train.switch_on", "train.switch_step"),
+        lambda switch_on, step: switch_on != "step" or step < INT32_MAX,
+        "train.switch_on = '{}' needs a train.switch_step below {}",
+    ),
+    _Relation(
         ("train.steps", "train.batch_size"),
         lambda steps, batch: steps * batch <= INT32_MAX,
         "train.steps = {} times train.batch_size = {} is more samples than "
