@@ -6,46 +6,108 @@ module stays there: `scbjax.loss.loss`, `scbjax.train.train`.
 
 Example:
     >>> import scbjax
-    >>> "random_task" in scbjax.__all__
-    True
+    >>> scbjax.random_task.__module__
+    'scbjax.task'
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scbjax import (
+        loss as loss,
+        model as model,
+        observe as observe,
+        optim as optim,
+        sampling as sampling,
+        stages as stages,
+        task as task,
+        theory as theory,
+        train as train,
+    )
+    from scbjax.loss import (
+        excess_loss as excess_loss,
+        population_grad as population_grad,
+        population_loss as population_loss,
+    )
+    from scbjax.model import Params as Params, init_params as init_params, predict as predict
+    from scbjax.observe import OBSERVABLES as OBSERVABLES
+    from scbjax.optim import (
+        project_tangent as project_tangent,
+        proximal_l1 as proximal_l1,
+        raw_sgd as raw_sgd,
+        restore_column_sums as restore_column_sums,
+        scale_by_stationary as scale_by_stationary,
+        scb_proximal as scb_proximal,
+        scb_sgd as scb_sgd,
+    )
+    from scbjax.sampling import Batch as Batch, sample_batch as sample_batch
+    from scbjax.stages import (
+        population_refit as population_refit,
+        refit_value as refit_value,
+        round_attention as round_attention,
+        threshold_and_project as threshold_and_project,
+    )
+    from scbjax.task import (
+        Task as Task,
+        TaskReport as TaskReport,
+        check_task as check_task,
+        mu_inner as mu_inner,
+        pattern_signal as pattern_signal,
+        pattern_sparsity as pattern_sparsity,
+        random_task as random_task,
+        related_task as related_task,
+        stationary_distribution as stationary_distribution,
+        stationary_norm as stationary_norm,
+        task_from_arrays as task_from_arrays,
+        transition_signal as transition_signal,
+    )
+    from scbjax.theory import (
+        PathProjection as PathProjection,
+        PopulationPath as PopulationPath,
+        Rates as Rates,
+        StepPrediction as StepPrediction,
+        path_point as path_point,
+        population_path as population_path,
+        population_step as population_step,
+        predict_step as predict_step,
+        project_on_path as project_on_path,
+    )
+    from scbjax.train import (
+        Info as Info,
+        Settings as Settings,
+        State as State,
+        Trajectory as Trajectory,
+    )
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
     "task": (
-        "Task",
-        "TaskReport",
-        "check_task",
-        "pattern_signal",
-        "random_task",
-        "related_task",
-        "task_from_arrays",
-        "transition_signal",
+        "Task TaskReport check_task mu_inner pattern_signal pattern_sparsity random_task "
+        "related_task stationary_distribution stationary_norm task_from_arrays "
+        "transition_signal"
     ),
-    "sampling": ("Batch", "sample_batch"),
-    "model": ("Params", "init_params", "predict"),
-    "loss": ("excess_loss", "population_grad", "population_loss"),
+    "sampling": "Batch sample_batch",
+    "model": "Params init_params predict",
+    "theory": (
+        "PathProjection PopulationPath Rates StepPrediction path_point population_path "
+        "population_step predict_step project_on_path"
+    ),
+    "loss": "excess_loss population_grad population_loss",
+    "stages": "population_refit refit_value round_attention threshold_and_project",
+    "observe": "OBSERVABLES",
+    "train": "Info Settings State Trajectory",
     "optim": (
-        "project_tangent",
-        "proximal_l1",
-        "restore_column_sums",
-        "scale_by_stationary",
-        "scb_proximal",
-        "scb_sgd",
+        "project_tangent proximal_l1 raw_sgd restore_column_sums scale_by_stationary "
+        "scb_proximal scb_sgd"
     ),
-    "theory": ("population_path", "population_step"),
-    "train": ("Info", "Settings", "State", "Trajectory"),
-    "stages": (),
-    "observe": (),
 }
-_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 
 __all__ = ["__version__"]
-__all__ += [*_EXPORTS, *_MODULE_OF]
+__all__ += list(_EXPORTS)
+__all__ += list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for

@@ -133,6 +133,16 @@ def test_lazy_names_are_the_real_ones() -> None:
         assert name in dir(scbjax)
 
 
+def test_type_checkers_see_the_lazy_names() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    seen = {alias.asname: node.module for node in imports for alias in node.names}
+    modules = dict.fromkeys(scbjax._EXPORTS, "scbjax")
+    names = {name: f"scbjax.{module}" for name, module in scbjax._MODULE_OF.items()}
+    assert seen == modules | names
+
+
 def test_no_name_is_hidden_by_a_module() -> None:
     """`import scbjax.x` sets the attribute x of scbjax to the module, whatever x was before."""
     assert not set(scbjax._MODULE_OF) & {path.stem for path in PACKAGE.iterdir()}
