@@ -15,7 +15,7 @@ PINS := exact
 PYTHONS := python3.11 python3.12 python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-versions lint figures bench
+.PHONY: help install demo test test-slow test-versions lint docs figures bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -41,6 +41,9 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP)  ## write the generated pages of docs/
+	$(BIN)/python docs/generate.py
 
 figures: $(STAMP)  ## draw every figure whose dataset is in results/
 	$(BIN)/scbjax figure all

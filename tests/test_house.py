@@ -26,7 +26,6 @@ FLOORS = {
     "observe": 3,
     "train": 4,
     "sweep": 5,
-    "figures": 5,
     "cli": 6,
     "__main__": 7,
 }

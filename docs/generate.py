@@ -1,0 +1,144 @@
+"""Writes docs/api.md and docs/fields.md from the code, so that they cannot drift from it.
+
+`make docs` runs it; a test fails when one of the files is out of date.
+"""
+
+import ast
+import re
+from importlib import import_module
+from pathlib import Path
+
+import scbjax
+from scbjax.observe import OBSERVABLES
+from scbjax.sweep.fields import field_table
+
+DOCS = Path(__file__).resolve().parent
+
+MODULES = (
+    "scbjax.task",
+    "scbjax.sampling",
+    "scbjax.model",
+    "scbjax.theory",
+    "scbjax.loss",
+    "scbjax.stages",
+    "scbjax.observe",
+    "scbjax.train",
+    "scbjax.optim",
+    "scbjax.sweep.fields",
+    "scbjax.sweep.axes",
+    "scbjax.sweep.study",
+    "scbjax.sweep.plan",
+    "scbjax.sweep.store",
+    "scbjax.sweep.figures",
+)
+
+API_HEADER = """# Public names
+
+Written by `make docs` from the code; `help(name)` shows the rest of a docstring: shapes, dtypes,
+errors and an example. Names in **bold** can also be imported from `scbjax` itself.
+"""
+
+FIELDS_HEADER = """# Fields and observables
+
+Written by `make docs` from the code.
+
+## Fields of a study file
+
+The last component of a path is the field's short name, which is unique and is the name of its
+dimension in a dataset. The column *sweep* says what an axis over the field costs: each value of a
+`static` field is compiled by itself, `traced` and `data` fields share one program, and `no` marks
+what a study sets once.
+
+"""
+
+OBSERVABLES_HEADER = """
+## Observables
+
+What `[record] variables` may name; each is a variable of the dataset.
+
+| name | symbol | units | dtype | meaning |
+|---|---|---|---|---|
+"""
+
+
+Definition = ast.FunctionDef | ast.ClassDef | ast.AnnAssign
+
+
+def definitions(module: str) -> dict[str, Definition]:
+    """What a module defines for others to use, by name.
+
+    That is what its `__all__` or that of `scbjax` lists, and without an `__all__` of its own every
+    function and class whose name has no leading underscore.
+    """
+    tree = ast.parse(_source(module).read_text(encoding="utf-8"))
+    found = {_name(node): node for node in tree.body if isinstance(node, Definition)}
+    listed = {name for name, home in scbjax._MODULE_OF.items() if f"scbjax.{home}" == module}
+    own = getattr(import_module(module), "__all__", None)
+    if own is None:
+        own = [name for name, node in found.items() if not isinstance(node, ast.AnnAssign)]
+    return {
+        name: node
+        for name, node in found.items()
+        if name in listed or (name in own and not name.startswith("_"))
+    }
+
+
+def _source(module: str) -> Path:
+    return DOCS.parent.joinpath(*module.split(".")).with_suffix(".py")
+
+
+def _name(node: Definition) -> str:
+    return ast.unparse(node.target) if isinstance(node, ast.AnnAssign) else node.name
+
+
+def _describe(node: Definition, *, exported: bool) -> str:
+    if isinstance(node, ast.AnnAssign):
+        call, meaning = _name(node), f"a `{ast.unparse(node.annotation)}`"
+    else:
+        call = f"{node.name}{_parameters(node)}"
+        meaning = _plain((ast.get_docstring(node) or "").partition("\n")[0])
+    return f"- **`{call}`**: {meaning}" if exported else f"- `{call}`: {meaning}"
+
+
+def _parameters(node: ast.FunctionDef | ast.ClassDef) -> str:
+    """What a function or a class is called with, without annotations: `(a, *, b=1)`."""
+    if isinstance(node, ast.ClassDef):
+        lines = [line for line in node.body if isinstance(line, ast.AnnAssign)]
+        names = [ast.unparse(line.target) for line in lines]
+        return f"({', '.join(names)})" if names else ""
+    every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    for argument in every:
+        argument.annotation = None
+    return f"({ast.unparse(node.args)})"
+
+
+def _plain(docstring: str) -> str:
+    """A docstring's markup as Markdown: one backtick for code, no roles."""
+    return re.sub(r":\w+:`([^`]*)`", r"`\1`", docstring.replace("``", "`"))
+
+
+def api() -> str:
+    """The text of docs/api.md."""
+    parts = [API_HEADER]
+    for module in MODULES:
+        summary = _plain((import_module(module).__doc__ or "").partition("\n")[0])
+        entries = [
+            _describe(node, exported=scbjax._MODULE_OF.get(name) == module.removeprefix("scbjax."))
+            for name, node in definitions(module).items()
+        ]
+        parts.append("\n".join([f"## `{module}`\n", f"{summary}\n", *entries]) + "\n")
+    return "\n".join(parts)
+
+
+def fields() -> str:
+    """The text of docs/fields.md."""
+    rows = [
+        f"| `{name}` | {entry.symbol} | {entry.units} | {entry.dtype} | {entry.long_name} |"
+        for name, entry in OBSERVABLES.items()
+    ]
+    return FIELDS_HEADER + field_table() + OBSERVABLES_HEADER + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    (DOCS / "api.md").write_text(api(), encoding="utf-8")
+    (DOCS / "fields.md").write_text(fields(), encoding="utf-8")
