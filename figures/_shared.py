@@ -1,0 +1,595 @@
+"""What the figure scripts share: reading a study's dataset, the arms' looks, bands, files.
+
+A figure is drawn from a stored dataset alone. `render` opens it, brings it into one layout (`tidy`:
+dimensions `arm`, `run`, the figure's panel axes and `step`), hands it to the script's `plot`
+and writes the picture as PNG and PDF. Equal datasets give equal bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib.style
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+
+STYLE: Final = Path(__file__).resolve().parent / "scbjax.mplstyle"
+SINGLE_COLUMN: Final = 3.3  # inches
+DOUBLE_COLUMN: Final = 7.0  # inches
+BAND: Final = (10.0, 50.0, 90.0)  # percentiles over runs: an 80% band around the median
+WIDE_RANGE: Final = 300.0  # labels at 1, 2 and 5 of more decades would touch
+XTICKS: Final = MaxNLocator(nbins=5, steps=[1, 2, 5, 10])
+MAX_GROWTH: Final = 20.0  # log axes end here, in units of the initial distance
+MAX_SHOWN: Final = 5.0  # linear axes end here; the truth has signal 1 and a distance of about 1
+STAR_GAP: Final = 0.08  # inches from one star to the next
+MAX_FAINT_RUNS: Final = 40  # more single runs than this are a blur
+SEED_FIELDS: Final = frozenset({"seed", "task_seed", "data_seed", "init_seed"})
+SYMBOLS: Final[Mapping[str, str]] = {
+    "learning_rate_1": r"$\eta_1$",
+    "learning_rate_2": r"$\eta_2$",
+    "learning_rate_3": r"$\eta_3$",
+    "l1": r"$\lambda$",
+    "batch_size": r"$B$",
+    "context_length": r"$T$",
+    "num_tokens": r"$N$",
+    "sparsity": r"$Q$",
+}
+OPTIMIZER_NAMES: Final[Mapping[str, str]] = {
+    "proximal": "proximal",
+    "sgd": "SGD",
+    "raw_sgd": "raw SGD",
+}
+# Colours of Okabe & Ito; one family of looks for each optimizer, in the order of the study's arms.
+LOOKS: Final[Mapping[str, tuple[tuple[str, Any], ...]]] = {
+    "proximal": (("#0072B2", "-"), ("#009E73", "-"), ("#56B4E9", "-")),
+    "sgd": (("#D55E00", (0, (4, 1.2))), ("#E69F00", (0, (4, 1, 1, 1))), ("#CC79A7", (0, (2, 1)))),
+    "raw_sgd": (("#777777", (0, (1, 1))), ("#AAAAAA", (0, (1, 1)))),
+}
+POPULATION_LOOK: Final[Mapping[str, Any]] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
+SWITCH_COLOUR: Final = "#888888"
+
+Plot = Callable[[xr.Dataset], Figure]
+Draw = Callable[[Path, Path], list[Path]]
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Distance:
+    """The variables of one distance to the truth, and its name on an axis."""
+
+    name: str
+    drawn: str
+    rounded: str
+    population_alpha: str
+    signal: str
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The variables that a panel of this distance reads."""
+        return (self.drawn, self.rounded, self.population_alpha, self.signal)
+
+
+VALUE: Final = Distance(
+    "value matrix",
+    "value_distance",
+    "rounded_value_distance",
+    "population_alpha_value",
+    "transition_signal",
+)
+ATTENTION: Final = Distance(
+    "attention",
+    "attention_distance",
+    "rounded_attention_distance",
+    "population_alpha_attention",
+    "pattern_signal",
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of a comparison: its place along the dimension `arm`, its name and its look."""
+
+    index: int
+    label: str
+    colour: str
+    linestyle: Any
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+def open_study(results: Path, study: str, variables: Sequence[str]) -> xr.Dataset:
+    """Load the variables of a study's dataset, `results/STUDY/STUDY.nc`.
+
+    Raises:
+        FileNotFoundError: the dataset does not exist; the sentence names the command that makes it.
+        ValueError: it cannot be read or lacks a variable.
+    """
+    path = results / study / f"{study}.nc"
+    command = f"scbjax run {study}"
+    if results != Path("results"):
+        command += f" --out {results / study}"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; `{command}` makes it.")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as stored:
+            missing = [name for name in variables if name not in stored.variables]
+            if not missing:
+                return stored[list(variables)].load()
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read as a dataset; `{command} --force` makes it anew."
+        ) from error
+    raise ValueError(
+        f"{path} does not hold {', '.join(missing)}, which this figure draws; "
+        f"record it in the study ([record]), then `{command} --force` makes it anew."
+    )
+
+
+def tidy(dataset: xr.Dataset, panels: Sequence[str] = ()) -> xr.Dataset:
+    """Bring a dataset into the layout of the figures.
+
+    Seeds become the dimension `run`; every other axis that is not a panel becomes part of the
+    dimension `arm`, with its settings as coordinates.
+
+    Args:
+        dataset: variables over all of the study's axes, some of them over `step` too.
+        panels: the fields that the figure spreads over its panels; one that the study does not
+            vary gets length one.
+
+    Returns:
+        The dataset with dimensions (arm, run, *panels) and, where a variable has it, step.
+    """
+    for name in panels:
+        if name not in dataset.coords:
+            dataset = dataset.expand_dims(name)
+        elif name not in dataset.dims:  # the field is part of a zip
+            dataset = dataset.swap_dims({dataset[name].dims[0]: name})
+    axes = [name for name in dataset.dims if name not in {"step", *panels}]
+    runs = [name for name in axes if _fields_along(dataset, name) <= SEED_FIELDS]
+    arms = [name for name in axes if name not in runs]
+    for name, parts in (("run", runs), ("arm", arms)):
+        if parts:
+            dataset = dataset.stack({name: parts}, create_index=False)
+        else:
+            dataset = dataset.expand_dims(name)
+    return dataset.transpose("arm", "run", *panels, ...)
+
+
+def _fields_along(dataset: xr.Dataset, dimension: Hashable) -> set[Hashable]:
+    """Tell which fields an axis varies: its own name or, for a zip, the coordinates along it."""
+    fields = {name for name, item in dataset.coords.items() if item.dims == (dimension,)}
+    return fields or {dimension}
+
+
+def arms_of(dataset: xr.Dataset) -> list[Arm]:
+    """List the arms of a tidy dataset, each with a label of what sets it apart and a look.
+
+    Raises:
+        ValueError: more arms of one optimizer than can be told apart in a figure.
+    """
+    fields = {
+        str(name): [value.item() for value in item]
+        for name, item in dataset.coords.items()
+        if item.dims == ("arm",)
+    }
+    optimizers = [str(value) for value in fields.pop("optimizer", [])]
+    if not optimizers:
+        optimizers = [str(setting(dataset, "optimizer", "proximal"))] * dataset.sizes["arm"]
+    arms: list[Arm] = []
+    for index, optimizer in enumerate(optimizers):
+        family = [other for other, name in enumerate(optimizers) if name == optimizer]
+        looks = LOOKS.get(optimizer, LOOKS["proximal"])
+        if len(family) > len(looks):
+            raise ValueError(
+                f"the study has {len(family)} arms with optimizer {optimizer}, the figure can show "
+                f"{len(looks)}; choose some with --set, for instance {_choice(fields)}."
+            )
+        apart = [
+            f"{SYMBOLS.get(name, name)} = {values[index]}"
+            for name, values in fields.items()
+            if len({values[other] for other in family}) > 1
+        ]
+        label = ", ".join([OPTIMIZER_NAMES.get(optimizer, optimizer), *apart])
+        colour, linestyle = looks[family.index(index)]
+        arms.append(Arm(index, label, colour, linestyle))
+    return arms
+
+
+def _choice(fields: Mapping[str, Sequence[object]]) -> str:
+    """Word a --set that keeps one value of an axis."""
+    name, values = next(iter(fields.items()), ("optimizer", ["proximal"]))
+    return f"--set {name}={values[0]}"
+
+
+def setting(dataset: xr.Dataset, field: str, default: object = None) -> object:
+    """Look a field up by its short name in the settings that the dataset carries."""
+    settings: Mapping[str, object] = json.loads(dataset.attrs.get("settings", "{}"))
+    for path, value in settings.items():
+        if path.rpartition(".")[2] == field:
+            return value
+    return default
+
+
+def symbol(dataset: xr.Dataset, variable: str) -> str:
+    """Give the symbol of a recorded variable, or its name where the dataset knows none."""
+    return str(dataset[variable].attrs.get("symbol", variable.replace("_", " ")))
+
+
+# ------------------------------------------------------------------------- statistics
+
+
+def band(values: Values) -> Values:
+    """Percentiles over runs, of the runs that are finite at that step.
+
+    Args:
+        values: [runs, steps].
+
+    Returns:
+        [3, steps]: 10th percentile, median, 90th percentile; NaN where no run is finite.
+    """
+    finite = np.where(np.isfinite(values), values, np.nan)
+    some = np.isfinite(finite).any(axis=0)
+    result = np.full((len(BAND), values.shape[1]), np.nan)
+    if some.any():
+        result[:, some] = np.nanpercentile(finite[:, some], BAND, axis=0)
+    return result
+
+
+def count_diverged(values: Values) -> int:
+    """Count the runs [runs, steps] with a value that is not finite."""
+    return int((~np.isfinite(values)).any(axis=1).sum())
+
+
+def switch_points(x: Values, stage: Values) -> Values:
+    """Tell where each run left its first stage; the runs that never did are left out.
+
+    Args:
+        x: [steps].
+        stage: [runs, steps].
+    """
+    left = stage > stage[:, :1]
+    first = left.argmax(axis=1)[left.any(axis=1)]
+    return np.asarray(x[first])
+
+
+def population_distance(alpha: Values, signal: Values) -> Values:
+    """Distance from the truth on the population path, (1 - alpha) sqrt(K), median over runs.
+
+    Args:
+        alpha: [runs, steps], alpha_V or alpha_A of the population recursion.
+        signal: [runs], K_P or K_Q.
+
+    Returns:
+        [steps]
+    """
+    median: Values = band(np.abs(1 - alpha) * np.sqrt(signal)[:, None])[1]
+    return median
+
+
+# ---------------------------------------------------------------------------- drawing
+
+
+def draw_arm(axes: Axes, x: Values, values: Values, arm: Arm, *, faint: bool = True) -> None:
+    """Draw an arm: the median, the 80% band and, faintly, the single runs.
+
+    Args:
+        axes: where to draw.
+        x: [steps].
+        values: [runs, steps].
+        arm: name and look.
+        faint: whether single runs are drawn behind the band.
+    """
+    low, median, high = band(values)
+    runs = len(values)
+    if faint and 1 < runs <= MAX_FAINT_RUNS:
+        axes.plot(x, values.T, color=arm.colour, linewidth=0.35, alpha=0.3, zorder=2)
+    if runs > 1:
+        area = axes.fill_between(x, low, high, color=arm.colour, alpha=0.2, zorder=2.5)
+        area.set_gid(f"band {arm.index}")
+    axes.plot(
+        x, median, color=arm.colour, linestyle=arm.linestyle, zorder=4, gid=f"median {arm.index}"
+    )
+
+
+def draw_population(
+    axes: Axes, x: Sequence[Values], paths: Sequence[Values], arms: Sequence[Arm]
+) -> None:
+    """Draw a quantity of the population path, once for all the arms that share it.
+
+    Args:
+        axes: where to draw.
+        x: for each arm [steps].
+        paths: for each arm [steps].
+        arms: names and looks.
+    """
+    drawn: list[Values] = []
+    for here, path, arm in zip(x, paths, arms, strict=True):
+        if not any(np.allclose(path, other, equal_nan=True) for other in drawn):
+            axes.plot(here, path, **POPULATION_LOOK, zorder=5, gid=f"population {arm.index}")
+            drawn.append(path)
+
+
+def draw_switch(axes: Axes, points: Values) -> None:
+    """Mark the end of stage 1: a line at the median of the runs' switches, a span over 80%."""
+    if points.size == 0:
+        return
+    low, median, high = np.percentile(points, BAND)
+    axes.axvspan(low, high, color=SWITCH_COLOUR, alpha=0.15, zorder=0.5)
+    axes.axvline(median, color=SWITCH_COLOUR, linewidth=0.8, zorder=1, gid="switch")
+
+
+def draw_rounded(axes: Axes, x: Values, finals: Sequence[Values], arms: Sequence[Arm]) -> None:
+    """Draw the rounded solutions, one star an arm, in a margin that continues the x axis.
+
+    Args:
+        axes: where to draw; its y limits must be set.
+        x: [steps] of the curves.
+        finals: for each arm, the distance [runs] of the rounded solution at the last step.
+        arms: names and looks.
+    """
+    start, span = x[0], x[-1] - x[0]
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    width = axes.get_position().width * figure.get_figwidth()
+    gap = span * STAR_GAP / (width - STAR_GAP * (len(arms) + 1))
+    for place, (final, arm) in enumerate(zip(finals, arms, strict=True), start=1):
+        draw_star(axes, x[-1] + place * gap, final, arm)
+    axes.axvline(x[-1], color="#cccccc", linewidth=0.5, zorder=0.5)
+    axes.set_xlim(start - 0.02 * span, x[-1] + (len(arms) + 0.7) * gap)
+    axes.spines["bottom"].set_bounds(axes.get_xlim()[0], x[-1])
+    axes.set_xticks([tick for tick in XTICKS.tick_values(start, x[-1]) if start <= tick <= x[-1]])
+
+
+def draw_star(axes: Axes, x: float, values: Values, arm: Arm) -> None:
+    """Draw a star at the median of values [runs] and a bar over 80% of them.
+
+    A median below the axis, as a distance of 0 is below a logarithmic one, sits on its lower edge
+    with its value written beside it.
+    """
+    bottom = axes.get_ylim()[0]
+    low, median, high = np.maximum(band(values[:, None])[:, 0], [bottom, -np.inf, bottom])
+    if len(values) > 1:
+        axes.vlines(x, low, high, colors=arm.colour, linewidth=1.0)
+    star: dict[str, Any] = {"marker": "*", "markersize": 7.5, "markeredgewidth": 0.0, "zorder": 6}
+    gid = f"rounded {arm.index}"
+    axes.plot(x, max(median, bottom), **star, color=arm.colour, clip_on=False, gid=gid)
+    if median < bottom:
+        axes.annotate(
+            f"{median:.1g}",
+            (x, bottom),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+            color=arm.colour,
+            zorder=7,
+            bbox={"facecolor": "white", "pad": 0.5, "linewidth": 0},
+        )
+
+
+def draw_distance(
+    axes: Axes, panel: xr.Dataset, arms: Sequence[Arm], distance: Distance, against: str = "step"
+) -> None:
+    """Draw a distance to the truth of every arm, its population path and the rounded solutions.
+
+    Args:
+        axes: where to draw; its y limits must be set.
+        panel: a tidy dataset with dimensions arm, run and step.
+        arms: names and looks.
+        distance: which one.
+        against: "step" or "samples".
+    """
+    x = [horizontal(panel, arm, against) for arm in arms]
+    drawn = [runs_of(panel, distance.drawn, arm) for arm in arms]
+    for here, values, arm in zip(x, drawn, arms, strict=True):
+        draw_arm(axes, here, values, arm)
+    paths = [
+        population_distance(
+            runs_of(panel, distance.population_alpha, arm), runs_of(panel, distance.signal, arm)
+        )
+        for arm in arms
+    ]
+    draw_population(axes, x, paths, arms)
+    finals = [runs_of(panel, distance.rounded, arm)[:, -1] for arm in arms]
+    draw_rounded(axes, x[0], finals, arms)
+    stages = [runs_of(panel, "stage", arm) for arm in arms]
+    draw_switch(axes, np.concatenate(list(map(switch_points, x, stages))))
+    note_diverged(axes, drawn, arms)
+
+
+def distance_limits(data: xr.Dataset, distance: Distance) -> tuple[float, float]:
+    """Choose logarithmic limits that hold the bands and the stars of every panel of a distance."""
+    curves = data[distance.drawn].to_numpy().astype(float)
+    stars = data[distance.rounded].to_numpy().astype(float)[..., -1:]
+    bands = [band(runs.reshape(len(runs), -1)) for arms in (curves, stars) for runs in arms]
+    return log_limits(bands, ceiling=MAX_GROWTH * float(np.nanmedian(curves[..., 0])))
+
+
+def runs_of(panel: xr.Dataset, variable: str, arm: Arm) -> Values:
+    """Give a variable of an arm, [runs, steps] or, for a constant of the run, [runs]."""
+    return panel[variable].isel(arm=arm.index).to_numpy().astype(float)
+
+
+def horizontal(panel: xr.Dataset, arm: Arm, against: str) -> Values:
+    """Give the values [steps] of the x axis: the iteration or the samples that were used by then.
+
+    A run that stops early uses fewer samples from there on; the axis is that of the longest run.
+    """
+    if against == "step":
+        return panel["step"].to_numpy().astype(float)
+    longest: Values = runs_of(panel, against, arm).max(axis=0)
+    return longest
+
+
+def log_axis(axes: Axes, limits: tuple[float, float]) -> None:
+    """Make the y axis logarithmic, with plain numbers at 1, 2, 5 or, over a wide range, at 1."""
+    axes.set(yscale="log", ylim=limits)
+    wide = limits[1] / limits[0] > WIDE_RANGE
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def log_limits(
+    drawn: Sequence[Values], *, floor: float = 1e-3, ceiling: float = np.inf
+) -> tuple[float, float]:
+    """Choose limits of a logarithmic axis for the positive values drawn, from floor to ceiling."""
+    values = np.concatenate([np.ravel(item) for item in drawn])
+    values = values[np.isfinite(values) & (values > 0)]
+    if values.size == 0:
+        return floor, 1.0
+    return max(floor, 0.7 * float(values.min())), min(ceiling, 1.4 * float(values.max()))
+
+
+def linear_limits(drawn: Sequence[Values]) -> tuple[float, float]:
+    """Choose limits of a linear axis for the bands drawn, as long as they stay near the truth."""
+    values = np.concatenate([np.ravel(item) for item in drawn])
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        return 0.0, 1.0
+    low, high = np.clip([values.min(), values.max()], -MAX_SHOWN, MAX_SHOWN)
+    margin = 0.05 * (high - low)
+    return float(low - margin), float(high + margin)
+
+
+def note(axes: Axes, text: str) -> None:
+    """Write a remark into the lower left corner of a panel."""
+    axes.text(
+        0.03,
+        0.03,
+        text,
+        transform=axes.transAxes,
+        fontsize=7,
+        color="#333333",
+        va="bottom",
+        bbox={"facecolor": "white", "alpha": 0.8, "pad": 1, "linewidth": 0},
+        zorder=7,
+    )
+
+
+def note_diverged(axes: Axes, values: Sequence[Values], arms: Sequence[Arm]) -> None:
+    """Say in a panel how many runs of each arm diverged; they are in the figure until they do."""
+    lines = [
+        f"{arm.label}: {count} of {len(runs)} diverged"
+        for runs, arm in zip(values, arms, strict=True)
+        if (count := count_diverged(runs))
+    ]
+    if lines:
+        note(axes, "\n".join(lines))
+
+
+def thousands(axes: Axes) -> None:
+    """Label the x axis in thousands."""
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}")
+
+
+def add_legend(figure: Figure, arms: Sequence[Arm], runs: int, *extra: str) -> None:
+    """Put one legend above the panels: the arms, the band, and what else the figure draws.
+
+    Args:
+        figure: the figure.
+        arms: names and looks.
+        runs: number of runs an arm.
+        *extra: of "population", "rounded", "switch", those that the figure draws.
+    """
+    handles: list[Any] = [Line2D([], [], color=arm.colour, linestyle=arm.linestyle) for arm in arms]
+    labels = [arm.label for arm in arms]
+    if runs > 1:
+        handles.append((Patch(color="#cccccc"), Line2D([], [], color="#777777")))
+        labels.append(f"median, 10\u201390% of {runs} runs")
+    known: dict[str, tuple[Any, str]] = {
+        "population": (Line2D([], [], **POPULATION_LOOK), "population path"),
+        "rounded": (
+            Line2D([], [], linestyle="", marker="*", markersize=7.5, color="#555555"),
+            r"$A$ rounded, $V$ refitted",
+        ),
+        "switch": (Line2D([], [], color=SWITCH_COLOUR, linewidth=0.8), "end of stage 1"),
+    }
+    for name in extra:
+        handles.append(known[name][0])
+        labels.append(known[name][1])
+    for rows in range(1, len(handles) + 1):
+        columns = -(-len(handles) // rows)
+        legend = figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+        if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+
+
+# ------------------------------------------------------------------------------ files
+
+
+def house_style() -> AbstractContextManager[None]:
+    """Apply the style of the figures, whatever the reader's own matplotlibrc says."""
+    return matplotlib.style.context(["default", STYLE], after_reset=True)
+
+
+def render(
+    name: str, study: str, variables: Sequence[str], plot: Plot, results: Path, out: Path
+) -> list[Path]:
+    """Draw a figure from a study's dataset and write it as PNG and PDF.
+
+    Args:
+        name: file name without suffix.
+        study: whose dataset is drawn.
+        variables: what the figure reads of it.
+        plot: makes the figure.
+        results: the directory that holds the studies' directories.
+        out: where the files go; made if it does not exist.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        FileNotFoundError: no dataset.
+        ValueError: a dataset that the figure cannot be drawn from, or a directory that cannot be
+            written.
+    """
+    dataset = open_study(results, study, variables)
+    paths = [out / f"{name}.png", out / f"{name}.pdf"]
+    with house_style():
+        figure = plot(dataset)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            # No date and no version: they would change the bytes of the same picture.
+            figure.savefig(paths[0], metadata={"Software": None})
+            figure.savefig(
+                paths[1], metadata=dict.fromkeys(("CreationDate", "Creator", "Producer"))
+            )
+        except OSError as error:
+            raise ValueError(f"cannot write into {out}: {error.strerror}.") from error
+    return paths
+
+
+def main(draw: Draw, description: str | None) -> int:
+    """Run a figure script: parse --results and --out, draw, print the paths; 2 on bad input."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="holds STUDY/STUDY.nc"
+    )
+    parser.add_argument("--out", type=Path, default=Path("figures/out"), help="where files go")
+    arguments = parser.parse_args()
+    try:
+        paths = draw(arguments.results, arguments.out)
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    for path in paths:
+        print(path)
+    return 0

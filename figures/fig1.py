@@ -1,0 +1,52 @@
+"""Distances to the truth against the iteration, proximal arm and SGD at two rates (figure 1).
+
+The dataset comes from `scbjax run fig1`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import xarray as xr
+from _shared import (
+    ATTENTION,
+    DOUBLE_COLUMN,
+    VALUE,
+    add_legend,
+    arms_of,
+    distance_limits,
+    draw_distance,
+    log_axis,
+    main,
+    render,
+    symbol,
+    tidy,
+)
+from matplotlib.figure import Figure
+
+STUDY: Final = "fig1"
+VARIABLES: Final = ("stage", *VALUE.variables, *ATTENTION.variables)
+
+
+def plot(dataset: xr.Dataset) -> Figure:
+    """Make the figure from the study's dataset."""
+    data = tidy(dataset)
+    arms = arms_of(data)
+    figure = Figure(figsize=(DOUBLE_COLUMN, 2.9))
+    for axes, distance in zip(figure.subplots(1, 2), (VALUE, ATTENTION), strict=True):
+        log_axis(axes, distance_limits(data, distance))
+        draw_distance(axes, data, arms, distance)
+        axes.set_xlabel("iteration")
+        axes.set_ylabel(f"{distance.name}, {symbol(data, distance.drawn)}")
+    add_legend(figure, arms, data.sizes["run"], "population", "rounded", "switch")
+    return figure
+
+
+def draw(results: Path, out: Path) -> list[Path]:
+    """Draw the figure from the dataset under `results` into `out` and return the files."""
+    return render("fig1", STUDY, VARIABLES, plot, results, out)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(draw, __doc__))

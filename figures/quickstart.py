@@ -1,0 +1,70 @@
+"""Distances to the truth against the number of samples, one column of panels per sparsity.
+
+The dataset comes from `scbjax run quickstart`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import xarray as xr
+from _shared import (
+    ATTENTION,
+    DOUBLE_COLUMN,
+    VALUE,
+    add_legend,
+    arms_of,
+    distance_limits,
+    draw_distance,
+    log_axis,
+    main,
+    render,
+    symbol,
+    thousands,
+    tidy,
+)
+from matplotlib.figure import Figure
+
+STUDY: Final = "quickstart"
+VARIABLES: Final = ("samples", "stage", *VALUE.variables, *ATTENTION.variables)
+MAX_COLUMNS: Final = 4
+
+
+def plot(dataset: xr.Dataset) -> Figure:
+    """Make the figure from the study's dataset."""
+    data = tidy(dataset, ["sparsity"])
+    arms = arms_of(data)
+    levels = data.sizes["sparsity"]
+    columns = min(levels, MAX_COLUMNS)
+    blocks = -(-levels // columns)
+    figure = Figure(figsize=(DOUBLE_COLUMN, 0.5 + 3.0 * blocks))
+    grid = figure.subplots(2 * blocks, columns, squeeze=False, sharex=True)
+    for row, distance in enumerate((VALUE, ATTENTION) * blocks):
+        limits = distance_limits(data, distance)
+        for column, axes in enumerate(grid[row]):
+            level = columns * (row // 2) + column
+            if level >= levels:
+                axes.set_axis_off()
+                continue
+            log_axis(axes, limits)
+            draw_distance(axes, data.isel(sparsity=level), arms, distance, "samples")
+            thousands(axes)
+            if distance is VALUE and "sparsity" in data.coords:
+                axes.set_title(f"sparsity {data['sparsity'].to_numpy()[level]}")
+            if column == 0:
+                axes.set_ylabel(f"{distance.name}\n{symbol(data, distance.drawn)}")
+            else:
+                axes.tick_params(labelleft=False)
+    figure.supxlabel("samples (thousands)", fontsize=8)
+    add_legend(figure, arms, data.sizes["run"], "population", "rounded", "switch")
+    return figure
+
+
+def draw(results: Path, out: Path) -> list[Path]:
+    """Draw the figure from the dataset under `results` into `out` and return the files."""
+    return render("quickstart", STUDY, VARIABLES, plot, results, out)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(draw, __doc__))

@@ -1,0 +1,309 @@
+"""The figure scripts, on made-up datasets: what they draw, what they write and what they refuse."""
+
+from __future__ import annotations
+
+import importlib
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import _shared
+import matplotlib as mpl
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from numpy.typing import NDArray
+
+Make = Callable[..., xr.Dataset]
+Store = Callable[[str, xr.Dataset], Path]
+
+FIGURES = Path(_shared.__file__).parent
+NAMES = ("quickstart", "fig1", "fig3")
+ARM = "optimizer_and_learning_rate_2"
+
+
+@pytest.fixture(params=NAMES)
+def script(request: pytest.FixtureRequest) -> ModuleType:
+    return importlib.import_module(request.param)
+
+
+@pytest.fixture(autouse=True)
+def style() -> Iterator[None]:
+    with _shared.house_style():
+        yield
+
+
+def suited(script: ModuleType, dataset: xr.Dataset) -> xr.Dataset:
+    """Cut the dataset to what the script's study holds: only the quickstart sweeps sparsity."""
+    if script.__name__ == "quickstart":
+        return dataset.isel({ARM: [0, 1]})
+    return dataset.sel(sparsity=2, drop=True)
+
+
+def run_script(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> int | str | None:
+    """Run the script as a command in this process and return its exit status."""
+    path = FIGURES / f"{script.__name__}.py"
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    return end.value.code
+
+
+def panels(figure: Figure) -> list[Axes]:
+    return [axes for axes in figure.axes if axes.axison]
+
+
+def line(axes: Axes, gid: str) -> NDArray[Any]:
+    (found,) = (item for item in axes.lines if item.get_gid() == gid)
+    return np.asarray(found.get_xydata())
+
+
+def filled(axes: Axes, gid: str, steps: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Read the lower and the upper edge of a band back from its outline."""
+    (area,) = (item for item in axes.collections if item.get_gid() == gid)
+    assert isinstance(area, PolyCollection)
+    outline = np.asarray(area.get_paths()[0].vertices)[:, 1]
+    return outline[1 : steps + 1], outline[steps + 2 : 2 * steps + 2][::-1]
+
+
+def shown_texts(figure: Figure) -> list[Text]:
+    return [item for item in figure.findobj(Text) if item.get_text()]
+
+
+def texts(figure: Figure) -> list[str]:
+    return [item.get_text() for item in shown_texts(figure)]
+
+
+def test_files_are_publishable_and_equal_in_a_process_without_jax(
+    script: ModuleType, dataset: xr.Dataset, store: Store, tmp_path: Path
+) -> None:
+    results = store(script.STUDY, suited(script, dataset))
+    with mpl.rc_context({"font.size": 20, "lines.linewidth": 9, "savefig.dpi": 50}):
+        here = script.draw(results, tmp_path / "here")
+    png, pdf = (path.read_bytes() for path in here)
+    assert [path.name for path in here] == [f"{script.__name__}.png", f"{script.__name__}.pdf"]
+    assert int.from_bytes(png[16:20]) >= 200 * _shared.DOUBLE_COLUMN
+    assert b"/FontFile2" in pdf
+    assert b"/Type3" not in pdf
+    path = FIGURES / f"{script.__name__}.py"
+    program = (
+        f"import runpy, sys; sys.path.insert(0, {str(FIGURES)!r})\n"
+        f"sys.argv[1:] = ['--results', {str(results)!r}, '--out', {str(tmp_path / 'there')!r}]\n"
+        f"try: runpy.run_path({str(path)!r}, run_name='__main__')\n"
+        "finally: print({'jax', 'scbjax', 'matplotlib.pyplot'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", program]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=True)
+    *there, imported = outcome.stdout.splitlines()
+    assert imported == "set()"
+    assert [Path(name).read_bytes() for name in there] == [png, pdf]
+
+
+def test_a_missing_dataset_names_the_command_that_makes_it(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"`scbjax run {script.STUDY}` makes it"):
+        script.draw(Path("results"), tmp_path)
+    assert run_script(script, monkeypatch, "--results", "elsewhere", "--out", "out") == 2
+    printed = capsys.readouterr()
+    assert f"`scbjax run {script.STUDY} --out elsewhere/{script.STUDY}` makes it" in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert printed.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_variable_is_named(
+    script: ModuleType,
+    dataset: xr.Dataset,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    results = store(script.STUDY, suited(script, dataset).drop_vars("population_alpha_attention"))
+    assert run_script(script, monkeypatch, "--results", str(results), "--out", "out") == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert "does not hold population_alpha_attention," in sentence
+    assert f"`scbjax run {script.STUDY} --out {results / script.STUDY} --force`" in sentence
+
+
+def test_an_output_that_is_no_directory_is_one_clear_sentence(
+    script: ModuleType, dataset: xr.Dataset, store: Store, tmp_path: Path
+) -> None:
+    results = store(script.STUDY, suited(script, dataset))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"cannot write into .*file"):
+        script.draw(results, tmp_path / "file")
+
+
+def test_text_is_legible_and_the_legend_hides_no_panel(
+    script: ModuleType, dataset: xr.Dataset
+) -> None:
+    figure = script.plot(suited(script, dataset))
+    figure.draw_without_rendering()
+    assert figure.get_figwidth() == _shared.DOUBLE_COLUMN
+    assert min(float(item.get_fontsize()) for item in shown_texts(figure)) >= 7
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+    for axes in panels(figure):
+        taken = axes.get_tightbbox()
+        assert taken is not None
+        assert not taken.overlaps(box)
+
+
+def test_quickstart_draws_the_percentiles_of_the_dataset(dataset: xr.Dataset) -> None:
+    script = importlib.import_module("quickstart")
+    data = suited(script, dataset)
+    figure = script.plot(data)
+    steps = data.sizes["step"]
+    for place, variable in ((0, "value_distance"), (4, "attention_distance")):
+        axes = panels(figure)[place]
+        sparsity = place % 3
+        for arm in (0, 1):
+            runs = data[variable].values[:, sparsity, arm]
+            low, median, high = np.percentile(runs.astype(float), [10, 50, 90], axis=0)
+            drawn = line(axes, f"median {arm}")
+            np.testing.assert_allclose(drawn[:, 1], median)
+            np.testing.assert_array_equal(drawn[:, 0], data["samples"].values[0, 0, arm])
+            bottom, top = filled(axes, f"band {arm}", steps)
+            np.testing.assert_allclose(bottom, low)
+            np.testing.assert_allclose(top, high)
+
+
+def test_quickstart_overlays_population_star_and_switch(dataset: xr.Dataset) -> None:
+    script = importlib.import_module("quickstart")
+    data = suited(script, dataset)
+    axes = panels(script.plot(data))[1]
+    runs = data.isel(sparsity=1)
+    alpha = runs["population_alpha_value"].values[:, 0].astype(float)
+    signal = runs["transition_signal"].values[:, 0].astype(float)
+    np.testing.assert_allclose(
+        line(axes, "population 0")[:, 1],
+        np.median((1 - alpha) * np.sqrt(signal)[:, None], axis=0),
+    )
+    for arm in (0, 1):
+        ((x, y),) = line(axes, f"rounded {arm}")
+        assert x > data["samples"].values.max()
+        np.testing.assert_allclose(
+            y, np.median(runs["rounded_value_distance"].values[:, arm, -1].astype(float))
+        )
+    first = (runs["stage"].values == 2).argmax(axis=-1)
+    samples = np.take_along_axis(runs["samples"].values, first[..., None], axis=-1)
+    assert line(axes, "switch")[0, 0] == np.median(samples)
+
+
+def test_a_rounded_distance_of_zero_is_shown_on_the_logarithmic_axis(dataset: xr.Dataset) -> None:
+    script = importlib.import_module("quickstart")
+    figure = script.plot(suited(script, dataset).sel(sparsity=[1]))
+    axes = panels(figure)[1]
+    assert line(axes, "rounded 0")[0, 1] == axes.get_ylim()[0]
+    assert "0" in [item.get_text() for item in axes.texts]
+
+
+@pytest.mark.parametrize("sparsities", [(3,), (2, 7), (1, 2, 3, 5, 8, 13)])
+def test_quickstart_panels_follow_the_sparsities(
+    make_dataset: Make, sparsities: tuple[int, ...]
+) -> None:
+    script = importlib.import_module("quickstart")
+    figure = script.plot(make_dataset(sparsities=sparsities, seeds=2, steps=100))
+    assert len(panels(figure)) == 2 * len(sparsities)
+    titles = [axes.get_title() for axes in panels(figure) if axes.get_title()]
+    assert titles == [f"sparsity {sparsity}" for sparsity in sparsities]
+
+
+def test_quickstart_without_a_sparsity_axis(dataset: xr.Dataset) -> None:
+    script = importlib.import_module("quickstart")
+    figure = script.plot(suited(script, dataset).sel(sparsity=2, drop=True))
+    assert len(panels(figure)) == 2
+
+
+def test_one_run_has_no_band_and_claims_none(script: ModuleType, dataset: xr.Dataset) -> None:
+    figure = script.plot(suited(script, dataset).isel(seed=[0]))
+    assert not any("%" in text for text in texts(figure))
+    assert not [
+        item for item in figure.findobj(PolyCollection) if str(item.get_gid()).startswith("band")
+    ]
+
+
+def test_diverged_runs_are_counted_in_the_panel(script: ModuleType, dataset: xr.Dataset) -> None:
+    data = suited(script, dataset).copy(deep=True)
+    last = data.sizes[ARM] - 1
+    for name, values in data.data_vars.items():
+        if values.dtype == np.float32 and "step" in values.dims:
+            data[name][{"seed": 0, ARM: last, "step": slice(10, None)}] = np.nan
+            data[name][{"seed": 1, ARM: last, "step": slice(15, None)}] = np.inf
+    figure = script.plot(data)
+    assert any("2 of 4 diverged" in text for text in texts(figure))
+    for axes in panels(figure):
+        assert np.isfinite(line(axes, f"median {last}")).all()
+
+
+def test_an_arm_of_which_every_run_diverged_leaves_the_others_visible(
+    script: ModuleType, dataset: xr.Dataset
+) -> None:
+    data = suited(script, dataset).copy(deep=True)
+    for name, values in data.data_vars.items():
+        if values.dtype == np.float32 and "step" in values.dims:
+            data[name][{ARM: -1, "step": slice(8, 10)}] = 1e12
+            data[name][{ARM: -1, "step": slice(10, None)}] = np.nan
+    figure = script.plot(data)
+    figure.draw_without_rendering()
+    assert any("4 of 4 diverged" in text for text in texts(figure))
+    for axes in panels(figure):
+        drawn = line(axes, "median 0")[:, 1]
+        low, high = axes.get_ylim()
+        assert low <= drawn.min()
+        assert drawn.max() <= high < 1e6
+
+
+@pytest.mark.parametrize("variable", ["alpha_value", "delta_attention"])
+def test_fig3_draws_medians_and_the_population_path(dataset: xr.Dataset, variable: str) -> None:
+    script = importlib.import_module("fig3")
+    data = suited(script, dataset)
+    axes = panels(script.plot(data))[list(script.NAMES).index(variable)]
+    for arm in range(3):
+        runs = data[variable].values[:, arm].astype(float)
+        drawn = line(axes, f"median {arm}")
+        np.testing.assert_allclose(drawn[:, 1], np.median(runs, axis=0))
+        np.testing.assert_array_equal(drawn[:, 0], data["step"].values)
+    population = [item for item in axes.lines if str(item.get_gid()).startswith("population")]
+    if variable == "alpha_value":
+        expected = np.median(data["population_alpha_value"].values[:, 2].astype(float), axis=0)
+        assert len(population) == 2  # the arms at one rate share a path
+        np.testing.assert_allclose(line(axes, "population 2")[:, 1], expected)
+    else:
+        assert population == []
+
+
+def test_fig1_marks_the_switch_and_the_rounded_solutions(dataset: xr.Dataset) -> None:
+    script = importlib.import_module("fig1")
+    data = suited(script, dataset)
+    for axes, name in zip(panels(script.plot(data)), ("value", "attention"), strict=True):
+        stars = [line(axes, f"rounded {arm}")[0, 1] for arm in range(3)]
+        final = data[f"rounded_{name}_distance"].values[..., -1].astype(float)
+        np.testing.assert_allclose(stars, np.median(final, axis=0))
+        first = data["step"].values[(data["stage"].values == 2).argmax(axis=-1)]
+        assert line(axes, "switch")[0, 0] == np.median(first)
+
+
+def test_every_figure_has_a_caption() -> None:
+    captions = (FIGURES.parent / "docs" / "figures.md").read_text()
+    scripts = [path.stem for path in FIGURES.glob("*.py") if not path.stem.startswith("_")]
+    assert sorted(scripts) == sorted(NAMES)
+    for name in scripts:
+        assert f"figures/{name}.py" in captions

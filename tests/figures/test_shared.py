@@ -1,0 +1,158 @@
+"""The helpers of the figure scripts: layout, arms, statistics, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import _shared
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+
+Make = Callable[..., xr.Dataset]
+
+
+def test_tidy_puts_seeds_into_runs_and_the_rest_into_arms(dataset: xr.Dataset) -> None:
+    tidy = _shared.tidy(dataset, ["sparsity"])
+    assert tidy["value_distance"].dims == ("arm", "run", "sparsity", "step")
+    assert tidy["transition_signal"].dims == ("arm", "run", "sparsity")
+    np.testing.assert_array_equal(
+        tidy["value_distance"][1, 3, 2], dataset["value_distance"].values[3, 2, 1]
+    )
+    assert list(tidy["optimizer"].values) == ["proximal", "sgd", "sgd"]
+
+
+def test_tidy_stacks_several_seed_axes_and_several_arm_axes() -> None:
+    values = np.arange(2 * 3 * 2 * 2 * 4.0).reshape(2, 3, 2, 2, 4)
+    product = xr.Dataset(
+        {"alpha_value": (("task_seed", "data_seed", "optimizer", "l1", "step"), values)},
+        coords={"optimizer": ["proximal", "sgd"], "l1": [1e-4, 1e-3], "step": range(4)},
+    )
+    tidy = _shared.tidy(product)
+    assert dict(tidy.sizes) == {"arm": 4, "run": 6, "step": 4}
+    np.testing.assert_array_equal(tidy["alpha_value"][2, 5], values[1, 2, 1, 0])
+    assert [arm.label for arm in _shared.arms_of(tidy)] == [
+        r"proximal, $\lambda$ = 0.0001",
+        r"proximal, $\lambda$ = 0.001",
+        r"SGD, $\lambda$ = 0.0001",
+        r"SGD, $\lambda$ = 0.001",
+    ]
+
+
+def test_tidy_finds_a_panel_field_inside_a_zip(dataset: xr.Dataset) -> None:
+    zipped = dataset.rename_dims(sparsity="level").drop_indexes("sparsity")
+    zipped = zipped.assign_coords(threshold=("level", [0.3, 0.2, 0.1]))
+    tidy = _shared.tidy(zipped, ["sparsity"])
+    assert tidy["value_distance"].dims == ("arm", "run", "sparsity", "step")
+    assert list(tidy["sparsity"].values) == [1, 2, 4]
+    assert len(_shared.arms_of(tidy)) == 3
+
+
+def test_tidy_gives_a_single_trajectory_every_dimension(dataset: xr.Dataset) -> None:
+    single = dataset.isel(seed=0, sparsity=0, optimizer_and_learning_rate_2=0, drop=True)
+    tidy = _shared.tidy(single, ["sparsity"])
+    assert tidy["stage"].dims == ("arm", "run", "sparsity", "step")
+    assert [arm.label for arm in _shared.arms_of(tidy)] == ["proximal"]
+
+
+def test_an_optimizer_that_is_not_swept_is_read_from_the_settings(dataset: xr.Dataset) -> None:
+    single = dataset.isel(optimizer_and_learning_rate_2=1, drop=True)
+    single.attrs["settings"] = '{"train.optimizer": "sgd"}'
+    (arm,) = _shared.arms_of(_shared.tidy(single, ["sparsity"]))
+    assert (arm.label, arm.colour) == ("SGD", _shared.LOOKS["sgd"][0][0])
+
+
+def test_an_arm_looks_the_same_whatever_it_is_compared_with(dataset: xr.Dataset) -> None:
+    three = _shared.arms_of(_shared.tidy(dataset, ["sparsity"]))
+    two = _shared.arms_of(
+        _shared.tidy(dataset.isel(optimizer_and_learning_rate_2=[1, 0]), ["sparsity"])
+    )
+    looks = {(arm.colour, str(arm.linestyle)) for arm in three}
+    assert len(looks) == 3
+    assert [(arm.colour, arm.linestyle) for arm in two] == [
+        (three[1].colour, three[1].linestyle),
+        (three[0].colour, three[0].linestyle),
+    ]
+    assert [arm.label for arm in three] == [
+        "proximal",
+        r"SGD, $\eta_2$ = 0.005",
+        r"SGD, $\eta_2$ = 0.001",
+    ]
+    assert [arm.label for arm in two] == ["SGD", "proximal"]
+
+
+def test_more_arms_than_looks_is_one_clear_sentence() -> None:
+    many = xr.Dataset(
+        {"stage": (("l1", "step"), np.ones((7, 2)))}, coords={"l1": np.arange(7.0), "step": [0, 1]}
+    )
+    with pytest.raises(ValueError, match=r"7 arms with optimizer proximal.*--set l1=0\.0"):
+        _shared.arms_of(_shared.tidy(many))
+
+
+def test_band_is_the_percentiles_of_the_finite_runs() -> None:
+    values = np.random.default_rng(0).normal(size=(9, 5))
+    values[0, 2], values[1, 2], values[:, 4] = np.nan, np.inf, np.nan
+    band = _shared.band(values)
+    np.testing.assert_array_equal(band[:, 0], np.percentile(values[:, 0], [10, 50, 90]))
+    np.testing.assert_array_equal(band[:, 2], np.percentile(values[2:, 2], [10, 50, 90]))
+    assert np.isnan(band[:, 4]).all()
+
+
+def test_diverged_runs_are_counted_once() -> None:
+    values = np.ones((4, 3))
+    values[1, 1:] = np.nan
+    values[2, 2] = np.inf
+    assert _shared.count_diverged(values) == 2
+
+
+def test_switch_points_leave_out_runs_that_stay_in_stage_1() -> None:
+    x = np.array([0.0, 10.0, 20.0, 30.0, 40.0])
+    stage = np.array([[1.0, 1, 2, 2, 3], [1, 1, 1, 1, 1], [1, 2, 2, 2, 2]])
+    np.testing.assert_array_equal(_shared.switch_points(x, stage), [20.0, 10.0])
+
+
+def test_population_distance_is_the_norm_of_what_is_left_of_the_signal() -> None:
+    rng = np.random.default_rng(1)
+    joint = rng.random((3, 3))
+    transition = joint / joint.sum(axis=0)
+    values, vectors = np.linalg.eig(transition)
+    mu = np.real(vectors[:, np.argmax(np.real(values))])
+    mu = mu / mu.sum()
+    start, alpha = np.outer(mu, np.ones(3)), np.array([[0.0, 0.4, 1.0, 1.2]])
+    signal = (transition**2 @ mu).sum() - (mu**2).sum()
+    expected = [np.sqrt((((1 - a) * (start - transition)) ** 2 @ mu).sum()) for a in alpha[0]]
+    np.testing.assert_allclose(
+        _shared.population_distance(alpha, np.array([signal])), expected, rtol=1e-12, atol=1e-15
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.1, 0.5, 0.0, np.nan], (0.07, 0.7)),
+        ([1e-9, 1.0], (1e-3, 1.4)),
+        ([0.1, 1e8], (0.07, 20.0)),
+        ([0.0, np.nan], (1e-3, 1.0)),
+    ],
+)
+def test_log_limits(values: list[float], expected: tuple[float, float]) -> None:
+    limits = _shared.log_limits([np.array(values)], ceiling=20.0)
+    np.testing.assert_allclose(limits, expected)
+
+
+def test_arms_that_share_a_population_path_show_it_once(dataset: xr.Dataset) -> None:
+    arms = _shared.arms_of(_shared.tidy(dataset, ["sparsity"]))
+    axes = Figure().subplots()
+    x, path = np.arange(3.0), np.array([0.0, 0.5, 1.0])
+    _shared.draw_population(axes, [x] * 3, [path, path.copy(), 0.5 * path], arms)
+    assert [line.get_gid() for line in axes.lines] == ["population 0", "population 2"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a dataset"])
+def test_a_broken_file_is_one_clear_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "fig1").mkdir()
+    (tmp_path / "fig1" / "fig1.nc").write_bytes(content)
+    with pytest.raises(ValueError, match=r"fig1\.nc cannot be read.*`scbjax run fig1 --out"):
+        _shared.open_study(tmp_path, "fig1", ["stage"])
