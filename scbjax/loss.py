@@ -1,13 +1,15 @@
 """The mean squared error of the learner: on a mini-batch, and in expectation.
 
-Mini-batch loss (Ren, Wang & Lee 2024, eq. 3): the mean over samples of ``1/2 |e_{x_o} - V X a^(k)|^2``. Its
-gradient is written out (custom VJP). With ``r = (V h - e_{x_o}) / B`` and ``h = X a^(k)``,
+Mini-batch loss (Ren, Wang & Lee 2024, eq. 3): the mean over samples of ``1/2 |e_{x_o} - V X
+a^(k)|^2``. Its gradient is written out (custom VJP). With ``r = (V h - e_{x_o}) / B`` and ``h = X
+a^(k)``,
 
     grad V = sum_b r_b h_b^T,      grad a_t^(k) = sum_{b: query k} (V^T r_b)[x_t^b],
 
 so that the backward pass is one look-up per token.
 
-Expected loss for any V and A. Let ``s_k = 1^T a^(k)`` and let mu-norms be those of ``task``; tokens are i.i.d., so
+Expected loss for any V and A. Let ``s_k = 1^T a^(k)`` and let mu-norms be those of ``task``; tokens
+are i.i.d., so
 
     E[h h^T | k]     = |a^(k)|^2 diag(mu) + (s_k^2 - |a^(k)|^2) mu mu^T,
     E[e_{x_o} h^T | k] = <q^(k), a^(k)> P diag(mu) + (s_k - <q^(k), a^(k)>) mu mu^T,
@@ -29,8 +31,9 @@ from scbjax.task import Task, mu_inner, product
 def loss(params: Params, batch: Batch) -> jax.Array:
     """The mean over the batch of ``1/2 |e_{x_o} - V X a^(k)|^2`` (eq. 3); a scalar.
 
-    ``jax.grad`` and ``jax.value_and_grad`` use a hand-written backward pass; it works under ``jit``, ``vmap``,
-    ``scan`` and ``jax.checkpoint``. Forward-mode and second derivatives are not defined.
+    ``jax.grad`` and ``jax.value_and_grad`` use a hand-written backward pass; it works under
+    ``jit``, ``vmap``, ``scan`` and ``jax.checkpoint``. Forward-mode and second derivatives are not
+    defined.
 
     Args:
         params: V [N, N] and A [T, N].
@@ -126,8 +129,8 @@ def population_loss(params: Params, task: Task) -> jax.Array:
 def population_grad(params: Params, task: Task) -> Params:
     """The gradient of :func:`population_loss`, which is the expectation of the mini-batch gradient.
 
-    Exact for any V and A, not only where ``1^T V = 1^T``, ``V mu = mu`` and ``1^T A = 1^T``; on that set the
-    preconditioned gradient reduces to Lemma B.8.
+    Exact for any V and A, not only where ``1^T V = 1^T``, ``V mu = mu`` and ``1^T A = 1^T``; on
+    that set the preconditioned gradient reduces to Lemma B.8.
 
     Args:
         params: V [N, N] and A [T, N].
@@ -140,14 +143,18 @@ def population_grad(params: Params, task: Task) -> Params:
     mean_norm = jnp.sum(m.value_mean**2)
     mean_product = jnp.sum(mu * m.value_mean)
     value = (m.size * params.value - m.overlap * task.transition) * mu
-    value = value + jnp.outer((m.mass_squared - m.size) * m.value_mean - (m.mass - m.overlap) * mu, mu)
-    attention = params.attention * (m.value_size - mean_norm) - task.pattern * (m.value_overlap - mean_product)
+    value = value + jnp.outer(
+        (m.mass_squared - m.size) * m.value_mean - (m.mass - m.overlap) * mu, mu
+    )
+    attention = params.attention * (m.value_size - mean_norm) - task.pattern * (
+        m.value_overlap - mean_product
+    )
     attention = (attention + (m.sums * mean_norm - mean_product)) * mu
     return Params(value, attention)
 
 
 def excess_loss(params: Params, task: Task) -> jax.Array:
-    """``population_loss(params) - population_loss(truth)``, without cancellation near the truth; a scalar >= 0.
+    """The expected loss above that of the truth, without cancellation near it; a scalar >= 0.
 
     It is ``1/2 E |V X a - P X q|^2``, computed from ``V X a - P X q = (V - P) X a + P X (a - q)``.
     """

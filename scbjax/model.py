@@ -2,9 +2,10 @@
 
     F(x, k; V, A) = V X a^(k)
 
-V [N, N] is the value (output) matrix, column ``a^(k)`` of A [T, N] holds the attention weights when the query
-is k, and X is the one-hot encoding of the context. ``V = P, A = Q`` is the ground truth. The one-hot tensor of
-shape (B, T, N) is never formed: ``h = X a`` is a sum of attention weights per token.
+V [N, N] is the value (output) matrix, column ``a^(k)`` of A [T, N] holds the attention weights when
+the query is k, and X is the one-hot encoding of the context. ``V = P, A = Q`` is the ground truth.
+The one-hot tensor of shape (B, T, N) is never formed: ``h = X a`` is a sum of attention weights per
+token.
 """
 
 from typing import NamedTuple
@@ -15,8 +16,8 @@ import jax.numpy as jnp
 
 from scbjax.task import Task, product
 
-# Up to this vocabulary size sums and look-ups per token are compare-and-select passes (they vectorise and fuse);
-# above it scatters and gathers, whose cost does not grow with N.
+# Up to this vocabulary size sums and look-ups per token are compare-and-select passes (they
+# vectorise and fuse); above it scatters and gathers, whose cost does not grow with N.
 COMPARE_LIMIT = 32
 
 
@@ -33,7 +34,7 @@ class Params(NamedTuple):
 
 
 def init_params(task: Task) -> Params:
-    """``V = mu 1^T`` and ``A = 1_T 1_N^T / T``: the paper's initialisation, with the dtype of the task.
+    """The paper's start, ``V = mu 1^T`` and ``A = 1_T 1_N^T / T``, in the dtype of the task.
 
     Example:
         >>> from scbjax.task import random_task
@@ -66,19 +67,22 @@ def predict(params: Params, tokens: jax.Array, query: jax.Array) -> jax.Array:
 
 
 def attend(attention: jax.Array, tokens: jax.Array, query: jax.Array) -> jax.Array:
-    """``h = X a^(k)``, the attention mass on every token; [B, N] from A [T, N], tokens [B, T] and query [B]."""
+    """``h = X a^(k)``, the attention mass on every token: [B, N] from [T, N], [B, T] and [B]."""
     context_length, num_tokens = attention.shape
     chex.assert_shape(tokens, (None, context_length))
     weights = attention.T[query]
     if num_tokens <= COMPARE_LIMIT:
-        sums = [jnp.sum(jnp.where(tokens == _as(tokens, n), weights, 0.0), axis=1) for n in range(num_tokens)]
+        sums = [
+            jnp.sum(jnp.where(tokens == _as(tokens, n), weights, 0.0), axis=1)
+            for n in range(num_tokens)
+        ]
         return jnp.stack(sums, axis=1)
     rows = jnp.arange(tokens.shape[0])[:, None]
     return jnp.zeros((tokens.shape[0], num_tokens), attention.dtype).at[rows, tokens].add(weights)
 
 
 def look_up(scores: jax.Array, tokens: jax.Array) -> jax.Array:
-    """``scores[b, tokens[b, t]]``, [B, T] from scores [B, N] and tokens [B, T]: the transpose of :func:`attend`."""
+    """``scores[b, tokens[b, t]]`` [B, T] from [B, N], [B, T]: transpose of :func:`attend`."""
     num_tokens = scores.shape[1]
     if num_tokens > COMPARE_LIMIT:
         return jnp.take_along_axis(scores, tokens.astype(jnp.int32), axis=1)

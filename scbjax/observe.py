@@ -1,7 +1,8 @@
 """What is recorded of a trajectory.
 
-Each observable is a pure function of a :class:`View` of the learner's state; :data:`OBSERVABLES` is the one table of
-them, with the names, units and symbols that results carry. Norms are mu-norms (see :mod:`scbjax.task`).
+Each observable is a pure function of a :class:`View` of the learner's state; :data:`OBSERVABLES` is
+the one table of them, with the names, units and symbols that results carry. Norms are mu-norms (see
+:mod:`scbjax.task`).
 """
 
 from collections.abc import Callable
@@ -17,8 +18,8 @@ from scbjax.stages import refit_value, round_attention, rounding_level
 from scbjax.task import Task, mu_inner
 from scbjax.theory import PathProjection, project_on_path
 
-# Entries of A within this share of 1/T of the background of their column count as thresholded: additive updates leave
-# rounding errors far below it.
+# Entries of A within this share of 1/T of the background of their column count as thresholded:
+# additive updates leave rounding errors far below it.
 _BACKGROUND_SHARE = 1e-3
 # The background of a column is the median of at most this many of its entries, evenly spaced.
 _BACKGROUND_PROBES = 1024
@@ -77,7 +78,9 @@ class View:
     @cached_property
     def rounded_attention(self) -> jax.Array:
         """A [T, N] after rounding (stage 3)."""
-        return round_attention(self.params.attention, rounding_level(self.task, self.rounding_share))
+        return round_attention(
+            self.params.attention, rounding_level(self.task, self.rounding_share)
+        )
 
     @cached_property
     def refitted_value(self) -> jax.Array:
@@ -106,17 +109,20 @@ class View:
 
 
 def count_nonzeros(attention: jax.Array) -> jax.Array:
-    """The number of entries of A [T, N] that stand out from the background of their column; an int32 scalar.
+    """Counts the entries of A [T, N] that stand out from the background of their column (int32).
 
-    After the soft-threshold and the restored column sum (eq. 6), all entries that were thresholded share one value, the
-    background. It is found as the median of the column, of an evenly spaced part of it if T > 1024, which is exact
-    wherever more than half of the entries were thresholded. Rounded columns have background 0.
+    After the soft-threshold and the restored column sum (eq. 6), all entries that were thresholded
+    share one value, the background. It is found as the median of the column, of an evenly spaced
+    part of it if T > 1024, which is exact wherever more than half of the entries were thresholded.
+    Rounded columns have background 0.
     """
     context_length = attention.shape[0]
     probes = attention[:: max(1, context_length // _BACKGROUND_PROBES)]
     # The lower of the two middle entries, not their mean: the value of an actual entry.
     background = jnp.sort(probes, axis=0)[(probes.shape[0] - 1) // 2]
-    return jnp.sum(jnp.abs(attention - background) > _BACKGROUND_SHARE / context_length, dtype=jnp.int32)
+    return jnp.sum(
+        jnp.abs(attention - background) > _BACKGROUND_SHARE / context_length, dtype=jnp.int32
+    )
 
 
 class Observable(NamedTuple):
@@ -138,27 +144,41 @@ class Observable(NamedTuple):
 
 
 OBSERVABLES: dict[str, Observable] = {
-    "alpha_value": Observable(lambda v: v.projection.alpha_value, "signal in the value matrix", r"$\alpha_V$"),
+    "alpha_value": Observable(
+        lambda v: v.projection.alpha_value, "signal in the value matrix", r"$\alpha_V$"
+    ),
     "alpha_attention": Observable(
         lambda v: v.projection.alpha_attention, "signal in the attention matrix", r"$\alpha_A$"
     ),
     "delta_value": Observable(
-        lambda v: v.norm(v.projection.delta_value), "value matrix off the population path", r"$\|\Delta_V\|_\mu$"
+        lambda v: v.norm(v.projection.delta_value),
+        "value matrix off the population path",
+        r"$\|\Delta_V\|_\mu$",
     ),
     "delta_attention": Observable(
-        lambda v: v.norm(v.projection.delta_attention), "attention matrix off the population path", r"$\|\Delta_A\|_\mu$"
+        lambda v: v.norm(v.projection.delta_attention),
+        "attention matrix off the population path",
+        r"$\|\Delta_A\|_\mu$",
     ),
     "value_distance": Observable(
-        lambda v: v.distance(v.params.value, v.task.transition), "distance of V to P", r"$\|V - P\|_\mu$"
+        lambda v: v.distance(v.params.value, v.task.transition),
+        "distance of V to P",
+        r"$\|V - P\|_\mu$",
     ),
     "attention_distance": Observable(
-        lambda v: v.distance(v.params.attention, v.task.pattern), "distance of A to Q", r"$\|A - Q\|_\mu$"
+        lambda v: v.distance(v.params.attention, v.task.pattern),
+        "distance of A to Q",
+        r"$\|A - Q\|_\mu$",
     ),
     "value_similarity": Observable(
-        lambda v: v.similarity(v.params.value, v.task.transition), "cosine similarity of V and P", r"$\cos_\mu(V, P)$"
+        lambda v: v.similarity(v.params.value, v.task.transition),
+        "cosine similarity of V and P",
+        r"$\cos_\mu(V, P)$",
     ),
     "attention_similarity": Observable(
-        lambda v: v.similarity(v.params.attention, v.task.pattern), "cosine similarity of A and Q", r"$\cos_\mu(A, Q)$"
+        lambda v: v.similarity(v.params.attention, v.task.pattern),
+        "cosine similarity of A and Q",
+        r"$\cos_\mu(A, Q)$",
     ),
     "rounded_value_distance": Observable(
         lambda v: v.distance(v.refitted_value, v.task.transition),
@@ -181,9 +201,13 @@ OBSERVABLES: dict[str, Observable] = {
         r"$\cos_\mu(\hat A, Q)$",
     ),
     "excess_loss": Observable(
-        lambda v: excess_loss(v.params, v.task), "expected loss above that of the truth", r"$L(V, A) - L(P, Q)$"
+        lambda v: excess_loss(v.params, v.task),
+        "expected loss above that of the truth",
+        r"$L(V, A) - L(P, Q)$",
     ),
-    "batch_loss": Observable(lambda v: v.batch_loss, "loss of the last mini-batch, before its step", r"$\ell$"),
+    "batch_loss": Observable(
+        lambda v: v.batch_loss, "loss of the last mini-batch, before its step", r"$\ell$"
+    ),
     "nonzeros": Observable(
         lambda v: count_nonzeros(v.params.attention),
         "entries of A that stand out from the background of their column",
@@ -193,14 +217,23 @@ OBSERVABLES: dict[str, Observable] = {
     ),
     "stage": Observable(lambda v: v.stage, "stage of the algorithm", "stage", dtype="int32"),
     "flipped": Observable(
-        lambda v: v.flipped.astype(jnp.int32), "whether the sign flip at the end of stage 1 fired", "flip", dtype="int32"
+        lambda v: v.flipped.astype(jnp.int32),
+        "whether the sign flip at the end of stage 1 fired",
+        "flip",
+        dtype="int32",
     ),
-    "samples": Observable(lambda v: v.samples, "samples used so far", r"$\tau B$", units="samples", dtype="int32"),
+    "samples": Observable(
+        lambda v: v.samples, "samples used so far", r"$\tau B$", units="samples", dtype="int32"
+    ),
     "population_alpha_value": Observable(
-        lambda v: v.population[0], "signal in V of the noiseless recursion", r"$\alpha_V$ (population)"
+        lambda v: v.population[0],
+        "signal in V of the noiseless recursion",
+        r"$\alpha_V$ (population)",
     ),
     "population_alpha_attention": Observable(
-        lambda v: v.population[1], "signal in A of the noiseless recursion", r"$\alpha_A$ (population)"
+        lambda v: v.population[1],
+        "signal in A of the noiseless recursion",
+        r"$\alpha_A$ (population)",
     ),
 }
 

@@ -1,18 +1,20 @@
 """The paper's optimiser as optax transformations.
 
-Ren, Wang & Lee (2024), eqs. 4 to 6, for parameters with fields ``value`` (V [N, N]) and ``attention`` (A [T, N]):
+Ren, Wang & Lee (2024), eqs. 4 to 6, for parameters with fields ``value`` (V [N, N]) and
+``attention`` (A [T, N]):
 
     V gradient:        (I - 1 1^T / N) g_V diag(1/mu) (I - mu mu^T / |mu|^2)             (eq. 4)
     a^(k) gradient:    (1 / mu_k) (I - 1 1^T / T) g_a                                    (eq. 4)
     V <- V - eta_V * (preconditioned gradient)                                           (eq. 5)
     A <- soft-threshold(A - eta_A * (preconditioned gradient)), then 1^T A = 1^T again   (eq. 6)
 
-Each piece is a transformation of its own: :func:`scale_by_stationary` and :func:`project_tangent` (eq. 4),
-:func:`proximal_l1` and :func:`restore_column_sums` (eq. 6). :func:`scb_proximal` and :func:`scb_sgd` chain them into
-the two arms that the paper compares. This module knows arrays and optax, and nothing of tasks.
+Each piece is a transformation of its own: :func:`scale_by_stationary` and :func:`project_tangent`
+(eq. 4), :func:`proximal_l1` and :func:`restore_column_sums` (eq. 6). :func:`scb_proximal` and
+:func:`scb_sgd` chain them into the two arms that the paper compares. This module knows arrays and
+optax, and nothing of tasks.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import chex
 import jax
@@ -30,8 +32,8 @@ VALUE, ATTENTION = "value", "attention"
 def scale_by_stationary(stationary: chex.Array) -> optax.GradientTransformationExtraArgs:
     r"""Divides column k of every gradient by :math:`\mu_k`: the diagonal preconditioner of eq. 4.
 
-    For V this is ``g_V diag(1/mu)``, for A it is ``g_{a^(k)} / mu_k``: in both the last axis is the token that the
-    column belongs to.
+    For V this is ``g_V diag(1/mu)``, for A it is ``g_{a^(k)} / mu_k``: in both the last axis is the
+    token that the column belongs to.
 
     Args:
         stationary: mu [N], positive.
@@ -41,12 +43,17 @@ def scale_by_stationary(stationary: chex.Array) -> optax.GradientTransformationE
 
     Example:
         >>> transform = scale_by_stationary(jnp.array([0.25, 0.75]))
-        >>> updates, _ = transform.update({"a": jnp.ones((1, 2))}, transform.init({"a": jnp.ones((1, 2))}))
-        >>> updates["a"].round(3).tolist()
-        [[4.0, 1.333...]]
+        >>> updates, _ = transform.update(jnp.array([[1.0, 1.5]]), transform.init(None))
+        >>> updates.tolist()
+        [[4.0, 2.0]]
     """
 
-    def update_fn(updates: optax.Updates, state: optax.EmptyState, params: Any = None, **extra: Any) -> Any:
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.EmptyState,
+        params: optax.Params | None = None,
+        **extra: object,
+    ) -> tuple[optax.Updates, optax.OptState]:
         del params, extra
         return jax.tree.map(lambda g: g / stationary.astype(g.dtype), updates), state
 
@@ -56,14 +63,17 @@ def scale_by_stationary(stationary: chex.Array) -> optax.GradientTransformationE
 def project_tangent(
     stationary: chex.Array | None = None, geometry: Geometry = "mu"
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Projects updates D onto the directions that keep column sums and, given mu, ``V mu`` (eq. 4).
+    r"""Projects updates D on the directions that keep column sums and, given mu, ``V mu`` (eq. 4).
 
-    The left projector ``I - 1 1^T / rows`` removes the mean of every column. With ``stationary`` the right projector
-    follows, in one of two forms that keep the same invariants and have the same expectation:
+    The left projector ``I - 1 1^T / rows`` removes the mean of every column. With ``stationary``
+    the right projector follows, in one of two forms that keep the same invariants and have the same
+    expectation:
 
-    * ``"paper"``: ``D (I - mu mu^T / |mu|^2)``, as printed in eq. 4, orthogonal in the Euclidean inner product;
-    * ``"mu"``: ``D (I - mu 1^T)``, orthogonal in the mu-inner product (ours). For non-uniform mu the printed form lets
-      through sampling noise whose size does not fall with T, and this one does not.
+    * ``"paper"``: ``D (I - mu mu^T / |mu|^2)``, as printed in eq. 4, orthogonal in the Euclidean
+      inner product;
+    * ``"mu"``: ``D (I - mu 1^T)``, orthogonal in the mu-inner product (ours). For non-uniform mu
+      the printed form lets through sampling noise whose size does not fall with T, and this one
+      does not.
 
     Args:
         stationary: mu [N] for updates of V; None for updates of A, which need no right projector.
@@ -93,7 +103,12 @@ def project_tangent(
         drift = jnp.sum(update * mu, axis=1, keepdims=True)
         return update - drift * (mu / jnp.sum(mu**2) if geometry == "paper" else jnp.ones_like(mu))
 
-    def update_fn(updates: optax.Updates, state: optax.EmptyState, params: Any = None, **extra: Any) -> Any:
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.EmptyState,
+        params: optax.Params | None = None,
+        **extra: object,
+    ) -> tuple[optax.Updates, optax.OptState]:
         del params, extra
         return jax.tree.map(project, updates), state
 
@@ -111,7 +126,7 @@ class ProximalL1State(NamedTuple):
 
 
 def soft_threshold(array: chex.Array, threshold: chex.Numeric) -> jax.Array:
-    r"""``sign(x) max(|x| - threshold, 0)``: :math:`\arg\min_z \frac12 |z - x|^2 + \text{threshold} |z|_1`.
+    r"""``sign(x) max(|x| - threshold, 0)``, which minimises ``|z - x|^2 / 2 + threshold |z|_1``.
 
     Example:
         >>> soft_threshold(jnp.array([-2.0, 0.5, 3.0]), 1.0).tolist()
@@ -126,19 +141,20 @@ def proximal_l1(
     l1: optax.ScalarOrSchedule,
     threshold: Threshold = "direct",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""A gradient step followed by soft-thresholding, as an additive update (eq. 6, parts i and ii).
+    r"""A gradient step followed by soft-thresholding, as an additive update (eq. 6, i and ii).
 
-    For parameters p and incoming updates g it returns ``prox(p - learning_rate * g) - p``, to be applied with
-    :func:`optax.apply_updates`; an entry that is thresholded becomes exactly zero. It takes the place of
-    :func:`optax.scale_by_learning_rate` at the end of a chain.
+    For parameters p and incoming updates g it returns ``prox(p - learning_rate * g) - p``, to be
+    applied with :func:`optax.apply_updates`; an entry that is thresholded becomes exactly zero. It
+    takes the place of :func:`optax.scale_by_learning_rate` at the end of a chain.
 
     The threshold is ``l1`` itself with ``threshold="direct"``, the form printed in the paper, and
     ``learning_rate * l1`` with ``threshold="rate"``, the proximal operator of the textbooks.
 
-    Soft-thresholding is the exact proximal operator of ``l1 |p|_1`` in the metric of the preconditioner only if that
-    metric is diagonal (and then with a threshold for each entry, ``learning_rate * l1 / mu_k`` for column k). The
-    preconditioner of eq. 4 also projects, so its exact operator would couple the entries of a column; the paper, and
-    this transformation, threshold first and restore the column sums after (:func:`restore_column_sums`).
+    Soft-thresholding is the exact proximal operator of ``l1 |p|_1`` in the metric of the
+    preconditioner only if that metric is diagonal (and then with a threshold for each entry,
+    ``learning_rate * l1 / mu_k`` for column k). The preconditioner of eq. 4 also projects, so its
+    exact operator would couple the entries of a column; the paper, and this transformation,
+    threshold first and restore the column sums after (:func:`restore_column_sums`).
 
     Args:
         learning_rate: the step size; a number, a traced scalar or a schedule.
@@ -146,7 +162,8 @@ def proximal_l1(
         threshold: ``"direct"`` or ``"rate"``.
 
     Returns:
-        A transformation whose state counts the updates; dtypes are kept; ``params`` must be given to ``update``.
+        A transformation whose state counts the updates; dtypes are kept; ``params`` must be given
+        to ``update``.
 
     Raises:
         ValueError: for an unknown ``threshold``, and in ``update`` when ``params`` is None.
@@ -165,10 +182,17 @@ def proximal_l1(
         del params
         return ProximalL1State(jnp.zeros((), jnp.int32))
 
-    def update_fn(updates: optax.Updates, state: ProximalL1State, params: Any = None, **extra: Any) -> Any:
+    def update_fn(
+        updates: optax.Updates,
+        state: ProximalL1State,
+        params: optax.Params | None = None,
+        **extra: object,
+    ) -> tuple[optax.Updates, optax.OptState]:
         del extra
         if params is None:
-            raise ValueError("proximal_l1 needs the parameters: call update(updates, state, params)")
+            raise ValueError(
+                "proximal_l1 needs the parameters: call update(updates, state, params)"
+            )
         rate = jnp.asarray(_value_at(learning_rate, state.count))
         level = jnp.asarray(_value_at(l1, state.count))
         level = rate * level if threshold == "rate" else level
@@ -184,13 +208,15 @@ def proximal_l1(
 
 
 def restore_column_sums() -> optax.GradientTransformationExtraArgs:
-    r"""Adds ``(1 - sum) / T`` to every entry of each column that the update would lead to (eq. 6, part iii).
+    r"""Adds ``(1 - sum) / T`` to each entry of the columns that the update leads to (eq. 6, iii).
 
-    This is the Euclidean projection of the updated columns onto the affine space ``1^T a = 1`` (not onto the
-    simplex). Entries that the soft-threshold set to zero share the value ``(1 - sum) / T`` afterwards.
+    This is the Euclidean projection of the updated columns onto the affine space ``1^T a = 1`` (not
+    onto the simplex). Entries that the soft-threshold set to zero share the value ``(1 - sum) / T``
+    afterwards.
 
     Returns:
-        A stateless transformation for matrices; dtypes are kept; ``params`` must be given to ``update``.
+        A stateless transformation for matrices; dtypes are kept; ``params`` must be given to
+        ``update``.
 
     Raises:
         ValueError: in ``update``, when ``params`` is None.
@@ -198,7 +224,8 @@ def restore_column_sums() -> optax.GradientTransformationExtraArgs:
     Example:
         >>> transform = restore_column_sums()
         >>> params = jnp.array([[0.5], [0.5]])
-        >>> updates, _ = transform.update(jnp.array([[-0.5], [0.0]]), transform.init(params), params)
+        >>> state = transform.init(params)
+        >>> updates, _ = transform.update(jnp.array([[-0.5], [0.0]]), state, params)
         >>> optax.apply_updates(params, updates).tolist()
         [[0.25], [0.75]]
     """
@@ -207,10 +234,17 @@ def restore_column_sums() -> optax.GradientTransformationExtraArgs:
         missing = 1.0 - jnp.sum(param + update, axis=0, keepdims=True)
         return (update + missing / param.shape[0]).astype(update.dtype)
 
-    def update_fn(updates: optax.Updates, state: optax.EmptyState, params: Any = None, **extra: Any) -> Any:
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.EmptyState,
+        params: optax.Params | None = None,
+        **extra: object,
+    ) -> tuple[optax.Updates, optax.OptState]:
         del extra
         if params is None:
-            raise ValueError("restore_column_sums needs the parameters: call update(updates, state, params)")
+            raise ValueError(
+                "restore_column_sums needs the parameters: call update(updates, state, params)"
+            )
         return jax.tree.map(restore, updates, params), state
 
     return optax.GradientTransformationExtraArgs(_empty_state, update_fn)
@@ -266,7 +300,7 @@ def scb_sgd(
     *,
     geometry: Geometry = "mu",
 ) -> optax.GradientTransformationExtraArgs:
-    """Preconditioned, projected stochastic gradient descent: :func:`scb_proximal` without the l1 term.
+    """Preconditioned, projected SGD: :func:`scb_proximal` without the l1 term.
 
     Args:
         stationary: mu [N].
@@ -308,7 +342,7 @@ def _value_chain(
 def _by_field(
     value: optax.GradientTransformation, attention: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-    def labels(params: Any) -> Any:
+    def labels(params: optax.Params) -> optax.Params:
         return type(params)(**{VALUE: VALUE, ATTENTION: ATTENTION})
 
     return optax.partition({VALUE: value, ATTENTION: attention}, labels)

@@ -1,22 +1,26 @@
 """Mini-batches of the sparse contextual bigram: the one place where random bits are spent.
 
-A sample is a context ``x_1 .. x_T`` and a query ``x_{T+1}``, all i.i.d. from mu, and a label drawn as eq. 1
-of Ren, Wang & Lee (2024) says: draw a position s from column ``x_{T+1}`` of Q, then take one step of P from
-``x_s``. Tokens and queries depend on mu alone, so that a ``vmap`` over tasks which share mu draws them once.
+A sample is a context ``x_1 .. x_T`` and a query ``x_{T+1}``, all i.i.d. from mu, and a label drawn
+as eq. 1 of Ren, Wang & Lee (2024) says: draw a position s from column ``x_{T+1}`` of Q, then take
+one step of P from ``x_s``. Tokens and queries depend on mu alone, so that a ``vmap`` over tasks
+which share mu draws them once.
 
-Discrete draws invert the distribution function on unsigned 32-bit integers: a token is the interval that a
-random word falls in; its probability is that of mu up to a few float32 roundings of mu itself (below 2^-22).
+Discrete draws invert the distribution function on unsigned 32-bit integers: a token is the interval
+that a random word falls in; its probability is that of mu up to a few float32 roundings of mu
+itself (below 2^-22).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scbjax.task import Task
 
-# Up to this vocabulary size a token is found by comparing with every threshold (vectorises); above it by bisection.
+# Up to this vocabulary size a token is found by comparing with every threshold (vectorises); above
+# it by bisection.
 _COMPARE_LIMIT = 32
 _WORD = jnp.uint32
 
@@ -36,10 +40,11 @@ class Batch(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """What sampling needs of a task, computed once: its distribution functions. Made by :func:`make_sampler`.
+    """The distribution functions of a task, computed once by :func:`make_sampler`.
 
     Attributes:
-        token_thresholds: [N - 1] uint32; a token is the number of thresholds that a random word has reached.
+        token_thresholds: [N - 1] uint32; a token is the number of thresholds that a random word has
+            reached.
         position_cdf: [T, N]; the distribution function of the positions, a column for each query.
         label_cdf: [N, N]; the distribution function of the labels, a column for each current token.
     """
@@ -49,17 +54,17 @@ class Sampler(NamedTuple):
     label_cdf: jax.Array
 
 
-def token_dtype(num_tokens: int) -> jnp.dtype:
+def token_dtype(num_tokens: int) -> np.dtype[Any]:
     """The smallest unsigned integer type that holds the tokens 0 .. N - 1.
 
     Example:
         >>> token_dtype(256).name, token_dtype(257).name
         ('uint8', 'uint16')
     """
-    for dtype in (jnp.uint8, jnp.uint16):
-        if num_tokens - 1 <= jnp.iinfo(dtype).max:
-            return jnp.dtype(dtype)
-    return jnp.dtype(jnp.uint32)
+    for dtype in (np.uint8, np.uint16):
+        if num_tokens - 1 <= np.iinfo(dtype).max:
+            return np.dtype(dtype)
+    return np.dtype(np.uint32)
 
 
 def make_sampler(task: Task) -> Sampler:
@@ -103,7 +108,9 @@ def draw_batch(key: jax.Array, sampler: Sampler, batch_size: int) -> Batch:
     chex.assert_shape(sampler.label_cdf, (num_tokens, num_tokens))
     key_tokens, key_query, key_label = jax.random.split(key, 3)
     dtype = token_dtype(num_tokens)
-    tokens = draw_tokens(key_tokens, sampler.token_thresholds, (batch_size, context_length)).astype(dtype)
+    tokens = draw_tokens(key_tokens, sampler.token_thresholds, (batch_size, context_length)).astype(
+        dtype
+    )
     query = draw_tokens(key_query, sampler.token_thresholds, (batch_size,))
     key_position, key_step = jax.random.split(key_label)
     position = draw_from_columns(key_position, sampler.position_cdf, query)
@@ -123,9 +130,10 @@ def draw_tokens(key: jax.Array, thresholds: jax.Array, shape: tuple[int, ...]) -
 
 
 def draw_from_columns(key: jax.Array, cdf: jax.Array, columns: jax.Array) -> jax.Array:
-    """Draws one row index (int32) from each of the given columns [B] of a table of distribution functions [R, C]."""
+    """Draws a row (int32) for each given column [B] of a table of distribution functions [R, C]."""
     rows = cdf.shape[0]
-    # Scaled by the last entry: a column's rounded sum need not be one, and a row past it must not be drawn.
+    # Scaled by the last entry: a column's rounded sum need not be one, and a row past it must not
+    # be drawn.
     level = jax.random.uniform(key, columns.shape, cdf.dtype) * cdf[-1, columns]
     low = jnp.zeros(columns.shape, jnp.int32)
     high = jnp.full(columns.shape, rows - 1, jnp.int32)
@@ -138,16 +146,17 @@ def draw_from_columns(key: jax.Array, cdf: jax.Array, columns: jax.Array) -> jax
 
 
 def _thresholds(probabilities: jax.Array) -> jax.Array:
-    """Cumulative probabilities as 32-bit words [N - 1]: word w belongs to token #{i: thresholds[i] <= w}.
+    """Cumulative probabilities as 32-bit words [N - 1]: a token is the number of words reached.
 
-    Each probability is turned into a number of words before the (exact, integer) cumulative sum: in float32 the
-    sum itself would round.
+    Each probability is turned into a number of words before the (exact, integer) cumulative sum: in
+    float32 the sum itself would round.
     """
     scaled = probabilities[:-1] / jnp.sum(probabilities) * 2.0**16
     high = jnp.floor(scaled)
     low = jnp.floor((scaled - high) * 2.0**16)
     counts = high.astype(_WORD) * _WORD(2**16) + low.astype(_WORD)
     words = jnp.cumsum(counts, dtype=_WORD)
-    # A last token of probability below rounding lets the sum pass 2^32; such thresholds are never to be reached.
+    # A last token of probability below rounding lets the sum pass 2^32; such thresholds are never
+    # to be reached.
     wrapped = jax.lax.cummax((words < counts).astype(jnp.int32)) > 0
     return jnp.where(wrapped, _WORD(2**32 - 1), words)

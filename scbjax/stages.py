@@ -1,9 +1,9 @@
 """What happens between the stages of the paper's algorithm (Ren, Wang & Lee 2024, section 3).
 
-Stage 1 boosts the signal without l1 until it reaches a level; then the attention is thresholded and its columns are
-put back on the affine space of sum one. Stage 2 runs proximal steps. Then the attention is rounded and frozen, and V
-is trained, or fitted by least squares, alone (stage 3). Everything here is a pure function of arrays and works inside
-``scan`` and under ``vmap``.
+Stage 1 boosts the signal without l1 until it reaches a level; then the attention is thresholded and
+its columns are put back on the affine space of sum one. Stage 2 runs proximal steps. Then the
+attention is rounded and frozen, and V is trained, or fitted by least squares, alone (stage 3).
+Everything here is a pure function of arrays and works inside ``scan`` and under ``vmap``.
 """
 
 import jax
@@ -22,17 +22,18 @@ from scbjax.task import (
 )
 from scbjax.theory import ratio, signals
 
-# Ridge of the least-squares refit, relative to the mean eigenvalue of the Gram matrix: keeps a column that saw no
-# sample finite, and is far below the sampling error at any number of samples that fits in memory.
+# Ridge of the least-squares refit, relative to the mean eigenvalue of the Gram matrix: keeps a
+# column that saw no sample finite, and is far below the sampling error at any number of samples
+# that fits in memory.
 _RIDGE = 1e-6
 
 
 def estimated_signals(params: Params, task: Task) -> tuple[jax.Array, jax.Array]:
-    """``sqrt(K_V / K_P)`` and ``sqrt(K_A / K_Q)``: the signals as one can tell without knowing P and Q; scalars.
+    """``sqrt(K_V / K_P)`` and ``sqrt(K_A / K_Q)``: the signals as told without P and Q; scalars.
 
-    On the population path these are ``|alpha_V|`` and ``|alpha_A|``; off it they also count the noise
-    (``K_V = alpha_V^2 K_P + |Delta_V|_mu^2``). Of the task, only mu and the two norms K_P and K_Q are used, which the
-    paper's step sizes take as known.
+    On the population path these are ``|alpha_V|`` and ``|alpha_A|``; off it they also count the
+    noise (``K_V = alpha_V^2 K_P + |Delta_V|_mu^2``). Of the task, only mu and the two norms K_P and
+    K_Q are used, which the paper's step sizes take as known.
     """
     mu = task.stationary
     value = mu_inner(params.value, params.value, mu) - stationary_norm(task)
@@ -50,7 +51,7 @@ def true_signals(params: Params, task: Task) -> tuple[jax.Array, jax.Array]:
 
 
 def is_mirrored(attention: jax.Array) -> jax.Array:
-    """Whether A [T, N] is near the mirrored solution ``2/T - Q``: its few large entries are negative; a boolean.
+    """Whether A [T, N] is near the mirrored solution ``2/T - Q``; a boolean.
 
     Decided by the sign of the sum of cubes, which the largest entries dominate.
     """
@@ -60,18 +61,22 @@ def is_mirrored(attention: jax.Array) -> jax.Array:
 def mirror(params: Params, task: Task) -> Params:
     """Reflects (V, A) through the initial point: ``V <- 2 mu 1^T - V``, ``A <- 2/T - A``.
 
-    The loss is almost even under this reflection when the signal is small, so gradient descent from the symmetric
-    start can follow ``(2 mu 1^T - P, 2/T - Q)`` instead of the truth; both signals change sign here.
+    The loss is almost even under this reflection when the signal is small, so gradient descent from
+    the symmetric start can follow ``(2 mu 1^T - P, 2/T - Q)`` instead of the truth; both signals
+    change sign here.
     """
-    return Params(2.0 * task.stationary[:, None] - params.value, 2.0 / task.context_length - params.attention)
+    return Params(
+        2.0 * task.stationary[:, None] - params.value, 2.0 / task.context_length - params.attention
+    )
 
 
 def threshold_and_project(attention: jax.Array, level: jax.Array) -> jax.Array:
-    """``a_t <- a_t 1{a_t >= level} + (1 - kept sum) / T`` for every column of A [T, N] (end of stage 1).
+    """``a_t <- a_t 1{a_t >= level} + (1 - kept sum) / T`` for every column of A [T, N].
 
     Example:
-        >>> threshold_and_project(jnp.array([[0.7], [0.1], [0.1], [0.1]]), jnp.array(0.5)).round(3).ravel().tolist()
-        [0.774..., 0.075, 0.075, 0.075]
+        >>> attention = jnp.array([[0.75], [0.125], [0.0625], [0.0625]])
+        >>> threshold_and_project(attention, jnp.array(0.5)).ravel().tolist()
+        [0.8125, 0.0625, 0.0625, 0.0625]
     """
     kept = jnp.where(attention >= level, attention, 0.0)
     return kept + (1.0 - jnp.sum(kept, axis=0)) / attention.shape[0]
@@ -83,15 +88,16 @@ def round_attention(attention: jax.Array, level: jax.Array) -> jax.Array:
     A column in which nothing reaches the level keeps its largest entry.
 
     Example:
-        >>> round_attention(jnp.array([[0.6], [0.3], [0.1]]), jnp.array(0.2)).round(3).ravel().tolist()
-        [0.666..., 0.333..., 0.0]
+        >>> round_attention(jnp.array([[0.6], [0.2], [0.1]]), jnp.array(0.2)).ravel().tolist()
+        [0.75, 0.25, 0.0]
     """
     keep = (attention >= level) & (attention > 0)
     largest = jnp.arange(attention.shape[0])[:, None] == jnp.argmax(attention, axis=0)
     kept = jnp.where(keep, attention, 0.0)
     kept = jnp.where(jnp.any(keep, axis=0), kept, largest.astype(attention.dtype))
     rounded = kept / jnp.sum(kept, axis=0)
-    # Comparisons with NaN are false: without this a diverged column would come out as a one-hot vector.
+    # Comparisons with NaN are false: without this a diverged column would come out as a one-hot
+    # vector.
     return jnp.where(jnp.all(jnp.isfinite(attention), axis=0), rounded, jnp.nan)
 
 
@@ -101,10 +107,11 @@ def rounding_level(task: Task, share: jax.Array | float) -> jax.Array:
 
 
 def population_refit(attention: jax.Array, task: Task) -> jax.Array:
-    """The V [N, N] that minimises the expected loss for a given A [T, N] (the star in the paper's figures).
+    """The V [N, N] that minimises the expected loss for a given A [T, N] (the paper's star).
 
-    ``V = E[e_{x_o} h^T] E[h h^T]^{-1}`` with the moments of :mod:`scbjax.loss`. For any A on the population path it is
-    P exactly, even for uniform A, so that it says nothing about how well A is known: see :func:`refit_value`.
+    ``V = E[e_{x_o} h^T] E[h h^T]^{-1}`` with the moments of :mod:`scbjax.loss`. For any A on the
+    population path it is P exactly, even for uniform A, so that it says nothing about how well A is
+    known: see :func:`refit_value`.
     """
     mu = task.stationary
     sums = jnp.sum(attention, axis=0)
@@ -113,18 +120,23 @@ def population_refit(attention: jax.Array, task: Task) -> jax.Array:
     mean = jnp.outer(mu, mu)
     cross = overlap * task.transition * mu + (jnp.sum(mu * sums) - overlap) * mean
     gram = size * jnp.diag(mu) + (jnp.sum(mu * sums**2) - size) * mean
-    return jnp.linalg.solve(gram, cross.T).T
+    value: jax.Array = jnp.linalg.solve(gram, cross.T).T
+    return value
 
 
-def refit_value(key: jax.Array, attention: jax.Array, task: Task, *, num_samples: int, support: int) -> jax.Array:
+def refit_value(
+    key: jax.Array, attention: jax.Array, task: Task, *, num_samples: int, support: int
+) -> jax.Array:
     """Least-squares fit of V [N, N] to fresh samples, for a rounded attention A [T, N].
 
-    Only the ``support`` largest entries of each column are used. Tokens are i.i.d., so those at other positions need
-    not be drawn, except the one that the label came from: a sample costs ``support + 1`` tokens instead of T.
+    Only the ``support`` largest entries of each column are used. Tokens are i.i.d., so those at
+    other positions need not be drawn, except the one that the label came from: a sample costs
+    ``support + 1`` tokens instead of T.
 
     Args:
         key: a PRNG key.
-        attention: a sparse A; at most ``support`` nonzeros a column, or the smallest of them are left out.
+        attention: a sparse A; at most ``support`` nonzeros a column, or the smallest of them are
+            left out.
         task: the task that the samples are drawn from.
         num_samples: number of fresh samples.
         support: largest number of entries used in a column (cut to T).
@@ -141,11 +153,14 @@ def refit_value(key: jax.Array, attention: jax.Array, task: Task, *, num_samples
     elsewhere = draw_tokens(keys[2], sampler.token_thresholds, (num_samples,))
     position = draw_from_columns(keys[3], sampler.position_cdf, query)
     here = positions[query] == position[:, None]
-    source = jnp.where(jnp.any(here, axis=1), jnp.sum(jnp.where(here, tokens, 0), axis=1), elsewhere)
+    source = jnp.where(
+        jnp.any(here, axis=1), jnp.sum(jnp.where(here, tokens, 0), axis=1), elsewhere
+    )
     label = draw_from_columns(keys[4], sampler.label_cdf, source)
     attended = attend(weights.T, tokens, query)
     target = (label[:, None] == jnp.arange(num_tokens)).astype(attended.dtype)
     gram = product(attended.T, attended)
     ridge = _RIDGE * jnp.trace(gram) / num_tokens
     gram = gram + ridge * jnp.eye(num_tokens, dtype=gram.dtype)
-    return jnp.linalg.solve(gram, product(attended.T, target)).T
+    value: jax.Array = jnp.linalg.solve(gram, product(attended.T, target)).T
+    return value

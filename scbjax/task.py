@@ -1,10 +1,12 @@
 """The sparse contextual bigram (SCB): what is to be learned, and random instances of it.
 
-A task is a triple (P, mu, Q) as in Ren, Wang & Lee (2024), section 2. ``P`` is the column-stochastic
-transition matrix, ``mu`` its stationary distribution (``P mu = mu``), and column ``k`` of ``Q`` is the
-distribution over context positions that the query token ``k`` attends to. A label is drawn as
+A task is a triple (P, mu, Q) as in Ren, Wang & Lee (2024), section 2. ``P`` is the
+column-stochastic transition matrix, ``mu`` its stationary distribution (``P mu = mu``), and column
+``k`` of ``Q`` is the distribution over context positions that the query token ``k`` attends to. A
+label is drawn as
 
-    Pr(x_o = n | x, x_{T+1} = k) = sum_t q_t^(k) P[n, x_t].                                    (eq. 1)
+    Pr(x_o = n | x, x_{T+1} = k) = sum_t q_t^(k) P[n, x_t].                                    (eq.
+    1)
 
 Shapes: N tokens, context length T. Norms are taken in the mu-inner product
 ``<A, B>_mu = Tr(A diag(mu) B^T)``.
@@ -12,33 +14,39 @@ Shapes: N tokens, context length T. Norms are taken in the mu-inner product
 
 import dataclasses
 import math
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# |mu|^2 of a random task stays below this for N >= 3, so that K_P >= |mu|^2 (Assumption 2.1 (c)), which
-# needs |mu|^2 <= 1/2 since K_P <= 1 - |mu|^2, is always within reach.
+# |mu|^2 of a random task stays below this for N >= 3, so that K_P >= |mu|^2 (Assumption 2.1 (c)),
+# which needs |mu|^2 <= 1/2 since K_P <= 1 - |mu|^2, is always within reach.
 MAX_STATIONARY_NORM = 0.45
 # Default K_P as a multiple of |mu|^2: Assumption 2.1 (c) with a margin for rounding.
 DEFAULT_SIGNAL_RATIO = 1.1
-# K_P is clipped to this share of its supremum 1 - |mu|^2, which only the identity reaches (and that is reducible).
+# K_P is clipped to this share of its supremum 1 - |mu|^2, which only the identity reaches (and that
+# is reducible).
 MAX_SIGNAL_SHARE = 0.98
 
-# Largest inverse temperature of the Sinkhorn path, with potentials truncated to [-3, 3]: exp(60) fits float32.
+# Largest inverse temperature of the Sinkhorn path, with potentials truncated to [-3, 3]: exp(60)
+# fits float32.
 _MAX_INVERSE_TEMPERATURE = 10.0
 _POTENTIAL_BOUND = 3.0
 _SINKHORN_ITERATIONS = 60
 # Halvings of an interval of length 2: the float32 limit.
 _BISECTION_STEPS = 26
-# Largest deviation of a column sum from one that is put down to rounding in a user's float32 matrix.
+# Largest deviation of a column sum from one that is put down to rounding in a user's float32
+# matrix.
 _SUM_TOLERANCE = 1e-4
 
 # Accelerators would otherwise use TF32 or bfloat16 inputs, too coarse for signals of size 1/T.
 PRECISION = jax.lax.Precision.HIGHEST
-product = partial(jnp.matmul, precision=PRECISION)
+
+
+def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The matrix product in full precision of the dtype."""
+    return jnp.matmul(a, b, precision=PRECISION)
 
 
 class Task(NamedTuple):
@@ -47,7 +55,8 @@ class Task(NamedTuple):
     Attributes:
         transition: ``P`` [N, N], column-stochastic: ``P[n, m] = Pr(next = n | current = m)``.
         stationary: ``mu`` [N], with ``P mu = mu``.
-        pattern: ``Q`` [T, N]; column ``k`` is a sparse distribution over positions, for query ``k``.
+        pattern: ``Q`` [T, N]; column ``k`` is a sparse distribution over positions, for query
+            ``k``.
     """
 
     transition: jax.Array
@@ -77,7 +86,7 @@ def mu_inner(a: jax.Array, b: jax.Array, stationary: jax.Array) -> jax.Array:
 
 
 def transition_signal(task: Task) -> jax.Array:
-    """``K_P = |P|_mu^2 - |mu|^2``: what the transition matrix says beyond its stationary law; a scalar."""
+    """``K_P = |P|_mu^2 - |mu|^2``: what P says beyond its stationary law; a scalar."""
     return mu_inner(task.transition, task.transition, task.stationary) - stationary_norm(task)
 
 
@@ -92,7 +101,7 @@ def stationary_norm(task: Task) -> jax.Array:
 
 
 def pattern_sparsity(task: Task) -> jax.Array:
-    """The sparsity Q: the largest number of nonzeros in a column of the pattern; an int32 scalar."""
+    """The sparsity Q: the largest number of nonzeros in a column of the pattern (int32)."""
     return jnp.max(jnp.sum(task.pattern != 0, axis=0, dtype=jnp.int32))
 
 
@@ -109,13 +118,14 @@ def random_task(
 ) -> Task:
     """Draws a task that meets Assumption 2.1 (b) and (c), without rejection.
 
-    The stationary distribution is a flat Dirichlet draw shrunk towards uniform until every entry is in
-    ``[1/(C N), C/N]`` (C is ``skew``) and, for N >= 3, ``|mu|^2 <= 0.45``. The transition matrix is
-    ``J diag(1/mu)``, with a coupling J of mu with itself found on a one-parameter path of couplings by
-    bisection so that ``K_P`` has the value asked for. Column supports of the pattern are uniform; their
-    weights are Dirichlet draws shrunk into ``[1/(C Q), C/Q]``. Works under ``jit`` and ``vmap``;
-    ``sparsity``, ``skew`` and ``transition_signal`` may be traced. The transition matrix does not depend on
-    the sparsity, and supports are nested as the sparsity grows.
+    The stationary distribution is a flat Dirichlet draw shrunk towards uniform until every entry is
+    in ``[1/(C N), C/N]`` (C is ``skew``) and, for N >= 3, ``|mu|^2 <= 0.45``. The transition matrix
+    is ``J diag(1/mu)``, with a coupling J of mu with itself found on a one-parameter path of
+    couplings by bisection so that ``K_P`` has the value asked for. Column supports of the pattern
+    are uniform; their weights are Dirichlet draws shrunk into ``[1/(C Q), C/Q]``. Works under
+    ``jit`` and ``vmap``; ``sparsity``, ``skew`` and ``transition_signal`` may be traced. The
+    transition matrix does not depend on the sparsity, and supports are nested as the sparsity
+    grows.
 
     Args:
         key: a PRNG key.
@@ -124,7 +134,8 @@ def random_task(
         sparsity: Q, nonzeros in each column of the pattern, between 1 and T.
         skew: the constant C >= 1 of Assumption 2.1 (b); 1 gives a uniform mu and equal weights.
         transition_signal: K_P; None stands for 1.1 |mu|^2. Clipped to at most 0.98 (1 - |mu|^2).
-        max_sparsity: an upper bound of ``sparsity``, needed only to save work when ``sparsity`` is traced.
+        max_sparsity: an upper bound of ``sparsity``, needed only to save work when ``sparsity`` is
+            traced.
         dtype: floating dtype of the task.
 
     Returns:
@@ -142,7 +153,9 @@ def random_task(
     key_stationary, key_transition, key_pattern = jax.random.split(key, 3)
     stationary = _random_stationary(key_stationary, num_tokens, skew, dtype)
     transition = _random_transition(key_transition, stationary, transition_signal)
-    pattern = _random_pattern(key_pattern, (context_length, num_tokens), sparsity, skew, max_sparsity, dtype)
+    pattern = _random_pattern(
+        key_pattern, (context_length, num_tokens), sparsity, skew, max_sparsity, dtype
+    )
     return Task(transition, stationary, pattern)
 
 
@@ -156,10 +169,11 @@ def related_task(
     transition_signal: float | jax.Array | None = None,
     max_sparsity: int | None = None,
 ) -> Task:
-    """Draws a task with the same stationary distribution whose transition matrix is related to the given one.
+    """Draws a task with the same stationary distribution and a related transition matrix.
 
-    The transition matrix is ``rho P + (1 - rho) P'`` with rho the correlation and P' an independent draw: a
-    mixture of couplings with the same marginals keeps mu stationary. Its K_P is lower than that of P and P',
+    The transition matrix is ``rho P + (1 - rho) P'`` with rho the correlation and P' an independent
+    draw: a mixture of couplings with the same marginals keeps mu stationary. Its K_P is lower than
+        that of P and P',
     as for any mixture.
 
     Args:
@@ -200,15 +214,18 @@ def related_task(
 def stationary_distribution(transition: jax.Array) -> jax.Array:
     """The stationary distribution of an irreducible column-stochastic matrix [N, N]; shape [N].
 
-    Solves ``(I - P + 1 1^T) mu = 1``, which holds for the mu with ``P mu = mu`` and ``1^T mu = 1`` alone.
+    Solves ``(I - P + 1 1^T) mu = 1``, which holds for the mu with ``P mu = mu`` and ``1^T mu = 1``
+    alone.
 
     Example:
-        >>> stationary_distribution(jnp.array([[0.5, 1.0], [0.5, 0.0]])).round(4).tolist()
-        [0.6666..., 0.3333...]
+        >>> (3 * stationary_distribution(jnp.array([[0.5, 1.0], [0.5, 0.0]]))).round(4).tolist()
+        [2.0, 1.0]
     """
     size = transition.shape[-1]
     ones = jnp.ones((size,), transition.dtype)
-    return jnp.linalg.solve(jnp.eye(size, dtype=transition.dtype) - transition + 1.0, ones)
+    identity = jnp.eye(size, dtype=transition.dtype)
+    solution: jax.Array = jnp.linalg.solve(identity - transition + 1.0, ones)
+    return solution
 
 
 def task_from_arrays(transition: np.ndarray | jax.Array, pattern: np.ndarray | jax.Array) -> Task:
@@ -226,23 +243,27 @@ def task_from_arrays(transition: np.ndarray | jax.Array, pattern: np.ndarray | j
 
     Example:
         >>> task = task_from_arrays([[0.9, 0.2], [0.1, 0.8]], [[1.0, 0.0], [0.0, 1.0]])
-        >>> task.stationary.round(3).tolist()
-        [0.666..., 0.333...]
+        >>> (3 * task.stationary).round(4).tolist()
+        [2.0, 1.0]
     """
     p, q = np.asarray(transition, dtype=float), np.asarray(pattern, dtype=float)
     if p.ndim != 2 or p.shape[0] != p.shape[1] or p.shape[0] < 2:
-        raise ValueError(f"transition has shape {p.shape}; it must be square with at least 2 tokens")
+        raise ValueError(
+            f"transition has shape {p.shape}; it must be square with at least 2 tokens"
+        )
     if q.ndim != 2 or q.shape[1] != p.shape[0] or q.shape[0] < 1:
         raise ValueError(f"pattern has shape {q.shape}; it must be [context_length, {p.shape[0]}]")
     for name, array in (("transition", p), ("pattern", q)):
         _check_columns(name, array)
     if not _is_irreducible(p):
-        raise ValueError("transition is reducible; every token must be reachable from every other one")
+        raise ValueError(
+            "transition is reducible; every token must be reachable from every other one"
+        )
     p, q = p / p.sum(axis=0), q / q.sum(axis=0)
     size = p.shape[0]
     stationary = np.linalg.solve(np.eye(size) - p + 1.0, np.ones(size))
     both_double = all(getattr(a, "dtype", None) == np.float64 for a in (transition, pattern))
-    dtype = jnp.float64 if both_double and jax.config.jax_enable_x64 else jnp.float32
+    dtype = jnp.float64 if both_double and jax.config.read("jax_enable_x64") else jnp.float32
     return Task(*(jnp.asarray(array, dtype) for array in (p, stationary, q)))
 
 
@@ -288,15 +309,16 @@ class TaskReport:
         def mark(holds: bool) -> str:
             return "holds" if holds else "fails"
 
+        worst = max(self.skew_stationary, self.skew_pattern)
+        ratio = self.transition_signal / self.stationary_norm
+        share = self.context_length / float(self.num_tokens * self.sparsity) ** 10
         return "\n".join(
             (
                 f"N = {self.num_tokens}, T = {self.context_length}, Q = {self.sparsity}",
                 f"(a) {mark(self.sparse)}: Q / T = {self.sparsity / self.context_length:.3g}",
-                f"(b) {mark(self.balanced)}: C = {self.skew_stationary:.3g} (mu), {self.skew_pattern:.3g} (Q)",
-                f"(c) {mark(self.nontrivial)}: K_P = {self.transition_signal:.3g}, "
-                f"|mu|^2 = {self.stationary_norm:.3g}",
-                f"(d) {mark(self.long)}: T = {self.context_length}, "
-                f"(N Q)^10 = {float(self.num_tokens * self.sparsity) ** 10:.3g}",
+                f"(b) {mark(self.balanced)}: C = {worst:.3g}",
+                f"(c) {mark(self.nontrivial)}: K_P / |mu|^2 = {ratio:.3g}",
+                f"(d) {mark(self.long)}: T / (N Q)^10 = {share:.3g}",
             )
         )
 
@@ -344,7 +366,7 @@ def check_task(task: Task, *, skew: float = 2.0) -> TaskReport:
         stationary_error=float(np.abs(p @ mu - mu).max()),
         sparse=sparsity <= _SPARSE_SHARE * length,
         balanced=max(skew_mu, skew_q) <= skew * (1 + _SLACK),
-        nontrivial=signal >= (mu @ mu) * (1 - _SLACK),
+        nontrivial=bool(signal >= (mu @ mu) * (1 - _SLACK)),
         long=math.log(length) >= 10 * math.log(size * sparsity),
     )
 
@@ -370,13 +392,19 @@ def _check_sizes(
         raise ValueError(f"skew is {skew}; it must be at least 1")
     concrete = isinstance(sparsity, int | np.integer)
     if concrete and not 1 <= sparsity <= context_length:
-        raise ValueError(f"sparsity is {sparsity}; it must be between 1 and context_length = {context_length}")
+        raise ValueError(
+            f"sparsity is {sparsity}; it must be between 1 and context_length = {context_length}"
+        )
     if max_sparsity is None:
         max_sparsity = int(sparsity) if concrete else context_length
     if not 1 <= max_sparsity <= context_length:
-        raise ValueError(f"max_sparsity is {max_sparsity}; it must be between 1 and {context_length}")
+        raise ValueError(
+            f"max_sparsity is {max_sparsity}; it must be between 1 and {context_length}"
+        )
     if concrete and sparsity > max_sparsity:
-        raise ValueError(f"sparsity is {sparsity}; it must be at most max_sparsity = {max_sparsity}")
+        raise ValueError(
+            f"sparsity is {sparsity}; it must be at most max_sparsity = {max_sparsity}"
+        )
     return max_sparsity
 
 
@@ -385,11 +413,15 @@ def _check_columns(name: str, array: np.ndarray) -> None:
         raise ValueError(f"{name} has an entry that is not finite")
     if np.any(array < 0):
         row, column = np.argwhere(array < 0)[0]
-        raise ValueError(f"{name}[{row}, {column}] is {array[row, column]:.6g}; entries must not be negative")
+        raise ValueError(
+            f"{name}[{row}, {column}] is {array[row, column]:.6g}; entries must not be negative"
+        )
     sums = array.sum(axis=0)
     column = int(np.argmax(np.abs(sums - 1)))
     if abs(sums[column] - 1) > _SUM_TOLERANCE:
-        raise ValueError(f"column {column} of {name} sums to {sums[column]:.6g}; every column must sum to 1")
+        raise ValueError(
+            f"column {column} of {name} sums to {sums[column]:.6g}; every column must sum to 1"
+        )
 
 
 def _is_irreducible(transition: np.ndarray) -> bool:
@@ -401,12 +433,20 @@ def _is_irreducible(transition: np.ndarray) -> bool:
 
 
 def _shrink_to_box(
-    point: jax.Array, centre: jax.Array, low: jax.Array, high: jax.Array, largest: float | jax.Array = 1.0
+    point: jax.Array,
+    centre: jax.Array,
+    low: jax.Array,
+    high: jax.Array,
+    largest: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """Moves a point of the simplex towards the centre until it lies in [low, high]; acts on the last axis."""
+    """Moves points of the simplex (last axis) towards the centre until they lie in [low, high]."""
     step = point - centre
     tiny = jnp.finfo(point.dtype).tiny
-    room = jnp.where(step > 0, (high - centre) / jnp.maximum(step, tiny), (centre - low) / jnp.maximum(-step, tiny))
+    room = jnp.where(
+        step > 0,
+        (high - centre) / jnp.maximum(step, tiny),
+        (centre - low) / jnp.maximum(-step, tiny),
+    )
     room = jnp.where(step == 0, jnp.inf, room)
     scale = jnp.minimum(jnp.min(room, axis=-1, keepdims=True), largest)
     return centre + jnp.minimum(scale, 1.0) * step
@@ -420,9 +460,13 @@ def _random_stationary(
     centre = jnp.full((num_tokens,), 1.0 / num_tokens, dtype)
     skew = jnp.asarray(skew, dtype)
     largest = jnp.ones((), dtype)
-    if num_tokens >= 3:  # with two tokens Assumption 2.1 (c) allows nothing but a permutation: mu stays free
+    if (
+        num_tokens >= 3
+    ):  # with two tokens Assumption 2.1 (c) allows nothing but a permutation: mu stays free
         excess = MAX_STATIONARY_NORM - 1.0 / num_tokens
-        largest = jnp.sqrt(excess / jnp.maximum(jnp.sum((draw - centre) ** 2), jnp.finfo(dtype).tiny))
+        largest = jnp.sqrt(
+            excess / jnp.maximum(jnp.sum((draw - centre) ** 2), jnp.finfo(dtype).tiny)
+        )
     point = _shrink_to_box(draw, centre, centre / skew, centre * skew, largest)
     return point / jnp.sum(point)
 
@@ -432,13 +476,16 @@ def _random_transition(
 ) -> jax.Array:
     """A transition matrix with the given stationary distribution and K_P.
 
-    Couplings J(s) of mu with itself: for s <= 1 the Sinkhorn scaling of exp(beta G), beta growing with s from 0
-    (J = mu mu^T, K_P = 0); for s > 1 a mixture with diag(mu) (P = I, K_P = 1 - |mu|^2). K_P is continuous in s and
-    takes every value between, so bisection on its sign finds the one asked for.
+    Couplings J(s) of mu with itself: for s <= 1 the Sinkhorn scaling of exp(beta G), beta growing
+    with s from 0 (J = mu mu^T, K_P = 0); for s > 1 a mixture with diag(mu) (P = I, K_P = 1 -
+    |mu|^2). K_P is continuous in s and takes every value between, so bisection on its sign finds
+    the one asked for.
     """
     norm = jnp.sum(stationary**2)
     ceiling = MAX_SIGNAL_SHARE * (1.0 - norm)
-    wanted = DEFAULT_SIGNAL_RATIO * norm if signal is None else jnp.asarray(signal, stationary.dtype)
+    wanted = (
+        DEFAULT_SIGNAL_RATIO * norm if signal is None else jnp.asarray(signal, stationary.dtype)
+    )
     wanted = jnp.clip(wanted, 0.0, ceiling)
     size = stationary.shape[0]
     potentials = jax.random.truncated_normal(
@@ -474,12 +521,14 @@ def _coupling(potentials: jax.Array, stationary: jax.Array, position: jax.Array)
 
 
 def _round_to_marginals(coupling: jax.Array, marginal: jax.Array) -> jax.Array:
-    """The nearby coupling with both marginals exact (Altschuler, Weed & Rigollet 2017, algorithm 2)."""
+    """The nearby coupling with exact marginals (Altschuler, Weed & Rigollet 2017, algorithm 2)."""
     coupling = coupling * jnp.minimum(marginal / jnp.sum(coupling, axis=1), 1.0)[:, None]
     coupling = coupling * jnp.minimum(marginal / jnp.sum(coupling, axis=0), 1.0)
     rows = jnp.maximum(marginal - jnp.sum(coupling, axis=1), 0.0)
     columns = jnp.maximum(marginal - jnp.sum(coupling, axis=0), 0.0)
-    return coupling + jnp.outer(rows, columns) / jnp.maximum(jnp.sum(rows), jnp.finfo(rows.dtype).tiny)
+    return coupling + jnp.outer(rows, columns) / jnp.maximum(
+        jnp.sum(rows), jnp.finfo(rows.dtype).tiny
+    )
 
 
 def _random_pattern(
@@ -497,13 +546,18 @@ def _random_pattern(
     positions = jax.lax.top_k(scores, max_sparsity)[1]
     # A key of its own for every rank, so that the weights drawn do not depend on the static bound.
     ranks = jnp.arange(max_sparsity)
-    draws = jax.vmap(lambda rank: jax.random.exponential(jax.random.fold_in(key_weight, rank), (num_tokens,), dtype))
+
+    def draw_rank(rank: jax.Array) -> jax.Array:
+        return jax.random.exponential(jax.random.fold_in(key_weight, rank), (num_tokens,), dtype)
+
     active = ranks < sparsity
-    draw = jnp.where(active, draws(ranks).T, 0.0)
+    draw = jnp.where(active, jax.vmap(draw_rank)(ranks).T, 0.0)
     size = jnp.asarray(sparsity, dtype)
     centre = jnp.where(active, 1.0 / size, 0.0)
     skew = jnp.asarray(skew, dtype)
-    weights = _shrink_to_box(draw / jnp.sum(draw, axis=-1, keepdims=True), centre, centre / skew, centre * skew)
+    weights = _shrink_to_box(
+        draw / jnp.sum(draw, axis=-1, keepdims=True), centre, centre / skew, centre * skew
+    )
     weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
     pattern = jnp.zeros(shape, dtype)
     return pattern.at[positions, jnp.arange(num_tokens)[:, None]].set(weights.astype(dtype))

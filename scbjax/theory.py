@@ -1,13 +1,13 @@
 """The population process of the learner: what the mini-batch trajectories are compared with.
 
-Ren, Wang & Lee (2024), Appendices B and C. Starting from ``V = mu 1^T``, ``A = 1 1^T / T``, noiseless preconditioned
-descent stays on the path
+Ren, Wang & Lee (2024), Appendices B and C. Starting from ``V = mu 1^T``, ``A = 1 1^T / T``,
+noiseless preconditioned descent stays on the path
 
     V = alpha_V P + (1 - alpha_V) mu 1^T,      A = alpha_A Q + (1 - alpha_A) 1 1^T / T,
 
-and is described by two numbers. Any (V, A) splits into its projection on the path, with ``alpha_V = K_VP / K_P`` and
-``alpha_A = K_AQ / K_Q``, and remainders ``Delta_V``, ``Delta_A``; Lemmas C.5 and C.6 say exactly how one step with
-gradient noise ``h_V``, ``h_A`` moves the four quantities.
+and is described by two numbers. Any (V, A) splits into its projection on the path, with ``alpha_V =
+K_VP / K_P`` and ``alpha_A = K_AQ / K_Q``, and remainders ``Delta_V``, ``Delta_A``; Lemmas C.5 and
+C.6 say exactly how one step with gradient noise ``h_V``, ``h_A`` moves the four quantities.
 """
 
 from typing import NamedTuple
@@ -76,15 +76,17 @@ class PopulationPath(NamedTuple):
 
 
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """``numerator / denominator``, and 0 where a task has no signal (``K_P`` or ``K_Q`` not above rounding)."""
+    """``numerator / denominator``, and 0 where a task has no signal (K not above rounding)."""
     floor = 4.0 * jnp.finfo(denominator.dtype).eps
     return jnp.where(denominator > floor, numerator / jnp.maximum(denominator, floor), 0.0)
 
 
 def signals(params: Params, task: Task) -> tuple[jax.Array, jax.Array]:
-    """``alpha_V = K_VP / K_P`` and ``alpha_A = K_AQ / K_Q``: the share of the truth in V and A; scalars."""
+    """``alpha_V = K_VP / K_P`` and ``alpha_A = K_AQ / K_Q``: the share of the truth; scalars."""
     value = mu_inner(params.value, task.transition, task.stationary) - stationary_norm(task)
-    attention = mu_inner(params.attention, task.pattern, task.stationary) - 1.0 / task.context_length
+    attention = (
+        mu_inner(params.attention, task.pattern, task.stationary) - 1.0 / task.context_length
+    )
     return ratio(value, transition_signal(task)), ratio(attention, pattern_signal(task))
 
 
@@ -101,7 +103,8 @@ def project_on_path(params: Params, task: Task) -> PathProjection:
     Example:
         >>> from scbjax.task import random_task
         >>> task = random_task(jax.random.key(0), num_tokens=3, context_length=50, sparsity=2)
-        >>> round(float(project_on_path(Params(task.transition, task.pattern), task).alpha_value), 4)
+        >>> projection = project_on_path(Params(task.transition, task.pattern), task)
+        >>> round(float(projection.alpha_value), 4)
         1.0
     """
     alpha_value, alpha_attention = signals(params, task)
@@ -112,10 +115,10 @@ def project_on_path(params: Params, task: Task) -> PathProjection:
 
 
 def expected_direction(params: Params, task: Task) -> Params:
-    """The expected preconditioned gradients of Lemma B.8, for (V, A) that satisfy the paper's three invariants.
+    """The expected preconditioned gradients (Lemma B.8), where the three invariants hold.
 
-        E grad_V      = |A|_mu^2 (V - mu 1^T) - <Q, A>_mu (P - mu 1^T)
-        E grad_a^(k)  = K_V (a^(k) - 1/T) - K_VP (q^(k) - 1/T)
+    E grad_V      = |A|_mu^2 (V - mu 1^T) - <Q, A>_mu (P - mu 1^T)
+    E grad_a^(k)  = K_V (a^(k) - 1/T) - K_VP (q^(k) - 1/T)
     """
     mu = task.stationary
     size = mu_inner(params.attention, params.attention, mu)
@@ -124,7 +127,9 @@ def expected_direction(params: Params, task: Task) -> Params:
     cross_signal = mu_inner(params.value, task.transition, mu) - stationary_norm(task)
     value = size * (params.value - mu[:, None]) - overlap * (task.transition - mu[:, None])
     uniform = 1.0 / task.context_length
-    attention = value_signal * (params.attention - uniform) - cross_signal * (task.pattern - uniform)
+    attention = value_signal * (params.attention - uniform) - cross_signal * (
+        task.pattern - uniform
+    )
     return Params(value, attention)
 
 
@@ -139,8 +144,8 @@ def population_step(
 ) -> tuple[jax.Array, jax.Array]:
     """One step of the population recursion (section 4 of the paper).
 
-        alpha_V += eta_V K_Q (1 - alpha_A alpha_V) alpha_A + eta_V (1 - alpha_V) / T
-        alpha_A += eta_A K_P (1 - alpha_V alpha_A) alpha_V
+    alpha_V += eta_V K_Q (1 - alpha_A alpha_V) alpha_A + eta_V (1 - alpha_V) / T
+    alpha_A += eta_A K_P (1 - alpha_V alpha_A) alpha_V
     """
     missing = 1.0 - alpha_value * alpha_attention
     push = pattern_signal * missing * alpha_attention + (1.0 - alpha_value) / context_length
@@ -166,12 +171,16 @@ def population_path(
 
     Example:
         >>> rates = Rates(jnp.full(1500, 0.02), jnp.full(1500, 0.02))
-        >>> path = population_path(rates, transition_signal=1.0, pattern_signal=1.0, context_length=1000)
+        >>> path = population_path(
+        ...     rates, transition_signal=1.0, pattern_signal=1.0, context_length=1000
+        ... )
         >>> round(float(path.alpha_value[0]), 3), round(float(path.alpha_value[-1]), 3)
         (0.0, 1.0)
     """
 
-    def body(carry: tuple[jax.Array, jax.Array], rate: Rates) -> tuple[tuple[jax.Array, jax.Array], PopulationPath]:
+    def body(
+        carry: tuple[jax.Array, jax.Array], rate: Rates
+    ) -> tuple[tuple[jax.Array, jax.Array], PopulationPath]:
         after = population_step(
             *carry,
             rate,
@@ -187,19 +196,21 @@ def population_path(
 
 
 def predict_step(params: Params, task: Task, noise: Params, rates: Rates) -> StepPrediction:
-    """Lemmas C.5 and C.6: the signals and remainders after one step without l1, from the gradient noise.
+    """Lemmas C.5 and C.6: signals and remainders after a step without l1, from its noise.
 
     ``noise`` is (h_V, h_A), the mini-batch minus the expected preconditioned gradient. With
-    ``c_V = eta_V (alpha_A^2 K_Q + 1/T + |Delta_A|_mu^2)`` and ``c_A = eta_A (K_P alpha_V^2 + |Delta_V|_mu^2)``,
+    ``c_V = eta_V (alpha_A^2 K_Q + 1/T + |Delta_A|_mu^2)`` and ``c_A = eta_A (K_P alpha_V^2 +
+    |Delta_V|_mu^2)``,
 
         alpha_V' = alpha_V + eta_V K_Q (1 - alpha_A alpha_V) alpha_A + eta_V (1 - alpha_V) / T
                    - eta_V alpha_V |Delta_A|^2 - (eta_V / K_P) <h_V, P>
         alpha_A' = alpha_A + eta_A K_P (1 - alpha_V alpha_A) alpha_V - eta_A alpha_A |Delta_V|^2
                    - (eta_A / K_Q) <h_A, Q>
-        |Delta'|^2 = (1 - c)^2 |Delta|^2 - 2 eta (1 - c) <Delta, h> - (eta^2 / K) <h, truth>^2 + eta^2 |h|^2
+        |Delta'|^2 = (1 - c)^2 |Delta|^2 - 2 eta (1 - c) <Delta, h> - (eta^2 / K) <h, truth>^2 +
+        eta^2 |h|^2
 
-    the last line for V (with K_P and P) and for A (with K_Q and Q), in the mu-inner product. The cross term of the
-    Delta_V line, missing in print, follows by expanding the square.
+    the last line for V (with K_P and P) and for A (with K_Q and Q), in the mu-inner product. The
+    cross term of the Delta_V line, missing in print, follows by expanding the square.
 
     Args:
         params: V and A on the invariant set.
@@ -224,18 +235,35 @@ def predict_step(params: Params, task: Task, noise: Params, rates: Rates) -> Ste
     )
     along_value = mu_inner(noise.value, task.transition, mu)
     along_attention = mu_inner(noise.attention, task.pattern, mu)
-    shrink_value = rates.value * (at.alpha_attention**2 * k_q + 1.0 / task.context_length + size_attention)
+    shrink_value = rates.value * (
+        at.alpha_attention**2 * k_q + 1.0 / task.context_length + size_attention
+    )
     shrink_attention = rates.attention * (k_p * at.alpha_value**2 + size_value)
     return StepPrediction(
         mean_value - rates.value * (at.alpha_value * size_attention + along_value / k_p),
-        mean_attention - rates.attention * (at.alpha_attention * size_value + along_attention / k_q),
-        _remainder(at.delta_value, noise.value, mu, rates.value, shrink_value, along_value**2 / k_p),
-        _remainder(at.delta_attention, noise.attention, mu, rates.attention, shrink_attention, along_attention**2 / k_q),
+        mean_attention
+        - rates.attention * (at.alpha_attention * size_value + along_attention / k_q),
+        _remainder(
+            at.delta_value, noise.value, mu, rates.value, shrink_value, along_value**2 / k_p
+        ),
+        _remainder(
+            at.delta_attention,
+            noise.attention,
+            mu,
+            rates.attention,
+            shrink_attention,
+            along_attention**2 / k_q,
+        ),
     )
 
 
 def _remainder(
-    delta: jax.Array, noise: jax.Array, mu: jax.Array, rate: jax.Array, shrink: jax.Array, along: jax.Array
+    delta: jax.Array,
+    noise: jax.Array,
+    mu: jax.Array,
+    rate: jax.Array,
+    shrink: jax.Array,
+    along: jax.Array,
 ) -> jax.Array:
     """``(1-c)^2 |Delta|^2 - 2 eta (1-c) <Delta, h> + eta^2 (|h|^2 - <h, truth>^2 / K)``."""
     kept = (1.0 - shrink) ** 2 * mu_inner(delta, delta, mu)

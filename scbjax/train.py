@@ -1,11 +1,13 @@
 """One learning trajectory as a pure function of (key, task, settings).
 
-The three stages of Ren, Wang & Lee (2024), section 3: boost the signal without l1, take proximal steps, round the
-attention and train V alone. The stage is part of the state and changes by arithmetic, not by Python branches, so that
-every trajectory under ``vmap`` goes through its stages at its own pace. Whether a stage is over is decided when a
-record is taken, every ``record_every`` steps.
+The three stages of Ren, Wang & Lee (2024), section 3: boost the signal without l1, take proximal
+steps, round the attention and train V alone. The stage is part of the state and changes by
+arithmetic, not by Python branches, so that every trajectory under ``vmap`` goes through its stages
+at its own pace. Whether a stage is over is decided when a record is taken, every ``record_every``
+steps.
 
-Randomness: the mini-batch of step t is drawn with ``fold_in(key, t)`` and nothing else, so that a trajectory can be cut
+Randomness: the mini-batch of step t is drawn with ``fold_in(key, t)`` and nothing else, so that a
+    trajectory can be cut
 into segments anywhere between records and continued with bitwise the same result.
 """
 
@@ -66,27 +68,30 @@ _NOT_NEGATIVE = (
 )
 
 
-def _static(default: Any = dataclasses.MISSING) -> Any:
+def _static(default: Any = dataclasses.MISSING) -> Any:  # noqa: ANN401 - as dataclasses.field
     return dataclasses.field(default=default, metadata={"static": True})
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a trajectory is trained. A pytree: numbers that may be traced are leaves, the rest is static.
+    """How a trajectory is trained: a pytree whose leaves are the numbers that may be traced.
 
     Attributes:
         batch_size: B, samples a step. Static.
         steps: number of steps, a multiple of ``record_every``. Static.
         record_every: steps between records; stages are examined then too. Static.
-        optimizer: ``"proximal"``; ``"sgd"``, preconditioned and projected without l1 and without thresholding or
-            rounding; or ``"raw_sgd"``, plain gradients. Static.
+        optimizer: ``"proximal"``; ``"sgd"``, preconditioned and projected without l1 and without
+            thresholding or rounding; or ``"raw_sgd"``, plain gradients. Static.
         attention_map: ``"linear"``. Static.
-        geometry: right projector of the V gradient, see :func:`scbjax.optim.project_tangent`. Static.
-        scale_rates: whether eta_V = eta / K_Q and eta_A = eta / K_P, as in the theory, or both are eta. Static.
-        l1_scaling: the threshold of a step: ``"direct"``, lambda itself as printed; ``"rate"``, eta_A lambda, the
-            textbook proximal operator; ``"signal"``, lambda eta_2 times the estimated alpha_V, free of scale. Static.
-        switch_on: what ends a stage: ``"parameters"``, signals estimated without the truth; ``"truth"``, alpha_V and
-            alpha_A; ``"step"``, a step number. Static.
+        geometry: right projector of the V gradient, see :func:`scbjax.optim.project_tangent`.
+            Static.
+        scale_rates: whether eta_V = eta / K_Q and eta_A = eta / K_P, as in the theory, or both are
+            eta. Static.
+        l1_scaling: the threshold of a step: ``"direct"``, lambda itself as printed; ``"rate"``,
+            eta_A lambda, the textbook proximal operator; ``"signal"``, lambda eta_2 times the
+            estimated alpha_V, free of scale. Static.
+        switch_on: what ends a stage: ``"parameters"``, signals estimated without the truth;
+            ``"truth"``, alpha_V and alpha_A; ``"step"``, a step number. Static.
         flip: whether a mirrored solution is reflected at the end of stage 1. Static.
         record: names of the observables to record. Static.
         refit_samples: fresh samples for the refit of V in records. Static.
@@ -95,10 +100,11 @@ class Settings:
         learning_rate_2: eta in stage 2.
         learning_rate_3: eta in stage 3.
         l1: lambda, used in stage 2.
-        switch_level: signal at which stage 1 ends: the larger of the two for ``"truth"``, that of V for
-            ``"parameters"``.
+        switch_level: signal at which stage 1 ends: the larger of the two for ``"truth"``, that of V
+            for ``"parameters"``.
         switch_step: step at which stage 1 ends, for ``switch_on="step"``.
-        threshold: entries below ``threshold * signal / Q`` are cut at the end of stage 1; 0 cuts nothing.
+        threshold: entries below ``threshold * signal / Q`` are cut at the end of stage 1; 0 cuts
+            nothing.
         stop_level: mean of the two signals at which stage 2 ends; infinity for never.
         stop_step: step at which stage 2 ends, for ``switch_on="step"``.
         rounding_level: entries of at least ``rounding_level / Q`` survive rounding.
@@ -139,7 +145,9 @@ class Settings:
         """Validates what is concrete; traced values pass."""
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
+                )
         for name in _POSITIVE_INTEGERS:
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -148,16 +156,28 @@ class Settings:
             if isinstance(value, int | float) and (math.isnan(value) or value < 0):
                 raise ValueError(f"{name} is {value}; it must be at least 0")
         if self.steps % self.record_every:
-            raise ValueError(f"steps is {self.steps}; it must be a multiple of record_every = {self.record_every}")
+            raise ValueError(
+                f"steps is {self.steps}; "
+                f"it must be a multiple of record_every = {self.record_every}"
+            )
         if self.steps * self.batch_size > NEVER:
-            raise ValueError(f"steps times batch_size is {self.steps * self.batch_size}; it must be at most {NEVER}")
+            raise ValueError(
+                f"steps times batch_size is {self.steps * self.batch_size}; "
+                f"it must be at most {NEVER}"
+            )
         unknown = [name for name in self.record if name not in OBSERVABLES]
         if unknown:
-            raise ValueError(f"record has {unknown[0]!r}; it must name observables: {', '.join(OBSERVABLES)}")
+            raise ValueError(
+                f"record has {unknown[0]!r}; it must name observables: {', '.join(OBSERVABLES)}"
+            )
 
 
-STATIC_FIELDS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Settings) if f.metadata.get("static"))
-TRACED_FIELDS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Settings) if not f.metadata.get("static"))
+STATIC_FIELDS: tuple[str, ...] = tuple(
+    f.name for f in dataclasses.fields(Settings) if f.metadata.get("static")
+)
+TRACED_FIELDS: tuple[str, ...] = tuple(
+    f.name for f in dataclasses.fields(Settings) if not f.metadata.get("static")
+)
 jax.tree_util.register_dataclass(Settings, data_fields=TRACED_FIELDS, meta_fields=STATIC_FIELDS)
 
 
@@ -253,7 +273,9 @@ def step(state: State, batch: Batch, task: Task, settings: Settings) -> tuple[St
     """
     value, grads = jax.value_and_grad(loss)(state.params, batch)
     rates, l1 = step_sizes(state, task, settings)
-    updates, opt_state = _optimizer(task, settings, rates, l1).update(grads, state.opt_state, state.params)
+    updates, opt_state = _optimizer(task, settings, rates, l1).update(
+        grads, state.opt_state, state.params
+    )
     frozen = state.stage == 3
     updates = updates._replace(attention=jnp.where(frozen, 0.0, updates.attention))
     state = state._replace(
@@ -289,10 +311,10 @@ def step_sizes(state: State, task: Task, settings: Settings) -> tuple[Rates, jax
 
 
 def next_stage(state: State, task: Task, settings: Settings) -> State:
-    """Ends stage 1 or 2 if it is over, with what that does to the parameters; else returns the state.
+    """Ends stage 1 or 2 if it is over, with what that does to the parameters.
 
-    Ending stage 1: the sign flip (if set and the solution is mirrored), then threshold-and-project. Ending stage 2:
-    rounding; the noiseless recursion then has alpha_A = 1.
+    Ending stage 1: the sign flip (if set and the solution is mirrored), then threshold-and-project.
+    Ending stage 2: rounding; the noiseless recursion then has alpha_A = 1.
     """
     if settings.optimizer == "raw_sgd":
         return _advance_if(state, _stage_is_over(state, task, settings))
@@ -311,15 +333,16 @@ def advance(
     start: jax.Array | int,
     num_records: int,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """Runs ``num_records * record_every`` steps, with a record after every ``record_every`` of them.
+    """Runs ``num_records * record_every`` steps with a record at the end of each stretch.
 
     Args:
         key: the trajectory's data key, the same for all its segments.
         task: the task.
         settings: the settings.
         state: the state after ``start`` steps.
-        start: number of steps done. Kept apart from the state so that a ``vmap`` over settings leaves it, and with it
-            the mini-batches, unbatched: all learners then share each batch and its random bits are drawn once.
+        start: number of steps done. Kept apart from the state so that a ``vmap`` over settings
+            leaves it, and with it the mini-batches, unbatched: all learners then share each batch
+            and its random bits are drawn once.
         num_records: number of records to take; static.
 
     Returns:
@@ -332,9 +355,13 @@ def advance(
         batch = draw_batch(jax.random.fold_in(batches, index), sampler, settings.batch_size)
         return step(state, batch, task, settings)[0], None
 
-    def one_record(carry: tuple[State, jax.Array], _: None) -> tuple[tuple[State, jax.Array], dict[str, jax.Array]]:
+    def one_record(
+        carry: tuple[State, jax.Array], _: None
+    ) -> tuple[tuple[State, jax.Array], dict[str, jax.Array]]:
         state, done = carry
-        state, _ = jax.lax.scan(one_step, state, done + jnp.arange(settings.record_every, dtype=jnp.int32))
+        state, _ = jax.lax.scan(
+            one_step, state, done + jnp.arange(settings.record_every, dtype=jnp.int32)
+        )
         done = done + settings.record_every
         state = next_stage(state, task, settings)
         return (state, done), observe_state(key, task, settings, state, done)
@@ -378,8 +405,8 @@ def observe_state(
 def train(key: jax.Array, task: Task, settings: Settings) -> Trajectory:
     """Trains the linear transformer on a task, from the paper's initialisation.
 
-    Pure; wrap it in ``jax.jit`` and ``jax.vmap`` as you like. ``settings`` is a pytree, so that rates, l1 and the other
-    numbers may be traced and mapped.
+    Pure; wrap it in ``jax.jit`` and ``jax.vmap`` as you like. ``settings`` is a pytree, so that
+    rates, l1 and the other numbers may be traced and mapped.
 
     Args:
         key: a PRNG key for the mini-batches.
@@ -392,7 +419,8 @@ def train(key: jax.Array, task: Task, settings: Settings) -> Trajectory:
     Example:
         >>> from scbjax.task import random_task
         >>> task = random_task(jax.random.key(0), num_tokens=3, context_length=50, sparsity=2)
-        >>> settings = Settings(batch_size=32, steps=40, record_every=20, record=("value_distance", "stage"))
+        >>> record = ("value_distance", "stage")
+        >>> settings = Settings(batch_size=32, steps=40, record_every=20, record=record)
         >>> trajectory = jax.jit(train)(jax.random.key(1), task, settings)
         >>> trajectory.steps.tolist(), trajectory.records["value_distance"].shape
         ([0, 20, 40], (3,))
@@ -409,16 +437,20 @@ def train(key: jax.Array, task: Task, settings: Settings) -> Trajectory:
 def _optimizer(
     task: Task, settings: Settings, rates: Rates, l1: jax.Array
 ) -> optax.GradientTransformationExtraArgs:
-    """The arm's transformation with the rates of one step; its state has the same structure whatever they are."""
+    """The arm's transformation at one step; its state has the same structure at all rates."""
     if settings.optimizer == "proximal":
-        return optim.scb_proximal(task.stationary, rates.value, rates.attention, l1, geometry=settings.geometry)
+        return optim.scb_proximal(
+            task.stationary, rates.value, rates.attention, l1, geometry=settings.geometry
+        )
     if settings.optimizer == "sgd":
-        return optim.scb_sgd(task.stationary, rates.value, rates.attention, geometry=settings.geometry)
+        return optim.scb_sgd(
+            task.stationary, rates.value, rates.attention, geometry=settings.geometry
+        )
     return optim.raw_sgd(rates.value, rates.attention)
 
 
 def _per_signal(rate: jax.Array, signal: jax.Array) -> jax.Array:
-    """``rate / K``, or the rate itself for a task in which there is nothing to learn (K not above rounding)."""
+    """``rate / K``, or the rate itself where there is nothing to learn (K not above rounding)."""
     floor = 4.0 * jnp.finfo(signal.dtype).eps
     return jnp.where(signal > floor, rate / jnp.maximum(signal, floor), rate)
 
@@ -429,12 +461,19 @@ def _stage_is_over(state: State, task: Task, settings: Settings) -> jax.Array:
     else:
         value, attention = _signals(state.params, task, settings)
         strongest = value if settings.switch_on == "parameters" else jnp.maximum(value, attention)
-        first, second = strongest >= settings.switch_level, (value + attention) / 2 >= settings.stop_level
+        first, second = (
+            strongest >= settings.switch_level,
+            (value + attention) / 2 >= settings.stop_level,
+        )
     return ((state.stage == 1) & first) | ((state.stage == 2) & second)
 
 
 def _signals(params: Params, task: Task, settings: Settings) -> tuple[jax.Array, jax.Array]:
-    return true_signals(params, task) if settings.switch_on == "truth" else estimated_signals(params, task)
+    return (
+        true_signals(params, task)
+        if settings.switch_on == "truth"
+        else estimated_signals(params, task)
+    )
 
 
 def _end_boosting(state: State, ends: jax.Array, task: Task, settings: Settings) -> State:
@@ -462,4 +501,5 @@ def _advance_if(state: State, over: jax.Array) -> State:
 
 
 def _where(condition: jax.Array, yes: Params, no: Params) -> Params:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+    chosen: Params = jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+    return chosen
