@@ -7,22 +7,21 @@ without waiting for JAX.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeAlias
 
 import tyro
 
 import scbjax
-from scbjax.sweep.fields import StudyError, nearest, shown
-from scbjax.sweep.study import Study, find_studies, load_study, search_path
+from scbjax.sweep.fields import StudyError, shown
+from scbjax.sweep.study import Study, find_studies, load_study
 
 if TYPE_CHECKING:
     from scbjax.sweep.plan import Plan
@@ -31,27 +30,43 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 """What a shell reports of a process that SIGINT ended: 128 + 2."""
 
-RESULTS = Path("results")
-PICTURES = Path("figures") / "out"
+RESULTS = "results"
+PICTURES = "figures/out"
+DESCRIPTION = (
+    "Sweeps of linear transformers that learn sparse contextual bigrams. "
+    "`scbjax --version` prints the version."
+)
 
-_UNITS = {"": 1, "b": 1}
-_UNITS |= {f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", start=1)}
-_UNITS |= {f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", start=1)}
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i)?)?b?", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_MAX_DIGITS_OF_SIZE = 20
 
 StudyName: TypeAlias = Annotated[
-    tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY", help="Name or path of a study file.")
+    tyro.conf.Positional[str],
+    tyro.conf.arg(metavar="STUDY", help="Name of a study in sweeps/, or path of a study file."),
 ]
 Overrides: TypeAlias = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     tyro.conf.arg(
         name="set",
         metavar="FIELD=VALUE",
-        help="Set a field (train.steps=2000) or an axis (axes.l1=[1e-4, 1e-3]); may be repeated.",
+        help="Set a field (train.steps=2000) or an axis (axes.l1=[1e-4, 1e-3]).",
     ),
 ]
 Memory: TypeAlias = Annotated[
-    str, tyro.conf.arg(metavar="SIZE", help="Memory for one chunk, such as 2GiB; empty: by itself.")
+    str | None,
+    tyro.conf.arg(metavar="SIZE", help="Memory budget, such as 2GiB."),
 ]
+Results: TypeAlias = Annotated[
+    str, tyro.conf.arg(metavar="DIR", help="The directory that holds the studies' results.")
+]
+
+
+class Command(Protocol):
+    """A command with its arguments."""
+
+    def __call__(self) -> int:
+        """Runs the command; returns its exit status."""
 
 
 @dataclass(frozen=True)
@@ -61,56 +76,165 @@ class Run:
     study: StudyName
     overrides: Overrides = ()
     out: Annotated[
-        str, tyro.conf.arg(metavar="DIR", help="Where results go; empty: results/STUDY.")
-    ] = ""
-    memory: Memory = ""
-    force: Annotated[bool, tyro.conf.arg(help="Start anew over results of other settings.")] = False
-    figure: Annotated[bool, tyro.conf.arg(help="Don't draw the study's figure.")] = True
+        str | None, tyro.conf.arg(metavar="DIR", help="Where results go, if not results/STUDY.")
+    ] = None
+    memory: Memory = None
+    force: Annotated[bool, tyro.conf.arg(help="Start anew, whatever the directory holds.")] = False
+    no_figure: Annotated[bool, tyro.conf.arg(help="Don't draw the study's figure.")] = False
 
     def __call__(self) -> int:
-        """Runs the study; see the class."""
-        study = load_study(self.study, self.overrides)
-        return 0
+        """Runs the command; returns its exit status."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class List:
-    """List the studies with their title and estimated cost."""
+    """List the studies with their size and estimated cost."""
 
     def __call__(self) -> int:
-        """Prints the list; see the class."""
+        """Runs the command; returns its exit status."""
+        paths = find_studies()
+        if not paths:
+            raise StudyError("there are no studies: no folder 'sweeps' with *.toml in it was found")
+        rows: list[tuple[str, ...]] = [("study", "runs", "tokens", "time", "title")]
+        failures = []
+        for path in paths:
+            try:
+                rows.append(_list_row(load_study(path)))
+            except StudyError as error:
+                failures.append(str(error))
+        print("\n".join(_aligned(rows)))
+        if failures:
+            raise StudyError("; ".join(failures))
         return 0
 
 
-Command: TypeAlias = (
-    Annotated[Run, tyro.conf.subcommand("run")] | Annotated[List, tyro.conf.subcommand("list")]
+@dataclass(frozen=True)
+class Show:
+    """Show a study's resolved settings and how it would be run."""
+
+    study: StudyName
+    overrides: Overrides = ()
+    memory: Memory = None
+
+    def __call__(self) -> int:
+        """Runs the command; returns its exit status."""
+        from scbjax.sweep.plan import make_plan
+
+        study = load_study(self.study, self.overrides)
+        plan = make_plan(study, memory_bytes=read_bytes(self.memory))
+        print("\n".join([*_describe_study(study), "", *_describe_plan(plan)]))
+        return 0
+
+
+@dataclass(frozen=True)
+class Status:
+    """Show how far the run in a results directory is."""
+
+    out: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT", help="A results directory.")
+    ]
+
+    def __call__(self) -> int:
+        """Runs the command; returns its exit status."""
+        from scbjax.sweep.store import status
+
+        found = status(Path(_checked_path(self.out)))
+        rows = [
+            ("study", found.manifest.name),
+            ("fingerprint", found.manifest.fingerprint),
+            ("chunks", f"{found.chunks_done} of {found.manifest.num_chunks} done"),
+            ("under way", f"{found.checkpoints} with a checkpoint"),
+            ("dataset", str(found.dataset or "not written yet; run the study again to continue")),
+        ]
+        print("\n".join(_aligned(rows)))
+        return 0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Draw the figure of a study, or all whose results are there."""
+
+    name: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME", help="A figure's name, or all.")
+    ]
+    results: Results = RESULTS
+    out: Annotated[str, tyro.conf.arg(metavar="DIR", help="Where the pictures go.")] = PICTURES
+
+    def __call__(self) -> int:
+        """Runs the command; returns its exit status."""
+        from scbjax.sweep.figures import draw_figure, find_figure
+
+        results, out = Path(_checked_path(self.results)), Path(_checked_path(self.out))
+        if self.name == "all":
+            return _draw_all(results, out)
+        _print_paths(draw_figure(find_figure(self.name), results, out))
+        return 0
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Show the devices that JAX runs on."""
+
+    def __call__(self) -> int:
+        """Runs the command; returns its exit status."""
+        raise NotImplementedError
+
+
+_Commands: TypeAlias = (
+    Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Status, tyro.conf.subcommand("status")]
+    | Annotated[Figure, tyro.conf.subcommand("figure")]
+    | Annotated[Devices, tyro.conf.subcommand("devices")]
 )
-DESCRIPTION = "Train linear transformers on sparse contextual bigrams, in sweeps."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command.
+    """Runs the command line.
 
     Args:
-        argv: the arguments; those of the process by default.
+        argv: the arguments; those of the process if left out.
 
     Returns:
         The exit status: 0, 2 for input that is wrong, 130 after Ctrl-C.
+
+    >>> main(["--version"])
+    scbjax ...
+    0
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments == ["--version"]:
+        print(f"scbjax {scbjax.__version__}")
+        return 0
     try:
         return _parse(arguments)()
-    except StudyError as error:
-        print(f"scbjax: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+    except (StudyError, OSError) as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        print("\nscbjax: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
-def _parse(arguments: Sequence[str]) -> Run | List:
+def _fail(error: StudyError | OSError) -> int:
+    if isinstance(error, BrokenPipeError):
+        # The reader of a pipe such as `scbjax list | head` is gone: what is left can't be flushed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    else:
+        print(f"scbjax: {' '.join(str(error).split())}", file=sys.stderr)
+    return EXIT_BAD_INPUT
+
+
+# ---------------------------------------------------------------------------- the command line
+
+
+def _parse(arguments: Sequence[str]) -> Command:
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
             return tyro.cli(
-                Command,
+                _Commands,
                 prog="scbjax",
                 description=DESCRIPTION,
                 args=arguments,
@@ -119,9 +243,133 @@ def _parse(arguments: Sequence[str]) -> Run | List:
     except SystemExit as stop:
         if stop.code == 0:
             raise
-        raise StudyError(_one_line(message.getvalue())) from None
+        raise StudyError(_condensed(message.getvalue())) from None
 
-def _one_line(text: str) -> str:
+
+def _condensed(box: str) -> str:
+    r"""Returns tyro's boxed error message as one sentence.
+
+    >>> _condensed("╭─ Oops ──╮\n│ Bad: x │\n│ ────── │\n│ For full helptext, run a │\n╰────╯")
+    'Bad: x (see scbjax --help)'
+    """
+    lines = [line.strip(" │╭╮╰╯") for line in box.splitlines()]
+    sections = [[line for line in section if line] for section in _split_at_rules(lines)]
+    kept = [
+        # Below a heading stand the name of an argument and then its whole help text.
+        " ".join(section[:2] if section[0].endswith(":") else section)
+        for section in sections
+        if section and not section[0].startswith("For full helptext")
+    ]
+    return f"{'; '.join(kept).rstrip('.')} (see scbjax --help)"
+
+
+def _split_at_rules(lines: Sequence[str]) -> list[list[str]]:
+    sections: list[list[str]] = [[]]
+    for line in lines:
+        if line.startswith(("─", "--")) and line.endswith(("─", "--")):
+            sections.append([])
+        else:
+            sections[-1].append(line)
+    return sections
+
+
+def _checked_path(text: str) -> str:
+    if not text or "\0" in text:
+        raise StudyError(f"a path must not be empty or hold a null character, got {shown(text)}")
     return text
 
-if __name__=="__main__": sys.exit(main())
+
+def read_bytes(text: str | None) -> int | None:
+    """Returns a size in bytes, or `None` for none.
+
+    Args:
+        text: a number with a unit of 1000 (kB, MB, GB, TB) or 1024 (KiB, MiB, GiB, TiB).
+
+    Raises:
+        StudyError: it isn't such a size.
+
+    >>> read_bytes("2GiB"), read_bytes("1.5 MB")
+    (2147483648, 1500000)
+    """
+    if text is None:
+        return None
+    found = _BYTES.fullmatch(text.strip()) if len(text) <= _MAX_DIGITS_OF_SIZE else None
+    if found is None or not (size := _size(*found.groups(default=""))):
+        raise StudyError(f"--memory must be a size such as 2GiB or 500MB, got {shown(text)}")
+    return size
+
+
+def _size(number: str, prefix: str, binary: str) -> int:
+    return int(float(number) * (1024 if binary else 1000) ** _POWERS[prefix.lower()])
+
+
+# ---------------------------------------------------------------------------- what is printed
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _list_row(study: Study) -> tuple[str, ...]:
+    from scbjax.sweep.plan import make_plan
+    from scbjax.sweep.progress import readable_count, readable_seconds
+
+    plan = make_plan(study)
+    tokens, seconds = readable_count(plan.tokens), readable_seconds(plan.seconds)
+    return study.name, str(plan.num_trajectories), tokens, f"~{seconds}", study.title
+
+
+def _describe_study(study: Study) -> list[str]:
+    lines = [f"{study.name}: {study.title}", study.question, ""]
+    values = {path: value for path, value in study.base.items() if value is not None}
+    lines += _aligned([(path, _text(value)) for path, value in values.items()])
+    lines += ["", "axes"]
+    for axis in study.axes:
+        lines.append(f"  {axis.name}: {len(axis)} points")
+        for path, column in zip(axis.fields, zip(*axis.values, strict=True), strict=True):
+            lines.append(f"    {path} = {_text(column)}")
+    return lines
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _describe_plan(plan: Plan) -> list[str]:
+    from scbjax.sweep.cost import readable_bytes
+    from scbjax.sweep.progress import readable_count, readable_seconds
+
+    rows = [
+        ("trajectories", str(plan.num_trajectories)),
+        ("programs", str(len(plan.programs))),
+        ("chunks", str(len(plan.chunks))),
+        ("memory", f"~{readable_bytes(plan.memory_bytes)}"),
+        ("tokens", readable_count(plan.tokens)),
+        ("time", f"~{readable_seconds(plan.seconds)} on two CPU cores, with compilation"),
+    ]
+    return ["plan", *(f"  {line}" for line in _aligned(rows))]
+
+
+def _print_paths(paths: Sequence[Path]) -> None:
+    for path in paths:
+        print(path)
+
+
+def _draw_all(results: Path, out: Path) -> int:
+    """Draws every figure whose dataset is there, and says which are left out and why."""
+    from scbjax.sweep.figures import dataset_of, draw_figure, find_figures
+
+    left_out = []
+    for script in find_figures().values():
+        try:
+            dataset_of(script, results)
+        except StudyError as error:
+            left_out.append(str(error))
+        else:
+            _print_paths(draw_figure(script, results, out))
+    for reason in left_out:
+        print(f"scbjax: left out: {reason}", file=sys.stderr)
+    if len(left_out) == len(find_figures()):
+        raise StudyError(f"no figure could be drawn from {results}")
+    return 0

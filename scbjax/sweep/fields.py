@@ -599,9 +599,12 @@ def field_table() -> str:
         "|---|---|---|---|---|",
     ]
     for field in FIELDS.values():
-        default = _default_text(field)
         sweep = field.kind if field.sweepable else "no"
-        rows.append(f"| `{field.path}` | {field.allowed} | {default} | {sweep} | {field.help} |")
+        holds = field.allowed
+        if field.many:
+            holds = "a list of variables" if field.type is str else f"a list, each {holds}"
+        cells = (f"`{field.path}`", holds, _default_text(field), sweep, field.help)
+        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(rows) + "\n"
 
 
@@ -609,5 +612,5 @@ def _default_text(field: Field) -> str:
     if isinstance(field.default, Required):
         return "required"
     if isinstance(field.default, tuple):
-        return ", ".join(str(entry) for entry in field.default) or "none"
+        return "all" if field.default else "none"
     return "" if field.default is None else shown(field.default)

@@ -1,0 +1,110 @@
+"""Finding the figure scripts and drawing with them.
+
+A script ``figures/NAME.py`` says in a constant ``STUDY`` whose dataset it reads, and has a function
+``draw(results, out)`` that returns the files it wrote. The constant is read without running the
+script, so that a missing dataset is noticed before matplotlib is loaded.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scbjax.sweep.fields import StudyError, nearest, shown
+from scbjax.sweep.study import search_path
+
+
+def find_figures() -> dict[str, Path]:
+    """Returns the figure scripts of the current directory and the checkout, by name.
+
+    Names that begin with an underscore are helpers of the scripts.
+    """
+    found: dict[str, Path] = {}
+    for folder in search_path("figures"):
+        for path in sorted(folder.glob("[!_]*.py")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def find_figure(name: str) -> Path:
+    """Returns the script of a figure.
+
+    Raises:
+        StudyError: no script has that name; the nearest one is suggested.
+    """
+    found = find_figures()
+    if name in found:
+        return found[name]
+    known = f" (figures: {', '.join(found)})" if found else ": no folder 'figures' was found"
+    raise StudyError(f"no figure is called {shown(name)}{nearest(name, found) or known}")
+
+
+def study_of(script: Path) -> str:
+    """Returns the name of the study that a figure script draws.
+
+    Raises:
+        StudyError: the script has no constant STUDY, or can't be read.
+    """
+    try:
+        tree = ast.parse(script.read_bytes())
+    except (OSError, SyntaxError, ValueError) as error:
+        raise StudyError(f"{script} can't be read: {error}") from None
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        if names == ["STUDY"] and isinstance(value := getattr(node, "value", None), ast.Constant):
+            return str(value.value)
+    raise StudyError(f"{script} doesn't say which study it draws: it has no constant STUDY")
+
+
+def dataset_of(script: Path, results: Path) -> Path:
+    """Returns the dataset that a figure script reads.
+
+    Raises:
+        StudyError: it isn't there; the sentence names the command that makes it.
+    """
+    study = study_of(script)
+    path = results / study / f"{study}.nc"
+    if path.is_file():
+        return path
+    out = "" if results == Path("results") else f" --out {results / study}"
+    raise StudyError(f"{path} is missing; `scbjax run {study}{out}` makes it")
+
+
+def draw_figure(script: Path, results: Path, out: Path) -> list[Path]:
+    """Draws a figure.
+
+    Args:
+        script: the figure's script.
+        results: the directory that holds the studies' directories.
+        out: where the pictures go; made if it does not exist.
+
+    Returns:
+        The files written.
+
+    Raises:
+        StudyError: the dataset is missing or unfit, or the pictures can't be written.
+    """
+    dataset_of(script, results)
+    try:
+        return _load(script)(results, out)
+    except (OSError, ValueError) as error:
+        raise StudyError(f"figure {script.stem}: {error}") from None
+
+
+def _load(script: Path) -> Callable[[Path, Path], list[Path]]:
+    spec = importlib.util.spec_from_file_location(f"scbjax_figure_{script.stem}", script)
+    if spec is None or spec.loader is None:
+        raise StudyError(f"{script} can't be loaded as a figure script")
+    module: Any = importlib.util.module_from_spec(spec)
+    # The scripts import the helpers that stand beside them.
+    sys.path.insert(0, str(script.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(script.parent))
+    return module.draw  # type: ignore[no-any-return]
