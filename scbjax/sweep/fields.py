@@ -603,8 +603,8 @@ def field_table() -> str:
         holds = field.allowed
         if field.many:
             holds = "a list of variables" if field.type is str else f"a list, each {holds}"
-        cells = (f"`{field.path}`", holds, _default_text(field), sweep, field.help)
-        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        meaning = field.help.replace("|", r"\|")
+        rows.append(f"| `{field.path}` | {holds} | {_default_text(field)} | {sweep} | {meaning} |")
     return "\n".join(rows) + "\n"
 
 
