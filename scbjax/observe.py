@@ -119,7 +119,7 @@ def count_nonzeros(attention: jax.Array) -> jax.Array:
     context_length = attention.shape[0]
     probes = attention[:: max(1, context_length // _BACKGROUND_PROBES)]
     # The lower of the two middle entries, not their mean: the value of an actual entry.
-    background = jnp.sort(probes, axis=0)[(probes.shape[0] - 1) // 2]
+    background = jnp.sort(probes, axis=0)[(probes.shape[0] - 1) // 2][None, :]
     return jnp.sum(
         jnp.abs(attention - background) > _BACKGROUND_SHARE / context_length, dtype=jnp.int32
     )

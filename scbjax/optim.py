@@ -48,6 +48,9 @@ def scale_by_stationary(stationary: chex.Array) -> optax.GradientTransformationE
         [[4.0, 2.0]]
     """
 
+    def divide(update: jax.Array) -> jax.Array:
+        return update / stationary.astype(update.dtype).reshape((1,) * (update.ndim - 1) + (-1,))
+
     def update_fn(
         updates: optax.Updates,
         state: optax.EmptyState,
@@ -55,7 +58,7 @@ def scale_by_stationary(stationary: chex.Array) -> optax.GradientTransformationE
         **extra: object,
     ) -> tuple[optax.Updates, optax.OptState]:
         del params, extra
-        return jax.tree.map(lambda g: g / stationary.astype(g.dtype), updates), state
+        return jax.tree.map(divide, updates), state
 
     return optax.GradientTransformationExtraArgs(_empty_state, update_fn)
 
@@ -99,7 +102,7 @@ def project_tangent(
         update = update - jnp.mean(update, axis=0, keepdims=True)
         if stationary is None:
             return update
-        mu = stationary.astype(update.dtype)
+        mu = stationary.astype(update.dtype)[None, :]
         drift = jnp.sum(update * mu, axis=1, keepdims=True)
         return update - drift * (mu / jnp.sum(mu**2) if geometry == "paper" else jnp.ones_like(mu))
 

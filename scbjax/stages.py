@@ -79,7 +79,7 @@ def threshold_and_project(attention: jax.Array, level: jax.Array) -> jax.Array:
         [0.8125, 0.0625, 0.0625, 0.0625]
     """
     kept = jnp.where(attention >= level, attention, 0.0)
-    return kept + (1.0 - jnp.sum(kept, axis=0)) / attention.shape[0]
+    return kept + (1.0 - jnp.sum(kept, axis=0, keepdims=True)) / attention.shape[0]
 
 
 def round_attention(attention: jax.Array, level: jax.Array) -> jax.Array:
@@ -92,10 +92,11 @@ def round_attention(attention: jax.Array, level: jax.Array) -> jax.Array:
         [0.75, 0.25, 0.0]
     """
     keep = (attention >= level) & (attention > 0)
-    largest = jnp.arange(attention.shape[0])[:, None] == jnp.argmax(attention, axis=0)
+    rows = jnp.arange(attention.shape[0])[:, None]
+    largest = rows == jnp.argmax(attention, axis=0, keepdims=True)
     kept = jnp.where(keep, attention, 0.0)
     kept = jnp.where(jnp.any(keep, axis=0), kept, largest.astype(attention.dtype))
-    rounded = kept / jnp.sum(kept, axis=0)
+    rounded = kept / jnp.sum(kept, axis=0, keepdims=True)
     # Comparisons with NaN are false: without this a diverged column would come out as a one-hot
     # vector.
     return jnp.where(jnp.all(jnp.isfinite(attention), axis=0), rounded, jnp.nan)
@@ -118,7 +119,7 @@ def population_refit(attention: jax.Array, task: Task) -> jax.Array:
     overlap = mu_inner(attention, task.pattern, mu)
     size = mu_inner(attention, attention, mu)
     mean = jnp.outer(mu, mu)
-    cross = overlap * task.transition * mu + (jnp.sum(mu * sums) - overlap) * mean
+    cross = overlap * task.transition * mu[None, :] + (jnp.sum(mu * sums) - overlap) * mean
     gram = size * jnp.diag(mu) + (jnp.sum(mu * sums**2) - size) * mean
     value: jax.Array = jnp.linalg.solve(gram, cross.T).T
     return value
@@ -158,7 +159,7 @@ def refit_value(
     )
     label = draw_from_columns(keys[4], sampler.label_cdf, source)
     attended = attend(weights.T, tokens, query)
-    target = (label[:, None] == jnp.arange(num_tokens)).astype(attended.dtype)
+    target = (label[:, None] == jnp.arange(num_tokens)[None, :]).astype(attended.dtype)
     gram = product(attended.T, attended)
     ridge = _RIDGE * jnp.trace(gram) / num_tokens
     gram = gram + ridge * jnp.eye(num_tokens, dtype=gram.dtype)

@@ -314,11 +314,14 @@ def next_stage(state: State, task: Task, settings: Settings) -> State:
     """Ends stage 1 or 2 if it is over, with what that does to the parameters.
 
     Ending stage 1: the sign flip (if set and the solution is mirrored), then threshold-and-project.
-    Ending stage 2: rounding; the noiseless recursion then has alpha_A = 1.
+    Ending stage 2: rounding; the noiseless recursion then has alpha_A = 1. Stage 2 ends for the
+    proximal arm only: the arms without l1 have no stage 3.
     """
-    if settings.optimizer == "raw_sgd":
-        return _advance_if(state, _stage_is_over(state, task, settings))
     over = _stage_is_over(state, task, settings)
+    if settings.optimizer != "proximal":
+        over = over & (state.stage == 1)
+    if settings.optimizer == "raw_sgd":
+        return _advance_if(state, over)
     state = _end_boosting(state, over & (state.stage == 1), task, settings)
     if settings.optimizer == "proximal":
         state = _end_proximal(state, over & (state.stage == 2), task, settings)
