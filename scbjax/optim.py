@@ -49,7 +49,8 @@ def scale_by_stationary(stationary: chex.Array) -> optax.GradientTransformationE
     """
 
     def divide(update: jax.Array) -> jax.Array:
-        return update / stationary.astype(update.dtype).reshape((1,) * (update.ndim - 1) + (-1,))
+        mu: jax.Array = stationary.astype(update.dtype)
+        return update / mu.reshape((1,) * (update.ndim - 1) + (-1,))
 
     def update_fn(
         updates: optax.Updates,
