@@ -34,6 +34,8 @@ WIDE_RANGE: Final = 300.0  # labels at 1, 2 and 5 of more decades would touch
 XTICKS: Final = MaxNLocator(nbins=5, steps=[1, 2, 5, 10])
 MAX_GROWTH: Final = 20.0  # log axes end here, in units of the initial distance
 MAX_SHOWN: Final = 5.0  # linear axes end here; the truth has signal 1 and a distance of about 1
+ROUNDING_ERROR: Final = float(np.finfo(np.float32).eps)  # a distance below it is 0
+SAME_PATH: Final = 0.02  # population paths that differ by less, of a signal of 1, are drawn once
 STAR_GAP: Final = 0.08  # inches from one star to the next
 MAX_FAINT_RUNS: Final = 40  # more single runs than this are a blur
 SEED_FIELDS: Final = frozenset({"seed", "task_seed", "data_seed", "init_seed"})
@@ -59,7 +61,7 @@ LOOKS: Final[Mapping[str, tuple[tuple[str, Any], ...]]] = {
     "raw_sgd": (("#777777", (0, (1, 1))), ("#AAAAAA", (0, (1, 1)))),
 }
 POPULATION_LOOK: Final[Mapping[str, Any]] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
-SWITCH_COLOUR: Final = "#888888"
+STAGE_COLOUR: Final = "#888888"
 
 Plot = Callable[[xr.Dataset], Figure]
 Draw = Callable[[Path, Path], list[Path]]
@@ -153,6 +155,9 @@ def tidy(dataset: xr.Dataset, panels: Sequence[str] = ()) -> xr.Dataset:
     Returns:
         The dataset with dimensions (arm, run, *panels) and, where a variable has it, step.
     """
+    dataset = dataset.rename(
+        {name: f"{name}_axis" for name in ("run", "arm") if name in dataset.dims}
+    )
     for name in panels:
         if name not in dataset.coords:
             dataset = dataset.expand_dims(name)
@@ -254,14 +259,15 @@ def count_diverged(values: Values) -> int:
     return int((~np.isfinite(values)).any(axis=1).sum())
 
 
-def switch_points(x: Values, stage: Values) -> Values:
-    """Tell where each run left its first stage; the runs that never did are left out.
+def stage_ends(x: Values, stage: Values, number: int) -> Values:
+    """Tell where each run left a stage; the runs that never did are left out.
 
     Args:
         x: [steps].
         stage: [runs, steps].
+        number: of the stage.
     """
-    left = stage > stage[:, :1]
+    left = stage > number
     first = left.argmax(axis=1)[left.any(axis=1)]
     return np.asarray(x[first])
 
@@ -318,18 +324,44 @@ def draw_population(
     """
     drawn: list[Values] = []
     for here, path, arm in zip(x, paths, arms, strict=True):
-        if not any(np.allclose(path, other, equal_nan=True) for other in drawn):
+        shown = (np.allclose(path, other, atol=SAME_PATH, equal_nan=True) for other in drawn)
+        if not any(shown):
             axes.plot(here, path, **POPULATION_LOOK, zorder=5, gid=f"population {arm.index}")
             drawn.append(path)
 
 
-def draw_switch(axes: Axes, points: Values) -> None:
-    """Mark the end of stage 1: a line at the median of the runs' switches, a span over 80%."""
-    if points.size == 0:
-        return
-    low, median, high = np.percentile(points, BAND)
-    axes.axvspan(low, high, color=SWITCH_COLOUR, alpha=0.15, zorder=0.5)
-    axes.axvline(median, color=SWITCH_COLOUR, linewidth=0.8, zorder=1, gid="switch")
+def draw_stages(axes: Axes, panel: xr.Dataset, arms: Sequence[Arm], x: Sequence[Values]) -> None:
+    """Mark where stages end.
+
+    The end of stage 1, up to which arms differ in nothing but their rates, is a line at the median
+    of all runs and a span over 80% of them. The end of stage 2 is a triangle at the median of those
+    runs of an arm that came to it.
+
+    Args:
+        axes: where to draw.
+        panel: a tidy dataset with dimensions arm, run and step.
+        arms: names and looks.
+        x: for each arm [steps].
+    """
+    stages = [runs_of(panel, "stage", arm) for arm in arms]
+    first = np.concatenate([stage_ends(*pair, 1) for pair in zip(x, stages, strict=True)])
+    if first.size:
+        low, median, high = np.percentile(first, BAND)
+        axes.axvspan(low, high, color=STAGE_COLOUR, alpha=0.15, zorder=0.5)
+        axes.axvline(median, color=STAGE_COLOUR, linewidth=0.8, zorder=1, gid="stage 1")
+    for here, stage, arm in zip(x, stages, arms, strict=True):
+        second = stage_ends(here, stage, 2)
+        if second.size:
+            axes.plot(
+                np.median(second),
+                1.0,
+                transform=axes.get_xaxis_transform(),
+                marker="v",
+                markersize=4.5,
+                color=arm.colour,
+                clip_on=False,
+                gid=f"stage 2 {arm.index}",
+            )
 
 
 def draw_rounded(axes: Axes, x: Values, finals: Sequence[Values], arms: Sequence[Arm]) -> None:
@@ -369,7 +401,7 @@ def draw_star(axes: Axes, x: float, values: Values, arm: Arm) -> None:
     axes.plot(x, max(median, bottom), **star, color=arm.colour, clip_on=False, gid=gid)
     if median < bottom:
         axes.annotate(
-            f"{median:.1g}",
+            "0" if median < ROUNDING_ERROR else f"{median:.1g}",
             (x, bottom),
             xytext=(0, 5),
             textcoords="offset points",
@@ -406,8 +438,7 @@ def draw_distance(
     draw_population(axes, x, paths, arms)
     finals = [runs_of(panel, distance.rounded, arm)[:, -1] for arm in arms]
     draw_rounded(axes, x[0], finals, arms)
-    stages = [runs_of(panel, "stage", arm) for arm in arms]
-    draw_switch(axes, np.concatenate(list(map(switch_points, x, stages))))
+    draw_stages(axes, panel, arms, x)
     note_diverged(axes, drawn, arms)
 
 
@@ -449,7 +480,7 @@ def log_limits(
 ) -> tuple[float, float]:
     """Choose limits of a logarithmic axis for the positive values drawn, from floor to ceiling."""
     values = np.concatenate([np.ravel(item) for item in drawn])
-    values = values[np.isfinite(values) & (values > 0)]
+    values = values[np.isfinite(values) & (values > ROUNDING_ERROR)]
     if values.size == 0:
         return floor, 1.0
     return max(floor, 0.7 * float(values.min())), min(ceiling, 1.4 * float(values.max()))
@@ -497,34 +528,37 @@ def thousands(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}")
 
 
-def add_legend(figure: Figure, arms: Sequence[Arm], runs: int, *extra: str) -> None:
-    """Put one legend above the panels: the arms, the band, and what else the figure draws.
+def add_legend(figure: Figure, data: xr.Dataset, arms: Sequence[Arm], *extra: str) -> None:
+    """Put one legend above the panels: the arms, the band, the ends of the stages and extras.
 
     Args:
         figure: the figure.
+        data: the tidy dataset that it shows.
         arms: names and looks.
-        runs: number of runs an arm.
-        *extra: of "population", "rounded", "switch", those that the figure draws.
+        *extra: of "population" and "rounded", those that the figure draws.
     """
-    handles: list[Any] = [Line2D([], [], color=arm.colour, linestyle=arm.linestyle) for arm in arms]
-    labels = [arm.label for arm in arms]
-    if runs > 1:
-        handles.append((Patch(color="#cccccc"), Line2D([], [], color="#777777")))
-        labels.append(f"median, 10\u201390% of {runs} runs")
-    known: dict[str, tuple[Any, str]] = {
-        "population": (Line2D([], [], **POPULATION_LOOK), "population path"),
-        "rounded": (
-            Line2D([], [], linestyle="", marker="*", markersize=7.5, color="#555555"),
-            r"$A$ rounded, $V$ refitted",
-        ),
-        "switch": (Line2D([], [], color=SWITCH_COLOUR, linewidth=0.8), "end of stage 1"),
+    grey: dict[str, Any] = {"color": "#666666"}
+    star = Line2D([], [], **grey, linestyle="", marker="*", markersize=7.5)
+    triangle = Line2D([], [], **grey, linestyle="", marker="v", markersize=4.5)
+    entries: dict[str, Any] = {
+        arm.label: Line2D([], [], color=arm.colour, linestyle=arm.linestyle) for arm in arms
     }
-    for name in extra:
-        handles.append(known[name][0])
-        labels.append(known[name][1])
-    for rows in range(1, len(handles) + 1):
-        columns = -(-len(handles) // rows)
-        legend = figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+    if (runs := data.sizes["run"]) > 1:
+        label = f"median, 10\u201390% of {runs} runs"
+        entries[label] = (Patch(color="#cccccc"), Line2D([], [], **grey))
+    if "population" in extra:
+        entries["population path"] = Line2D([], [], **POPULATION_LOOK)
+    if "rounded" in extra:
+        entries[r"$A$ rounded, $V$ refitted"] = star
+    if (data["stage"] > 1).any():
+        entries["end of stage 1"] = Line2D([], [], color=STAGE_COLOUR, linewidth=0.8)
+    if (data["stage"] > 2).any():
+        entries["end of stage 2"] = triangle
+    for rows in range(1, len(entries) + 1):
+        columns = -(-len(entries) // rows)
+        legend = figure.legend(
+            entries.values(), entries.keys(), loc="outside upper center", ncols=columns
+        )
         if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
             break
         legend.remove()

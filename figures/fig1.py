@@ -39,7 +39,7 @@ def plot(dataset: xr.Dataset) -> Figure:
         draw_distance(axes, data, arms, distance)
         axes.set_xlabel("iteration")
         axes.set_ylabel(f"{distance.name}, {symbol(data, distance.drawn)}")
-    add_legend(figure, arms, data.sizes["run"], "population", "rounded", "switch")
+    add_legend(figure, data, arms, "population", "rounded")
     return figure
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import xarray as xr
 from _shared import (
     DOUBLE_COLUMN,
@@ -17,14 +16,13 @@ from _shared import (
     band,
     draw_arm,
     draw_population,
-    draw_switch,
+    draw_stages,
     horizontal,
     linear_limits,
     main,
     note_diverged,
     render,
     runs_of,
-    switch_points,
     symbol,
     tidy,
 )
@@ -56,7 +54,7 @@ def plot(dataset: xr.Dataset) -> Figure:
         axes.set_ylabel(f"{NAMES[variable]}, {symbol(data, variable)}")
     for axes in grid[1]:
         axes.set_xlabel("iteration")
-    add_legend(figure, arms, data.sizes["run"], "population", "switch")
+    add_legend(figure, data, arms, "population")
     return figure
 
 
@@ -72,8 +70,7 @@ def draw_panel(axes: Axes, data: xr.Dataset, variable: str) -> None:
         paths = [band(runs_of(data, POPULATION[variable], arm))[1] for arm in arms]
         draw_population(axes, x, paths, arms)
     axes.set_ylim(linear_limits([*map(band, drawn), *paths]))
-    stages = [runs_of(data, "stage", arm) for arm in arms]
-    draw_switch(axes, np.concatenate(list(map(switch_points, x, stages))))
+    draw_stages(axes, data, arms, x)
     note_diverged(axes, drawn, arms)
 
 

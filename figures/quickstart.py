@@ -38,7 +38,7 @@ def plot(dataset: xr.Dataset) -> Figure:
     levels = data.sizes["sparsity"]
     columns = min(levels, MAX_COLUMNS)
     blocks = -(-levels // columns)
-    figure = Figure(figsize=(DOUBLE_COLUMN, 0.5 + 3.0 * blocks))
+    figure = Figure(figsize=(DOUBLE_COLUMN, 0.6 + 3.0 * blocks))
     grid = figure.subplots(2 * blocks, columns, squeeze=False, sharex=True)
     for row, distance in enumerate((VALUE, ATTENTION) * blocks):
         limits = distance_limits(data, distance)
@@ -57,7 +57,7 @@ def plot(dataset: xr.Dataset) -> Figure:
             else:
                 axes.tick_params(labelleft=False)
     figure.supxlabel("samples (thousands)", fontsize=8)
-    add_legend(figure, arms, data.sizes["run"], "population", "rounded", "switch")
+    add_legend(figure, data, arms, "population", "rounded")
     return figure
 
 

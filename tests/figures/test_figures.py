@@ -204,7 +204,24 @@ def test_quickstart_overlays_population_star_and_switch(dataset: xr.Dataset) -> 
         )
     first = (runs["stage"].values == 2).argmax(axis=-1)
     samples = np.take_along_axis(runs["samples"].values, first[..., None], axis=-1)
-    assert line(axes, "switch")[0, 0] == np.median(samples)
+    assert line(axes, "stage 1")[0, 0] == np.median(samples)
+
+
+def test_the_end_of_stage_2_is_marked_for_the_arms_that_came_to_it(
+    script: ModuleType, dataset: xr.Dataset
+) -> None:
+    data = suited(script, dataset).copy(deep=True)
+    assert "end of stage 2" not in texts(script.plot(data))
+    for seed, start in enumerate((12, 14, 18)):
+        data["stage"][{"seed": seed, ARM: 1, "step": slice(start, None)}] = 3
+    figure = script.plot(data)
+    assert "end of stage 2" in texts(figure)
+    x = data["samples"].values[0].reshape(-1, data.sizes["step"])[0]
+    for axes in panels(figure):
+        marks = [item for item in axes.lines if str(item.get_gid()).startswith("stage 2")]
+        assert [item.get_gid() for item in marks] == ["stage 2 1"]
+        expected = x[14] if script.__name__ == "quickstart" else data["step"].values[14]
+        assert line(axes, "stage 2 1")[0, 0] == expected
 
 
 def test_a_rounded_distance_of_zero_is_shown_on_the_logarithmic_axis(dataset: xr.Dataset) -> None:
@@ -298,7 +315,7 @@ def test_fig1_marks_the_switch_and_the_rounded_solutions(dataset: xr.Dataset) ->
         final = data[f"rounded_{name}_distance"].values[..., -1].astype(float)
         np.testing.assert_allclose(stars, np.median(final, axis=0))
         first = data["step"].values[(data["stage"].values == 2).argmax(axis=-1)]
-        assert line(axes, "switch")[0, 0] == np.median(first)
+        assert line(axes, "stage 1")[0, 0] == np.median(first)
 
 
 def test_every_figure_has_a_caption() -> None:

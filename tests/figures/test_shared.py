@@ -41,6 +41,13 @@ def test_tidy_stacks_several_seed_axes_and_several_arm_axes() -> None:
     ]
 
 
+def test_tidy_takes_axes_that_are_called_arm_or_run(dataset: xr.Dataset) -> None:
+    named = dataset.rename_dims(optimizer_and_learning_rate_2="arm").rename(sparsity="run")
+    tidy = _shared.tidy(named)
+    assert dict(tidy["stage"].sizes) == {"arm": 9, "run": 4, "step": 21}
+    assert list(tidy["optimizer"].values[:4]) == ["proximal", "sgd", "sgd", "proximal"]
+
+
 def test_tidy_finds_a_panel_field_inside_a_zip(dataset: xr.Dataset) -> None:
     zipped = dataset.rename_dims(sparsity="level").drop_indexes("sparsity")
     zipped = zipped.assign_coords(threshold=("level", [0.3, 0.2, 0.1]))
@@ -107,10 +114,10 @@ def test_diverged_runs_are_counted_once() -> None:
     assert _shared.count_diverged(values) == 2
 
 
-def test_switch_points_leave_out_runs_that_stay_in_stage_1() -> None:
+def test_stage_ends_leave_out_runs_that_stay_in_stage_1() -> None:
     x = np.array([0.0, 10.0, 20.0, 30.0, 40.0])
     stage = np.array([[1.0, 1, 2, 2, 3], [1, 1, 1, 1, 1], [1, 2, 2, 2, 2]])
-    np.testing.assert_array_equal(_shared.switch_points(x, stage), [20.0, 10.0])
+    np.testing.assert_array_equal(_shared.stage_ends(x, stage, 1), [20.0, 10.0])
 
 
 def test_population_distance_is_the_norm_of_what_is_left_of_the_signal() -> None:
@@ -132,7 +139,8 @@ def test_population_distance_is_the_norm_of_what_is_left_of_the_signal() -> None
     ("values", "expected"),
     [
         ([0.1, 0.5, 0.0, np.nan], (0.07, 0.7)),
-        ([1e-9, 1.0], (1e-3, 1.4)),
+        ([1e-9, 1.0], (0.7, 1.4)),
+        ([1e-5, 1.0], (1e-3, 1.4)),
         ([0.1, 1e8], (0.07, 20.0)),
         ([0.0, np.nan], (1e-3, 1.0)),
     ],
