@@ -24,6 +24,8 @@ from scbjax.sweep.fields import StudyError, shown
 from scbjax.sweep.study import Study, find_studies, load_study
 
 if TYPE_CHECKING:
+    import jax
+
     from scbjax.sweep.plan import Plan
 
 EXIT_BAD_INPUT = 2
@@ -119,10 +121,10 @@ class Show:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
+        study, memory_bytes = load_study(self.study, self.overrides), read_bytes(self.memory)
         from scbjax.sweep.plan import make_plan
 
-        study = load_study(self.study, self.overrides)
-        plan = make_plan(study, memory_bytes=read_bytes(self.memory))
+        plan = make_plan(study, memory_bytes=memory_bytes)
         print("\n".join([*_describe_study(study), "", *_describe_plan(plan)]))
         return 0
 
@@ -178,7 +180,18 @@ class Devices:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        raise NotImplementedError
+        import jax
+
+        from scbjax.sweep.cost import readable_bytes
+
+        rows = [("device", "platform", "kind", "memory")]
+        for device in _devices():
+            limit = (device.memory_stats() or {}).get("bytes_limit")
+            memory = "of the host" if limit is None else readable_bytes(limit)
+            rows.append((str(device.id), device.platform, device.device_kind, memory))
+        print("\n".join(_aligned(rows)))
+        print(f"random numbers: {jax.config.jax_default_prng_impl}")
+        return 0
 
 
 _Commands: TypeAlias = (
@@ -301,6 +314,15 @@ def read_bytes(text: str | None) -> int | None:
 
 def _size(number: str, prefix: str, binary: str) -> int:
     return int(float(number) * (1024 if binary else 1000) ** _POWERS[prefix.lower()])
+
+
+def _devices() -> list[jax.Device]:
+    import jax
+
+    try:
+        return jax.devices()
+    except RuntimeError as error:
+        raise StudyError(f"JAX finds no device to run on: {error}") from None
 
 
 # ---------------------------------------------------------------------------- what is printed
