@@ -33,7 +33,7 @@ BAND: Final = (10.0, 50.0, 90.0)  # percentiles over runs: an 80% band around th
 WIDE_RANGE: Final = 300.0  # labels at 1, 2 and 5 of more decades would touch
 XTICKS: Final = MaxNLocator(nbins=5, steps=[1, 2, 5, 10])
 MAX_GROWTH: Final = 20.0  # log axes end here, in units of the initial distance
-MAX_SHOWN: Final = 5.0  # linear axes end here; the truth has signal 1 and a distance of about 1
+MAX_SHOWN: Final = 5.0  # no band stretches a linear axis further; signals end at 1
 ROUNDING_ERROR: Final = float(np.finfo(np.float32).eps)  # a distance below it is 0
 SAME_PATH: Final = 0.02  # population paths that differ by less, of a signal of 1, are drawn once
 STAR_GAP: Final = 0.08  # inches from one star to the next
@@ -442,12 +442,17 @@ def draw_distance(
     note_diverged(axes, drawn, arms)
 
 
-def distance_limits(data: xr.Dataset, distance: Distance) -> tuple[float, float]:
-    """Choose logarithmic limits that hold the bands and the stars of every panel of a distance."""
+def distance_limits(
+    data: xr.Dataset, distance: Distance, *, log: bool = False
+) -> tuple[float, float]:
+    """Choose limits that hold every panel of a distance; linear ones begin at 0."""
     curves = data[distance.drawn].to_numpy().astype(float)
     stars = data[distance.rounded].to_numpy().astype(float)[..., -1:]
-    bands = [band(runs.reshape(len(runs), -1)) for arms in (curves, stars) for runs in arms]
-    return log_limits(bands, ceiling=MAX_GROWTH * float(np.nanmedian(curves[..., 0])))
+    drawn = [runs.reshape(len(runs), -1) for arms in (curves, stars) for runs in arms]
+    if log:
+        ceiling = MAX_GROWTH * float(np.nanmedian(curves[..., 0]))
+        return log_limits([band(runs) for runs in drawn], ceiling=ceiling)
+    return 0.0, linear_limits(drawn)[1]
 
 
 def runs_of(panel: xr.Dataset, variable: str, arm: Arm) -> Values:
@@ -487,12 +492,21 @@ def log_limits(
 
 
 def linear_limits(drawn: Sequence[Values]) -> tuple[float, float]:
-    """Choose limits of a linear axis for the bands drawn, as long as they stay near the truth."""
-    values = np.concatenate([np.ravel(item) for item in drawn])
-    values = values[np.isfinite(values)]
-    if values.size == 0:
+    """Choose limits of a linear axis for the runs drawn, as long as they stay near the truth.
+
+    All bands are inside; a single run may stretch the axis to twice that, not more.
+
+    Args:
+        drawn: [runs, steps] each.
+    """
+    bands = np.concatenate([np.ravel(band(runs)) for runs in drawn])
+    runs = np.concatenate([np.ravel(runs) for runs in drawn])
+    if not np.isfinite(bands).any():
         return 0.0, 1.0
-    low, high = np.clip([values.min(), values.max()], -MAX_SHOWN, MAX_SHOWN)
+    low, high = np.clip([np.nanmin(bands), np.nanmax(bands)], -MAX_SHOWN, MAX_SHOWN)
+    half = 0.5 * (high - low)
+    runs = runs[np.isfinite(runs)]
+    low, high = max(low - half, min(low, runs.min())), min(high + half, max(high, runs.max()))
     margin = 0.05 * (high - low)
     return float(low - margin), float(high + margin)
 

@@ -17,7 +17,6 @@ from _shared import (
     arms_of,
     distance_limits,
     draw_distance,
-    log_axis,
     main,
     render,
     symbol,
@@ -35,7 +34,7 @@ def plot(dataset: xr.Dataset) -> Figure:
     arms = arms_of(data)
     figure = Figure(figsize=(DOUBLE_COLUMN, 2.9))
     for axes, distance in zip(figure.subplots(1, 2), (VALUE, ATTENTION), strict=True):
-        log_axis(axes, distance_limits(data, distance))
+        axes.set_ylim(distance_limits(data, distance))
         draw_distance(axes, data, arms, distance)
         axes.set_xlabel("iteration")
         axes.set_ylabel(f"{distance.name}, {symbol(data, distance.drawn)}")

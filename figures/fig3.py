@@ -69,7 +69,7 @@ def draw_panel(axes: Axes, data: xr.Dataset, variable: str) -> None:
     if variable in POPULATION:
         paths = [band(runs_of(data, POPULATION[variable], arm))[1] for arm in arms]
         draw_population(axes, x, paths, arms)
-    axes.set_ylim(linear_limits([*map(band, drawn), *paths]))
+    axes.set_ylim(linear_limits([*drawn, *(path[None] for path in paths)]))
     draw_stages(axes, data, arms, x)
     note_diverged(axes, drawn, arms)
 

@@ -41,7 +41,7 @@ def plot(dataset: xr.Dataset) -> Figure:
     figure = Figure(figsize=(DOUBLE_COLUMN, 0.6 + 3.0 * blocks))
     grid = figure.subplots(2 * blocks, columns, squeeze=False, sharex=True)
     for row, distance in enumerate((VALUE, ATTENTION) * blocks):
-        limits = distance_limits(data, distance)
+        limits = distance_limits(data, distance, log=True)
         for column, axes in enumerate(grid[row]):
             level = columns * (row // 2) + column
             if level >= levels:
