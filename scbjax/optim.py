@@ -346,8 +346,18 @@ def _value_chain(
 def _by_field(
     value: optax.GradientTransformation, attention: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
+    # By the name of each leaf, not of the whole tree: under optax.masked or optax.partition V and A
+    # may be a part of something larger.
+    def label(path: tuple[object, ...], _: chex.Array) -> str:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        if name not in (VALUE, ATTENTION):
+            raise ValueError(
+                f"a parameter is named {name!r}; it must be named {VALUE} or {ATTENTION}"
+            )
+        return name
+
     def labels(params: optax.Params) -> optax.Params:
-        return type(params)(**{VALUE: VALUE, ATTENTION: ATTENTION})
+        return jax.tree_util.tree_map_with_path(label, params)
 
     return optax.partition({VALUE: value, ATTENTION: attention}, labels)
 
