@@ -24,15 +24,17 @@ import numpy as np
 import numpy.typing as npt
 
 from scbjax.sweep import cost
-from scbjax.sweep.fields import FIELDS, StudyError
+from scbjax.sweep.fields import FIELDS, INT32_MAX, StudyError
 from scbjax.sweep.study import Axis, Study
 
-# Preconditioned SGD is the proximal program with both thresholds at zero, so that the two arms of a
-# comparison run in one program, on the same batches.
+# Preconditioned SGD is the proximal program with both thresholds at zero and without stage 3, so
+# that the two arms of a comparison run in one program, on the same batches.
 SGD_AS_PROXIMAL: Mapping[str, Any] = {
     "train.optimizer": "proximal",
     "train.l1": 0.0,
     "train.threshold": 0.0,
+    "train.stop_level": math.inf,
+    "train.stop_step": INT32_MAX,
 }
 
 
@@ -71,8 +73,8 @@ class Program:
 
     @property
     def num_records(self) -> int:
-        """Records of a trajectory after the initial one."""
-        return int(self.fixed["train.steps"]) // int(self.fixed["train.record_every"])
+        """Records of a trajectory, with that of its initial state."""
+        return int(self.fixed["train.steps"]) // int(self.fixed["train.record_every"]) + 1
 
     @property
     def memory_bytes(self) -> int:
@@ -283,8 +285,8 @@ def _layers(study: Study) -> list[Literal["outer", "inner"]]:
         any(FIELDS[p].layer == "outer" and FIELDS[p].kind != "static" for p in axis.fields)
         for axis in study.axes
     ]
-    # Lowering makes l1 and the threshold depend on the optimizer too. A value that depends on both
-    # layers would belong to neither, so then the axes concerned go to the outer one together.
+    # Lowering makes l1 and others depend on the optimizer too. A value that depends on both layers
+    # would belong to neither, so then the axes concerned go to the outer one together.
     if any(_is_lowered(axis) for axis in study.axes):
         linked = [not SGD_AS_PROXIMAL.keys().isdisjoint(axis.fields) for axis in study.axes]
         if any(is_outer and link for is_outer, link in zip(outer, linked, strict=True)):

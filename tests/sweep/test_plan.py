@@ -78,6 +78,7 @@ def expected_values(study: Study, position: int) -> dict[str, Any]:
         values.update(zip(axis.fields, axis.values[row], strict=True))
     if values["train.optimizer"] == "sgd":
         values.update({"train.optimizer": "proximal", "train.l1": 0.0, "train.threshold": 0.0})
+        values.update({"train.stop_level": float("inf"), "train.stop_step": 2**31 - 1})
     return values
 
 

@@ -1,0 +1,493 @@
+"""One chunk of a plan: trajectories under vmap inside vmap, sharded over devices, in segments.
+
+A program is compiled once, as two functions: one that draws the tasks and makes the initial states,
+and one that takes any number of records. How many is an argument and not a shape, so that segments
+can be as long as suits the clock and end where a snapshot is due, and still share one compilation.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from scbjax.observe import OBSERVABLES
+from scbjax.sweep.fields import FIELDS
+from scbjax.sweep.plan import Chunk, Layer, Plan, Program
+from scbjax.task import Task, pattern_signal, random_task, stationary_norm, transition_signal
+from scbjax.train import (
+    STATIC_FIELDS,
+    TRACED_FIELDS,
+    Settings,
+    State,
+    advance,
+    init,
+    observe_state,
+)
+
+HostArrays: TypeAlias = dict[str, npt.NDArray[Any]]
+Values: TypeAlias = Mapping[str, Any]
+Records: TypeAlias = dict[str, jax.Array]
+
+SEGMENT_SECONDS = 1.5
+"""Time that a segment is made to last: long against its overhead, short for somebody who waits."""
+
+_LIVE_METRIC = "attention_distance"
+_OUTER = "outer"  # the mesh axis over which the outer layer is sharded
+# What the seeds of a trajectory are folded into: a stream for each of its parts.
+_STREAMS = {"task_seed": 0, "init_seed": 1, "data_seed": 2}
+_DTYPES = {int: np.int32, float: np.float32}
+
+
+class Inputs(NamedTuple):
+    """The numbers of a chunk, by dotted path.
+
+    Attributes:
+        outer: arrays [outer].
+        inner: arrays [inner].
+        fixed: scalars.
+    """
+
+    outer: dict[str, Any]
+    inner: dict[str, Any]
+    fixed: dict[str, Any]
+
+
+class Carry(NamedTuple):
+    """What a segment hands to the next one.
+
+    Attributes:
+        state: the learners, every leaf [outer, inner, ...].
+        records: an array [records, outer, inner] for each variable, filled as far as the run is.
+    """
+
+    state: State
+    records: Records
+
+
+class Prepared(NamedTuple):
+    """The beginning of a chunk.
+
+    Attributes:
+        tasks: leaves [outer, ...]; the pattern [outer, inner, T, N] if sparsity is an inner axis.
+        constants: K_P, K_Q and ``|mu|^2``, [outer, inner].
+        carry: the initial states, and room for the records.
+    """
+
+    tasks: Task
+    constants: dict[str, jax.Array]
+    carry: Carry
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkResult:
+    """What a chunk gives.
+
+    Attributes:
+        arrays: ``[outer, inner, ...]`` without padding: recorded variables [records], constants,
+            and, if kept, ``value`` and ``attention``, and ``value_snapshots`` and
+            ``attention_snapshots`` [snapshots, ...].
+        run_seconds: time in segments.
+        compile_seconds: time in the compiler; zero where the program was compiled before.
+    """
+
+    arrays: HostArrays
+    run_seconds: float
+    compile_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A chunk in the middle.
+
+    Attributes:
+        arrays: the carry and the snapshots taken so far, as they are, with padding.
+        records: records taken.
+        run_seconds: time in segments so far.
+    """
+
+    arrays: HostArrays
+    records: int
+    run_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A segment that has just ended.
+
+    Attributes:
+        chunk: the chunk it belongs to.
+        records: records that it took.
+        records_done: records of the chunk so far.
+        seconds: time it took.
+        latest: the newest record of one variable, [outer, inner] without padding.
+        checkpoint: fetches the chunk as it stands.
+    """
+
+    chunk: Chunk
+    records: int
+    records_done: int
+    seconds: float
+    latest: npt.NDArray[Any]
+    checkpoint: Callable[[], Checkpoint]
+
+
+class Executor:
+    """Runs chunks of a plan on the devices of this process, and compiles each program once.
+
+    Args:
+        plan: the plan.
+        segment_seconds: time that a segment is made to last.
+    """
+
+    def __init__(self, plan: Plan, *, segment_seconds: float = SEGMENT_SECONDS) -> None:
+        self._plan = plan
+        self._segment_seconds = segment_seconds
+        self._compiled: dict[int, _Compiled] = {}
+
+    def run(
+        self,
+        index: int,
+        *,
+        checkpoint: Checkpoint | None = None,
+        listen: Callable[[Segment], None] = lambda _: None,
+    ) -> ChunkResult:
+        """Runs one chunk from the beginning, or from a checkpoint.
+
+        Args:
+            index: its place in the plan.
+            checkpoint: where to continue.
+            listen: called after each segment; what it raises ends the run.
+
+        Returns:
+            The result. Its arrays depend on the plan alone, not on segments or checkpoints.
+        """
+        chunk = self._plan.chunks[index]
+        program = self._plan.programs[chunk.program]
+        compile_seconds = 0.0
+        if program.index not in self._compiled:
+            self._compiled[program.index] = _compile(program)
+            compile_seconds = self._compiled[program.index].seconds
+        run = _ChunkRun(self._plan, chunk, self._compiled[program.index])
+        if checkpoint is not None:
+            run.restore(checkpoint)
+        length = 2  # the first segment tells how long a record takes; that of the start takes less
+        while run.done < program.num_records:
+            segment = run.segment(length)
+            length = max(1, round(segment.records * self._segment_seconds / segment.seconds))
+            listen(segment)
+        return ChunkResult(run.results(), run.run_seconds, compile_seconds)
+
+
+class _ChunkRun:
+    """A chunk under way: its arrays on the devices, and how far they are."""
+
+    def __init__(self, plan: Plan, chunk: Chunk, compiled: "_Compiled") -> None:
+        self._study = plan.study
+        self._chunk = chunk
+        self._program = plan.programs[chunk.program]
+        self._compiled = compiled
+        self._inputs = compiled.place(chunk_inputs(self._program, chunk))
+        prepared: Prepared = compiled.prepare(self._inputs)
+        self._tasks, self._constants, self._carry = prepared
+        self._snapshots: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
+        self.done = 0
+        self.run_seconds = 0.0
+
+    @property
+    def _step(self) -> int:
+        """Number of the step at which the latest record was taken."""
+        return (self.done - 1) * int(self._program.fixed["train.record_every"])
+
+    def segment(self, length: int) -> Segment:
+        """Takes the given number of records, or fewer if a snapshot or the end comes first."""
+        every = self._program.fixed["train.record_every"]
+        ends = [step // every + 1 for step in self._study.snapshots] + [self._program.num_records]
+        count = min(length, min(end for end in ends if end > self.done) - self.done)
+        start = time.perf_counter()
+        self._carry, latest = self._compiled.segment(
+            self._inputs, self._tasks, self._carry, np.int32(self.done), np.int32(count)
+        )
+        jax.block_until_ready((self._carry, latest))
+        seconds = time.perf_counter() - start
+        self.done += count
+        self.run_seconds += seconds
+        if self._step in self._study.snapshots:
+            params = jax.device_get(self._carry.state.params)
+            self._snapshots.append((params.value, params.attention))
+        latest = self._trim(np.asarray(latest))
+        return Segment(self._chunk, count, self.done, seconds, latest, self._checkpoint)
+
+    def results(self) -> HostArrays:
+        """The arrays of a finished chunk."""
+        state, records = jax.device_get(self._carry)
+        arrays: HostArrays = {name: np.moveaxis(kept, 0, 2) for name, kept in records.items()}
+        arrays.update(jax.device_get(self._constants))
+        if self._study.final:
+            arrays.update(state.params._asdict())
+        if self._snapshots:
+            values, attentions = zip(*self._snapshots, strict=True)
+            arrays["value_snapshots"] = np.stack(values, axis=2)
+            arrays["attention_snapshots"] = np.stack(attentions, axis=2)
+        return {name: np.ascontiguousarray(self._trim(array)) for name, array in arrays.items()}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continues from a checkpoint instead of from the start."""
+        leaves, structure = jax.tree.flatten(self._carry)
+        saved = [checkpoint.arrays[f"carry_{number}"] for number in range(len(leaves))]
+        placed = [jax.device_put(new, old.sharding) for new, old in zip(saved, leaves, strict=True)]
+        self._carry = jax.tree.unflatten(structure, placed)
+        self.done, self.run_seconds = checkpoint.records, checkpoint.run_seconds
+        taken = sum(step <= self._step for step in self._study.snapshots)
+        self._snapshots = [
+            (checkpoint.arrays[f"value_{number}"], checkpoint.arrays[f"attention_{number}"])
+            for number in range(taken)
+        ]
+
+    def _checkpoint(self) -> Checkpoint:
+        leaves = jax.device_get(jax.tree.leaves(self._carry))
+        arrays = {f"carry_{number}": leaf for number, leaf in enumerate(leaves)}
+        for number, (value, attention) in enumerate(self._snapshots):
+            arrays.update({f"value_{number}": value, f"attention_{number}": attention})
+        return Checkpoint(arrays, self.done, self.run_seconds)
+
+    def _trim(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        outer, inner = self._chunk.shape
+        return array[:outer, :inner]
+
+
+# ------------------------------------------------------------------------------------- compiling
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compiled:
+    """A compiled program, and how its inputs get to its devices."""
+
+    place: Callable[[Inputs], Any]
+    prepare: Callable[..., Any]
+    segment: Callable[..., Any]
+    seconds: float
+
+
+def _compile(program: Program) -> _Compiled:
+    shardings = _shardings(program)
+    place = partial(jax.device_put, device=shardings.inputs)
+    inputs = place(chunk_inputs(program, Chunk(0, program.index, (0, 1), (0, 1))))
+    start = time.perf_counter()
+    prepare = jax.jit(partial(_prepare, program), out_shardings=shardings.prepared).lower(inputs)
+    shapes = prepare.out_info
+    on_tasks, _, on_carry = shardings.prepared
+    segment = jax.jit(
+        partial(_segment, program),
+        donate_argnums=2,
+        in_shardings=(shardings.inputs, on_tasks, on_carry, None, None),
+        out_shardings=(on_carry, on_tasks),
+    ).lower(inputs, shapes.tasks, shapes.carry, np.int32(0), np.int32(0))
+    return _Compiled(place, prepare.compile(), segment.compile(), time.perf_counter() - start)
+
+
+class _Shardings(NamedTuple):
+    """Where the arrays of a program are: a sharding in the place of each subtree."""
+
+    inputs: Any
+    prepared: Any
+
+
+def _shardings(program: Program) -> _Shardings:
+    """The outer layer is sharded; nothing that is the same for all of it is."""
+    mesh = _mesh(program.chunk_shape[0])
+    first = NamedSharding(mesh, PartitionSpec(_OUTER))
+    second = NamedSharding(mesh, PartitionSpec(None, _OUTER))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    inputs = cast("Any", Inputs)(first, everywhere, everywhere)
+    carry = cast("Any", Carry)(first, second)
+    return _Shardings(inputs, cast("Any", Prepared)(first, first, carry))
+
+
+def _mesh(outer: int) -> Mesh:
+    """As many devices as divide the outer layer of a chunk."""
+    devices = jax.local_devices()
+    count = max(n for n in range(1, len(devices) + 1) if outer % n == 0)
+    return jax.make_mesh((count,), (_OUTER,), (AxisType.Auto,), devices=devices[:count])
+
+
+# ------------------------------------------------------------------------------ what is compiled
+
+
+def _prepare(program: Program, inputs: Inputs) -> Prepared:
+    """Draws the tasks of a chunk and makes the initial states."""
+    tasks = _draw_tasks(program, inputs)
+
+    def begin(values: Values, task: Task) -> tuple[State, dict[str, jax.Array]]:
+        state = init(_key(values, "init_seed"), task, _settings(program, values))
+        constants = {
+            "transition_signal": transition_signal(task),
+            "pattern_signal": pattern_signal(task),
+            "stationary_norm": stationary_norm(task),
+        }
+        return state, constants
+
+    state, constants = _over_grid(program, begin, inputs, tasks)
+    shape = (program.num_records, *program.chunk_shape)
+    records = {name: jnp.zeros(shape, OBSERVABLES[name].dtype) for name in _variables(program)}
+    return Prepared(tasks, constants, Carry(state, records))
+
+
+def _segment(
+    program: Program, inputs: Inputs, tasks: Task, carry: Carry, done: jax.Array, count: jax.Array
+) -> tuple[Carry, jax.Array]:
+    """Takes ``count`` records after the first ``done``, with the steps that lead to them.
+
+    Returns:
+        The carry, and the latest record of one variable.
+    """
+    every = program.fixed["train.record_every"]
+    variables = _variables(program)
+
+    def move(index: jax.Array, values: Values, task: Task, state: State) -> State:
+        settings, key = _settings(program, values, record=()), _key(values, "data_seed")
+        return advance(key, task, settings, state, (index - 1) * every, num_records=1)[0]
+
+    def observe(index: jax.Array, values: Values, task: Task, state: State) -> Records:
+        settings, key = _settings(program, values, record=variables), _key(values, "data_seed")
+        return observe_state(key, task, settings, state, index * every)
+
+    def take(index: jax.Array, carry: Carry) -> Carry:
+        # The first record is that of the initial state. It is taken here and not by a function of
+        # its own because observables take the larger part of the time that compilation takes.
+        state = jax.lax.cond(
+            index > 0,
+            lambda state: _over_grid(program, partial(move, index), inputs, tasks, state),
+            lambda state: state,
+            carry.state,
+        )
+        record = _over_grid(program, partial(observe, index), inputs, tasks, state)
+        records = {name: kept.at[index].set(record[name]) for name, kept in carry.records.items()}
+        return Carry(state, records)
+
+    carry = jax.lax.fori_loop(done, done + count, take, carry)
+    return carry, carry.records[live_metric(variables)][done + count - 1]
+
+
+def live_metric(variables: Sequence[str]) -> str:
+    """The variable that is shown while a run goes on."""
+    return _LIVE_METRIC if _LIVE_METRIC in variables else variables[0]
+
+
+def _draw_tasks(program: Program, inputs: Inputs) -> Task:
+    def draw(outer: Values, sparsity: Values) -> Task:
+        return _draw_task(program, {**inputs.fixed, **outer, **sparsity})
+
+    # Mapped over the sparsity alone, with P and mu declared as not mapped: should they come to
+    # depend on it, tokens would no longer be shared along the inner layer, and this fails.
+    sparsity = {path: inputs.inner[path] for path in inputs.inner if path == "task.sparsity"}
+    if sparsity:
+        draw = jax.vmap(draw, in_axes=(None, 0), out_axes=_task_axes(inputs))
+    over_outer = jax.vmap(draw, in_axes=(0, None), axis_size=program.chunk_shape[0])
+    return over_outer(inputs.outer, sparsity)
+
+
+def _draw_task(program: Program, values: Values) -> Task:
+    path = "task.sparsity"
+    columns = (program.outer.columns, program.inner.columns)
+    sparsities = [column[path] for column in columns if path in column] or [(program.fixed[path],)]
+    return random_task(
+        _key(values, "task_seed"),
+        num_tokens=program.fixed["task.num_tokens"],
+        context_length=program.fixed["task.context_length"],
+        sparsity=values[path],
+        skew=values["task.skew"],
+        transition_signal=values.get("task.transition_signal"),
+        max_sparsity=max(*sparsities),
+    )
+
+
+def _task_axes(inputs: Inputs) -> Any:  # noqa: ANN401 - axes in the place of a task's arrays
+    """How a task varies along the inner layer: by its pattern, if by anything."""
+    return cast("Any", Task)(None, None, 0 if "task.sparsity" in inputs.inner else None)
+
+
+def _over_grid(
+    program: Program,
+    function: Callable[..., Any],
+    inputs: Inputs,
+    tasks: Task,
+    *batched: Any,  # noqa: ANN401 - trees of arrays [outer, inner, ...]
+) -> Any:  # noqa: ANN401 - what the function returns, with two axes in front
+    """Maps a function of (values, task, ...) over both layers of a chunk."""
+    outer_size, inner_size = program.chunk_shape
+    both = (0,) * len(batched)
+
+    def at_point(outer: Values, inner: Values, task: Task, *rest: Any) -> Any:  # noqa: ANN401
+        return function({**inputs.fixed, **outer, **inner}, task, *rest)
+
+    axes = (None, 0, _task_axes(inputs), *both)
+    over_inner = jax.vmap(at_point, in_axes=axes, axis_size=inner_size)
+    over_outer = jax.vmap(over_inner, in_axes=(0, None, 0, *both), axis_size=outer_size)
+    return over_outer(inputs.outer, inputs.inner, tasks, *batched)
+
+
+def _settings(program: Program, values: Values, record: tuple[str, ...] = ()) -> Settings:
+    """The settings at a point: static fields from the program, the others from traced values."""
+    static = {path.rpartition(".")[2]: value for path, value in program.fixed.items()}
+    traced = {path.rpartition(".")[2]: value for path, value in values.items()}
+    return Settings(
+        record=record,
+        **{name: static[name] for name in STATIC_FIELDS if name in static},
+        **{name: traced[name] for name in TRACED_FIELDS if name in traced},
+    )
+
+
+def _key(values: Values, seed: str) -> jax.Array:
+    """The key of one part of a trajectory: made of seeds alone, wherever it stands in the grid."""
+    stream = jax.random.fold_in(jax.random.key(values["root_seed"]), _STREAMS[seed])
+    return jax.random.fold_in(stream, values[seed] if seed in values else values["seed"])
+
+
+def _variables(program: Program) -> tuple[str, ...]:
+    return tuple(program.fixed["record.variables"])
+
+
+# ------------------------------------------------------------------------------------- its inputs
+
+
+def chunk_inputs(program: Program, chunk: Chunk) -> Inputs:
+    """The numbers of a chunk on the host, padded to the program's chunk shape with its last point.
+
+    Args:
+        program: the program.
+        chunk: one of its chunks.
+
+    Returns:
+        float32 and int32 arrays; fields that are left to the library (None) are absent.
+    """
+    fixed = {
+        path: _as_array(path, value)
+        for path, value in program.fixed.items()
+        if _is_traced(path) and value is not None
+    }
+    outer_size, inner_size = program.chunk_shape
+    return Inputs(
+        outer=_layer_inputs(program.outer, chunk.outer[0], outer_size),
+        inner=_layer_inputs(program.inner, chunk.inner[0], inner_size),
+        fixed=fixed,
+    )
+
+
+def _layer_inputs(layer: Layer, first: int, size: int) -> dict[str, npt.NDArray[Any]]:
+    points = np.minimum(np.arange(first, first + size), layer.size - 1)
+    return {path: _as_array(path, column)[points] for path, column in layer.columns.items()}
+
+
+def _is_traced(path: str) -> bool:
+    return FIELDS[path].kind in {"traced", "data"} or path == "root_seed"
+
+
+def _as_array(path: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
+    return np.asarray(value, _DTYPES[FIELDS[path].type])

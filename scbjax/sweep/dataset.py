@@ -1,0 +1,252 @@
+"""The dataset of a finished study: one labelled netCDF file that xarray opens anywhere.
+
+Dimensions are the axes of the study, in its order, and ``step``. Coordinates hold the real values
+of the fields. Along them run the recorded variables; over the axes alone K_P, K_Q and ``|mu|^2`` of
+each task (``transition_signal``, ``pattern_signal``, ``stationary_norm``); and, if the study keeps
+them, the final V and A (``value``, ``attention``) and their snapshots along ``snapshot``
+(``value_snapshots``, ``attention_snapshots``).
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scbjax.sweep.axes import Axis
+from scbjax.sweep.fields import FIELDS, StudyError
+from scbjax.sweep.plan import Plan
+from scbjax.sweep.store import Store, atomic_file
+from scbjax.sweep.study import fingerprint, to_toml
+
+if TYPE_CHECKING:
+    import xarray
+
+Description = Mapping[str, str]
+"""long_name, units and symbol of a variable."""
+
+_MATRIX_DIMS: Mapping[str, tuple[str, ...]] = {
+    "value": ("token_out", "token_in"),
+    "attention": ("position", "query"),
+    "value_snapshots": ("snapshot", "token_out", "token_in"),
+    "attention_snapshots": ("snapshot", "position", "query"),
+}
+
+DESCRIPTIONS: Mapping[str, Description] = {
+    "transition_signal": {
+        "long_name": "signal of the transition matrix",
+        "units": "1",
+        "symbol": r"$K_P$",
+    },
+    "pattern_signal": {
+        "long_name": "signal of the attention pattern",
+        "units": "1",
+        "symbol": r"$K_Q$",
+    },
+    "stationary_norm": {
+        "long_name": "squared norm of the stationary distribution",
+        "units": "1",
+        "symbol": r"$\|\mu\|^2$",
+    },
+    "value": {"long_name": "final value matrix", "units": "1", "symbol": "$V$"},
+    "attention": {"long_name": "final attention matrix", "units": "1", "symbol": "$A$"},
+    "value_snapshots": {"long_name": "value matrix", "units": "1", "symbol": "$V$"},
+    "attention_snapshots": {"long_name": "attention matrix", "units": "1", "symbol": "$A$"},
+    "step": {"long_name": "iteration", "units": "1", "symbol": r"$\tau$"},
+    "snapshot": {"long_name": "iteration", "units": "1", "symbol": r"$\tau$"},
+    "token_out": {"long_name": "row of V, the token predicted", "units": "1", "symbol": "$n$"},
+    "token_in": {"long_name": "column of V, the token attended to", "units": "1", "symbol": "$m$"},
+    "position": {"long_name": "position in the context", "units": "1", "symbol": "$t$"},
+    "query": {"long_name": "query token", "units": "1", "symbol": "$k$"},
+}
+"""Everything in a dataset that is not an observable or a field."""
+
+_SYMBOLS: Mapping[str, str] = {
+    "task.num_tokens": "$N$",
+    "task.context_length": "$T$",
+    "task.sparsity": "$Q$",
+    "task.skew": "$C$",
+    "task.transition_signal": "$K_P$",
+    "train.batch_size": "$B$",
+    "train.l1": r"$\lambda$",
+    "train.learning_rate_1": r"$\eta_1$",
+    "train.learning_rate_2": r"$\eta_2$",
+    "train.learning_rate_3": r"$\eta_3$",
+    "train.switch_step": r"$\tau$",
+}
+"""The paper's symbols for fields that have one."""
+
+_CONSTANTS = ("transition_signal", "pattern_signal", "stationary_norm")
+
+
+@dataclass(frozen=True)
+class Written:
+    """A dataset that has just been written.
+
+    Attributes:
+        path: the file.
+        diverged: trajectories whose last record has a value that is not finite.
+    """
+
+    path: Path
+    diverged: int
+
+
+def write_dataset(
+    plan: Plan, store: Store, descriptions: Mapping[str, Description], attributes: Mapping[str, Any]
+) -> Written:
+    """Puts the finished chunks of a plan together, one variable at a time.
+
+    Args:
+        plan: the plan; all its chunks are in the store.
+        store: the results directory.
+        descriptions: of every recorded variable.
+        attributes: of the dataset, beside what the plan says.
+
+    Raises:
+        StudyError: the file can't be written.
+    """
+    path = store.dataset_path(plan.study.name)
+    aside = path.with_name(f".{path.name}.partial")
+    descriptions = {**DESCRIPTIONS, **descriptions}
+    diverged = np.zeros(plan.num_trajectories, bool)
+    try:
+        _write(_frame(plan, attributes), aside, "w", {})
+        for name in _variables(plan):
+            array = _gather(plan, store, name)
+            if name in plan.study.variables and array.dtype.kind == "f":
+                diverged |= ~np.isfinite(array[:, -1])
+            dims = tuple(axis.name for axis in plan.study.axes) + _own_dims(name)
+            variable = (dims, array.reshape(plan.shape + array.shape[1:]), descriptions[name])
+            _write_variable(aside, _dataset_name(plan, name), variable)
+        _finish(aside, path)
+    except OSError as error:
+        raise StudyError(f"{path} can't be written: {error.strerror or error}") from None
+    return Written(path, int(diverged.sum()))
+
+
+def _variables(plan: Plan) -> Iterator[str]:
+    yield from plan.study.variables
+    yield from _CONSTANTS
+    if plan.study.final:
+        yield from ("value", "attention")
+    if plan.study.snapshots:
+        yield from ("value_snapshots", "attention_snapshots")
+
+
+def _own_dims(name: str) -> tuple[str, ...]:
+    """Dimensions of a variable after those of the study's axes."""
+    return () if name in _CONSTANTS else _MATRIX_DIMS.get(name, ("step",))
+
+
+def _dataset_name(plan: Plan, name: str) -> str:
+    """The name of a variable: another one where an axis asks for K_P, which mu may have clipped."""
+    fields = {FIELDS[path].short for axis in plan.study.axes for path in axis.fields}
+    return f"drawn_{name}" if name in fields else name
+
+
+def _gather(plan: Plan, store: Store, name: str) -> npt.NDArray[Any]:
+    """One array of all chunks, [trajectories, ...], in the order of the flattened grid."""
+    gathered: npt.NDArray[Any] | None = None
+    for chunk in plan.chunks:
+        array = store.load_chunk_array(chunk, name)
+        if gathered is None:
+            gathered = np.empty((plan.num_trajectories, *array.shape[2:]), array.dtype)
+        gathered[plan.positions(chunk)] = array
+    assert gathered is not None
+    return gathered
+
+
+def _frame(plan: Plan, attributes: Mapping[str, Any]) -> "xarray.Dataset":
+    """The dataset without its variables."""
+    import xarray
+
+    study = plan.study
+    every = study.base["train.record_every"]
+    steps = np.arange(0, study.base["train.steps"] + 1, every, dtype=np.int32)
+    coords: dict[str, Any] = {"step": ("step", steps, DESCRIPTIONS["step"])}
+    for axis in study.axes:
+        coords.update(_axis_coords(axis))
+    if study.snapshots:
+        snapshots = np.asarray(study.snapshots, np.int32)
+        coords["snapshot"] = ("snapshot", snapshots, DESCRIPTIONS["snapshot"])
+    if study.final or study.snapshots:
+        tokens, length = study.base["task.num_tokens"], study.base["task.context_length"]
+        sizes = {"token_out": tokens, "token_in": tokens, "position": length, "query": tokens}
+        for dim, size in sizes.items():
+            coords[dim] = (dim, np.arange(size, dtype=np.int32), DESCRIPTIONS[dim])
+    settings = {path: _plain(value) for path, value in study.base.items()}
+    attrs = {
+        "title": study.title,
+        "question": study.question,
+        "name": study.name,
+        "study": to_toml(study),
+        "settings": json.dumps(settings),
+        "fingerprint": fingerprint(study),
+    }
+    return xarray.Dataset(coords=coords, attrs={**attrs, **attributes})
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any value of a field
+    """A field's value in strict JSON, which has no infinity."""
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _axis_coords(axis: Axis) -> Iterator[tuple[str, Any]]:
+    for path, values in zip(axis.fields, zip(*axis.values, strict=True), strict=True):
+        attrs = {"long_name": FIELDS[path].help, "units": "1", "field": path}
+        if path in _SYMBOLS:
+            attrs["symbol"] = _SYMBOLS[path]
+        yield FIELDS[path].short, (axis.name, np.array(values), attrs)
+
+
+def _write_variable(
+    path: Path, name: str, variable: tuple[Sequence[str], npt.NDArray[Any], Description]
+) -> None:
+    import xarray
+
+    dims, array, description = variable
+    encoding: dict[str, Any] = {"_FillValue": None}
+    if len(dims) > 1 and array.size and dims[-1] in {"query", "token_in"}:
+        encoding.update(zlib=True, complevel=4)  # A is mostly one background value a column
+    attrs = {key: description[key] for key in ("long_name", "units", "symbol")}
+    dataset = xarray.Dataset({name: (tuple(dims), array, attrs)})
+    _write(dataset, path, "a", {name: encoding})
+
+
+def _write(dataset: "xarray.Dataset", path: Path, mode: Any, encoding: Mapping[str, Any]) -> None:  # noqa: ANN401
+    dataset.to_netcdf(path, mode=mode, engine="h5netcdf", encoding=encoding)
+
+
+def _finish(aside: Path, path: Path) -> None:
+    """Gives a file its name once it is safely on disk, and notes its checksum beside it."""
+    with aside.open("rb+") as file:
+        os.fsync(file.fileno())
+    checksum = _checksum(aside)
+    aside.replace(path)
+    with atomic_file(checksum_path(path)) as file:
+        file.write(f"{checksum}  {path.name}\n".encode())
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a dataset is there just as it was written."""
+    try:
+        noted = checksum_path(path).read_text().split()
+        return noted == [_checksum(path), path.name]
+    except (OSError, ValueError):
+        return False
+
+
+def checksum_path(path: Path) -> Path:
+    """Where the checksum of a dataset is, in the format of ``sha256sum``."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

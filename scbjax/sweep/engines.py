@@ -1,0 +1,50 @@
+"""Where chunks are run: an engine gets a plan and the chunks to do, and yields their results."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from scbjax.sweep.chunks import Checkpoint, ChunkResult, Executor, Segment
+from scbjax.sweep.plan import Plan
+
+
+class Session(Protocol):
+    """The run that an engine works for."""
+
+    def checkpoint(self, index: int) -> Checkpoint | None:
+        """Where a chunk was left by an earlier session, if it was begun."""
+
+    def listen(self, segment: Segment) -> None:
+        """Hears of every finished segment; ends the run by raising."""
+
+
+class Engine(Protocol):
+    """A way to run chunks."""
+
+    def run(
+        self, plan: Plan, indices: Sequence[int], session: Session
+    ) -> Iterator[tuple[int, ChunkResult]]:
+        """Runs the given chunks of a plan, and yields each with its index when it is finished.
+
+        A chunk is a pure function of the plan and its index, so that chunks may run in any order
+        and place, and again if one is lost.
+        """
+
+
+class LocalEngine:
+    """Runs chunks one after the other on the devices of this process.
+
+    Args:
+        make_executor: what runs a chunk of a plan.
+    """
+
+    def __init__(self, make_executor: Callable[[Plan], Executor] = Executor) -> None:
+        self._make_executor = make_executor
+
+    def run(
+        self, plan: Plan, indices: Sequence[int], session: Session
+    ) -> Iterator[tuple[int, ChunkResult]]:
+        """See :class:`Engine`."""
+        executor = self._make_executor(plan)
+        for index in indices:
+            checkpoint = session.checkpoint(index)
+            yield index, executor.run(index, checkpoint=checkpoint, listen=session.listen)

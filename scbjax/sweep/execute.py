@@ -1,0 +1,348 @@
+"""Runs a study from its plan to its dataset: resumable, and interruptible at any moment."""
+
+import json
+import math
+import platform
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import scbjax
+from scbjax.observe import OBSERVABLES
+from scbjax.sweep import cost
+from scbjax.sweep.chunks import (
+    SEGMENT_SECONDS,
+    Checkpoint,
+    ChunkResult,
+    Executor,
+    Segment,
+    live_metric,
+)
+from scbjax.sweep.dataset import is_whole, write_dataset
+from scbjax.sweep.engines import Engine, LocalEngine
+from scbjax.sweep.fields import StudyError
+from scbjax.sweep.plan import Chunk, Plan, Program, plan_with_layout
+from scbjax.sweep.progress import Meter, Progress, readable_seconds
+from scbjax.sweep.store import DamagedError, Manifest, Store
+from scbjax.sweep.study import fingerprint
+
+CHECKPOINT_SECONDS = 30.0
+"""Work that a crash may lose. A checkpoint costs a copy of the state to the disk."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """How a run ended.
+
+    Attributes:
+        out: the results directory.
+        dataset: the dataset, if it is complete.
+        interrupted: the run was stopped and can be continued.
+        already_complete: there was nothing to do.
+        run_seconds: time in the simulation, over all sessions.
+        compile_seconds: time in the compiler, over all sessions.
+        diverged: trajectories that ended with a value that is not finite.
+    """
+
+    out: Path
+    dataset: Path | None
+    interrupted: bool = False
+    already_complete: bool = False
+    run_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    diverged: int = 0
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """The user asked the run to stop, and it has saved what it had."""
+
+
+def run_study(
+    plan: Plan,
+    out: Path,
+    *,
+    progress: Progress,
+    force: bool = False,
+    segment_seconds: float = SEGMENT_SECONDS,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    engine: Engine | None = None,
+) -> RunReport:
+    """Runs a study, or continues it where an earlier run stopped.
+
+    The first SIGINT or SIGTERM ends the run after the present segment, with everything saved; the
+    second ends the process at once, and nothing that was saved is damaged.
+
+    Args:
+        plan: what to run. A run that was begun goes on in the chunks it was cut into then.
+        out: the results directory.
+        progress: where to report to.
+        force: move the directory aside, if there is one, and start anew.
+        segment_seconds: time between two looks at the clock and the signals.
+        checkpoint_seconds: time between two checkpoints of a chunk.
+        engine: where chunks run; this process if left out.
+
+    Returns:
+        How it ended. With the same plan, the dataset's variables are the same bit for bit, however
+        often the run was interrupted.
+
+    Raises:
+        StudyError: the directory holds other results, or can't be written.
+    """
+    store = Store(out)
+    if engine is None:
+        engine = LocalEngine(lambda plan: Executor(plan, segment_seconds=segment_seconds))
+    try:
+        plan = _open(store, plan, progress, force=force)
+        dataset = store.dataset_path(plan.study.name)
+        if is_whole(dataset):
+            return RunReport(out, dataset, already_complete=True)
+        session = _Session(plan, store, progress, checkpoint_seconds)
+        with session.interruptible():
+            for index, result in engine.run(plan, session.todo(), session):
+                session.finish(plan.chunks[index], result)
+        return _write(session)
+    except Interrupted:
+        return RunReport(out, None, interrupted=True)
+    finally:
+        progress.close()
+
+
+def _open(store: Store, plan: Plan, progress: Progress, *, force: bool) -> Plan:
+    """Begins a run in the directory, or finds the one that is there; returns the plan to follow."""
+    if force and store.out.exists():
+        progress.say(f"moved what was there to {store.move_aside()}")
+    own = fingerprint(plan.study)
+    try:
+        found = store.read_manifest()
+    except DamagedError:
+        progress.say(f"{store.manifest_path} is damaged and is written again")
+        found = None
+    if found is None:
+        _refuse_foreign_chunks(store, own)
+        store.write_manifest(Manifest.of(plan, provenance()))
+        return plan
+    if found.fingerprint != own:
+        raise StudyError(_foreign(store, found.fingerprint, own))
+    now = provenance()
+    changed = [name for name in now if found.provenance.get(name) != now[name]]
+    if changed and not is_whole(store.dataset_path(plan.study.name)):
+        progress.say(f"continues a run that was begun with other {', '.join(changed)}")
+    return plan_with_layout(plan.study, found.layout)
+
+
+def _refuse_foreign_chunks(store: Store, own: str) -> None:
+    """Chunks that have lost their manifest are still somebody's results."""
+    for fingerprint_found in store.fingerprints():
+        if fingerprint_found != own:
+            raise StudyError(_foreign(store, fingerprint_found, own))
+
+
+def _foreign(store: Store, found: str, own: str) -> str:
+    return (
+        f"{store.out} holds the results of other settings (fingerprint {found[:8]}, "
+        f"not {own[:8]}); choose another directory with --out, or move it aside with --force"
+    )
+
+
+class _Session:
+    """One run of the command: what is done, what it takes, and whether it is to stop."""
+
+    def __init__(
+        self, plan: Plan, store: Store, progress: Progress, checkpoint_seconds: float
+    ) -> None:
+        self.plan = plan
+        self.store = store
+        self.progress = progress
+        self._checkpoint_seconds = checkpoint_seconds
+        self._saved_at = time.monotonic()
+        self._stop = threading.Event()
+        self._chunks_left = 0
+        work = sum(program.seconds for program in plan.programs)
+        self._meter = Meter(plan.num_trajectories, work)
+
+    def todo(self) -> list[int]:
+        """The chunks that are not on the disk; says which of them are damaged."""
+        todo = []
+        for chunk in self.plan.chunks:
+            try:
+                self.store.load_chunk(self.plan, chunk)
+            except FileNotFoundError:
+                todo.append(chunk.index)
+            except DamagedError as error:
+                self.progress.say(f"chunk {chunk.index} is damaged and is done again: {error}")
+                todo.append(chunk.index)
+            else:
+                self._meter.skip(*self._share(chunk, 1.0))
+        self.progress.show(self._meter.reading())
+        self._chunks_left = len(todo)
+        return todo
+
+    def checkpoint(self, index: int) -> Checkpoint | None:
+        """Where a chunk was left, if it was."""
+        chunk = self.plan.chunks[index]
+        try:
+            arrays, facts = self.store.load_checkpoint(self.plan, chunk)
+            found = Checkpoint(dict(arrays), int(facts["records"]), float(facts["run_seconds"]))
+        except FileNotFoundError:
+            return None
+        except (DamagedError, KeyError, ValueError) as error:
+            self.progress.say(
+                f"the checkpoint of chunk {index} is damaged and is left out: {error}"
+            )
+            return None
+        self._meter.skip(*self._share(chunk, found.records / self._program(chunk).num_records))
+        return found
+
+    def listen(self, segment: Segment) -> None:
+        """Shows a segment's progress, saves it when it is time to, and stops when told to."""
+        chunk, program = segment.chunk, self._program(segment.chunk)
+        trajectories, work = self._share(chunk, segment.records / program.num_records)
+        steps = trajectories * program.fixed["train.steps"]
+        tokens = trajectories * cost.tokens_per_trajectory(program.fixed)
+        self._meter.add(
+            seconds=segment.seconds,
+            trajectories=trajectories,
+            work=work,
+            steps=steps,
+            tokens=tokens,
+        )
+        metric = live_metric(self.plan.study.variables), _median(segment.latest)
+        self.progress.show(self._meter.reading(metric))
+        if segment.records_done == program.num_records:
+            return
+        if self._stop.is_set():
+            self._save(segment)
+            raise Interrupted
+        if time.monotonic() - self._saved_at >= self._checkpoint_seconds:
+            self._save(segment)
+
+    def finish(self, chunk: Chunk, result: ChunkResult) -> None:
+        """Keeps a finished chunk."""
+        facts = {"run_seconds": result.run_seconds, "compile_seconds": result.compile_seconds}
+        self.store.save_chunk(self.plan, chunk, result.arrays, facts)
+        self._saved_at = time.monotonic()
+        self._chunks_left -= 1
+        if self._stop.is_set() and self._chunks_left:
+            raise Interrupted
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Lets the first signal ask for an orderly stop, and the second one end the process."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may handle signals
+            return
+
+        def stop(number: int, _: object) -> None:
+            signal.signal(number, signal.SIG_DFL)
+            self._stop.set()
+            self.progress.say("stopping after this segment; once more to stop at once")
+
+        before = {number: signal.signal(number, stop) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _program(self, chunk: Chunk) -> Program:
+        return self.plan.programs[chunk.program]
+
+    def _share(self, chunk: Chunk, part: float) -> tuple[float, float]:
+        """Trajectories and work that a part of a chunk counts for."""
+        program = self._program(chunk)
+        return chunk.size * part, program.seconds * chunk.size * part / program.positions.size
+
+    def _save(self, segment: Segment) -> None:
+        found = segment.checkpoint()
+        facts = {"records": found.records, "run_seconds": found.run_seconds}
+        self.store.save_checkpoint(self.plan, segment.chunk, found.arrays, facts)
+        self._saved_at = time.monotonic()
+
+
+def _median(values: Any) -> float:  # noqa: ANN401 - any array
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else math.nan
+
+
+def _write(session: _Session) -> RunReport:
+    """Writes the dataset of a study whose chunks are all there."""
+    plan, store = session.plan, session.store
+    facts = [store.load_chunk(plan, chunk)[1] for chunk in plan.chunks]
+    run_seconds = sum(float(fact["run_seconds"]) for fact in facts)
+    compile_seconds = sum(float(fact["compile_seconds"]) for fact in facts)
+    descriptions = {
+        name: {"long_name": entry.long_name, "units": entry.units, "symbol": entry.symbol}
+        for name, entry in OBSERVABLES.items()
+    }
+    times = {"wall_seconds": run_seconds + compile_seconds, "compile_seconds": compile_seconds}
+    written = write_dataset(plan, store, descriptions, {**provenance(), **times})
+    session.progress.say(
+        f"{plan.num_trajectories} trajectories in {readable_seconds(run_seconds)} "
+        f"and {readable_seconds(compile_seconds)} of compilation"
+    )
+    if written.diverged:
+        session.progress.say(
+            f"{written.diverged} of {plan.num_trajectories} trajectories diverged: "
+            f"they end with values that are not finite"
+        )
+    return RunReport(
+        store.out,
+        written.path,
+        run_seconds=run_seconds,
+        compile_seconds=compile_seconds,
+        diverged=written.diverged,
+    )
+
+
+def provenance() -> dict[str, str]:
+    """What results depend on beside the study: versions, device, random numbers, commit."""
+    names = ("scbjax", "jax", "jaxlib", "numpy", "optax")
+    devices = jax.local_devices()
+    kinds = sorted({f"{device.platform} {device.device_kind}" for device in devices})
+    partitionable = getattr(jax.config, "jax_threefry_partitionable", None)
+    return {
+        "versions": json.dumps(
+            {"python": platform.python_version()} | {name: _version(name) for name in names}
+        ),
+        "device": f"{len(devices)} x {', '.join(kinds)}",
+        "rng_implementation": f"{jax.random.key_impl(jax.random.key(0))}, "
+        f"partitionable {partitionable}",
+        "git_commit": _git_commit(),
+    }
+
+
+def _version(name: str) -> str:
+    if name == "scbjax":
+        return scbjax.__version__
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _git_commit() -> str:
+    """The commit of the checkout that the library runs from, with a mark if it was changed."""
+    checkout = Path(scbjax.__file__).parents[1]
+    if not (checkout / ".git").exists():
+        return "unknown"
+    try:
+        git = ["git", "-C", str(checkout)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, check=True)
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit.stdout.decode().strip() + ("-changed" if status.stdout.strip() else "")

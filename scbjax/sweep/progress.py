@@ -1,0 +1,237 @@
+"""What a run tells its user while it goes on: a bar on a terminal, plain lines elsewhere."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, Any, Protocol
+
+LINE_SECONDS = 10.0
+"""Time between two lines where there is no terminal to draw a bar on."""
+
+_ROUNDING = 1e-6  # of a sum of parts of trajectories
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The state of a run at one moment.
+
+    Attributes:
+        trajectories: finished ones, counting those under way by the part that is done.
+        total_trajectories: of the whole study.
+        fraction: done of the work of the whole study.
+        steps_per_second: steps of all trajectories, in this session; nan before the first segment.
+        tokens_per_second: context tokens read, in this session.
+        seconds_left: nan before the first segment.
+        metric: name and present value of a recorded variable (the median of a chunk), if any.
+    """
+
+    trajectories: float
+    total_trajectories: int
+    fraction: float
+    steps_per_second: float = math.nan
+    tokens_per_second: float = math.nan
+    seconds_left: float = math.nan
+    metric: tuple[str, float] | None = None
+
+    def __str__(self) -> str:
+        """The reading as one line, without the parts that are not known yet."""
+        finished = math.floor(self.trajectories + _ROUNDING)
+        parts = [f"{finished}/{self.total_trajectories} trajectories"]
+        if math.isfinite(self.steps_per_second):
+            parts.append(f"{readable_count(self.steps_per_second)} steps/s")
+            parts.append(f"{readable_count(self.tokens_per_second)} tokens/s")
+            parts.append(f"{readable_seconds(self.seconds_left)} left")
+        if self.metric is not None:
+            parts.append("{} {:.3g}".format(*self.metric))
+        return ", ".join(parts)
+
+
+class Meter:
+    """Turns the work done so far into a reading. Rates are those of this session alone.
+
+    Args:
+        total_trajectories: of the whole study.
+        total_work: of the whole study, in any unit that is proportional to the time it takes.
+    """
+
+    def __init__(self, total_trajectories: int, total_work: float) -> None:
+        self._total_trajectories = total_trajectories
+        self._total_work = total_work
+        self._trajectories = 0.0
+        self._work = 0.0
+        self._session = dict.fromkeys(("seconds", "work", "steps", "tokens"), 0.0)
+
+    def skip(self, trajectories: float, work: float) -> None:
+        """Counts what an earlier session has done."""
+        self._trajectories += trajectories
+        self._work += work
+
+    def add(
+        self, *, seconds: float, trajectories: float, work: float, steps: float, tokens: float
+    ) -> None:
+        """Counts what was just done, and the time that it took."""
+        self.skip(trajectories, work)
+        for name, amount in (("seconds", seconds), ("work", work)):
+            self._session[name] += amount
+        self._session["steps"] += steps
+        self._session["tokens"] += tokens
+
+    def reading(self, metric: tuple[str, float] | None = None) -> Reading:
+        """The present state of the run."""
+        seconds = self._session["seconds"]
+
+        def rate(name: str) -> float:
+            return self._session[name] / seconds if seconds > 0 else math.nan
+
+        speed = rate("work")
+        left = max(self._total_work - self._work, 0.0)
+        return Reading(
+            trajectories=self._trajectories,
+            total_trajectories=self._total_trajectories,
+            fraction=self._work / self._total_work,
+            steps_per_second=rate("steps"),
+            tokens_per_second=rate("tokens"),
+            seconds_left=left / speed if speed > 0 else math.nan,
+            metric=metric,
+        )
+
+
+class Progress(Protocol):
+    """Where a run reports to."""
+
+    def show(self, reading: Reading) -> None:
+        """Replaces the reading that is shown."""
+
+    def say(self, text: str) -> None:
+        """Tells the user something that must stay readable."""
+
+    def close(self) -> None:
+        """Ends the display; called once, also after an error."""
+
+
+class SilentProgress:
+    """Shows nothing."""
+
+    def show(self, reading: Reading) -> None:
+        """Does nothing."""
+
+    def say(self, text: str) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+class LineProgress:
+    """Plain lines, for logs and pipes: one every ten seconds, and the last reading.
+
+    Args:
+        stream: where they go.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._written = -math.inf
+        self._pending: Reading | None = None
+
+    def show(self, reading: Reading) -> None:
+        """Writes the reading, unless the last line is younger than ten seconds."""
+        self._pending = reading
+        if self._clock() - self._written >= LINE_SECONDS:
+            self._flush()
+
+    def say(self, text: str) -> None:
+        """Writes a line."""
+        print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Writes the last reading if no line has shown it."""
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._pending is not None:
+            self.say(f"{100 * self._pending.fraction:3.0f}%  {self._pending}")
+            self._written = self._clock()
+            self._pending = None
+
+
+class BarProgress:
+    """A bar on a terminal.
+
+    Args:
+        stream: the terminal.
+    """
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._bar: Any = None
+
+    def show(self, reading: Reading) -> None:
+        """Draws the bar as it stands."""
+        if self._bar is None:
+            self._bar = self._new_bar()
+        self._bar.n = min(reading.fraction, 1.0)
+        self._bar.set_postfix_str(str(reading), refresh=True)
+
+    def say(self, text: str) -> None:
+        """Writes a line above the bar."""
+        if self._bar is None:
+            print(text, file=self._stream, flush=True)
+        else:
+            self._bar.write(text, file=self._stream)
+
+    def close(self) -> None:
+        """Leaves the last state of the bar on the terminal."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _new_bar(self) -> Any:  # noqa: ANN401 - tqdm is imported when the first bar is drawn
+        from tqdm import tqdm
+
+        return tqdm(
+            total=1.0,
+            bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}, {postfix}",
+            file=self._stream,
+            dynamic_ncols=True,
+        )
+
+
+def create_progress(stream: IO[str] | None = None) -> Progress:
+    """A bar where the stream is a terminal, plain lines otherwise.
+
+    Args:
+        stream: where to show it; standard error if left out.
+    """
+    stream = sys.stderr if stream is None else stream
+    return BarProgress(stream) if stream.isatty() else LineProgress(stream)
+
+
+def readable_count(number: float) -> str:
+    """A large number for people.
+
+    >>> readable_count(340_000_000)
+    '340M'
+    """
+    for factor, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g}{suffix}"
+    return f"{number:.3g}"
+
+
+def readable_seconds(seconds: float) -> str:
+    """A duration for people.
+
+    >>> readable_seconds(61), readable_seconds(7384.2)
+    ('1:01', '2:03:04')
+    """
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

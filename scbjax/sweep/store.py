@@ -1,0 +1,360 @@
+"""What a run keeps on disk: a manifest, finished chunks, and checkpoints of the unfinished one.
+
+Layout of a results directory::
+
+    OUT/manifest.json        the study, its fingerprint, and how it was cut into chunks
+    OUT/chunks/00000.npz     a finished chunk
+    OUT/checkpoints/00001.npz  a chunk in the middle
+    OUT/STUDY.nc             the dataset, once every chunk is there
+
+Each file appears under its name only when it is whole (written aside, synced, renamed), and
+carries a checksum, so that a run can be stopped at any moment and what was damaged afterwards is
+noticed. No file holds anything but plain arrays and JSON: reading one never runs code.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from scbjax.sweep.fields import StudyError
+from scbjax.sweep.plan import Chunk, Plan
+from scbjax.sweep.study import Study, fingerprint, to_toml
+
+Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
+Facts: TypeAlias = Mapping[str, Any]
+
+FORMAT = 1
+"""Version of the directory layout."""
+
+# What NumPy and zipfile raise for a file that isn't what it should be.
+_UNREADABLE = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,  # an altered header that asks for too much
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_META = "meta"  # the member of an npz file that holds its JSON description
+
+
+class DamagedError(Exception):
+    """A file is not what was written: truncated, altered, or of another kind."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a results directory is for.
+
+    Attributes:
+        name: the study's name.
+        fingerprint: of the study.
+        study: its resolved text, as TOML.
+        layout: chunk shape of every program of the plan.
+        num_chunks: chunks of the plan.
+        provenance: versions, device, random number generator and commit of the run that began it.
+        format: version of the layout.
+    """
+
+    name: str
+    fingerprint: str
+    study: str
+    layout: tuple[tuple[int, int], ...]
+    num_chunks: int
+    provenance: Mapping[str, str]
+    format: int = FORMAT
+
+    @classmethod
+    def of(cls, plan: Plan, provenance: Mapping[str, str]) -> "Manifest":
+        """The manifest of a plan."""
+        return cls(
+            name=plan.study.name,
+            fingerprint=fingerprint(plan.study),
+            study=to_toml(plan.study),
+            layout=plan.layout,
+            num_chunks=len(plan.chunks),
+            provenance=dict(provenance),
+        )
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far the run in a directory is.
+
+    Attributes:
+        out: the directory.
+        manifest: what it is for.
+        chunks_done: finished chunks.
+        checkpoints: chunks that were left in the middle.
+        dataset: the dataset, if it has been written.
+    """
+
+    out: Path
+    manifest: Manifest
+    chunks_done: int
+    checkpoints: int
+    dataset: Path | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the dataset is there."""
+        return self.dataset is not None
+
+
+class Store:
+    """The results directory of one study.
+
+    Args:
+        out: the directory; it is made when something is written.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    @property
+    def manifest_path(self) -> Path:
+        """Where the manifest is."""
+        return self.out / "manifest.json"
+
+    def dataset_path(self, name: str) -> Path:
+        """Where the dataset of a study is."""
+        return self.out / f"{_safe_name(name)}.nc"
+
+    def read_manifest(self) -> Manifest | None:
+        """The manifest, or None where no run has begun.
+
+        Raises:
+            DamagedError: it is there and can't be understood.
+        """
+        try:
+            content = json.loads(self.manifest_path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise DamagedError(str(error)) from None
+        try:
+            layout = tuple((int(outer), int(inner)) for outer, inner in content["layout"])
+            manifest = Manifest(**{**content, "layout": layout})
+            if any(min(shape) < 1 for shape in layout):
+                raise ValueError("its layout has an empty chunk")
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedError(str(error)) from None
+        if manifest.format != FORMAT:
+            raise StudyError(
+                f"{self.manifest_path} has format {manifest.format}; this version reads {FORMAT}"
+            )
+        return manifest
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Begins a run: makes the directory and says what it is for."""
+        with atomic_file(self.manifest_path) as file:
+            file.write(json.dumps(asdict(manifest), indent=1).encode())
+
+    def save_chunk(self, plan: Plan, chunk: Chunk, arrays: Arrays, facts: Facts) -> None:
+        """Keeps a finished chunk, and forgets its checkpoint."""
+        write_arrays(self._path("chunks", chunk), arrays, {**_identity(plan, chunk), **facts})
+        self._path("checkpoints", chunk).unlink(missing_ok=True)
+
+    def load_chunk(self, plan: Plan, chunk: Chunk) -> tuple[Arrays, Facts]:
+        """A finished chunk's arrays and facts.
+
+        Raises:
+            FileNotFoundError: it isn't there.
+            DamagedError: it is there, and isn't this chunk of this plan as it was written.
+        """
+        return self._load("chunks", plan, chunk)
+
+    def load_chunk_array(self, chunk: Chunk, name: str) -> npt.NDArray[Any]:
+        """One array of a finished chunk that :meth:`load_chunk` has found to be whole."""
+        with np.load(self._path("chunks", chunk), allow_pickle=False) as members:
+            return np.asarray(members[name])
+
+    def save_checkpoint(self, plan: Plan, chunk: Chunk, arrays: Arrays, facts: Facts) -> None:
+        """Keeps a chunk in the middle, instead of its earlier checkpoint."""
+        write_arrays(self._path("checkpoints", chunk), arrays, {**_identity(plan, chunk), **facts})
+
+    def load_checkpoint(self, plan: Plan, chunk: Chunk) -> tuple[Arrays, Facts]:
+        """A chunk in the middle; see :meth:`load_chunk`."""
+        return self._load("checkpoints", plan, chunk)
+
+    def _path(self, kind: str, chunk: Chunk) -> Path:
+        return self.out / kind / f"{chunk.index:05d}.npz"
+
+    def _load(self, kind: str, plan: Plan, chunk: Chunk) -> tuple[Arrays, Facts]:
+        arrays, facts = read_arrays(self._path(kind, chunk))
+        for key, value in _identity(plan, chunk).items():
+            if facts.get(key) != value:
+                raise DamagedError(f"its {key} is {facts.get(key)}, not {value}")
+        return arrays, facts
+
+    def fingerprints(self) -> set[str]:
+        """The fingerprints of the chunks and checkpoints in the directory that can be read."""
+        found = set()
+        for path in (*self.out.glob("chunks/*.npz"), *self.out.glob("checkpoints/*.npz")):
+            with contextlib.suppress(FileNotFoundError, DamagedError):
+                found.add(str(read_arrays(path)[1].get("fingerprint")))
+        return found
+
+    def move_aside(self) -> Path:
+        """Renames the directory to the first free OUT.old-N; returns the new name."""
+        number = 1
+        while (target := self.out.with_name(f"{self.out.name}.old-{number}")).exists():
+            number += 1
+        self.out.rename(target)
+        return target
+
+
+def default_out(study: Study, results: Path = Path("results")) -> Path:
+    """Where a study's results go unless the user says otherwise.
+
+    Args:
+        study: the study.
+        results: the directory that holds all results.
+
+    Returns:
+        ``results/NAME``, or ``results/NAME-<8 digits of the fingerprint>`` where that directory
+        holds the results of other settings.
+    """
+    out = results / _safe_name(study.name)
+    try:
+        manifest = Store(out).read_manifest()
+    except (DamagedError, StudyError):
+        return out
+    own = fingerprint(study)
+    if manifest is None or manifest.fingerprint == own:
+        return out
+    return out.with_name(f"{out.name}-{own[:8]}")
+
+
+def status(out: Path) -> Status:
+    """How far the run in a directory is, without reading its arrays.
+
+    Raises:
+        StudyError: the directory holds no run, or its manifest can't be understood.
+    """
+    store = Store(out)
+    try:
+        manifest = store.read_manifest()
+    except DamagedError:
+        raise StudyError(f"{store.manifest_path} is damaged") from None
+    if manifest is None:
+        raise StudyError(f"{out} holds no results: there is no {store.manifest_path.name} in it")
+    dataset = store.dataset_path(manifest.name)
+    return Status(
+        out=out,
+        manifest=manifest,
+        chunks_done=_count(out / "chunks"),
+        checkpoints=_count(out / "checkpoints"),
+        dataset=dataset if dataset.exists() else None,
+    )
+
+
+def _count(folder: Path) -> int:
+    return sum(1 for _ in folder.glob("[0-9]*.npz"))
+
+
+def _safe_name(name: str) -> str:
+    """A study's name, once it is sure that it names a file and no other place."""
+    if name != Path(name).name or name in {"", ".", ".."}:
+        raise StudyError(f"the study's name '{name}' can't be used as a file name")
+    return name
+
+
+def _identity(plan: Plan, chunk: Chunk) -> dict[str, Any]:
+    """What tells a chunk from that of any other plan."""
+    return {
+        "fingerprint": fingerprint(plan.study),
+        "program": chunk.program,
+        "outer": list(chunk.outer),
+        "inner": list(chunk.inner),
+        "chunk_shape": list(plan.programs[chunk.program].chunk_shape),
+    }
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that appears under its name when it is whole, and not at all if something fails.
+
+    Args:
+        path: its name; missing directories are made, an existing file is replaced.
+
+    Raises:
+        StudyError: it can't be written.
+    """
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise StudyError(f"{path} can't be written: {error.strerror or error}") from None
+
+
+def _sync_directory(folder: Path) -> None:
+    """Makes a rename survive a power cut, where directories can be opened (not on Windows)."""
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_arrays(path: Path, arrays: Arrays, facts: Facts) -> None:
+    """Writes arrays and a JSON description as one npz file with a checksum, atomically."""
+    meta = json.dumps({**facts, "sha256": _digest(arrays)})
+    members = {**arrays, _META: np.frombuffer(meta.encode(), np.uint8)}
+    with atomic_file(path) as file:
+        np.savez(file, allow_pickle=False, **members)
+
+
+def read_arrays(path: Path) -> tuple[Arrays, Facts]:
+    """The arrays and the description in a file of :func:`write_arrays`, once the checksum holds.
+
+    Raises:
+        FileNotFoundError: it isn't there.
+        DamagedError: it isn't what was written.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as members:
+            arrays = {name: members[name] for name in members.files if name != _META}
+            facts = json.loads(members[_META].tobytes())
+            checksum = facts.pop("sha256")
+    except FileNotFoundError:
+        raise
+    except _UNREADABLE as error:
+        raise DamagedError(str(error)) from None
+    if checksum != _digest(arrays):
+        raise DamagedError("its checksum does not hold")
+    return arrays, facts
+
+
+def _digest(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
+        digest.update(array.data if array.size else b"")
+    return digest.hexdigest()
