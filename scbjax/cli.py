@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,7 +87,39 @@ class Run:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        raise NotImplementedError
+        study, memory_bytes = load_study(self.study, self.overrides), read_bytes(self.memory)
+        out = self._directory(study)
+        _check_writable(out)
+        from scbjax.sweep.execute import run_study
+        from scbjax.sweep.plan import make_plan
+        from scbjax.sweep.progress import create_progress
+
+        plan = make_plan(study, memory_bytes=memory_bytes, device_count=len(_devices()))
+        report = run_study(plan, out, progress=create_progress(), force=self.force)
+        if report.dataset is None:
+            print(f"stopped, with all that was done saved in {out}")
+            print(f"continue with: {self._command()}")
+            return EXIT_INTERRUPTED
+        if report.already_complete:
+            print("this study is already complete; --force runs it again")
+        print(f"dataset: {report.dataset}")
+        _tell_figure(study.name, report.dataset, draw=not self.no_figure)
+        return 0
+
+    def _directory(self, study: Study) -> Path:
+        from scbjax.sweep.store import default_out
+
+        if self.out is not None:
+            return Path(_checked_path(self.out))
+        # Without --force, other settings than those of results/STUDY get a directory of their own.
+        return Path(RESULTS) / study.name if self.force else default_out(study, Path(RESULTS))
+
+    def _command(self) -> str:
+        """The command line without --force, which would begin anew."""
+        words = ["scbjax", "run", self.study]
+        words += [word for override in self.overrides for word in ("--set", override)]
+        words += ["--out", self.out] if self.out is not None else []
+        return shlex.join(words)
 
 
 @dataclass(frozen=True)
@@ -190,7 +223,7 @@ class Devices:
             memory = "of the host" if limit is None else readable_bytes(limit)
             rows.append((str(device.id), device.platform, device.device_kind, memory))
         print("\n".join(_aligned(rows)))
-        print(f"random numbers: {jax.config.jax_default_prng_impl}")
+        print(f"random numbers: {jax.random.key_impl(jax.random.key(0))}")
         return 0
 
 
@@ -325,6 +358,17 @@ def _devices() -> list[jax.Device]:
         raise StudyError(f"JAX finds no device to run on: {error}") from None
 
 
+def _check_writable(out: Path) -> None:
+    """Notices before JAX is loaded that a results directory can't be made or written."""
+    place = out
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise StudyError(f"{out} can't be written: {place} is not a directory")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise StudyError(f"{out} can't be written: no permission to write in {place}")
+
+
 # ---------------------------------------------------------------------------- what is printed
 
 
@@ -376,6 +420,21 @@ def _describe_plan(plan: Plan) -> list[str]:
 def _print_paths(paths: Sequence[Path]) -> None:
     for path in paths:
         print(path)
+
+
+def _tell_figure(study: str, dataset: Path, *, draw: bool) -> None:
+    """Draws the figure of a study that is complete, if it has one, and says how to draw it."""
+    from scbjax.sweep.figures import draw_dataset, find_figures, study_of
+
+    script = find_figures().get(study)
+    if script is None or study_of(script) != study:
+        return
+    usual = dataset.parent == Path(RESULTS) / study
+    if draw:
+        _print_paths(draw_dataset(script, dataset, Path(PICTURES) if usual else dataset.parent))
+    if dataset.parent.name == study:
+        elsewhere = [] if usual else ["--results", str(dataset.parent.parent)]
+        print(f"draw it with: {shlex.join(['scbjax', 'figure', study, *elsewhere])}")
 
 
 def _draw_all(results: Path, out: Path) -> int:

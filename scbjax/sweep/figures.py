@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,30 @@ def draw_figure(script: Path, results: Path, out: Path) -> list[Path]:
         return _load(script)(results, out)
     except (OSError, ValueError) as error:
         raise StudyError(f"figure {script.stem}: {error}") from None
+
+
+def draw_dataset(script: Path, dataset: Path, out: Path) -> list[Path]:
+    """Draws a figure from a dataset that may lie anywhere, such as one of changed settings.
+
+    Args:
+        script: the figure's script.
+        dataset: a dataset of the figure's study, under its own file name.
+        out: where the pictures go; made if it does not exist.
+
+    Returns:
+        The files written.
+
+    Raises:
+        StudyError: as `draw_figure`.
+    """
+    # Scripts look for results/STUDY/STUDY.nc, whatever the directory of this dataset is called.
+    with tempfile.TemporaryDirectory() as results:
+        link = Path(results) / dataset.stem
+        link.symlink_to(dataset.parent.resolve(), target_is_directory=True)
+        try:
+            return draw_figure(script, Path(results), out)
+        except StudyError as error:
+            raise StudyError(str(error).replace(str(link), str(dataset.parent))) from None
 
 
 def _load(script: Path) -> Callable[[Path, Path], list[Path]]:
