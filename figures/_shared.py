@@ -39,16 +39,6 @@ SAME_PATH: Final = 0.02  # population paths that differ by less, of a signal of 
 STAR_GAP: Final = 0.08  # inches from one star to the next
 MAX_FAINT_RUNS: Final = 40  # more single runs than this are a blur
 SEED_FIELDS: Final = frozenset({"seed", "task_seed", "data_seed", "init_seed"})
-SYMBOLS: Final[Mapping[str, str]] = {
-    "learning_rate_1": r"$\eta_1$",
-    "learning_rate_2": r"$\eta_2$",
-    "learning_rate_3": r"$\eta_3$",
-    "l1": r"$\lambda$",
-    "batch_size": r"$B$",
-    "context_length": r"$T$",
-    "num_tokens": r"$N$",
-    "sparsity": r"$Q$",
-}
 OPTIMIZER_NAMES: Final[Mapping[str, str]] = {
     "proximal": "proximal",
     "sgd": "SGD",
@@ -128,9 +118,11 @@ def open_study(results: Path, study: str, variables: Sequence[str]) -> xr.Datase
         raise FileNotFoundError(f"{path} does not exist; `{command}` makes it.")
     try:
         with xr.open_dataset(path, engine="h5netcdf") as stored:
-            missing = [name for name in variables if name not in stored.variables]
+            # A study that sweeps a constant of the task has what was asked for under its name.
+            names = [f"drawn_{name}" if f"drawn_{name}" in stored else name for name in variables]
+            missing = [name for name in names if name not in stored.data_vars]
             if not missing:
-                return stored[list(variables)].load()
+                return stored[names].load()
     except OSError as error:
         raise ValueError(
             f"{path} cannot be read as a dataset; `{command} --force` makes it anew."
@@ -186,27 +178,23 @@ def arms_of(dataset: xr.Dataset) -> list[Arm]:
     Raises:
         ValueError: more arms of one optimizer than can be told apart in a figure.
     """
-    fields = {
-        str(name): [value.item() for value in item]
-        for name, item in dataset.coords.items()
-        if item.dims == ("arm",)
-    }
-    optimizers = [str(value) for value in fields.pop("optimizer", [])]
-    if not optimizers:
-        optimizers = [str(setting(dataset, "optimizer", "proximal"))] * dataset.sizes["arm"]
+    fields = {str(name): item for name, item in dataset.coords.items() if item.dims == ("arm",)}
+    same = [str(setting(dataset, "optimizer", "proximal"))] * dataset.sizes["arm"]
+    optimizers = [str(name) for name in np.asarray(fields.pop("optimizer", same))]
     arms: list[Arm] = []
     for index, optimizer in enumerate(optimizers):
         family = [other for other, name in enumerate(optimizers) if name == optimizer]
         looks = LOOKS.get(optimizer, LOOKS["proximal"])
         if len(family) > len(looks):
+            name, values = next(iter(fields.items()))
             raise ValueError(
-                f"the study has {len(family)} arms with optimizer {optimizer}, the figure can show "
-                f"{len(looks)}; choose some with --set, for instance {_choice(fields)}."
+                f"the study has {len(family)} arms with optimizer {optimizer} and the figure can "
+                f"tell {len(looks)} apart; choose, for instance by --set {name}={values[0].item()}."
             )
         apart = [
-            f"{SYMBOLS.get(name, name)} = {values[index]}"
+            f"{values.attrs.get('symbol', name)} = {worded(values[index].item())}"
             for name, values in fields.items()
-            if len({values[other] for other in family}) > 1
+            if len(np.unique(values[family])) > 1
         ]
         label = ", ".join([OPTIMIZER_NAMES.get(optimizer, optimizer), *apart])
         colour, linestyle = looks[family.index(index)]
@@ -214,10 +202,9 @@ def arms_of(dataset: xr.Dataset) -> list[Arm]:
     return arms
 
 
-def _choice(fields: Mapping[str, Sequence[object]]) -> str:
-    """Word a --set that keeps one value of an axis."""
-    name, values = next(iter(fields.items()), ("optimizer", ["proximal"]))
-    return f"--set {name}={values[0]}"
+def worded(value: object) -> str:
+    """Write a setting's value: floats without needless digits."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def setting(dataset: xr.Dataset, field: str, default: object = None) -> object:
@@ -457,7 +444,8 @@ def distance_limits(
 
 def runs_of(panel: xr.Dataset, variable: str, arm: Arm) -> Values:
     """Give a variable of an arm, [runs, steps] or, for a constant of the run, [runs]."""
-    return panel[variable].isel(arm=arm.index).to_numpy().astype(float)
+    name = variable if variable in panel.data_vars else f"drawn_{variable}"
+    return panel[name].isel(arm=arm.index).to_numpy().astype(float)
 
 
 def horizontal(panel: xr.Dataset, arm: Arm, against: str) -> Values:

@@ -117,7 +117,11 @@ def build(
             "seed": list(range(seeds)),
             "sparsity": list(sparsities),
             "optimizer": (ARM, [arm.optimizer for arm in arms]),
-            "learning_rate_2": (ARM, [arm.learning_rate_2 for arm in arms]),
+            "learning_rate_2": (
+                ARM,
+                [arm.learning_rate_2 for arm in arms],
+                {"symbol": r"$\eta_2$"},
+            ),
             "step": list(range(0, steps + 1, every)),
         },
         attrs={"settings": json.dumps({"train.batch_size": BATCH_SIZE})},

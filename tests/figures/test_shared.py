@@ -28,15 +28,19 @@ def test_tidy_stacks_several_seed_axes_and_several_arm_axes() -> None:
     values = np.arange(2 * 3 * 2 * 2 * 4.0).reshape(2, 3, 2, 2, 4)
     product = xr.Dataset(
         {"alpha_value": (("task_seed", "data_seed", "optimizer", "l1", "step"), values)},
-        coords={"optimizer": ["proximal", "sgd"], "l1": [1e-4, 1e-3], "step": range(4)},
+        coords={
+            "optimizer": ["proximal", "sgd"],
+            "l1": ("l1", [1e-5, 1e-3], {"symbol": r"$\lambda$"}),
+            "step": range(4),
+        },
     )
     tidy = _shared.tidy(product)
     assert dict(tidy.sizes) == {"arm": 4, "run": 6, "step": 4}
     np.testing.assert_array_equal(tidy["alpha_value"][2, 5], values[1, 2, 1, 0])
     assert [arm.label for arm in _shared.arms_of(tidy)] == [
-        r"proximal, $\lambda$ = 0.0001",
+        r"proximal, $\lambda$ = 1e-05",
         r"proximal, $\lambda$ = 0.001",
-        r"SGD, $\lambda$ = 0.0001",
+        r"SGD, $\lambda$ = 1e-05",
         r"SGD, $\lambda$ = 0.001",
     ]
 
@@ -96,6 +100,27 @@ def test_more_arms_than_looks_is_one_clear_sentence() -> None:
     )
     with pytest.raises(ValueError, match=r"7 arms with optimizer proximal.*--set l1=0\.0"):
         _shared.arms_of(_shared.tidy(many))
+
+
+def test_a_swept_constant_of_the_task_is_read_as_it_was_drawn(
+    make_dataset: Make, tmp_path: Path
+) -> None:
+    stored = make_dataset(sparsities=(2,), steps=100).isel(sparsity=0, drop=True)
+    stored = stored.rename(transition_signal="drawn_transition_signal")
+    stored = stored.expand_dims(transition_signal=[0.2, 0.4])
+    (tmp_path / "fig1").mkdir()
+    stored.to_netcdf(tmp_path / "fig1" / "fig1.nc", engine="h5netcdf")
+    opened = _shared.open_study(tmp_path, "fig1", ["transition_signal", "stage"])
+    tidy = _shared.tidy(opened.isel(optimizer_and_learning_rate_2=[0]))
+    arms = _shared.arms_of(tidy)
+    assert [arm.label for arm in arms] == [
+        "proximal, transition_signal = 0.2",
+        "proximal, transition_signal = 0.4",
+    ]
+    np.testing.assert_array_equal(
+        _shared.runs_of(tidy, "transition_signal", arms[1]),
+        stored["drawn_transition_signal"].values[1, :, 0],
+    )
 
 
 def test_band_is_the_percentiles_of_the_finite_runs() -> None:
