@@ -48,6 +48,9 @@ docs: $(STAMP)  ## write the generated pages of docs/
 figures: $(STAMP)  ## draw every figure whose dataset is in results/
 	$(BIN)/scbjax figure all
 
+bench: $(STAMP)  ## tokens per second, against the obvious JAX and, if it is installed, PyTorch
+	$(BIN)/python sweeps/benchmarks/throughput.py
+
 $(STAMP): pyproject.toml $(wildcard requirements/*.txt)
 	@test -n "$(PYTHON)" || { \
 		echo "scbjax needs Python 3.11 or newer; python3 is $$(python3 --version 2>&1)."; exit 1; }

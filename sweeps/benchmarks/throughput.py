@@ -3,8 +3,8 @@
 A step samples a mini-batch, takes its gradient and applies the proximal update (eqs. 4 to 6). The
 obvious JAX step draws tokens with `jax.random.categorical` and differentiates the one-hot loss; the
 obvious PyTorch step does the same with `torch.multinomial` and autograd (only if torch is
-installed). Gradients are compared before anything is timed. Times are the best of several runs,
-without compilation, which is reported by itself.
+installed). Gradients are compared before anything is timed. Speeds are those of the best of several
+calls, without the first one, which compiles.
 
     make bench
 """
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from scbjax import Batch, Params, Settings, Task, init_params, random_task, sample_batch
@@ -26,7 +27,7 @@ from scbjax.train import advance, init
 
 REPEATS = 3
 RATE, L1 = 0.005, 1e-5  # the paper's second stage
-MAX_ERROR = 1e-5  # of gradients, relative to the largest entry; float32 sums of B T terms
+MAX_ERROR = 1e-5  # of gradients, relative to the largest entry
 
 
 class Size(NamedTuple):
@@ -67,14 +68,21 @@ def naive_batch(key: jax.Array, task: Task, batch_size: int) -> Batch:
 
 
 def check_gradients(task: Task, size: Size) -> None:
-    """Raises AssertionError unless both losses have the same gradient."""
+    """Raises AssertionError unless the library's gradient is that of the one-hot loss in float64.
+
+    In float32 the one-hot loss itself is off by 1e-4 at T = 5000 on a CPU, whose matrix products
+    add up the terms one after the other.
+    """
     batch = sample_batch(jax.random.key(1), task, size.batch_size)
     params = init_params(task)
     params = params._replace(attention=0.5 * params.attention + 0.5 * task.pattern)
-    for fast, naive in zip(
-        jax.grad(loss)(params, batch), jax.grad(naive_loss)(params, batch), strict=True
-    ):
-        error = float(jnp.max(jnp.abs(fast - naive)) / jnp.max(jnp.abs(naive)))
+    fast = jax.grad(loss)(params, batch)
+    jax.config.update("jax_enable_x64", True)
+    params = jax.tree.map(lambda array: array.astype(jnp.float64), params)
+    exact = jax.tree.map(np.asarray, jax.grad(naive_loss)(params, batch))
+    jax.config.update("jax_enable_x64", False)
+    for ours, reference in zip(fast, exact, strict=True):
+        error = float(np.max(np.abs(np.asarray(ours) - reference)) / np.max(np.abs(reference)))
         assert error < MAX_ERROR, f"gradients differ by {error:.1g}"
 
 
@@ -84,7 +92,7 @@ def library(task: Task, size: Size) -> Callable[[jax.Array], Any]:
         size.batch_size, size.steps, record_every=size.steps, record=("batch_loss",)
     )
 
-    def run(key: jax.Array) -> Any:
+    def run(key: jax.Array) -> dict[str, jax.Array]:
         return advance(key, task, settings, init(key, task, settings), 0, 1)[1]
 
     return jax.jit(jax.vmap(run))
@@ -101,17 +109,17 @@ def naive(task: Task, size: Size) -> Callable[[jax.Array], Any]:
         updates, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), value
 
-    def run(key: jax.Array) -> Any:
+    def run(key: jax.Array) -> jax.Array:
         params = init_params(task)
         keys = jax.random.split(key, size.steps)
-        return jax.lax.scan(step, (params, optimizer.init(params)), keys)[1]
+        _, losses = jax.lax.scan(step, (params, optimizer.init(params)), keys)
+        return losses
 
     return jax.jit(jax.vmap(run))
 
 
 def torch_loop(task: Task, size: Size) -> Callable[[], None]:
     """All steps of one trajectory after the other in PyTorch, with autograd on the one-hot loss."""
-    import numpy as np
     import torch
 
     transition, mu, pattern = (torch.from_numpy(np.array(array)) for array in task)
@@ -148,7 +156,7 @@ def torch_loop(task: Task, size: Size) -> Callable[[], None]:
 
 
 def report(name: str, call: Callable[[], object], size: Size) -> None:
-    """Times a call and prints its speed; the first call compiles."""
+    """Times a call and prints its speed; the first call, which compiles, does not count."""
     seconds = []
     for _ in range(1 + REPEATS):
         start = time.perf_counter()
@@ -156,7 +164,9 @@ def report(name: str, call: Callable[[], object], size: Size) -> None:
         seconds.append(time.perf_counter() - start)
     best = min(seconds[1:])
     speed = size.tokens / best / 1e6
-    print(f"{name:10} {speed:8.1f} million tokens/s   compilation {seconds[0] - best:5.1f} s")
+    print(
+        f"{name:10} {speed:8.1f} million tokens/s   first call {seconds[0]:5.1f} s, then {best:.2f} s"
+    )
 
 
 def main() -> None:
