@@ -338,7 +338,8 @@ def read_arrays(path: Path) -> tuple[Arrays, Facts]:
         DamagedError: it isn't what was written.
     """
     try:
-        with np.load(path, allow_pickle=False) as members:
+        # Opened here: NumPy leaves the file open when it can't make sense of it.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
             arrays = {name: members[name] for name in members.files if name != _META}
             facts = json.loads(members[_META].tobytes())
             checksum = facts.pop("sha256")

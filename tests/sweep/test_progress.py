@@ -1,0 +1,121 @@
+"""What is shown of a run: true numbers, few lines."""
+
+import io
+import math
+
+import pytest
+
+from scbjax.sweep.progress import (
+    BarProgress,
+    LineProgress,
+    Meter,
+    Reading,
+    create_progress,
+    readable_count,
+    readable_seconds,
+)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def work_on(meter: Meter, seconds: float, trajectories: float) -> None:
+    meter.add(
+        seconds=seconds,
+        trajectories=trajectories,
+        work=trajectories,
+        steps=100 * trajectories,
+        tokens=1000 * trajectories,
+    )
+
+
+def test_rates_and_the_time_left_are_those_of_this_session() -> None:
+    meter = Meter(total_trajectories=16, total_work=16.0)
+    meter.skip(trajectories=8, work=8.0)
+    work_on(meter, seconds=2.0, trajectories=1.0)
+    work_on(meter, seconds=2.0, trajectories=3.0)
+    reading = meter.reading()
+    assert (reading.trajectories, reading.fraction) == (12, 0.75)
+    assert (reading.steps_per_second, reading.tokens_per_second) == (100, 1000)
+    assert reading.seconds_left == 4.0  # 4 of 16 are left, at one a second
+
+
+def test_nothing_is_promised_before_the_first_segment() -> None:
+    meter = Meter(total_trajectories=4, total_work=4.0)
+    meter.skip(trajectories=2, work=2.0)
+    reading = meter.reading()
+    assert math.isnan(reading.seconds_left)
+    assert str(reading) == "2/4 trajectories"
+
+
+def test_parts_of_a_trajectory_add_up_to_a_whole_one() -> None:
+    meter = Meter(total_trajectories=1, total_work=1.0)
+    for _ in range(10):
+        work_on(meter, seconds=1.0, trajectories=0.1)
+    assert meter.reading().trajectories < 1
+    assert str(meter.reading()).startswith("1/1 trajectories")
+
+
+def test_a_reading_is_one_line() -> None:
+    reading = Reading(3.5, 8, 0.4, 12_300.0, 3.4e8, 61.0, ("attention_distance", 0.4142))
+    assert (
+        str(reading)
+        == "3/8 trajectories, 12.3k steps/s, 340M tokens/s, 1:01 left, attention_distance 0.414"
+    )
+
+
+def test_lines_come_every_ten_seconds_and_the_last_one_always() -> None:
+    stream, times = io.StringIO(), iter([0.0, 0.0, 3.0, 9.9, 10.1, 10.1, 12.0, 12.0])
+    progress = LineProgress(stream, clock=lambda: next(times))
+    for done in range(5):
+        progress.show(Reading(done, 8, done / 8))
+    progress.close()
+    shown = [line.split()[1] for line in stream.getvalue().splitlines()]
+    assert shown == ["0/8", "3/8", "4/8"]
+
+
+def test_a_line_that_was_shown_is_not_repeated_at_the_end() -> None:
+    stream = io.StringIO()
+    progress = LineProgress(stream)
+    progress.show(Reading(8, 8, 1.0))
+    progress.close()
+    progress.close()
+    assert stream.getvalue() == "100%  8/8 trajectories\n"
+
+
+def test_a_terminal_gets_a_bar_and_messages_of_their_own() -> None:
+    terminal = Terminal()
+    progress = create_progress(terminal)
+    progress.say("before")
+    progress.show(Reading(2, 8, 0.25))
+    progress.say("a message")
+    progress.show(Reading(8, 8, 1.0))
+    progress.close()
+    text = terminal.getvalue()
+    assert "before\n" in text
+    assert "a message\n" in text
+    assert " 25%|" in text
+    assert "100%|" in text
+    assert "8/8 trajectories" in text
+
+
+def test_what_shows_the_progress_depends_on_the_stream() -> None:
+    assert isinstance(create_progress(Terminal()), BarProgress)
+    assert isinstance(create_progress(io.StringIO()), LineProgress)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0.5, "0.5"), (999, "999"), (1000, "1k"), (12345, "12.3k"), (4e9, "4G")]
+)
+def test_large_numbers_are_short(number: float, text: str) -> None:
+    assert readable_count(number) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (59.6, "1:00"), (3600, "1:00:00"), (math.inf, "?"), (math.nan, "?")],
+)
+def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
+    assert readable_seconds(seconds) == text
