@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scbjax.model import Params, attend, look_up, sum_by_query
+from scbjax.model import Params, attend, attend_transpose
 from scbjax.sampling import Batch
 from scbjax.task import Task, mu_inner, product
 
@@ -73,8 +73,7 @@ def _forward(params: Params, batch: Batch) -> tuple[jax.Array, _Residuals]:
 def _backward(residuals: _Residuals, cotangent: jax.Array) -> tuple[Params, None]:
     params, batch, attended, error = residuals
     error = error * (cotangent / batch.label.shape[0])
-    values = look_up(product(error, params.value), batch.tokens)
-    attention = sum_by_query(values, batch.query, params.value.shape[0])
+    attention = attend_transpose(product(error, params.value), batch.tokens, batch.query)
     return Params(product(error.T, attended), attention), None
 
 

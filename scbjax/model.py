@@ -14,11 +14,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from scbjax.sampling import POSITION_MAJOR_LIMIT
 from scbjax.task import Task, product
-
-# Up to this vocabulary size sums and look-ups per token are compare-and-select passes (they
-# vectorise and fuse); above it scatters and gathers, whose cost does not grow with N.
-COMPARE_LIMIT = 32
 
 
 class Params(NamedTuple):
@@ -69,35 +66,50 @@ def predict(params: Params, tokens: jax.Array, query: jax.Array) -> jax.Array:
 def attend(attention: jax.Array, tokens: jax.Array, query: jax.Array) -> jax.Array:
     """``h = X a^(k)``, the attention mass on every token: [B, N] from [T, N], [B, T] and [B]."""
     context_length, num_tokens = attention.shape
-    chex.assert_shape(tokens, (None, context_length))
-    weights = attention.T[query]
-    if num_tokens <= COMPARE_LIMIT:
+    batch_size = tokens.shape[0]
+    chex.assert_shape(tokens, (batch_size, context_length))
+    if num_tokens <= POSITION_MAJOR_LIMIT:
+        weights = product(attention, _one_hot(query, num_tokens, attention.dtype).T)
+        # Formed once, not again in the loop of each token.
+        weights = jax.lax.optimization_barrier(weights)
         sums = [
-            jnp.sum(jnp.where(tokens == _as(tokens, n), weights, 0.0), axis=1)
+            jnp.sum(jnp.where(_as(tokens, n) == tokens.T, weights, 0.0), 0)
             for n in range(num_tokens)
         ]
         return jnp.stack(sums, axis=1)
-    rows = jnp.arange(tokens.shape[0])[:, None]
-    return jnp.zeros((tokens.shape[0], num_tokens), attention.dtype).at[rows, tokens].add(weights)
+    weights = attention.T[query]
+    # One flat scatter: its index arithmetic is a third of that of a scatter into two axes.
+    cell = (jnp.arange(batch_size) * num_tokens)[:, None] + tokens.astype(jnp.int32)
+    flat = jnp.zeros((batch_size * num_tokens,), attention.dtype)
+    flat = flat.at[cell.ravel()].add(weights.ravel(), mode="promise_in_bounds")
+    return flat.reshape(batch_size, num_tokens)
 
 
-def look_up(scores: jax.Array, tokens: jax.Array) -> jax.Array:
-    """``scores[b, tokens[b, t]]`` [B, T] from [B, N], [B, T]: transpose of :func:`attend`."""
-    num_tokens = scores.shape[1]
-    if num_tokens > COMPARE_LIMIT:
-        return jnp.take_along_axis(scores, tokens.astype(jnp.int32), axis=1)
-    values = jnp.broadcast_to(scores[:, :1], tokens.shape)
-    for n in range(1, num_tokens):
-        values = jnp.where(tokens == _as(tokens, n), scores[:, n : n + 1], values)
-    return values
+def attend_transpose(scores: jax.Array, tokens: jax.Array, query: jax.Array) -> jax.Array:
+    """``sum over samples of query k of scores[b, tokens[b, t]]``, the adjoint of :func:`attend`.
+
+    [T, N] from scores [B, N], tokens [B, T] and query [B].
+    """
+    batch_size, num_tokens = scores.shape
+    if num_tokens <= POSITION_MAJOR_LIMIT:
+        values = jnp.broadcast_to(scores[None, :, 0], tokens.T.shape)
+        for n in range(1, num_tokens):
+            values = jnp.where(_as(tokens, n) == tokens.T, scores[None, :, n], values)
+        values = jax.lax.optimization_barrier(values)
+        return product(values, _one_hot(query, num_tokens, values.dtype))
+    values = scores.at[jnp.arange(batch_size)[:, None], tokens].get(mode="promise_in_bounds")
+    if num_tokens <= batch_size:
+        return product(values.T, _one_hot(query, num_tokens, values.dtype))
+    # Fewer samples than columns: add up samples that share a query, then copy them to their
+    # columns.
+    same = (query[:, None] == query[None, :]).astype(values.dtype)
+    sums = jnp.pad(product(values.T, same), ((0, 0), (0, 1)))
+    owner = jnp.full((num_tokens,), batch_size).at[query].set(jnp.arange(batch_size))
+    return sums[:, owner]
 
 
-def sum_by_query(values: jax.Array, query: jax.Array, num_tokens: int) -> jax.Array:
-    """Adds up the rows [B, T] of samples that share a query, as columns: [T, N]."""
-    if num_tokens <= COMPARE_LIMIT:
-        belongs = (query[:, None] == jnp.arange(num_tokens)).astype(values.dtype)
-        return product(belongs.T, values).T
-    return jnp.zeros((num_tokens, values.shape[1]), values.dtype).at[query].add(values).T
+def _one_hot(query: jax.Array, num_tokens: int, dtype: jax.typing.DTypeLike) -> jax.Array:
+    return (query[:, None] == jnp.arange(num_tokens)).astype(dtype)
 
 
 def _as(tokens: jax.Array, n: int) -> jax.Array:

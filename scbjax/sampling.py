@@ -5,9 +5,13 @@ as eq. 1 of Ren, Wang & Lee (2024) says: draw a position s from column ``x_{T+1}
 one step of P from ``x_s``. Tokens and queries depend on mu alone, so that a ``vmap`` over tasks
 which share mu draws them once.
 
-Discrete draws invert the distribution function on unsigned 32-bit integers: a token is the interval
-that a random word falls in; its probability is that of mu up to a few float32 roundings of mu
-itself (below 2^-22).
+Tokens come from 32-bit words by integer arithmetic: 2^32 words are dealt out to the N tokens, and a
+token's probability is its share of them, off by less than 2^-22 (mostly the rounding of mu itself
+in float32).
+
+Words come from Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror & Shaw 2011), the generator
+behind JAX's default keys, in counter mode. It is written out here because, as plain arithmetic, it
+is compiled into the same loop as the draws that use it: no array of random words is ever stored.
 """
 
 from typing import Any, NamedTuple
@@ -19,10 +23,21 @@ import numpy as np
 
 from scbjax.task import Task
 
-# Up to this vocabulary size a token is found by comparing with every threshold (vectorises); above
-# it by bisection.
-_COMPARE_LIMIT = 32
+# Up to this vocabulary size tokens are found by comparing a word with every threshold, above it by
+# one look-up in an alias table (measured: the two cost the same near here).
+COMPARE_LIMIT = 32
+# Up to this vocabulary size positions are the slow axis in memory, so that sums over positions and
+# choices by token run over samples in vector registers; above it samples are (measured).
+POSITION_MAJOR_LIMIT = 4
+
 _WORD = jnp.uint32
+_WORD_BITS = 32
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD11BDA
+_ROUND_GROUPS = 5  # of four rounds each
+
+# Counter streams of one batch.
+_TOKENS, _QUERIES, _POSITIONS, _STEPS = range(4)
 
 
 class Batch(NamedTuple):
@@ -43,13 +58,13 @@ class Sampler(NamedTuple):
     """The distribution functions of a task, computed once by :func:`make_sampler`.
 
     Attributes:
-        token_thresholds: [N - 1] uint32; a token is the number of thresholds that a random word has
-            reached.
+        token_table: uint32; for N <= 32 the thresholds [N - 1] that a word is compared with, else
+            an alias table (see :func:`alias_table`).
         position_cdf: [T, N]; the distribution function of the positions, a column for each query.
-        label_cdf: [N, N]; the distribution function of the labels, a column for each current token.
+        label_cdf: [N, N]; the distribution function of the labels, a column for each token.
     """
 
-    token_thresholds: jax.Array
+    token_table: jax.Array
     position_cdf: jax.Array
     label_cdf: jax.Array
 
@@ -70,7 +85,7 @@ def token_dtype(num_tokens: int) -> np.dtype[Any]:
 def make_sampler(task: Task) -> Sampler:
     """Prepares the distribution functions of a task; call it once, outside the loop over steps."""
     return Sampler(
-        token_thresholds=_thresholds(task.stationary),
+        token_table=make_token_table(task.stationary),
         position_cdf=jnp.cumsum(task.pattern, axis=0),
         label_cdf=jnp.cumsum(task.transition, axis=0),
     )
@@ -97,44 +112,86 @@ def sample_batch(key: jax.Array, task: Task, batch_size: int) -> Batch:
         >>> batch.tokens.shape, batch.tokens.dtype.name, batch.label.shape
         ((4, 50), 'uint8', (4,))
     """
-    return draw_batch(key, make_sampler(task), batch_size)
+    return draw_batch(make_seed(key), make_sampler(task), batch_size)
 
 
-def draw_batch(key: jax.Array, sampler: Sampler, batch_size: int) -> Batch:
-    """Like :func:`sample_batch`, with the sampler already made."""
+def draw_batch(seed: jax.Array, sampler: Sampler, batch_size: int) -> Batch:
+    """Like :func:`sample_batch`, with a seed (:func:`make_seed`) and the sampler already made."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     context_length, num_tokens = sampler.position_cdf.shape
     chex.assert_shape(sampler.label_cdf, (num_tokens, num_tokens))
-    key_tokens, key_query, key_label = jax.random.split(key, 3)
-    dtype = token_dtype(num_tokens)
-    tokens = draw_tokens(key_tokens, sampler.token_thresholds, (batch_size, context_length)).astype(
-        dtype
-    )
-    query = draw_tokens(key_query, sampler.token_thresholds, (batch_size,))
-    key_position, key_step = jax.random.split(key_label)
-    position = draw_from_columns(key_position, sampler.position_cdf, query)
+    if num_tokens <= POSITION_MAJOR_LIMIT:
+        shape = (context_length, batch_size)
+        tokens = draw_tokens(seed, _TOKENS, sampler.token_table, num_tokens, shape).T
+    else:
+        shape = (batch_size, context_length)
+        tokens = draw_tokens(seed, _TOKENS, sampler.token_table, num_tokens, shape)
+    query = draw_tokens(seed, _QUERIES, sampler.token_table, num_tokens, (batch_size,))
+    query = query.astype(jnp.int32)
+    position = draw_from_columns(seed, _POSITIONS, sampler.position_cdf, query)
     source = jnp.take_along_axis(tokens, position[:, None], axis=1)[:, 0].astype(jnp.int32)
-    return Batch(tokens, query, draw_from_columns(key_step, sampler.label_cdf, source))
+    return Batch(tokens, query, draw_from_columns(seed, _STEPS, sampler.label_cdf, source))
 
 
-def draw_tokens(key: jax.Array, thresholds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draws i.i.d. tokens of the given shape (int32) from integer thresholds [N - 1]."""
-    words = jax.random.bits(key, shape, _WORD)
-    if thresholds.shape[0] >= _COMPARE_LIMIT:
-        return jnp.searchsorted(thresholds, words, side="right").astype(jnp.int32)
-    token = jnp.zeros(shape, jnp.int32)
-    for index in range(thresholds.shape[0]):
-        token = token + (words >= thresholds[index]).astype(jnp.int32)
-    return token
+def make_seed(key: jax.Array) -> jax.Array:
+    """Two 32-bit words [2] that stand for a PRNG key of any implementation."""
+    return jax.random.bits(key, (2,), _WORD)
 
 
-def draw_from_columns(key: jax.Array, cdf: jax.Array, columns: jax.Array) -> jax.Array:
+def fold_in(seed: jax.Array, index: jax.Array | int) -> jax.Array:
+    """The seed [2] of batch ``index`` of a sequence of batches; two scalar Threefry words."""
+    index = jnp.asarray(index).astype(_WORD)
+    return jnp.stack(threefry(seed, index, jnp.zeros_like(index)))
+
+
+def threefry(seed: jax.Array, high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Threefry-2x32-20: two random words for each counter ``(high, low)``, elementwise.
+
+    Args:
+        seed: the generator's key, [2] uint32.
+        high: first counter word, uint32.
+        low: second counter word, uint32, of the same shape.
+
+    Returns:
+        Two arrays of words of that shape.
+
+    Example:
+        >>> zero = jnp.zeros((), jnp.uint32)
+        >>> [hex(int(word)) for word in threefry(jnp.zeros(2, jnp.uint32), zero, zero)]
+        ['0x6b200159', '0x99ba4efe']
+    """
+    keys = (seed[0], seed[1], seed[0] ^ seed[1] ^ _WORD(_PARITY))
+    x, y = high + keys[0], low + keys[1]
+    for group in range(_ROUND_GROUPS):
+        for rotation in _ROTATIONS[group % 2]:
+            x = x + y
+            y = x ^ ((y << _WORD(rotation)) | (y >> _WORD(_WORD_BITS - rotation)))
+        x = x + keys[(group + 1) % 3]
+        y = y + keys[(group + 2) % 3] + _WORD(group + 1)
+    return x, y
+
+
+def draw_tokens(
+    seed: jax.Array, stream: int, table: jax.Array, num_tokens: int, shape: tuple[int, ...]
+) -> jax.Array:
+    """Draws i.i.d. tokens of the given shape from a token table, in :func:`token_dtype`."""
+    first, second = _word_pair(seed, stream, shape)
+    halves = [_to_tokens(words, table, num_tokens) for words in (first, second)]
+    return jnp.concatenate(halves)[: shape[0]]
+
+
+def draw_from_columns(
+    seed: jax.Array, stream: int, cdf: jax.Array, columns: jax.Array
+) -> jax.Array:
     """Draws a row (int32) for each given column [B] of a table of distribution functions [R, C]."""
     rows = cdf.shape[0]
+    words = jnp.concatenate(_word_pair(seed, stream, columns.shape))[: columns.shape[0]]
+    bits = jnp.finfo(cdf.dtype).nmant + 1 if cdf.dtype == jnp.float32 else _WORD_BITS
+    uniform = (words >> _WORD(_WORD_BITS - bits)).astype(cdf.dtype) * 2.0**-bits
     # Scaled by the last entry: a column's rounded sum need not be one, and a row past it must not
     # be drawn.
-    level = jax.random.uniform(key, columns.shape, cdf.dtype) * cdf[-1, columns]
+    level = uniform * cdf[-1, columns]
     low = jnp.zeros(columns.shape, jnp.int32)
     high = jnp.full(columns.shape, rows - 1, jnp.int32)
     for _ in range(max(1, (rows - 1).bit_length())):
@@ -145,18 +202,81 @@ def draw_from_columns(key: jax.Array, cdf: jax.Array, columns: jax.Array) -> jax
     return low
 
 
-def _thresholds(probabilities: jax.Array) -> jax.Array:
-    """Cumulative probabilities as 32-bit words [N - 1]: a token is the number of words reached.
+def make_token_table(probabilities: jax.Array) -> jax.Array:
+    """What turns a word into a token: thresholds [N - 1] for N <= 32, else an alias table."""
+    counts = _word_counts(probabilities)
+    if counts.shape[0] > COMPARE_LIMIT:
+        return alias_table(counts)
+    return jnp.cumsum(counts, dtype=_WORD)[:-1]
 
-    Each probability is turned into a number of words before the (exact, integer) cumulative sum: in
-    float32 the sum itself would round.
+
+def alias_table(counts: jax.Array) -> jax.Array:
+    """Walker's alias method on integers: a table of M = 2^m >= N cells of 2^(32-m) words each.
+
+    A word's top m bits choose a cell; the other bits are compared with the cell's threshold: below
+    it the token is the cell's own number, else the cell's alias. Both are packed in one 32-bit
+    entry, threshold above, alias below, so that a draw is a single look-up.
+
+    Args:
+        counts: words that belong to each token, uint32 [N], summing to 2^32.
+
+    Returns:
+        The entries, uint32 [M]. Every token is given exactly its number of words.
     """
-    scaled = probabilities[:-1] / jnp.sum(probabilities) * 2.0**16
+    index_bits = _index_bits(counts.shape[0])
+    cells = 2**index_bits
+    capacity = _WORD(2 ** (_WORD_BITS - index_bits))
+    left = jnp.zeros((cells,), _WORD).at[: counts.shape[0]].set(counts)
+
+    def fill(_: int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        # The emptiest cell is filled up by the fullest one, and is finished.
+        left, entries = carry
+        poor, rich = jnp.argmin(left), jnp.argmax(left)
+        lacking = capacity - left[poor]
+        entry = (left[poor] << _WORD(index_bits)) | rich.astype(_WORD)
+        entries = entries.at[poor].set(jnp.where(lacking > 0, entry, entries[poor]))
+        return left.at[rich].add(-lacking).at[poor].set(capacity), entries
+
+    own = jnp.arange(cells, dtype=_WORD)
+    table: jax.Array = jax.lax.fori_loop(0, cells, fill, (left, own))[1]
+    return table
+
+
+def _to_tokens(words: jax.Array, table: jax.Array, num_tokens: int) -> jax.Array:
+    dtype = token_dtype(num_tokens)
+    if num_tokens <= COMPARE_LIMIT:
+        token = jnp.zeros(words.shape, dtype)
+        for index in range(num_tokens - 1):
+            token = token + (words >= table[index]).astype(dtype)
+        return token
+    index_bits = _index_bits(num_tokens)
+    cell = words >> _WORD(_WORD_BITS - index_bits)
+    entry = table.at[cell].get(mode="promise_in_bounds")
+    mask = _WORD(2**index_bits - 1)
+    own = (words & _WORD(2 ** (_WORD_BITS - index_bits) - 1)) < (entry >> _WORD(index_bits))
+    # An untouched cell has threshold 0 and itself as alias, which is right for a full cell.
+    return jnp.where(own, cell, entry & mask).astype(dtype)
+
+
+def _word_pair(seed: jax.Array, stream: int, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Two arrays of words, each with half (rounded up) of the leading axis of the shape."""
+    half = (-(-shape[0] // 2), *shape[1:])
+    counter = jax.lax.iota(_WORD, int(np.prod(half))).reshape(half)
+    return threefry(seed, counter, jnp.full(half, stream, _WORD))
+
+
+def _word_counts(probabilities: jax.Array) -> jax.Array:
+    """Deals out 2^32 words by probability: uint32 [N], each at least 1, summing to 2^32 (or 0).
+
+    The top 16 bits and the rest are converted apart, which is exact; what rounding leaves over goes
+    to the most probable token.
+    """
+    scaled = probabilities / jnp.sum(probabilities) * 2.0**16
     high = jnp.floor(scaled)
     low = jnp.floor((scaled - high) * 2.0**16)
-    counts = high.astype(_WORD) * _WORD(2**16) + low.astype(_WORD)
-    words = jnp.cumsum(counts, dtype=_WORD)
-    # A last token of probability below rounding lets the sum pass 2^32; such thresholds are never
-    # to be reached.
-    wrapped = jax.lax.cummax((words < counts).astype(jnp.int32)) > 0
-    return jnp.where(wrapped, _WORD(2**32 - 1), words)
+    counts = jnp.maximum(high.astype(_WORD) * _WORD(2**16) + low.astype(_WORD), _WORD(1))
+    return counts.at[jnp.argmax(counts)].add(_WORD(0) - jnp.sum(counts, dtype=_WORD))
+
+
+def _index_bits(num_tokens: int) -> int:
+    return (num_tokens - 1).bit_length()

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from scbjax.model import Params, attend
-from scbjax.sampling import draw_from_columns, draw_tokens, make_sampler
+from scbjax.sampling import draw_from_columns, draw_tokens, make_sampler, make_seed
 from scbjax.task import (
     Task,
     mu_inner,
@@ -148,16 +148,15 @@ def refit_value(
     context_length, num_tokens = attention.shape
     weights, positions = jax.lax.top_k(attention.T, min(support, context_length))
     sampler = make_sampler(task)
-    keys = jax.random.split(key, 5)
-    query = draw_tokens(keys[0], sampler.token_thresholds, (num_samples,))
-    tokens = draw_tokens(keys[1], sampler.token_thresholds, (num_samples, positions.shape[1]))
-    elsewhere = draw_tokens(keys[2], sampler.token_thresholds, (num_samples,))
-    position = draw_from_columns(keys[3], sampler.position_cdf, query)
+    seed, table = make_seed(key), sampler.token_table
+    query = draw_tokens(seed, 0, table, num_tokens, (num_samples,)).astype(jnp.int32)
+    tokens = draw_tokens(seed, 1, table, num_tokens, (num_samples, positions.shape[1]))
+    elsewhere = draw_tokens(seed, 2, table, num_tokens, (num_samples,)).astype(jnp.int32)
+    position = draw_from_columns(seed, 3, sampler.position_cdf, query)
     here = positions[query] == position[:, None]
-    source = jnp.where(
-        jnp.any(here, axis=1), jnp.sum(jnp.where(here, tokens, 0), axis=1), elsewhere
-    )
-    label = draw_from_columns(keys[4], sampler.label_cdf, source)
+    found = jnp.sum(jnp.where(here, tokens.astype(jnp.int32), 0), axis=1)
+    source = jnp.where(jnp.any(here, axis=1), found, elsewhere)
+    label = draw_from_columns(seed, 4, sampler.label_cdf, source)
     attended = attend(weights.T, tokens, query)
     target = (label[:, None] == jnp.arange(num_tokens)[None, :]).astype(attended.dtype)
     gram = product(attended.T, attended)

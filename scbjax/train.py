@@ -6,7 +6,7 @@ arithmetic, not by Python branches, so that every trajectory under ``vmap`` goes
 at its own pace. Whether a stage is over is decided when a record is taken, every ``record_every``
 steps.
 
-Randomness: the mini-batch of step t is drawn with ``fold_in(key, t)`` and nothing else, so that a
+Randomness: the mini-batch of step t depends on the key and on t alone, so that a
     trajectory can be cut
 into segments anywhere between records and continued with bitwise the same result.
 """
@@ -23,7 +23,7 @@ from scbjax import optim
 from scbjax.loss import loss
 from scbjax.model import Params, init_params
 from scbjax.observe import DEFAULT_RECORD, OBSERVABLES, View, observe
-from scbjax.sampling import Batch, draw_batch, make_sampler
+from scbjax.sampling import Batch, draw_batch, fold_in, make_sampler, make_seed
 from scbjax.stages import (
     estimated_signals,
     is_mirrored,
@@ -352,10 +352,10 @@ def advance(
         The new state, and an array [num_records] for each observable.
     """
     sampler = make_sampler(task)
-    batches = jax.random.fold_in(key, _BATCHES)
+    seed = make_seed(jax.random.fold_in(key, _BATCHES))
 
     def one_step(state: State, index: jax.Array) -> tuple[State, None]:
-        batch = draw_batch(jax.random.fold_in(batches, index), sampler, settings.batch_size)
+        batch = draw_batch(fold_in(seed, index), sampler, settings.batch_size)
         return step(state, batch, task, settings)[0], None
 
     def one_record(
