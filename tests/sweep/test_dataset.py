@@ -1,0 +1,218 @@
+"""The dataset: each trajectory at its coordinates, and everything labelled."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray
+
+from scbjax.sweep.dataset import DESCRIPTIONS, checksum_path, is_whole, write_dataset
+from scbjax.sweep.fields import StudyError
+from scbjax.sweep.plan import Plan, make_plan
+from scbjax.sweep.store import Store
+from scbjax.sweep.study import Study, fingerprint, parse_study
+
+TEXT = """
+title = "A title"
+question = "A question?"
+[task]
+num_tokens = 3
+context_length = 20
+[train]
+batch_size = 4
+steps = 20
+record_every = 10
+[record]
+variables = ["attention_distance", "stage"]
+final = true
+snapshots = [0, 20]
+[axes]
+seed = [5, 3]
+sparsity = [1, 2, 4]
+geometry = ["mu", "paper"]
+[[zip]]
+name = "arm"
+optimizer = ["proximal", "sgd", "raw_sgd"]
+learning_rate_2 = [0.01, 0.02, 0.03]
+"""
+DESCRIBED = {
+    name: {"long_name": f"the {name}", "units": "1", "symbol": f"${name[0]}$"}
+    for name in ("attention_distance", "stage")
+}
+
+
+def fill(plan: Plan, store: Store) -> None:
+    """Chunks whose arrays hold the place of each trajectory in the flattened grid."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "attention_distance": (3,),
+        "stage": (3,),
+        "transition_signal": (),
+        "pattern_signal": (),
+        "stationary_norm": (),
+        "value": (3, 3),
+        "attention": (20, 3),
+        "value_snapshots": (2, 3, 3),
+        "attention_snapshots": (2, 20, 3),
+    }
+    for chunk in plan.chunks:
+        place = plan.positions(chunk)
+        arrays: dict[str, Any] = {}
+        for name, shape in shapes.items():
+            dtype = np.int32 if name == "stage" else np.float32
+            offsets = np.arange(np.prod(shape, dtype=int)).reshape(shape) / 1000
+            own = place.reshape(place.shape + (1,) * len(shape))
+            arrays[name] = (own + offsets).astype(dtype)
+        store.save_chunk(plan, chunk, arrays, {})
+
+
+def written(study: Study, out: Path, **attributes: object) -> xarray.Dataset:
+    plan = make_plan(study, memory_bytes=200_000)
+    store = Store(out)
+    fill(plan, store)
+    path = write_dataset(plan, store, DESCRIBED, attributes).path
+    with xarray.open_dataset(path) as dataset:
+        return dataset.load()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> xarray.Dataset:
+    study = parse_study(TEXT, "study")
+    return written(study, tmp_path_factory.mktemp("out"), wall_seconds=1.5, device="abacus")
+
+
+def test_dimensions_are_the_axes_and_step(dataset: xarray.Dataset) -> None:
+    axes = ("seed", "sparsity", "geometry", "arm")
+    assert dataset.attention_distance.dims == (*axes, "step")
+    assert dataset.stage.dims == (*axes, "step")
+    assert dataset.transition_signal.dims == axes
+    assert dataset.value.dims == (*axes, "token_out", "token_in")
+    assert dataset.attention.dims == (*axes, "position", "query")
+    assert dataset.value_snapshots.dims == (*axes, "snapshot", "token_out", "token_in")
+    assert dataset.attention_snapshots.dims == (*axes, "snapshot", "position", "query")
+    assert dict(dataset.sizes) == {
+        "seed": 2, "sparsity": 3, "geometry": 2, "arm": 3, "step": 3,
+        "token_out": 3, "token_in": 3, "position": 20, "query": 3, "snapshot": 2,
+    }  # fmt: skip
+
+
+def test_coordinates_hold_the_real_values(dataset: xarray.Dataset) -> None:
+    assert dataset.seed.values.tolist() == [5, 3]
+    assert dataset.sparsity.values.tolist() == [1, 2, 4]
+    assert dataset.step.values.tolist() == [0, 10, 20]
+    assert dataset.snapshot.values.tolist() == [0, 20]
+    assert dataset.geometry.values.tolist() == ["mu", "paper"]
+    assert dataset.optimizer.dims == dataset.learning_rate_2.dims == ("arm",)
+    assert dataset.optimizer.values.tolist() == ["proximal", "sgd", "raw_sgd"]
+    assert dataset.learning_rate_2.values.tolist() == [0.01, 0.02, 0.03]
+
+
+def test_every_trajectory_is_at_its_place(dataset: xarray.Dataset) -> None:
+    places = np.arange(2 * 3 * 2 * 3).reshape(2, 3, 2, 3)
+    np.testing.assert_array_equal(dataset.transition_signal, places)
+    np.testing.assert_array_equal(dataset.stage, np.repeat(places[..., None], 3, axis=-1))
+    offsets = np.arange(60).reshape(20, 3) / 1000
+    expected = places[..., None, None] + offsets
+    np.testing.assert_allclose(dataset.attention, expected, rtol=1e-6)
+    point = dataset.sel(seed=3, sparsity=2, geometry="paper").isel(arm=1)
+    assert float(point.transition_signal) == ((1 * 3 + 1) * 2 + 1) * 3 + 1
+
+
+def test_types_are_kept(dataset: xarray.Dataset) -> None:
+    assert dataset.stage.dtype == np.int32
+    assert dataset.attention_distance.dtype == np.float32
+    assert dataset.attention.dtype == np.float32
+
+
+def test_everything_is_labelled(dataset: xarray.Dataset) -> None:
+    for name, variable in dataset.data_vars.items():
+        assert {"long_name", "units", "symbol"} <= variable.attrs.keys(), name
+    for name, coordinate in dataset.coords.items():
+        assert {"long_name", "units"} <= coordinate.attrs.keys(), name
+    assert dataset.attention_distance.attrs["long_name"] == "the attention_distance"
+    assert dataset.transition_signal.attrs["symbol"] == "$K_P$"
+    assert dataset.sparsity.attrs["symbol"] == "$Q$"
+    assert dataset.sparsity.attrs["field"] == "task.sparsity"
+
+
+def test_attributes_say_how_it_was_made(dataset: xarray.Dataset) -> None:
+    study = parse_study(TEXT, "study")
+    attrs = dataset.attrs
+    assert (attrs["title"], attrs["question"], attrs["name"]) == ("A title", "A question?", "study")
+    assert parse_study(attrs["study"], attrs["name"]) == study
+    assert attrs["fingerprint"] == fingerprint(study)
+    assert (attrs["wall_seconds"], attrs["device"]) == (1.5, "abacus")
+    settings = json.loads(attrs["settings"])
+    assert settings["task.num_tokens"] == 3
+    assert settings["record.snapshots"] == [0, 20]
+
+
+def test_settings_are_strict_json(tmp_path: Path) -> None:
+    study = parse_study(TEXT, "study", ["train.stop_level=inf"])
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    settings = written(study, tmp_path).attrs["settings"]
+    assert json.loads(settings, parse_constant=refuse)["train.stop_level"] == "inf"
+
+
+def test_matrices_are_compressed(tmp_path: Path) -> None:
+    dataset = written(parse_study(TEXT, "study"), tmp_path)
+    assert dataset.attention.encoding["zlib"]
+    assert not dataset.attention_distance.encoding["zlib"]
+
+
+def test_the_signal_asked_for_is_kept_beside_the_signal_drawn(tmp_path: Path) -> None:
+    study = parse_study(TEXT, "study", ["axes.transition_signal=[0.3, 0.9]"])
+    dataset = written(study, tmp_path)
+    assert dataset.transition_signal.values.tolist() == [0.3, 0.9]
+    assert "step" not in dataset.drawn_transition_signal.dims
+    assert dataset.drawn_transition_signal.size == study.num_trajectories
+
+
+def test_a_study_without_axes_has_only_steps(tmp_path: Path) -> None:
+    lines = TEXT.partition("[axes]")[0].replace("num_tokens", "sparsity = 2\nnum_tokens")
+    dataset = written(parse_study(lines, "study"), tmp_path)
+    assert dataset.stage.dims == ("step",)
+    assert dataset.transition_signal.dims == ()
+
+
+def test_values_that_are_not_finite_at_the_end_are_counted(tmp_path: Path) -> None:
+    plan = make_plan(parse_study(TEXT, "study"), memory_bytes=200_000)
+    store = Store(tmp_path)
+    fill(plan, store)
+    chunk = plan.chunks[1]
+    arrays = dict(store.load_chunk(plan, chunk)[0])
+    arrays["attention_distance"][0, 0, -1] = np.nan  # diverged
+    arrays["attention_distance"][-1, -1, 0] = np.nan  # unknown at first, which is no divergence
+    store.save_chunk(plan, chunk, arrays, {})
+    assert write_dataset(plan, store, DESCRIBED, {}).diverged == 1
+
+
+def test_a_whole_dataset_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    written(parse_study(TEXT, "study"), tmp_path)
+    path = tmp_path / "study.nc"
+    assert is_whole(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    assert not is_whole(path)
+    path.write_bytes(content)
+    assert is_whole(path)
+    checksum_path(path).unlink()
+    assert not is_whole(path)
+
+
+def test_a_failed_write_leaves_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(xarray.Dataset, "to_netcdf", fail)
+    with pytest.raises(StudyError, match=r"study.nc can't be written: No space left on device"):
+        written(parse_study(TEXT, "study"), tmp_path)
+    assert not list(tmp_path.glob("*.nc"))
+
+
+def test_descriptions_are_complete() -> None:
+    assert all(entry.keys() == {"long_name", "units", "symbol"} for entry in DESCRIPTIONS.values())
