@@ -306,14 +306,17 @@ def draw_population(
     Args:
         axes: where to draw.
         x: for each arm [steps].
-        paths: for each arm [steps].
+        paths: for each arm [steps], NaN where it is not to be drawn.
         arms: names and looks.
     """
     drawn: list[Values] = []
-    for here, path, arm in zip(x, paths, arms, strict=True):
-        shown = (np.allclose(path, other, atol=SAME_PATH, equal_nan=True) for other in drawn)
-        if not any(shown):
-            axes.plot(here, path, **POPULATION_LOOK, zorder=5, gid=f"population {arm.index}")
+    for arm in sorted(arms, key=lambda arm: -int(np.isfinite(paths[arm.index]).sum())):
+        path = paths[arm.index]
+        known = (np.nanmax(np.abs(path - other), initial=0.0) < SAME_PATH for other in drawn)
+        if not any(known):
+            axes.plot(
+                x[arm.index], path, **POPULATION_LOOK, zorder=5, gid=f"population {arm.index}"
+            )
             drawn.append(path)
 
 
@@ -418,7 +421,8 @@ def draw_distance(
         draw_arm(axes, here, values, arm)
     paths = [
         population_distance(
-            runs_of(panel, distance.population_alpha, arm), runs_of(panel, distance.signal, arm)
+            population_of(panel, distance.population_alpha, arm),
+            runs_of(panel, distance.signal, arm),
         )
         for arm in arms
     ]
@@ -446,6 +450,16 @@ def runs_of(panel: xr.Dataset, variable: str, arm: Arm) -> Values:
     """Give a variable of an arm, [runs, steps] or, for a constant of the run, [runs]."""
     name = variable if variable in panel.data_vars else f"drawn_{variable}"
     return panel[name].isel(arm=arm.index).to_numpy().astype(float)
+
+
+def population_of(panel: xr.Dataset, variable: str, arm: Arm) -> Values:
+    """Give a variable of the population path [runs, steps] up to the end of stage 2.
+
+    From the first step at which a run of the arm rounds its attention it is NaN: there the
+    recursion jumps to the truth.
+    """
+    rounded = runs_of(panel, "stage", arm).max(axis=0) > 2
+    return np.where(rounded, np.nan, runs_of(panel, variable, arm))
 
 
 def horizontal(panel: xr.Dataset, arm: Arm, against: str) -> Values:

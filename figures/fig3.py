@@ -21,6 +21,7 @@ from _shared import (
     linear_limits,
     main,
     note_diverged,
+    population_of,
     render,
     runs_of,
     symbol,
@@ -67,7 +68,7 @@ def draw_panel(axes: Axes, data: xr.Dataset, variable: str) -> None:
         draw_arm(axes, here, values, arm)
     paths = []
     if variable in POPULATION:
-        paths = [band(runs_of(data, POPULATION[variable], arm))[1] for arm in arms]
+        paths = [band(population_of(data, POPULATION[variable], arm))[1] for arm in arms]
         draw_population(axes, x, paths, arms)
     axes.set_ylim(linear_limits([*drawn, *(path[None] for path in paths)]))
     draw_stages(axes, data, arms, x)

@@ -51,7 +51,7 @@ def plot(dataset: xr.Dataset) -> Figure:
             draw_distance(axes, data.isel(sparsity=level), arms, distance, "samples")
             thousands(axes)
             if distance is VALUE and "sparsity" in data.coords:
-                axes.set_title(f"sparsity {data['sparsity'].to_numpy()[level]}")
+                axes.set_title(f"sparsity {data['sparsity'].to_numpy()[level]}", pad=8)
             if column == 0:
                 axes.set_ylabel(f"{distance.name}\n{symbol(data, distance.drawn)}")
             else:

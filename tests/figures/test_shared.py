@@ -183,6 +183,22 @@ def test_arms_that_share_a_population_path_show_it_once(dataset: xr.Dataset) -> 
     assert [line.get_gid() for line in axes.lines] == ["population 0", "population 2"]
 
 
+def test_the_population_path_ends_where_the_first_run_rounds(dataset: xr.Dataset) -> None:
+    data = dataset.sel(sparsity=2, drop=True).copy(deep=True)
+    for seed, start in enumerate((20, 12, 10)):
+        data["stage"][
+            {"seed": seed, "optimizer_and_learning_rate_2": 0, "step": slice(start, None)}
+        ] = 3
+    tidy = _shared.tidy(data)
+    first, second, _ = _shared.arms_of(tidy)
+    path = _shared.population_of(tidy, "population_alpha_value", first)
+    np.testing.assert_array_equal(np.isfinite(path).all(axis=0), np.arange(21) < 10)
+    axes = Figure().subplots()
+    paths = [path[0], tidy["population_alpha_value"].values[1, 0]]
+    _shared.draw_population(axes, [np.arange(21.0)] * 2, paths, [first, second])
+    assert [line.get_gid() for line in axes.lines] == ["population 1"]
+
+
 @pytest.mark.parametrize("content", [b"", b"not a dataset"])
 def test_a_broken_file_is_one_clear_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "fig1").mkdir()
