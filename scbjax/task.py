@@ -492,16 +492,20 @@ def _random_transition(
         key, -_POTENTIAL_BOUND, _POTENTIAL_BOUND, (size, size), stationary.dtype
     )
 
+    def signal_at(position: jax.Array) -> jax.Array:
+        coupling = _coupling(potentials, stationary, position)
+        return jnp.sum(jnp.sum(coupling**2, axis=0) / stationary) - norm
+
     def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bracket
         middle = 0.5 * (low + high)
-        found = jnp.sum(_coupling(potentials, stationary, middle) ** 2 / stationary) - norm
+        found = signal_at(middle)
         return jnp.where(found < wanted, middle, low), jnp.where(found < wanted, high, middle)
 
     start = (jnp.zeros((), stationary.dtype), jnp.full((), 2.0, stationary.dtype))
     _, position = jax.lax.fori_loop(0, _BISECTION_STEPS, halve, start)
-    transition = _coupling(potentials, stationary, position) / stationary
-    return transition / jnp.sum(transition, axis=0)
+    transition = _coupling(potentials, stationary, position) / stationary[None, :]
+    return transition / jnp.sum(transition, axis=0, keepdims=True)
 
 
 def _coupling(potentials: jax.Array, stationary: jax.Array, position: jax.Array) -> jax.Array:
@@ -515,7 +519,7 @@ def _coupling(potentials: jax.Array, stationary: jax.Array, position: jax.Array)
         return stationary / product(rows_for(columns), kernel)
 
     columns = jax.lax.fori_loop(0, _SINKHORN_ITERATIONS, scale, jnp.ones_like(stationary))
-    coupling = _round_to_marginals(rows_for(columns)[:, None] * kernel * columns, stationary)
+    coupling = _round_to_marginals(rows_for(columns)[:, None] * kernel * columns[None, :], stationary)
     mixture = jnp.maximum(position - 1.0, 0.0)
     return (1.0 - mixture) * coupling + mixture * jnp.diag(stationary)
 
@@ -523,7 +527,7 @@ def _coupling(potentials: jax.Array, stationary: jax.Array, position: jax.Array)
 def _round_to_marginals(coupling: jax.Array, marginal: jax.Array) -> jax.Array:
     """The nearby coupling with exact marginals (Altschuler, Weed & Rigollet 2017, algorithm 2)."""
     coupling = coupling * jnp.minimum(marginal / jnp.sum(coupling, axis=1), 1.0)[:, None]
-    coupling = coupling * jnp.minimum(marginal / jnp.sum(coupling, axis=0), 1.0)
+    coupling = coupling * jnp.minimum(marginal / jnp.sum(coupling, axis=0), 1.0)[None, :]
     rows = jnp.maximum(marginal - jnp.sum(coupling, axis=1), 0.0)
     columns = jnp.maximum(marginal - jnp.sum(coupling, axis=0), 0.0)
     return coupling + jnp.outer(rows, columns) / jnp.maximum(
@@ -550,7 +554,7 @@ def _random_pattern(
     def draw_rank(rank: jax.Array) -> jax.Array:
         return jax.random.exponential(jax.random.fold_in(key_weight, rank), (num_tokens,), dtype)
 
-    active = ranks < sparsity
+    active = (ranks < sparsity)[None, :]
     draw = jnp.where(active, jax.vmap(draw_rank)(ranks).T, 0.0)
     size = jnp.asarray(sparsity, dtype)
     centre = jnp.where(active, 1.0 / size, 0.0)
