@@ -78,7 +78,8 @@ def threshold_and_project(attention: jax.Array, level: jax.Array) -> jax.Array:
         >>> threshold_and_project(attention, jnp.array(0.5)).ravel().tolist()
         [0.8125, 0.0625, 0.0625, 0.0625]
     """
-    kept = jnp.where(attention >= level, attention, 0.0)
+    # Not `attention >= level`: a column with NaN would come out as a sound one.
+    kept = jnp.where(attention < level, 0.0, attention)
     return kept + (1.0 - jnp.sum(kept, axis=0, keepdims=True)) / attention.shape[0]
 
 
@@ -110,9 +111,13 @@ def rounding_level(task: Task, share: jax.Array | float) -> jax.Array:
 def population_refit(attention: jax.Array, task: Task) -> jax.Array:
     """The V [N, N] that minimises the expected loss for a given A [T, N] (the paper's star).
 
-    ``V = E[e_{x_o} h^T] E[h h^T]^{-1}`` with the moments of :mod:`scbjax.loss`. For any A on the
-    population path it is P exactly, even for uniform A, so that it says nothing about how well A is
-    known: see :func:`refit_value`.
+    ``V = E[e_{x_o} h^T] E[h h^T]^{-1}`` with the moments of :mod:`scbjax.loss`. For A on the
+    population path it is the point of the path with
+
+        alpha_V = (alpha_A K_Q + 1/T) / (alpha_A^2 K_Q + 1/T),
+
+    which is P for the right A and for the uniform A alike: it does not tell how well A is known.
+    :func:`refit_value`, from samples, does.
     """
     mu = task.stationary
     sums = jnp.sum(attention, axis=0)
