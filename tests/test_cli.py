@@ -1,16 +1,28 @@
 """The command from end to end: what it prints, its exit status, and one line for what is wrong."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import xarray
 
 import scbjax
 from scbjax import cli
-from scbjax.sweep import figures
+from scbjax.sweep import cost, execute, figures
+from scbjax.sweep.execute import RunReport
 from scbjax.sweep.fields import StudyError
+from scbjax.sweep.plan import Plan, make_plan
+from scbjax.sweep.store import Manifest, Store
+from scbjax.sweep.study import load_study, parse_study
+
+WAIT_SECONDS = 120.0
+"""Far more than a process needs on a busy machine."""
+SECONDS_INTO_A_RUN = 10.0
+"""Longer than compilation takes, shorter than the run."""
 
 TINY = """
 title = "A tiny study"
@@ -321,3 +333,188 @@ def test_figures_of_this_checkout_name_their_study() -> None:
         name: name for name in found
     }
     assert {"quickstart", "fig1", "fig3"} <= set(found)
+
+
+# ---------------------------------------------------------------------------- runs
+
+
+def test_a_run_from_end_to_end(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "tiny"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "dataset: results/tiny/tiny.nc",
+        "figures/out/tiny.png",
+        "draw it with: scbjax figure tiny",
+    ]
+    path = checkout / "results" / "tiny" / "tiny.nc"
+    with xarray.open_dataset(path) as dataset:
+        assert dict(dataset.sizes) == {"seed": 2, "sparsity": 2, "step": 3}
+        assert dataset["seed"].to_numpy().tolist() == [5, 3]
+        assert dataset["step"].to_numpy().tolist() == [0, 2, 4]
+        assert {"value_distance", "stage"} <= set(dataset.data_vars)
+        assert parse_study(dataset.attrs["study"], "tiny") == load_study("tiny")
+    written = path.read_bytes()
+    assert cli.main(["run", "tiny"]) == 0
+    assert capsys.readouterr().out.startswith("this study is already complete; --force")
+    assert path.read_bytes() == written
+    assert cli.main(["status", "results/tiny"]) == 0
+    printed = capsys.readouterr().out
+    assert "results/tiny/tiny.nc" in printed
+    assert "1 of 1 done" in printed
+
+
+class FakeRuns:
+    """Stands in for `run_study`: keeps what it was asked for, and leaves an empty dataset."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self.calls: list[tuple[Plan, Path, bool]] = []
+
+    def __call__(self, plan: Plan, out: Path, *, progress: object, force: bool) -> RunReport:
+        assert progress is not None
+        self.calls.append((plan, out, force))
+        store = Store(out)
+        store.write_manifest(Manifest.of(plan, {}))
+        if self.interrupted:
+            return RunReport(out, None, interrupted=True)
+        path = store.dataset_path(plan.study.name)
+        path.touch()
+        return RunReport(out, path)
+
+
+@pytest.fixture
+def fake_runs(monkeypatch: pytest.MonkeyPatch) -> FakeRuns:
+    fake = FakeRuns()
+    monkeypatch.setattr(execute, "run_study", fake)
+    return fake
+
+
+def test_changed_settings_get_a_directory_of_their_own(
+    checkout: Path, capsys: pytest.CaptureFixture[str], fake_runs: FakeRuns
+) -> None:
+    assert cli.main(["run", "tiny", "--no-figure"]) == 0
+    assert cli.main(["run", "tiny", "--set", "l1=0"]) == 0
+    other = next(path for path in (checkout / "results").iterdir() if path.name != "tiny")
+    assert capsys.readouterr().out.splitlines() == [
+        "dataset: results/tiny/tiny.nc",
+        "draw it with: scbjax figure tiny",
+        f"dataset: results/{other.name}/tiny.nc",
+        f"results/{other.name}/tiny.png",
+    ]
+    assert cli.main(["run", "tiny", "--set", "l1=0", "--force"]) == 0
+    assert [(out, force) for _, out, force in fake_runs.calls] == [
+        (Path("results/tiny"), False),
+        (Path("results") / other.name, False),
+        (Path("results/tiny"), True),
+    ]
+
+
+def test_what_a_run_is_asked_for(checkout: Path, fake_runs: FakeRuns) -> None:
+    whole = make_plan(load_study("tiny", ["steps=8"]))
+    needed = cost.chunk_bytes(whole.programs[0].fixed, (1, 2))
+    assert cli.main(["run", "tiny", "--set", "steps=8", "--memory", f"{needed}B"]) == 0
+    plan = fake_runs.calls[0][0]
+    assert plan.study == load_study("tiny", ["steps=8"])
+    assert plan.memory_bytes <= needed
+    assert len(plan.chunks) == 2
+    assert checkout.is_dir()
+
+
+def test_run_elsewhere(
+    checkout: Path, capsys: pytest.CaptureFixture[str], fake_runs: FakeRuns
+) -> None:
+    assert cli.main(["run", "tiny", "--out", "a b/tiny", "--set", "seed=1"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "dataset: a b/tiny/tiny.nc",
+        "a b/tiny/tiny.png",
+        "draw it with: scbjax figure tiny --results 'a b'",
+    ]
+    assert fake_runs.calls[0][1] == Path("a b/tiny")
+    assert cli.main(["figure", "tiny", "--results", "a b"]) == 0
+    assert checkout.is_dir()
+
+
+def test_a_study_without_a_figure(
+    checkout: Path, capsys: pytest.CaptureFixture[str], fake_runs: FakeRuns
+) -> None:
+    (checkout / "figures" / "tiny.py").write_text('STUDY = "other"')
+    assert cli.main(["run", "tiny"]) == 0
+    (checkout / "figures" / "tiny.py").unlink()
+    assert cli.main(["run", "tiny"]) == 0
+    assert capsys.readouterr().out == "dataset: results/tiny/tiny.nc\n" * 2
+    assert len(fake_runs.calls) == 2
+
+
+def test_a_figure_that_fails_after_a_run(
+    checkout: Path, capsys: pytest.CaptureFixture[str], fake_runs: FakeRuns
+) -> None:
+    script = 'STUDY = "tiny"\ndef draw(results, out): raise ValueError(f"{results}/tiny is odd")'
+    (checkout / "figures" / "tiny.py").write_text(script)
+    assert cli.main(["run", "tiny", "--out", "elsewhere"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "dataset: elsewhere/tiny.nc\n"
+    assert printed.err == "scbjax: figure tiny: elsewhere is odd\n"
+    assert len(fake_runs.calls) == 1
+
+
+def test_an_interrupted_run_says_how_to_continue(
+    checkout: Path, capsys: pytest.CaptureFixture[str], fake_runs: FakeRuns
+) -> None:
+    fake_runs.interrupted = True
+    given = ["--set", "steps=8", "--set", "axes.l1=[0, 1]", "--out", "a b"]
+    assert cli.main(["run", "tiny", "--force", *given]) == cli.EXIT_INTERRUPTED
+    assert capsys.readouterr().out.splitlines() == [
+        "stopped, with all that was done saved in a b",
+        "continue with: scbjax run tiny --set steps=8 --set 'axes.l1=[0, 1]' --out 'a b'",
+    ]
+    assert checkout.is_dir()
+
+
+def test_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["devices"]) == 0
+    assert "cpu" in capsys.readouterr().out
+
+
+def test_a_platform_that_jax_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "abacus")
+    ran = run("devices")
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("scbjax: JAX finds no device to run on: ")
+    assert ran.stderr.count("\n") == 1
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_interrupted_and_continued(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    longer = ["--set", "steps=200000", "--set", "record_every=1000", "--set", "context_length=200"]
+    command = [sys.executable, "-m", "scbjax", "run", "tiny", "--no-figure", *longer]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(checkout / "results" / "tiny" / "manifest.json", process)
+        time.sleep(SECONDS_INTO_A_RUN)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=WAIT_SECONDS)
+    assert process.returncode == cli.EXIT_INTERRUPTED
+    assert "Traceback" not in err
+    assert f"continue with: scbjax run tiny {' '.join(longer)}" in out
+    assert cli.main(["status", "results/tiny"]) == 0
+    assert "0 of 1 done" in capsys.readouterr().out
+
+
+def test_interrupted_before_there_is_anything_to_save(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load_study", interrupt)
+    assert cli.main(["run", "tiny"]) == cli.EXIT_INTERRUPTED
+    assert capsys.readouterr().err == "\nscbjax: interrupted\n"
+    assert checkout.is_dir()
