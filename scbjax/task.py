@@ -519,7 +519,9 @@ def _coupling(potentials: jax.Array, stationary: jax.Array, position: jax.Array)
         return stationary / product(rows_for(columns), kernel)
 
     columns = jax.lax.fori_loop(0, _SINKHORN_ITERATIONS, scale, jnp.ones_like(stationary))
-    coupling = _round_to_marginals(rows_for(columns)[:, None] * kernel * columns[None, :], stationary)
+    coupling = _round_to_marginals(
+        rows_for(columns)[:, None] * kernel * columns[None, :], stationary
+    )
     mixture = jnp.maximum(position - 1.0, 0.0)
     return (1.0 - mixture) * coupling + mixture * jnp.diag(stationary)
 
