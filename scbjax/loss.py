@@ -64,7 +64,7 @@ class _Residuals(NamedTuple):
 def _forward(params: Params, batch: Batch) -> tuple[jax.Array, _Residuals]:
     attended = attend(params.attention, batch.tokens, batch.query)
     num_tokens = params.value.shape[0]
-    target = (batch.label[:, None] == jnp.arange(num_tokens)).astype(attended.dtype)
+    target = (batch.label[:, None] == jnp.arange(num_tokens)[None, :]).astype(attended.dtype)
     error = product(attended, params.value.T) - target
     value = 0.5 * jnp.sum(error**2) / batch.label.shape[0]
     return value, _Residuals(params, batch, attended, error)
@@ -141,14 +141,14 @@ def population_grad(params: Params, task: Task) -> Params:
     mu, m = task.stationary, _moments(params, task)
     mean_norm = jnp.sum(m.value_mean**2)
     mean_product = jnp.sum(mu * m.value_mean)
-    value = (m.size * params.value - m.overlap * task.transition) * mu
+    value = (m.size * params.value - m.overlap * task.transition) * mu[None, :]
     value = value + jnp.outer(
         (m.mass_squared - m.size) * m.value_mean - (m.mass - m.overlap) * mu, mu
     )
     attention = params.attention * (m.value_size - mean_norm) - task.pattern * (
         m.value_overlap - mean_product
     )
-    attention = (attention + (m.sums * mean_norm - mean_product)) * mu
+    attention = (attention + (m.sums * mean_norm - mean_product)[None, :]) * mu[None, :]
     return Params(value, attention)
 
 

@@ -109,7 +109,7 @@ def attend_transpose(scores: jax.Array, tokens: jax.Array, query: jax.Array) -> 
 
 
 def _one_hot(query: jax.Array, num_tokens: int, dtype: jax.typing.DTypeLike) -> jax.Array:
-    return (query[:, None] == jnp.arange(num_tokens)).astype(dtype)
+    return (query[:, None] == jnp.arange(num_tokens)[None, :]).astype(dtype)
 
 
 def _as(tokens: jax.Array, n: int) -> jax.Array:
