@@ -28,7 +28,11 @@ MODULES = (
     "scbjax.sweep.axes",
     "scbjax.sweep.study",
     "scbjax.sweep.plan",
+    "scbjax.sweep.chunks",
+    "scbjax.sweep.engines",
+    "scbjax.sweep.execute",
     "scbjax.sweep.store",
+    "scbjax.sweep.dataset",
     "scbjax.sweep.figures",
 )
 

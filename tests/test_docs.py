@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,20 +55,52 @@ def blocks(document: str, language: str) -> list[tuple[int, str]]:
     ]
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
-def test_examples_run(document: str, tmp_path: Path) -> None:
-    """All examples of a document, in order and in one namespace, as a reader would type them."""
-    examples = blocks(document, "python")
-    assert examples
-    lines: list[str] = []
-    for start, code in examples:  # padded, so that a traceback names the document's own line
-        lines += [""] * (start - 1 - len(lines)) + code.splitlines()
-    script = tmp_path / f"{Path(document).stem}.py"
-    script.write_text("\n".join(lines), encoding="utf-8")
+def write_files(document: str, folder: Path) -> None:
+    """Writes the examples that begin with the name of a file: `# figures/weights.py`."""
+    for language in ("toml", "python"):
+        for _, code in blocks(document, language):
+            name = re.match(r"# (\S+/\S+)\n", code)
+            if name:
+                path = folder / name.group(1)
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(code, encoding="utf-8")
+
+
+def run(*arguments: str | Path, cwd: Path) -> None:
     done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def run_examples(document: str, folder: Path) -> None:
+    """Runs the other Python examples in order, in one namespace, as a reader would type them."""
+    lines: list[str] = []
+    for start, code in blocks(document, "python"):
+        if not re.match(r"# \S+/\S+\n", code):
+            # Padded, so that a traceback names the document's own line.
+            lines += [""] * (start - 1 - len(lines)) + code.splitlines()
+    assert lines
+    script = folder / f"{Path(document).stem}.py"
+    script.write_text("\n".join(lines), encoding="utf-8")
+    run(script, cwd=folder)
+
+
+def test_readme_examples_run(tmp_path: Path) -> None:
+    ((_, study),) = blocks("README.md", "toml")
+    (tmp_path / "my_study.toml").write_text(study, encoding="utf-8")
+    run("-m", "scbjax", "run", "my_study.toml", cwd=tmp_path)
+    run_examples("README.md", tmp_path)
+
+
+def test_contributing_examples_run(tmp_path: Path) -> None:
+    (tmp_path / "figures").mkdir()
+    for helper in ("_shared.py", "scbjax.mplstyle"):
+        shutil.copy(ROOT / "figures" / helper, tmp_path / "figures")
+    write_files("CONTRIBUTING.md", tmp_path)
+    run("-m", "scbjax", "run", "weights", cwd=tmp_path)
+    assert (tmp_path / "figures" / "out" / "weights.png").stat().st_size > 0
+    run_examples("CONTRIBUTING.md", tmp_path)
 
 
 def test_example_study_is_valid() -> None:

@@ -165,7 +165,7 @@ def report(name: str, call: Callable[[], object], size: Size) -> None:
     best = min(seconds[1:])
     speed = size.tokens / best / 1e6
     print(
-        f"{name:10} {speed:8.1f} million tokens/s   first call {seconds[0]:5.1f} s, then {best:.2f} s"
+        f"{name:10} {speed:8.1f} million tokens/s; first call {seconds[0]:.1f} s, then {best:.2f} s"
     )
 
 
