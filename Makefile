@@ -54,15 +54,16 @@ bench: $(STAMP)  ## tokens per second, against the obvious JAX and, if it is ins
 $(STAMP): pyproject.toml $(wildcard requirements/*.txt)
 	@test -n "$(PYTHON)" || { \
 		echo "scbjax needs Python 3.11 or newer; python3 is $$(python3 --version 2>&1)."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(MAKE) --no-print-directory install-$(PINS) VENV=$(VENV)
-	touch $(STAMP)
+	@echo "Making $(VENV) with $$($(PYTHON) --version); this takes a minute."
+	@$(PYTHON) -m venv $(VENV)
+	@$(MAKE) --no-print-directory install-$(PINS) VENV=$(VENV)
+	@touch $(STAMP)
 
 # A Python newer than the newest pins tries those.
 .PHONY: install-exact install-oldest
 install-exact:
-	$(PIP) -r requirements/py3$$($(BIN)/python -c 'import sys; print(min(sys.version_info[1], 13))').txt
-	$(PIP) --no-deps --no-build-isolation -e .
+	@$(PIP) -r requirements/py3$$($(BIN)/python -c 'import sys; print(min(sys.version_info[1], 13))').txt
+	@$(PIP) --no-deps --no-build-isolation -e .
 
 install-oldest:
-	$(PIP) -c requirements/oldest.txt -e '.[dev]'
+	@$(PIP) -c requirements/oldest.txt -e '.[dev]'
