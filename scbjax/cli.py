@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol, TypeAlias
 import tyro
 
 import scbjax
-from scbjax.sweep.fields import StudyError, shown
+from scbjax.sweep.fields import FIELDS, StudyError, shown
 from scbjax.sweep.study import Study, find_studies, load_study
 
 if TYPE_CHECKING:
@@ -406,7 +406,7 @@ def _describe_plan(plan: Plan) -> list[str]:
     from scbjax.sweep.cost import readable_bytes
     from scbjax.sweep.progress import readable_count, readable_seconds
 
-    rows = [
+    total = [
         ("trajectories", str(plan.num_trajectories)),
         ("programs", str(len(plan.programs))),
         ("chunks", str(len(plan.chunks))),
@@ -414,7 +414,27 @@ def _describe_plan(plan: Plan) -> list[str]:
         ("tokens", readable_count(plan.tokens)),
         ("time", f"~{readable_seconds(plan.seconds)} on two CPU cores, with compilation"),
     ]
-    return ["plan", *(f"  {line}" for line in _aligned(rows))]
+    lines = ["plan", *(f"  {line}" for line in _aligned(total))]
+    if len(plan.programs) > 1:
+        lines += ["", "programs", *(f"  {line}" for line in _aligned(_program_rows(plan)))]
+    return lines
+
+
+def _program_rows(plan: Plan) -> list[tuple[str, ...]]:
+    """What tells the programs of a plan apart, and what each of them costs."""
+    from scbjax.sweep.cost import readable_bytes
+    from scbjax.sweep.progress import readable_seconds
+
+    static = [
+        path for path in FIELDS if path not in plan.study.base and FIELDS[path].kind == "static"
+    ]
+    rows: list[tuple[str, ...]] = [(*static, "trajectories", "chunks", "memory", "time")]
+    for program in plan.programs:
+        chunks = sum(chunk.program == program.index for chunk in plan.chunks)
+        cost = (f"~{readable_bytes(program.memory_bytes)}", f"~{readable_seconds(program.seconds)}")
+        values = (str(program.fixed[path]) for path in static)
+        rows.append((*values, str(program.positions.size), str(chunks), *cost))
+    return rows
 
 
 def _print_paths(paths: Sequence[Path]) -> None:

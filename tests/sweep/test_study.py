@@ -589,11 +589,82 @@ def test_round_trip(drawn: Study) -> None:
 
 @given(st.data())
 def test_what_a_study_accepts_a_trajectory_accepts(data: st.DataObject) -> None:
-    settings = {"batch_size": 8, "steps": 100, "record_every": 10}
+    settings: dict[str, Any] = {"batch_size": 8, "steps": 100, "record_every": 10}
     for field in FIELDS.values():
         if field.table in {"train", "model"} and field.short not in settings:
             settings[field.short] = data.draw(values_of(field), label=field.path)
     train.Settings(**settings)
+
+
+# ---------------------------------------------------------------------------- anything at all
+
+EVERYTHING = (
+    MINIMAL
+    + "l1 = 1e-4\nflip = true\noptimizer = 'sgd'\n[record]\nvariables = ['stage']\n"
+    + "snapshots = [10]\n[axes]\nseed = { range = [0, 2] }\nthreshold = { log_range = [1, 2, 3] }\n"
+    + "[[zip]]\nname = 'arm'\nstop_level = [1, inf]\ntrain.rounding_level = [0.1, 0.2]\n"
+)
+PIECES = [
+    "[",
+    "]",
+    "{",
+    "}",
+    "=",
+    "'",
+    '"',
+    "\n",
+    ".",
+    ",",
+    "-",
+    "0",
+    "9e9",
+    "nan",
+    "inf",
+    "true",
+    "x",
+]
+
+
+def reads_or_says(text: str, overrides: tuple[str, ...] = ()) -> None:
+    said = ""
+    try:
+        read = parse_study(text, "x", overrides)
+    except StudyError as error:
+        said = str(error)
+    if said:
+        assert "\n" not in said
+    else:
+        assert parse_study(to_toml(read), "x") == read
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, len(EVERYTHING)), st.integers(0, 20), st.sampled_from(PIECES) | st.text()
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_a_mangled_file_reads_or_gives_one_sentence(edits: list[tuple[int, int, str]]) -> None:
+    text = EVERYTHING
+    for start, length, piece in edits:
+        text = text[:start] + piece + text[start + length :]
+    reads_or_says(text)
+
+
+NAMES = st.sampled_from([*FIELDS, *(f"axes.{f.short}" for f in FIELDS.values()), "title", "axes"])
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+
+
+@given(NAMES, st.recursive(SCALARS, st.lists, max_leaves=5))
+def test_any_override_is_taken_or_gives_one_sentence(name: str, value: object) -> None:
+    reads_or_says(EVERYTHING, (f"{name}={study._toml(value)}",))
+
+
+@given(st.text(), st.text())
+def test_any_text_as_an_override(name: str, value: str) -> None:
+    reads_or_says(EVERYTHING, (f"{name}={value}",))
 
 
 # ---------------------------------------------------------------------------- fingerprint
