@@ -1,0 +1,269 @@
+"""What is recorded: every observable against float64 NumPy."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scbjax import observe, stages
+from scbjax.model import Params, init_params
+from scbjax.task import Task
+
+Array = np.ndarray
+
+N, T, Q = 3, 20, 2
+REFIT = {"refit_samples": 300, "refit_support": 8}
+SHARE = 0.5
+COUNTED = ("nonzeros", "stage", "flipped", "samples")
+
+
+class Numbers:
+    """A task and a state in float64 NumPy, off the invariant set, rounded to float32 and back."""
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        p = rng.dirichlet(np.full(N, 0.5), size=N).T + 0.02
+        p /= p.sum(axis=0)
+        q = np.zeros((T, N))
+        for column in q.T:
+            column[rng.choice(T, Q, replace=False)] = rng.uniform(0.5, 1.5, size=Q)
+        self.p, self.q = self.rounded(p), self.rounded(q / q.sum(axis=0))
+        self.mu = self.rounded(np.linalg.solve(np.eye(N) - p + 1, np.ones(N)))
+        self.v = self.rounded(0.6 * self.p + 0.4 * self.mu[:, None] + 0.1 * rng.normal(size=(N, N)))
+        self.a = self.rounded(0.7 * self.q + 0.3 / T + 0.01 * rng.normal(size=(T, N)))
+
+    @staticmethod
+    def rounded(array: Array) -> Array:
+        return array.astype(np.float32).astype(np.float64)
+
+    def task(self) -> Task:
+        return Task(*(jnp.asarray(array, jnp.float32) for array in (self.p, self.mu, self.q)))
+
+    def params(self) -> Params:
+        return Params(jnp.asarray(self.v, jnp.float32), jnp.asarray(self.a, jnp.float32))
+
+    def inner(self, a: Array, b: Array) -> float:
+        return float(np.trace(a @ np.diag(self.mu) @ b.T))
+
+    def norm(self, a: Array) -> float:
+        return math.sqrt(self.inner(a, a))
+
+    def cosine(self, a: Array, b: Array) -> float:
+        return self.inner(a, b) / self.norm(a) / self.norm(b)
+
+    def expected_loss(self, v: Array, a: Array) -> float:
+        """From the moments of h = X a and of the label, query by query."""
+        mean = np.outer(self.mu, self.mu)
+        total = 0.0
+        for k in range(N):
+            mass, size = a[:, k].sum(), (a[:, k] ** 2).sum()
+            overlap = a[:, k] @ self.q[:, k]
+            second = size * np.diag(self.mu) + (mass**2 - size) * mean
+            cross = overlap * self.p @ np.diag(self.mu) + (mass - overlap) * mean
+            total += self.mu[k] * (1.0 - 2 * np.trace(v.T @ cross) + np.trace(v @ second @ v.T))
+        return total / 2
+
+
+def view(params: Params, task: Task, key: jax.Array | None = None) -> observe.View:
+    return observe.View(
+        jax.random.key(0) if key is None else key,
+        params,
+        task,
+        batch_loss=jnp.asarray(0.25),
+        stage=jnp.asarray(2, jnp.int32),
+        samples=jnp.asarray(640, jnp.int32),
+        flipped=jnp.asarray(True),
+        population=(jnp.asarray(0.5), jnp.asarray(0.75)),
+        rounding_share=SHARE,
+        **REFIT,
+    )
+
+
+@functools.cache
+def recorded(seed: int) -> dict[str, Array]:
+    numbers = Numbers(seed)
+    compute = jax.jit(lambda params, task: observe.observe(view(params, task)))
+    return {k: np.asarray(v) for k, v in compute(numbers.params(), numbers.task()).items()}
+
+
+def expected(seed: int) -> dict[str, float]:
+    n = Numbers(seed)
+    k_p = n.inner(n.p, n.p) - n.mu @ n.mu
+    k_q = n.inner(n.q, n.q) - 1 / T
+    alpha_v = (n.inner(n.v, n.p) - n.mu @ n.mu) / k_p
+    alpha_a = (n.inner(n.a, n.q) - 1 / T) / k_q
+    background = np.quantile(n.a, 0.5, axis=0, method="lower")
+    rounded = np.where(n.a >= SHARE / Q, n.a, 0.0)
+    rounded /= rounded.sum(axis=0)
+    refit = np.asarray(
+        stages.refit_value(
+            jax.random.key(0),
+            jnp.asarray(rounded, jnp.float32),
+            n.task(),
+            num_samples=REFIT["refit_samples"],
+            support=REFIT["refit_support"],
+        ),
+        float,
+    )
+    return {
+        "alpha_value": alpha_v,
+        "alpha_attention": alpha_a,
+        "delta_value": n.norm(n.v - alpha_v * n.p - (1 - alpha_v) * n.mu[:, None]),
+        "delta_attention": n.norm(n.a - alpha_a * n.q - (1 - alpha_a) / T),
+        "value_distance": n.norm(n.v - n.p),
+        "attention_distance": n.norm(n.a - n.q),
+        "value_similarity": n.cosine(n.v, n.p),
+        "attention_similarity": n.cosine(n.a, n.q),
+        "rounded_value_distance": n.norm(refit - n.p),
+        "rounded_attention_distance": n.norm(rounded - n.q),
+        "rounded_value_similarity": n.cosine(refit, n.p),
+        "rounded_attention_similarity": n.cosine(rounded, n.q),
+        "excess_loss": n.expected_loss(n.v, n.a) - n.expected_loss(n.p, n.q),
+        "batch_loss": 0.25,
+        "nonzeros": float(np.sum(np.abs(n.a - background) > 1e-3 / T)),
+        "stage": 2,
+        "flipped": 1,
+        "samples": 640,
+        "population_alpha_value": 0.5,
+        "population_alpha_attention": 0.75,
+    }
+
+
+@pytest.mark.parametrize("name", list(observe.OBSERVABLES))
+@pytest.mark.parametrize("seed", range(2))
+def test_observable_equals_its_formula(name: str, seed: int) -> None:
+    np.testing.assert_allclose(recorded(seed)[name], expected(seed)[name], rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", list(observe.OBSERVABLES))
+def test_every_observable_has_metadata_and_its_dtype(name: str) -> None:
+    entry = observe.OBSERVABLES[name]
+    assert entry.long_name
+    assert entry.symbol
+    assert entry.dtype == ("int32" if name in COUNTED else "float32")
+    assert recorded(0)[name].dtype == entry.dtype
+    assert recorded(0)[name].shape == ()
+    assert entry.units == {"nonzeros": "count", "samples": "samples"}.get(name, "1")
+
+
+def test_the_table_names_what_studies_record() -> None:
+    assert observe.DEFAULT_RECORD == tuple(observe.OBSERVABLES) == tuple(expected(0))
+
+
+def test_truth_and_start_have_their_obvious_records() -> None:
+    numbers = Numbers(3)
+    task = numbers.task()
+    truth = observe.observe(view(Params(task.transition, task.pattern), task))
+    start = observe.observe(view(init_params(task), task))
+    for found, alpha, similarity in ((truth, 1.0, 1.0), (start, 0.0, None)):
+        for field in ("value", "attention"):
+            assert float(found[f"alpha_{field}"]) == pytest.approx(alpha, abs=1e-5)
+            assert float(found[f"delta_{field}"]) == pytest.approx(0.0, abs=1e-5)
+            if similarity is not None:
+                assert float(found[f"{field}_distance"]) == pytest.approx(0.0, abs=1e-6)
+                assert float(found[f"{field}_similarity"]) == pytest.approx(similarity, abs=1e-6)
+    assert float(truth["excess_loss"]) == 0.0
+    assert float(truth["rounded_attention_distance"]) == pytest.approx(0.0, abs=1e-6)
+    assert int(truth["nonzeros"]) == Q * N
+    assert int(start["nonzeros"]) == 0
+
+
+def test_similarity_of_nothing_is_zero() -> None:
+    numbers = Numbers(4)
+    empty = Params(jnp.zeros((N, N)), jnp.zeros((T, N)))
+    names = ("value_similarity", "attention_similarity")
+    found = observe.observe(view(empty, numbers.task()), names)
+    assert [float(found[name]) for name in names] == [0.0, 0.0]
+
+
+def test_only_what_is_asked_for_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> jax.Array:
+        raise AssertionError("the refit was computed")
+
+    monkeypatch.setattr(observe, "refit_value", refuse)
+    numbers = Numbers(5)
+    names = ("stage", "alpha_value", "rounded_attention_distance")
+    found = observe.observe(view(numbers.params(), numbers.task()), names)
+    assert tuple(found) == names
+    with pytest.raises(AssertionError, match="the refit was computed"):
+        observe.observe(view(numbers.params(), numbers.task()), ("rounded_value_distance",))
+
+
+def test_what_several_observables_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("refit_value", "round_attention", "project_on_path"):
+        real = getattr(observe, name)
+
+        def counted(*args: object, _name: str = name, _real: object = real, **kwargs: object):  # type: ignore[no-untyped-def]  # noqa: ANN202
+            calls.append(_name)
+            return _real(*args, **kwargs)  # type: ignore[operator]
+
+        monkeypatch.setattr(observe, name, counted)
+    numbers = Numbers(5)
+    observe.observe(view(numbers.params(), numbers.task()))
+    assert sorted(calls) == ["project_on_path", "refit_value", "round_attention"]
+
+
+def test_the_refit_uses_the_key() -> None:
+    numbers = Numbers(6)
+    found = [
+        float(
+            observe.observe(
+                view(numbers.params(), numbers.task(), jax.random.key(seed)),
+                ("rounded_value_distance",),
+            )["rounded_value_distance"]
+        )
+        for seed in (0, 0, 1)
+    ]
+    assert found[0] == found[1] != found[2]
+
+
+# The number of entries that stand out.
+
+
+def proximal_columns(rng: np.random.Generator, counts: list[int], length: int) -> Array:
+    """Columns as eq. 6 leaves them: a shared background, and entries that stand out from it."""
+    columns = []
+    for count in counts:
+        column = np.zeros(length)
+        column[rng.choice(length, count, replace=False)] = rng.uniform(0.05, 0.4, size=count)
+        column += (1 - column.sum()) / length
+        columns.append(column)
+    return np.stack(columns, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("length", "counts"),
+    [
+        (1, [0, 0, 0]),
+        (2, [0, 0, 0]),
+        (21, [0, 1, 9]),
+        (50, [0, 2, 24]),
+        (1500, [0, 3, 700]),  # every entry is a probe for the background
+        (5000, [1, 10, 1500]),  # every fourth is
+    ],
+)
+def test_nonzeros_counts_what_stands_out(length: int, counts: list[int]) -> None:
+    attention = proximal_columns(np.random.default_rng(length), counts, length)
+    found = observe.count_nonzeros(jnp.asarray(attention, jnp.float32))
+    assert found.dtype == jnp.int32
+    assert int(found) == sum(counts)
+
+
+def test_nonzeros_of_rounded_columns_and_of_rounding_errors() -> None:
+    pattern = Numbers(7).q
+    assert int(observe.count_nonzeros(jnp.asarray(pattern, jnp.float32))) == Q * N
+    blurred = pattern + np.random.default_rng(0).uniform(-1e-7, 1e-7, size=pattern.shape)
+    assert int(observe.count_nonzeros(jnp.asarray(blurred, jnp.float32))) == Q * N
+    # Entries below the background count as well: they stand out.
+    below = np.full((100, 2), 0.01)
+    below[3, 0] = -0.2
+    assert int(observe.count_nonzeros(jnp.asarray(below, jnp.float32))) == 1
+
+
+def test_nonzeros_of_noise_is_everything_but_the_backgrounds() -> None:
+    noise = np.random.default_rng(0).normal(size=(51, 4))
+    assert int(observe.count_nonzeros(jnp.asarray(noise, jnp.float32))) == 50 * 4
