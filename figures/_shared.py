@@ -39,6 +39,8 @@ SAME_PATH: Final = 0.02  # population paths that differ by less, of a signal of 
 STAR_GAP: Final = 0.08  # inches from one star to the next
 MAX_FAINT_RUNS: Final = 40  # more single runs than this are a blur
 SEED_FIELDS: Final = frozenset({"seed", "task_seed", "data_seed", "init_seed"})
+SIGNALS: Final = ("alpha_value", "alpha_attention")
+PANEL: Final = ("stage", *SIGNALS)  # what every panel against the iteration reads
 OPTIMIZER_NAMES: Final[Mapping[str, str]] = {
     "proximal": "proximal",
     "sgd": "SGD",
@@ -71,7 +73,7 @@ class Distance:
     @property
     def variables(self) -> tuple[str, ...]:
         """The variables that a panel of this distance reads."""
-        return (self.drawn, self.rounded, self.population_alpha, self.signal)
+        return (*PANEL, self.drawn, self.rounded, self.population_alpha, self.signal)
 
 
 VALUE: Final = Distance(
@@ -119,7 +121,10 @@ def open_study(results: Path, study: str, variables: Sequence[str]) -> xr.Datase
     try:
         with xr.open_dataset(path, engine="h5netcdf") as stored:
             # A study that sweeps a constant of the task has what was asked for under its name.
-            names = [f"drawn_{name}" if f"drawn_{name}" in stored else name for name in variables]
+            names = [
+                f"drawn_{name}" if f"drawn_{name}" in stored else name
+                for name in dict.fromkeys(variables)
+            ]
             missing = [name for name in names if name not in stored.data_vars]
             if not missing:
                 return stored[names].load()
@@ -241,9 +246,20 @@ def band(values: Values) -> Values:
     return result
 
 
-def count_diverged(values: Values) -> int:
-    """Count the runs [runs, steps] with a value that is not finite."""
-    return int((~np.isfinite(values)).any(axis=1).sum())
+def count_diverged(panel: xr.Dataset, arm: Arm) -> int:
+    """Count the runs of an arm with a value that is not finite."""
+    values = panel.isel(arm=arm.index).to_dataarray().transpose("run", ...).to_numpy()
+    finite = np.isfinite(values.reshape(len(values), -1))
+    return int((~finite.all(axis=1)).sum())
+
+
+def count_mirrored(panel: xr.Dataset, arm: Arm) -> int:
+    """Count the runs of an arm that end with negative signals in both V and A.
+
+    They are on the way to (2 mu 1^T - P, 2/T - Q), which has almost the loss of the truth.
+    """
+    ends = [runs_of(panel, name, arm)[:, -1] < 0 for name in SIGNALS]
+    return int(np.logical_and(*ends).sum())
 
 
 def stage_ends(x: Values, stage: Values, number: int) -> Values:
@@ -430,7 +446,6 @@ def draw_distance(
     finals = [runs_of(panel, distance.rounded, arm)[:, -1] for arm in arms]
     draw_rounded(axes, x[0], finals, arms)
     draw_stages(axes, panel, arms, x)
-    note_diverged(axes, drawn, arms)
 
 
 def distance_limits(
@@ -513,30 +528,21 @@ def linear_limits(drawn: Sequence[Values]) -> tuple[float, float]:
     return float(low - margin), float(high + margin)
 
 
-def note(axes: Axes, text: str) -> None:
-    """Write a remark into the lower left corner of a panel."""
-    axes.text(
-        0.03,
-        0.03,
-        text,
-        transform=axes.transAxes,
-        fontsize=7,
-        color="#333333",
-        va="bottom",
-        bbox={"facecolor": "white", "alpha": 0.8, "pad": 1, "linewidth": 0},
-        zorder=7,
-    )
+def title(axes: Axes, text: str, panel: xr.Dataset, arms: Sequence[Arm]) -> None:
+    """Title a panel and add how many runs of each arm, in their order, diverged or are mirrored.
 
-
-def note_diverged(axes: Axes, values: Sequence[Values], arms: Sequence[Arm]) -> None:
-    """Say in a panel how many runs of each arm diverged; they are in the figure until they do."""
+    A run that diverged is in the figure until it did.
+    """
+    findings = {
+        "diverged": [count_diverged(panel, arm) for arm in arms],
+        "mirrored": [count_mirrored(panel, arm) for arm in arms],
+    }
     lines = [
-        f"{arm.label}: {count} of {len(runs)} diverged"
-        for runs, arm in zip(values, arms, strict=True)
-        if (count := count_diverged(runs))
+        f"{', '.join(map(str, counts))} of {panel.sizes['run']} {finding}"
+        for finding, counts in findings.items()
+        if any(counts)
     ]
-    if lines:
-        note(axes, "\n".join(lines))
+    axes.set_title("\n".join(filter(None, [text, *lines])), pad=8)
 
 
 def thousands(axes: Axes) -> None:

@@ -21,11 +21,12 @@ from _shared import (
     render,
     symbol,
     tidy,
+    title,
 )
 from matplotlib.figure import Figure
 
 STUDY: Final = "fig1"
-VARIABLES: Final = ("stage", *VALUE.variables, *ATTENTION.variables)
+VARIABLES: Final = (*VALUE.variables, *ATTENTION.variables)
 
 
 def plot(dataset: xr.Dataset) -> Figure:
@@ -36,6 +37,7 @@ def plot(dataset: xr.Dataset) -> Figure:
     for axes, distance in zip(figure.subplots(1, 2), (VALUE, ATTENTION), strict=True):
         axes.set_ylim(distance_limits(data, distance))
         draw_distance(axes, data, arms, distance)
+        title(axes, "", data, arms)
         axes.set_xlabel("iteration")
         axes.set_ylabel(f"{distance.name}, {symbol(data, distance.drawn)}")
     add_legend(figure, data, arms, "population", "rounded")

@@ -20,12 +20,12 @@ from _shared import (
     horizontal,
     linear_limits,
     main,
-    note_diverged,
     population_of,
     render,
     runs_of,
     symbol,
     tidy,
+    title,
 )
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -53,6 +53,8 @@ def plot(dataset: xr.Dataset) -> Figure:
     for axes, variable in zip(grid.flat, NAMES, strict=True):
         draw_panel(axes, data, variable)
         axes.set_ylabel(f"{NAMES[variable]}, {symbol(data, variable)}")
+    for axes in grid[0]:
+        title(axes, "", data, arms)
     for axes in grid[1]:
         axes.set_xlabel("iteration")
     add_legend(figure, data, arms, "population")
@@ -72,7 +74,6 @@ def draw_panel(axes: Axes, data: xr.Dataset, variable: str) -> None:
         draw_population(axes, x, paths, arms)
     axes.set_ylim(linear_limits([*drawn, *(path[None] for path in paths)]))
     draw_stages(axes, data, arms, x)
-    note_diverged(axes, drawn, arms)
 
 
 def draw(results: Path, out: Path) -> list[Path]:

@@ -23,11 +23,12 @@ from _shared import (
     symbol,
     thousands,
     tidy,
+    title,
 )
 from matplotlib.figure import Figure
 
 STUDY: Final = "quickstart"
-VARIABLES: Final = ("samples", "stage", *VALUE.variables, *ATTENTION.variables)
+VARIABLES: Final = ("samples", *VALUE.variables, *ATTENTION.variables)
 MAX_COLUMNS: Final = 4
 
 
@@ -36,6 +37,8 @@ def plot(dataset: xr.Dataset) -> Figure:
     data = tidy(dataset, ["sparsity"])
     arms = arms_of(data)
     levels = data.sizes["sparsity"]
+    known = "sparsity" in data.coords
+    names = [f"sparsity {level}" if known else "" for level in data["sparsity"].to_numpy()]
     columns = min(levels, MAX_COLUMNS)
     blocks = -(-levels // columns)
     figure = Figure(figsize=(DOUBLE_COLUMN, 0.6 + 3.0 * blocks))
@@ -48,10 +51,11 @@ def plot(dataset: xr.Dataset) -> Figure:
                 axes.set_axis_off()
                 continue
             log_axis(axes, limits)
-            draw_distance(axes, data.isel(sparsity=level), arms, distance, "samples")
+            panel = data.isel(sparsity=level)
+            draw_distance(axes, panel, arms, distance, "samples")
             thousands(axes)
-            if distance is VALUE and "sparsity" in data.coords:
-                axes.set_title(f"sparsity {data['sparsity'].to_numpy()[level]}", pad=8)
+            if distance is VALUE:
+                title(axes, names[level], panel, arms)
             if column == 0:
                 axes.set_ylabel(f"{distance.name}\n{symbol(data, distance.drawn)}")
             else:

@@ -265,9 +265,22 @@ def test_diverged_runs_are_counted_in_the_panel(script: ModuleType, dataset: xr.
             data[name][{"seed": 0, ARM: last, "step": slice(10, None)}] = np.nan
             data[name][{"seed": 1, ARM: last, "step": slice(15, None)}] = np.inf
     figure = script.plot(data)
-    assert any("2 of 4 diverged" in text for text in texts(figure))
+    counts = ", ".join(["0"] * last + ["2"])
+    assert any(f"{counts} of 4 diverged" in text.splitlines() for text in texts(figure))
+    assert not any("mirrored" in text for text in texts(figure))
     for axes in panels(figure):
         assert np.isfinite(line(axes, f"median {last}")).all()
+
+
+def test_mirrored_runs_are_counted_in_the_panel(script: ModuleType, dataset: xr.Dataset) -> None:
+    data = suited(script, dataset).copy(deep=True)
+    data["alpha_value"][{"seed": [0, 1, 2], ARM: 0, "step": -1}] = -0.3
+    data["alpha_attention"][{"seed": [1, 2, 3], ARM: 0, "step": -1}] = -0.3
+    data["alpha_attention"][{"seed": 1, ARM: 1, "step": -1}] = -0.3
+    counts = ", ".join(["2", *["0"] * (data.sizes[ARM] - 1)])
+    titles = [axes.get_title() for axes in panels(script.plot(data)) if axes.get_title()]
+    assert titles
+    assert all(title.splitlines()[-1] == f"{counts} of 4 mirrored" for title in titles)
 
 
 def test_an_arm_of_which_every_run_diverged_leaves_the_others_visible(
@@ -280,7 +293,7 @@ def test_an_arm_of_which_every_run_diverged_leaves_the_others_visible(
             data[name][{ARM: -1, "step": slice(10, None)}] = np.nan
     figure = script.plot(data)
     figure.draw_without_rendering()
-    assert any("4 of 4 diverged" in text for text in texts(figure))
+    assert any(", 4 of 4 diverged" in text for text in texts(figure))
     for axes in panels(figure):
         drawn = line(axes, "median 0")[:, 1]
         low, high = axes.get_ylim()

@@ -132,11 +132,13 @@ def test_band_is_the_percentiles_of_the_finite_runs() -> None:
     assert np.isnan(band[:, 4]).all()
 
 
-def test_diverged_runs_are_counted_once() -> None:
-    values = np.ones((4, 3))
-    values[1, 1:] = np.nan
-    values[2, 2] = np.inf
-    assert _shared.count_diverged(values) == 2
+def test_a_run_that_diverged_in_several_variables_is_counted_once(dataset: xr.Dataset) -> None:
+    data = dataset.sel(sparsity=2, drop=True).copy(deep=True)
+    data["value_distance"][{"seed": 1, "step": slice(3, 5)}] = np.nan
+    data["alpha_value"][{"seed": 1, "step": 9}] = np.nan
+    data["alpha_value"][{"seed": 3, "optimizer_and_learning_rate_2": 2, "step": -1}] = -np.inf
+    tidy = _shared.tidy(data)
+    assert [_shared.count_diverged(tidy, arm) for arm in _shared.arms_of(tidy)] == [1, 1, 2]
 
 
 def test_stage_ends_leave_out_runs_that_stay_in_stage_1() -> None:
