@@ -1,0 +1,516 @@
+"""Running a study: as single runs would, compiled once, to the same bits after interruptions."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+import xarray
+from numpy.typing import NDArray
+
+from scbjax.observe import OBSERVABLES
+from scbjax.sweep.chunks import ChunkResult, Executor
+from scbjax.sweep.cost import chunk_bytes
+from scbjax.sweep.engines import LocalEngine, Session
+from scbjax.sweep.execute import RunReport, run_study
+from scbjax.sweep.fields import StudyError
+from scbjax.sweep.plan import Plan, make_plan
+from scbjax.sweep.progress import Reading, SilentProgress
+from scbjax.sweep.store import Store, status
+from scbjax.sweep.study import Study, parse_study
+from scbjax.task import random_task
+from scbjax.train import Settings, train
+
+TEXT = """
+title = "A title"
+[task]
+num_tokens = 3
+context_length = 50
+[train]
+batch_size = 8
+steps = 40
+record_every = 10
+[record]
+variables = ["attention_distance", "alpha_value", "batch_loss", "nonzeros", "stage", "samples"]
+[axes]
+seed = { range = [0, 3] }
+sparsity = [1, 4]
+"""
+
+
+def make_study(*overrides: str) -> Study:
+    return parse_study(TEXT, "study", overrides)
+
+
+def make_plan_of(study: Study, outer: int, inner: int) -> Plan:
+    """A plan with chunks of the given shape."""
+    (program,) = make_plan(study).programs
+    return make_plan(study, memory_bytes=chunk_bytes(program.fixed, (outer, inner)))
+
+
+class Recorder(SilentProgress):
+    """Remembers what it is told, and calls back at every reading."""
+
+    def __init__(self, on_show: Callable[[int], None] = lambda _: None) -> None:
+        self.readings: list[Reading] = []
+        self.said: list[str] = []
+        self._on_show = on_show
+
+    def show(self, reading: Reading) -> None:
+        self.readings.append(reading)
+        self._on_show(len(self.readings))
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+class CountingEngine(LocalEngine):
+    """The local engine with one executor for all sessions; remembers which chunks it ran."""
+
+    def __init__(self, plan: Plan) -> None:
+        executor = Executor(plan, segment_seconds=0)  # a segment for every record
+        super().__init__(lambda _: executor)
+        self.ran: list[int] = []
+
+    def run(
+        self, plan: Plan, indices: Sequence[int], session: Session
+    ) -> Iterator[tuple[int, ChunkResult]]:
+        for index, result in super().run(plan, indices, session):
+            self.ran.append(index)
+            yield index, result
+
+
+run = partial(run_study, progress=SilentProgress())
+
+
+def load(report: RunReport) -> xarray.Dataset:
+    assert report.dataset is not None
+    with xarray.open_dataset(report.dataset) as dataset:
+        return dataset.load()
+
+
+def assert_same_bits(found: xarray.Dataset, expected: xarray.Dataset) -> None:
+    assert found.variables.keys() == expected.variables.keys()
+    for name in expected.variables:
+        np.testing.assert_array_equal(found[name].values, expected[name].values, str(name))
+
+
+def assert_same_results(found: xarray.Dataset, expected: xarray.Dataset) -> None:
+    for name in expected.data_vars:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-7)
+
+
+draw_task = jax.jit(partial(random_task, num_tokens=3, context_length=50))
+
+
+def key_of(seed: int, stream: int) -> jax.Array:
+    """The key of a part of a trajectory: 0 is the task, 2 are the batches."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), stream), seed)
+
+
+def single_runs(
+    settings: Settings, task_seeds: Sequence[int], data_seeds: Sequence[int], sparsities: list[int]
+) -> dict[str, NDArray[Any]]:
+    """The records of `train` for every (seed, sparsity), one run at a time."""
+    learn = jax.jit(train)
+    shape = (len(data_seeds), len(sparsities), settings.steps // settings.record_every + 1)
+    found = {name: np.zeros(shape) for name in settings.record}
+    for i, (task_seed, data_seed) in enumerate(zip(task_seeds, data_seeds, strict=True)):
+        for j, sparsity in enumerate(sparsities):
+            task = draw_task(key_of(task_seed, 0), sparsity=sparsity)
+            for name, record in learn(key_of(data_seed, 2), task, settings).records.items():
+                found[name][i, j] = record
+    return found
+
+
+def test_a_sweep_equals_the_loop_over_single_runs(tmp_path: Path) -> None:
+    seeds, sparsities = list(range(8)), [1, 2, 3, 5]
+    study = make_study(f"axes.seed={seeds}", f"axes.sparsity={sparsities}")
+    dataset = load(run(make_plan(study), tmp_path / "out"))
+    settings = Settings(batch_size=8, steps=40, record_every=10, record=study.variables)
+    for name, records in single_runs(settings, seeds, seeds, sparsities).items():
+        np.testing.assert_allclose(dataset[name], records, rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+def test_arms_of_a_seed_share_a_program_the_task_and_the_batches(tmp_path: Path) -> None:
+    # Both arms leave stage 1, and the proximal arm is in stage 3 at the end.
+    study = make_study(
+        "seed=0", "task_seed=7", "axes.data_seed=[0, 1]", "train.batch_size=64",
+        'axes.optimizer=["proximal", "sgd"]',
+        "learning_rate_1=0.5", "learning_rate_2=0.2", "switch_level=0.2", "stop_level=0.3",
+    )  # fmt: skip
+    plan = make_plan(study)
+    assert len(plan.programs) == 1
+    dataset = load(run(plan, tmp_path / "out"))
+    proximal, sgd = (dataset.sel(optimizer=name) for name in ("proximal", "sgd"))
+    assert (proximal.stage.isel(step=-1) == 3).any()
+    assert (sgd.stage.isel(step=-1) == 2).all()
+    settings = Settings(
+        64, 40, 10, optimizer="sgd", record=study.variables,
+        learning_rate_1=0.5, learning_rate_2=0.2, switch_level=0.2, stop_level=0.3,
+    )  # fmt: skip
+    expected = single_runs(settings, [7, 7], [0, 1], [1, 4])
+    for name, records in expected.items():
+        found = sgd[name].transpose("data_seed", "sparsity", "step")
+        np.testing.assert_allclose(found, records, rtol=1e-4, atol=1e-7, err_msg=name)
+    signal_of_task = dataset.transition_signal.values
+    assert (signal_of_task == signal_of_task.flat[0]).all()
+    first = {"step": 1, "sparsity": 0}  # before the arms part
+    np.testing.assert_array_equal(proximal.batch_loss[first], sgd.batch_loss[first])
+    assert len(np.unique(sgd.batch_loss[first])) == 2  # other data seeds, other batches
+
+
+class Kept(NamedTuple):
+    """A plan that has been run, with its compiled program for further runs."""
+
+    plan: Plan
+    engine: CountingEngine
+    report: RunReport
+    dataset: xarray.Dataset
+
+
+def keep(plan: Plan, out: Path) -> Kept:
+    engine = CountingEngine(plan)
+    report = run(plan, out, engine=engine)
+    return Kept(plan, engine, report, load(report))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """The study in one chunk."""
+    return keep(make_plan(make_study()), tmp_path_factory.mktemp("whole") / "out")
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """The study in two chunks, the second of them padded, with everything that can be kept."""
+    study = make_study("record.snapshots=[0, 20, 40]", "record.final=true")
+    return keep(make_plan_of(study, 2, 2), tmp_path_factory.mktemp("cut") / "out")
+
+
+def test_a_program_is_compiled_once_whatever_the_chunks_and_segments(
+    cut: Kept, tmp_path: Path
+) -> None:
+    plan, store = cut.plan, Store(cut.report.out)
+    seconds = [store.load_chunk(plan, chunk)[1]["compile_seconds"] for chunk in plan.chunks]
+    assert seconds[0] > 0
+    assert seconds[1:] == [0]
+    compiled: list[str] = []
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:  # noqa: ARG001
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        run(plan, tmp_path / "out", engine=cut.engine)
+        assert compiled == []
+        jax.jit(lambda x: x + 1)(np.float32(0))
+        assert compiled  # or this test would not notice
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_padding_is_dropped(cut: Kept, whole: Kept) -> None:
+    assert [chunk.shape for chunk in cut.plan.chunks] == [(2, 2), (1, 2)]
+    arrays, _ = Store(cut.report.out).load_chunk(cut.plan, cut.plan.chunks[1])
+    assert all(array.shape[:2] == (1, 2) for array in arrays.values())
+    assert_same_results(cut.dataset[list(whole.dataset.data_vars)], whole.dataset)
+
+
+def test_results_do_not_depend_on_chunks_or_the_order_of_axes_and_points(
+    tmp_path: Path, whole: Kept
+) -> None:
+    axes = "[axes]\nsparsity = [4, 2, 1]\nseed = [2, 0]\n"
+    study = parse_study(TEXT.partition("[axes]")[0] + axes, "study")
+    plan = make_plan_of(study, 1, 2)
+    assert [chunk.shape for chunk in plan.chunks] == [(1, 2), (1, 1)] * 2
+    dataset = load(run(plan, tmp_path / "out"))
+    assert dataset.attention_distance.dims == ("sparsity", "seed", "step")
+    found = dataset.sel(sparsity=[1, 4]).transpose("seed", "sparsity", "step")
+    assert_same_results(found, whole.dataset.sel(seed=[2, 0]))
+
+
+def test_the_constants_of_each_task_are_kept(whole: Kept) -> None:
+    task = draw_task(key_of(1, 0), sparsity=4)
+    p, mu, q = (np.asarray(array, float) for array in task)
+    point = whole.dataset.sel(seed=1, sparsity=4)
+    assert float(point.stationary_norm) == pytest.approx(mu @ mu, rel=1e-5)
+    assert float(point.transition_signal) == pytest.approx((p**2 @ mu).sum() - mu @ mu, rel=1e-4)
+    assert float(point.pattern_signal) == pytest.approx((q**2 @ mu).sum() - 1 / 50, rel=1e-4)
+
+
+def test_snapshots_and_final_matrices(cut: Kept) -> None:
+    task = draw_task(key_of(1, 0), sparsity=4)
+    mu, pattern = np.asarray(task.stationary), np.asarray(task.pattern)
+    dataset, point = cut.dataset, cut.dataset.sel(seed=1, sparsity=4)
+    np.testing.assert_allclose(dataset.attention_snapshots.sel(snapshot=0), 1 / 50, rtol=1e-6)
+    start = np.repeat(mu[:, None], 3, axis=1)
+    np.testing.assert_allclose(point.value_snapshots.sel(snapshot=0), start, rtol=1e-5)
+    np.testing.assert_array_equal(dataset.attention, dataset.attention_snapshots.sel(snapshot=40))
+    np.testing.assert_array_equal(dataset.value, dataset.value_snapshots.sel(snapshot=40))
+    for step in (20, 40):
+        difference = point.attention_snapshots.sel(snapshot=step).values - pattern
+        distance = np.sqrt((difference**2 @ mu).sum())
+        assert float(point.attention_distance.sel(step=step)) == pytest.approx(distance, rel=1e-4)
+
+
+def test_a_diverging_trajectory_leaves_its_neighbours_alone(tmp_path: Path) -> None:
+    # Two chunks of one program, that differ in the rate of their second trajectory alone. The
+    # switch step is not used; it makes the points of the zip different.
+    zipped = (
+        "[[zip]]\nname = 'arm'\nseed = [0, 0, 0, 0, 0, 0]\nswitch_step = [1, 2, 3, 4, 5, 6]\n"
+        "learning_rate_1 = [0.02, 0.03, 0.04, 0.02, 1e30, 0.04]\n"
+    )
+    text = TEXT.partition("[axes]")[0].replace("num_tokens", "sparsity = 2\nnum_tokens")
+    plan = make_plan_of(parse_study(text + zipped, "study"), 3, 1)
+    assert [chunk.shape for chunk in plan.chunks] == [(3, 1), (3, 1)]
+    report = run(plan, tmp_path / "out")
+    dataset = load(report)
+    assert report.diverged == 1
+    assert np.isnan(dataset.attention_distance.isel(arm=4, step=-1))
+    for name in ("attention_distance", "alpha_value", "nonzeros"):
+        for tame, wild in ((0, 3), (2, 5)):
+            np.testing.assert_array_equal(dataset[name][wild], dataset[name][tame], name)
+
+
+# -------------------------------------------------------------------- interruptions and damage
+
+
+def interrupt_at(reading: int) -> Recorder:
+    def interrupt(count: int) -> None:
+        if count == reading:
+            signal.raise_signal(signal.SIGINT)
+
+    return Recorder(interrupt)
+
+
+def test_an_interrupted_run_continues_to_the_same_bits(tmp_path: Path, cut: Kept) -> None:
+    out, stops = tmp_path / "out", 0
+    while True:
+        progress = interrupt_at(2)  # the first reading comes before the first segment
+        report = run(cut.plan, out, engine=cut.engine, progress=progress)
+        if report.dataset is not None:
+            break
+        assert report.interrupted
+        assert any("stopping after this segment" in text for text in progress.said)
+        stops += 1
+        assert stops < 10
+    assert stops > 4
+    assert_same_bits(load(report), cut.dataset)
+    assert not list((out / "checkpoints").glob("*"))
+
+
+def test_an_interrupt_leaves_the_signal_handlers_as_they_were(tmp_path: Path, cut: Kept) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert run(cut.plan, tmp_path / "out", engine=cut.engine, progress=interrupt_at(3)).interrupted
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_crash_loses_only_what_came_after_the_last_checkpoint(tmp_path: Path, cut: Kept) -> None:
+    def crash(count: int) -> None:
+        if count == 4:
+            raise RuntimeError("power cut")
+
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(cut.plan, out, engine=cut.engine, progress=Recorder(crash), checkpoint_seconds=0)
+    assert status(out).checkpoints == 1
+    progress = Recorder()
+    report = run(cut.plan, out, engine=cut.engine, progress=progress)
+    assert progress.readings[1].fraction > 0.3  # of 5 records 3 were saved, in the larger chunk
+    assert_same_bits(load(report), cut.dataset)
+
+
+def test_a_complete_study_is_left_alone(tmp_path: Path, cut: Kept) -> None:
+    first = run(cut.plan, tmp_path / "out", engine=cut.engine)
+    assert (first.already_complete, first.interrupted) == (False, False)
+    cut.engine.ran.clear()
+    times = {path: path.stat().st_mtime_ns for path in first.out.rglob("*")}
+    again = run(cut.plan, tmp_path / "out", engine=cut.engine)
+    assert (again.already_complete, again.dataset) == (True, first.dataset)
+    assert cut.engine.ran == []
+    assert {path: path.stat().st_mtime_ns for path in first.out.rglob("*")} == times
+
+
+def test_a_damaged_chunk_is_done_again_and_no_other(tmp_path: Path, cut: Kept) -> None:
+    report = run(cut.plan, tmp_path / "out", engine=cut.engine)
+    assert report.dataset is not None
+    report.dataset.unlink()
+    chunk = report.out / "chunks" / "00001.npz"
+    chunk.write_bytes(chunk.read_bytes()[:-100])
+    cut.engine.ran.clear()
+    progress = Recorder()
+    report = run(cut.plan, tmp_path / "out", engine=cut.engine, progress=progress)
+    assert cut.engine.ran == [1]
+    assert any("chunk 1 is damaged" in text for text in progress.said)
+    assert_same_bits(load(report), cut.dataset)
+
+
+def test_a_damaged_dataset_is_written_again_from_the_chunks(tmp_path: Path, cut: Kept) -> None:
+    report = run(cut.plan, tmp_path / "out", engine=cut.engine)
+    assert report.dataset is not None
+    report.dataset.write_bytes(report.dataset.read_bytes()[:-100])
+    cut.engine.ran.clear()
+    report = run(cut.plan, tmp_path / "out", engine=cut.engine)
+    assert (report.already_complete, cut.engine.ran) == (False, [])
+    assert_same_bits(load(report), cut.dataset)
+
+
+def test_a_damaged_checkpoint_is_left_out(tmp_path: Path, cut: Kept) -> None:
+    out = tmp_path / "out"
+    assert run(cut.plan, out, engine=cut.engine, progress=interrupt_at(3)).interrupted
+    (checkpoint,) = (out / "checkpoints").glob("*.npz")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    progress = Recorder()
+    report = run(cut.plan, out, engine=cut.engine, progress=progress)
+    assert any("checkpoint of chunk 0 is damaged" in text for text in progress.said)
+    assert_same_bits(load(report), cut.dataset)
+
+
+def test_a_damaged_manifest_is_written_again_for_the_same_study(tmp_path: Path, cut: Kept) -> None:
+    out = tmp_path / "out"
+    assert run(cut.plan, out, engine=cut.engine, progress=interrupt_at(7)).interrupted
+    Store(out).manifest_path.write_text("{")
+    progress = Recorder()
+    report = run(cut.plan, out, engine=cut.engine, progress=progress)
+    assert any("manifest.json is damaged" in text for text in progress.said)
+    assert_same_bits(load(report), cut.dataset)
+
+
+def test_a_run_goes_on_in_the_chunks_it_was_cut_into(tmp_path: Path, cut: Kept) -> None:
+    out = tmp_path / "out"
+    assert run(cut.plan, out, engine=cut.engine, progress=interrupt_at(7)).interrupted
+    other = make_plan(cut.plan.study)
+    assert other.layout != cut.plan.layout
+    assert_same_bits(load(run(other, out, engine=cut.engine)), cut.dataset)
+
+
+def test_other_settings_are_refused(tmp_path: Path, cut: Kept) -> None:
+    out = tmp_path / "out"
+    assert run(cut.plan, out, engine=cut.engine, progress=interrupt_at(2)).interrupted
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    other = make_plan(make_study("train.l1=0.5"))
+    with pytest.raises(StudyError, match=r"holds the results of other settings .* --force"):
+        run(other, out)
+    (out / "manifest.json").unlink()  # the results are still there without it
+    with pytest.raises(StudyError, match="other settings"):
+        run(other, out)
+    del before[out / "manifest.json"]
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_force_moves_the_old_results_aside(tmp_path: Path, cut: Kept) -> None:
+    out = tmp_path / "out"
+    first = run(cut.plan, out, engine=cut.engine)
+    assert first.dataset is not None
+    content = first.dataset.read_bytes()
+    progress = Recorder()
+    again = run(cut.plan, out, engine=cut.engine, force=True, progress=progress)
+    assert not again.already_complete
+    assert (tmp_path / "out.old-1" / "study.nc").read_bytes() == content
+    assert progress.said[0].endswith("out.old-1")
+
+
+def test_an_unwritable_directory_is_refused_before_anything_runs(tmp_path: Path, cut: Kept) -> None:
+    (tmp_path / "file").touch()
+    cut.engine.ran.clear()
+    with pytest.raises(StudyError, match="can't be written"):
+        run(cut.plan, tmp_path / "file" / "out", engine=cut.engine)
+    assert cut.engine.ran == []
+
+
+def test_progress_rises_to_everything_with_a_live_metric(tmp_path: Path, cut: Kept) -> None:
+    progress = Recorder()
+    report = run(cut.plan, tmp_path / "out", engine=cut.engine, progress=progress)
+    fractions = [reading.fraction for reading in progress.readings]
+    assert fractions == sorted(fractions)
+    assert fractions[0] == 0
+    assert fractions[-1] == pytest.approx(1)
+    last = progress.readings[-1]
+    assert last.trajectories == pytest.approx(6)
+    chunk = load(report).attention_distance.isel(seed=2, step=-1)  # the last chunk
+    assert last.metric is not None
+    assert last.metric[0] == "attention_distance"
+    assert last.metric[1] == pytest.approx(float(np.median(chunk)))
+    # Of the whole run: 6 trajectories of 40 steps, with 8 x 50 tokens each.
+    assert last.tokens_per_second == pytest.approx(400 * last.steps_per_second)
+    assert last.steps_per_second == pytest.approx(240 / report.run_seconds, rel=0.01)
+
+
+def test_the_dataset_says_how_it_was_made(whole: Kept) -> None:
+    assert whole.dataset.attrs["title"] == "A title"
+    assert set(whole.dataset.data_vars) == {
+        *make_study().variables, "transition_signal", "pattern_signal", "stationary_norm",
+    }  # fmt: skip
+    for name in make_study().variables:
+        entry = OBSERVABLES[name]
+        expected = {"long_name": entry.long_name, "units": entry.units, "symbol": entry.symbol}
+        assert whole.dataset[name].attrs == expected
+        assert whole.dataset[name].dtype == entry.dtype
+    assert '"jax": "' in whole.dataset.attrs["versions"]
+    assert whole.dataset.attrs["device"].startswith("1 x cpu")
+    assert whole.dataset.attrs["rng_implementation"].startswith("threefry2x32")
+    assert 0 < whole.dataset.attrs["compile_seconds"] < whole.dataset.attrs["wall_seconds"]
+
+
+# ---------------------------------------------------------------------- in processes of their own
+
+SCRIPT = """
+import signal, sys
+from pathlib import Path
+import jax
+from scbjax.sweep.execute import run_study
+from scbjax.sweep.plan import make_plan
+from scbjax.sweep.progress import SilentProgress
+from scbjax.sweep.study import load_study
+
+class Interrupting(SilentProgress):
+    shown = 0
+    def show(self, reading):
+        self.shown += 1
+        for _ in range(int(sys.argv[3]) if self.shown == 2 else 0):
+            signal.raise_signal(signal.SIGINT)
+
+plan = make_plan(load_study(sys.argv[1]), device_count=jax.local_device_count())
+report = run_study(plan, Path(sys.argv[2]), progress=Interrupting())
+print(jax.local_device_count(), plan.layout, report.interrupted)
+"""
+
+
+def run_process(
+    tmp_path: Path, *, signals: int = 0, devices: int = 1
+) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "study.toml").write_text(TEXT)
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, tmp_path / "study.toml", tmp_path / "out", str(signals)],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_several_devices_give_the_same_results(tmp_path: Path, whole: Kept) -> None:
+    found = run_process(tmp_path, devices=2)
+    assert found.stdout.split("\n")[0] == "2 ((4, 2),) False", found.stderr
+    with xarray.open_dataset(tmp_path / "out" / "study.nc") as dataset:
+        assert dataset.attrs["device"].startswith("2 x cpu")
+        assert_same_results(dataset, whole.dataset)
+
+
+def test_a_second_interrupt_ends_the_process_and_damages_nothing(
+    tmp_path: Path, whole: Kept
+) -> None:
+    assert run_process(tmp_path, signals=2).returncode == -signal.SIGINT
+    assert not (tmp_path / "out" / "study.nc").exists()
+    report = run(whole.plan, tmp_path / "out", engine=whole.engine)
+    assert_same_bits(load(report), whole.dataset)
