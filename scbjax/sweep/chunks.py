@@ -314,7 +314,7 @@ def _mesh(outer: int) -> Mesh:
     """As many devices as divide the outer layer of a chunk."""
     devices = jax.local_devices()
     count = max(n for n in range(1, len(devices) + 1) if outer % n == 0)
-    return jax.make_mesh((count,), (_OUTER,), (AxisType.Auto,), devices=devices[:count])
+    return jax.make_mesh((count,), (_OUTER,), axis_types=(AxisType.Auto,), devices=devices[:count])
 
 
 # ------------------------------------------------------------------------------ what is compiled

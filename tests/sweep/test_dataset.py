@@ -161,7 +161,7 @@ def test_settings_are_strict_json(tmp_path: Path) -> None:
 def test_matrices_are_compressed(tmp_path: Path) -> None:
     dataset = written(parse_study(TEXT, "study"), tmp_path)
     assert dataset.attention.encoding["zlib"]
-    assert not dataset.attention_distance.encoding["zlib"]
+    assert not dataset.attention_distance.encoding.get("zlib")
 
 
 def test_the_signal_asked_for_is_kept_beside_the_signal_drawn(tmp_path: Path) -> None:
