@@ -159,7 +159,7 @@ def refit_value(
     elsewhere = draw_tokens(seed, 2, table, num_tokens, (num_samples,)).astype(jnp.int32)
     position = draw_from_columns(seed, 3, sampler.position_cdf, query)
     here = positions[query] == position[:, None]
-    found = jnp.sum(jnp.where(here, tokens.astype(jnp.int32), 0), axis=1)
+    found = jnp.sum(jnp.where(here, tokens.astype(jnp.int32), 0), axis=1, dtype=jnp.int32)
     source = jnp.where(jnp.any(here, axis=1), found, elsewhere)
     label = draw_from_columns(seed, 4, sampler.label_cdf, source)
     attended = attend(weights.T, tokens, query)
