@@ -64,7 +64,8 @@ class _Residuals(NamedTuple):
 def _forward(params: Params, batch: Batch) -> tuple[jax.Array, _Residuals]:
     attended = attend(params.attention, batch.tokens, batch.query)
     num_tokens = params.value.shape[0]
-    target = (batch.label[:, None] == jnp.arange(num_tokens)[None, :]).astype(attended.dtype)
+    labels = jnp.arange(num_tokens, dtype=batch.label.dtype)
+    target = (batch.label[:, None] == labels[None, :]).astype(attended.dtype)
     error = product(attended, params.value.T) - target
     value = 0.5 * jnp.sum(error**2) / batch.label.shape[0]
     return value, _Residuals(params, batch, attended, error)

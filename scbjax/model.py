@@ -79,7 +79,8 @@ def attend(attention: jax.Array, tokens: jax.Array, query: jax.Array) -> jax.Arr
         return jnp.stack(sums, axis=1)
     weights = attention.T[query]
     # One flat scatter: its index arithmetic is a third of that of a scatter into two axes.
-    cell = (jnp.arange(batch_size) * num_tokens)[:, None] + tokens.astype(jnp.int32)
+    first = jnp.arange(batch_size, dtype=jnp.int32) * num_tokens
+    cell = first[:, None] + tokens.astype(jnp.int32)
     flat = jnp.zeros((batch_size * num_tokens,), attention.dtype)
     flat = flat.at[cell.ravel()].add(weights.ravel(), mode="promise_in_bounds")
     return flat.reshape(batch_size, num_tokens)
@@ -109,7 +110,7 @@ def attend_transpose(scores: jax.Array, tokens: jax.Array, query: jax.Array) -> 
 
 
 def _one_hot(query: jax.Array, num_tokens: int, dtype: jax.typing.DTypeLike) -> jax.Array:
-    return (query[:, None] == jnp.arange(num_tokens)[None, :]).astype(dtype)
+    return (query[:, None] == jnp.arange(num_tokens, dtype=query.dtype)[None, :]).astype(dtype)
 
 
 def _as(tokens: jax.Array, n: int) -> jax.Array:

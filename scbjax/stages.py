@@ -163,7 +163,8 @@ def refit_value(
     source = jnp.where(jnp.any(here, axis=1), found, elsewhere)
     label = draw_from_columns(seed, 4, sampler.label_cdf, source)
     attended = attend(weights.T, tokens, query)
-    target = (label[:, None] == jnp.arange(num_tokens)[None, :]).astype(attended.dtype)
+    labels = jnp.arange(num_tokens, dtype=label.dtype)
+    target = (label[:, None] == labels[None, :]).astype(attended.dtype)
     gram = product(attended.T, attended)
     ridge = _RIDGE * jnp.trace(gram) / num_tokens
     gram = gram + ridge * jnp.eye(num_tokens, dtype=gram.dtype)
