@@ -281,7 +281,10 @@ def _compile(program: Program) -> _Compiled:
     inputs = place(chunk_inputs(program, Chunk(0, program.index, (0, 1), (0, 1))))
     start = time.perf_counter()
     prepare = jax.jit(partial(_prepare, program), out_shardings=shardings.prepared).lower(inputs)
-    shapes = prepare.out_info
+    # Before JAX 0.7 the output's description can't stand for an argument itself.
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), prepare.out_info
+    )
     on_tasks, _, on_carry = shardings.prepared
     segment = jax.jit(
         partial(_segment, program),
