@@ -22,7 +22,7 @@ from scbjax.sweep.study import load_study, parse_study
 WAIT_SECONDS = 120.0
 """Far more than a process needs on a busy machine."""
 SECONDS_INTO_A_RUN = 10.0
-"""Longer than compilation takes, shorter than the run."""
+"""Longer than it takes to begin, much shorter than the run."""
 
 TINY = """
 title = "A tiny study"
@@ -492,7 +492,14 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.slow
 def test_interrupted_and_continued(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    longer = ["--set", "steps=200000", "--set", "record_every=1000", "--set", "context_length=200"]
+    longer = [
+        "--set",
+        "steps=10000000",
+        "--set",
+        "record_every=1000",
+        "--set",
+        "context_length=200",
+    ]
     command = [sys.executable, "-m", "scbjax", "run", "tiny", "--no-figure", *longer]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
