@@ -32,6 +32,7 @@ POSITION_MAJOR_LIMIT = 4
 
 _WORD = jnp.uint32
 _WORD_BITS = 32
+_UNIFORM_BITS = 24  # the most that float32 holds exactly
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 _ROUND_GROUPS = 5  # of four rounds each
@@ -130,7 +131,7 @@ def draw_batch(seed: jax.Array, sampler: Sampler, batch_size: int) -> Batch:
     query = draw_tokens(seed, _QUERIES, sampler.token_table, num_tokens, (batch_size,))
     query = query.astype(jnp.int32)
     position = draw_from_columns(seed, _POSITIONS, sampler.position_cdf, query)
-    source = jnp.take_along_axis(tokens, position[:, None], axis=1)[:, 0].astype(jnp.int32)
+    source = _entry(tokens, jnp.arange(batch_size), position).astype(jnp.int32)
     return Batch(tokens, query, draw_from_columns(seed, _STEPS, sampler.label_cdf, source))
 
 
@@ -187,19 +188,22 @@ def draw_from_columns(
     """Draws a row (int32) for each given column [B] of a table of distribution functions [R, C]."""
     rows = cdf.shape[0]
     words = jnp.concatenate(_word_pair(seed, stream, columns.shape))[: columns.shape[0]]
-    bits = jnp.finfo(cdf.dtype).nmant + 1 if cdf.dtype == jnp.float32 else _WORD_BITS
-    uniform = (words >> _WORD(_WORD_BITS - bits)).astype(cdf.dtype) * 2.0**-bits
+    uniform = (words >> _WORD(_WORD_BITS - _UNIFORM_BITS)).astype(cdf.dtype) * 2.0**-_UNIFORM_BITS
     # Scaled by the last entry: a column's rounded sum need not be one, and a row past it must not
     # be drawn.
-    level = uniform * cdf[-1, columns]
-    low = jnp.zeros(columns.shape, jnp.int32)
-    high = jnp.full(columns.shape, rows - 1, jnp.int32)
-    for _ in range(max(1, (rows - 1).bit_length())):
-        middle = (low + high) // 2
-        below = cdf[middle, columns] <= level
-        low, high = jnp.where(below, middle + 1, low), jnp.where(below, high, middle)
-        low = jnp.minimum(low, high)
-    return low
+    level = uniform * _entry(cdf, jnp.full(columns.shape, rows - 1), columns)
+    row = jnp.zeros(columns.shape, jnp.int32)
+    for bit in reversed(range((rows - 1).bit_length())):
+        further = row + 2**bit
+        below = _entry(cdf, jnp.minimum(further, rows) - 1, columns) <= level
+        row = jnp.where(below, further, row)
+    return row
+
+
+def _entry(table: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Entries of a matrix at valid indices; the default mode would check them once more."""
+    entries: jax.Array = table.at[rows, columns].get(mode="promise_in_bounds")
+    return entries
 
 
 def make_token_table(probabilities: jax.Array) -> jax.Array:
