@@ -117,7 +117,7 @@ def open_study(results: Path, study: str, variables: Sequence[str]) -> xr.Datase
     if results != Path("results"):
         command += f" --out {results / study}"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; `{command}` makes it.")
+        raise FileNotFoundError(f"{path} does not exist; `{command}` makes it")
     try:
         with xr.open_dataset(path, engine="h5netcdf") as stored:
             # A study that sweeps a constant of the task has what was asked for under its name.
@@ -130,11 +130,11 @@ def open_study(results: Path, study: str, variables: Sequence[str]) -> xr.Datase
                 return stored[names].load()
     except OSError as error:
         raise ValueError(
-            f"{path} cannot be read as a dataset; `{command} --force` makes it anew."
+            f"{path} cannot be read as a dataset; `{command} --force` makes it anew"
         ) from error
     raise ValueError(
         f"{path} does not hold {', '.join(missing)}, which this figure draws; "
-        f"record it in the study ([record]), then `{command} --force` makes it anew."
+        f"record it in the study ([record]), then `{command} --force` makes it anew"
     )
 
 
@@ -194,7 +194,7 @@ def arms_of(dataset: xr.Dataset) -> list[Arm]:
             name, values = next(iter(fields.items()))
             raise ValueError(
                 f"the study has {len(family)} arms with optimizer {optimizer} and the figure can "
-                f"tell {len(looks)} apart; choose, for instance by --set {name}={values[0].item()}."
+                f"tell {len(looks)} apart; choose, for instance by --set {name}={values[0].item()}"
             )
         apart = [
             f"{values.attrs.get('symbol', name)} = {worded(values[index].item())}"
@@ -627,7 +627,7 @@ def render(
                 paths[1], metadata=dict.fromkeys(("CreationDate", "Creator", "Producer"))
             )
         except OSError as error:
-            raise ValueError(f"cannot write into {out}: {error.strerror}.") from error
+            raise ValueError(f"cannot write into {out}: {error.strerror}") from error
     return paths
 
 
