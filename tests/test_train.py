@@ -1,0 +1,783 @@
+"""The trajectory: steps against NumPy, stages, segments, maps over seeds and settings, a recipe."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scbjax import observe, stages, theory, train as training
+from scbjax.model import Params
+from scbjax.sampling import Batch, sample_batch
+from scbjax.task import (
+    Task,
+    pattern_signal,
+    random_task,
+    transition_signal,
+)
+from scbjax.train import NEVER, Settings, State, Trajectory, advance, init, next_stage, step, train
+
+Array = np.ndarray
+
+N, T, Q, B = 3, 40, 2, 16
+RECORD = (
+    "alpha_value",
+    "alpha_attention",
+    "delta_value",
+    "stage",
+    "flipped",
+    "samples",
+    "batch_loss",
+    "population_alpha_value",
+    "population_alpha_attention",
+)
+# Rates at which these small tasks go through all stages in 80 steps.
+QUICK = Settings(
+    batch_size=B,
+    steps=80,
+    record_every=4,
+    record=RECORD,
+    learning_rate_1=0.05,
+    learning_rate_2=0.05,
+    learning_rate_3=0.02,
+    l1=1e-3,
+)
+change = dataclasses.replace
+run = jax.jit(train)
+one_step = jax.jit(step)
+end_stage = jax.jit(next_stage)
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@functools.cache
+def make_task(seed: int = 0, length: int = T, sparsity: int = Q) -> Task:
+    draw = functools.partial(random_task, num_tokens=N, context_length=length, sparsity=sparsity)
+    task: Task = jax.jit(draw)(jax.random.key(seed))
+    assert float(jnp.max(task.stationary) / jnp.min(task.stationary)) > 1.2
+    return task
+
+
+def assert_close(found: object, expected: object, relative: float) -> None:
+    """Every array within a share of its own largest entry."""
+
+    def check(a: jax.Array, b: jax.Array) -> None:
+        scale = float(np.nanmax(np.abs(np.asarray(b, np.float64)), initial=1e-3))
+        np.testing.assert_allclose(a, b, rtol=0, atol=relative * scale)
+
+    jax.tree.map(check, found, expected)
+
+
+# One step.
+
+
+class Numbers(NamedTuple):
+    """A task and a state in float64 NumPy."""
+
+    p: Array
+    mu: Array
+    q: Array
+    v: Array
+    a: Array
+
+    def inner(self, x: Array, y: Array) -> float:
+        return float(np.trace(x @ np.diag(self.mu) @ y.T))
+
+    @property
+    def k_p(self) -> float:
+        return self.inner(self.p, self.p) - float(self.mu @ self.mu)
+
+    @property
+    def k_q(self) -> float:
+        return self.inner(self.q, self.q) - 1 / len(self.q)
+
+    def path_point(self, alpha_value: float, alpha_attention: float) -> tuple[Array, Array]:
+        value = alpha_value * self.p + (1 - alpha_value) * self.mu[:, None]
+        return value, alpha_attention * self.q + (1 - alpha_attention) / self.q.shape[0]
+
+
+def to_numbers(task: Task, params: Params) -> Numbers:
+    return Numbers(*(np.asarray(array, np.float64) for array in (*task, *params)))
+
+
+def naive_loss_and_gradients(numbers: Numbers, batch: Batch) -> tuple[float, Array, Array]:
+    """Equation 3 on one-hot contexts."""
+    tokens, query, label = map(np.asarray, batch)
+    eye = np.eye(N)
+    contexts = eye[tokens]
+    attended = np.einsum("btn,bt->bn", contexts, numbers.a.T[query])
+    error = attended @ numbers.v.T - eye[label]
+    value = error.T @ attended / len(label)
+    per_sample = np.einsum("btn,bn->bt", contexts, error @ numbers.v)
+    attention = per_sample.T @ eye[query] / len(label)
+    return float((error**2).sum() / 2 / len(label)), value, attention
+
+
+def reference_step(
+    numbers: Numbers, batch: Batch, rates: tuple[float, float], level: float
+) -> tuple[Array, Array]:
+    """Equations 4 to 6 with the projector that is orthogonal in the mu-inner product."""
+    _, grad_value, grad_attention = naive_loss_and_gradients(numbers, batch)
+    right = np.eye(N) - np.outer(numbers.mu, np.ones(N))
+    direction = (np.eye(N) - 1 / N) @ grad_value @ np.diag(1 / numbers.mu) @ right
+    moved = grad_attention / numbers.mu
+    moved = numbers.a - rates[1] * (moved - moved.mean(axis=0))
+    moved = np.sign(moved) * np.clip(np.abs(moved) - level, 0, None)
+    moved = moved + (1 - moved.sum(axis=0)) / moved.shape[0]
+    return numbers.v - rates[0] * direction, moved
+
+
+def noisy_state(task: Task, stage: int, settings: Settings) -> State:
+    """A state on the invariant set but off the path."""
+    rng = np.random.default_rng(stage)
+    start = init(jax.random.key(0), task, settings)
+    numbers = to_numbers(task, start.params)
+    value, attention = numbers.path_point(0.4, 0.6)
+    noise = rng.normal(size=(N, N)) * 0.1
+    noise -= noise.mean(axis=0)
+    noise -= np.outer(noise @ numbers.mu, np.ones(N))
+    attention_noise = rng.normal(size=attention.shape) * 0.01
+    attention_noise -= attention_noise.mean(axis=0)
+    params = (value + noise, attention + attention_noise)
+    return start._replace(
+        params=Params(*(jnp.asarray(array, jnp.float32) for array in params)),
+        stage=jnp.asarray(stage, jnp.int32),
+        step=jnp.asarray(7, jnp.int32),
+    )
+
+
+@pytest.mark.parametrize("l1_scaling", ["direct", "rate", "signal"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_step_equals_the_equations(l1_scaling: Any, stage: int) -> None:  # noqa: ANN401
+    task = make_task()
+    settings = change(QUICK, l1_scaling=l1_scaling, l1=0.5 if l1_scaling != "direct" else 0.004)
+    state = noisy_state(task, stage, settings)
+    batch = sample_batch(jax.random.key(1), task, B)
+    after, info = one_step(state, batch, task, settings)
+    numbers = to_numbers(task, state.params)
+    rate = (0.05, 0.05, 0.02)[stage - 1]
+    rates = (rate / numbers.k_q, rate / numbers.k_p if stage < 3 else 0.0)
+    size = numbers.inner(numbers.v, numbers.v) - numbers.mu @ numbers.mu
+    scale = {"direct": 1.0, "rate": rates[1], "signal": rate * np.sqrt(size / numbers.k_p)}
+    level = float(settings.l1) * scale[l1_scaling] if stage == 2 else 0.0
+    value, attention = reference_step(numbers, batch, rates, level)
+    if stage == 3:
+        attention = numbers.a
+    np.testing.assert_allclose(after.params.value, value, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(after.params.attention, attention, rtol=2e-5, atol=1e-6)
+    loss, *grads = naive_loss_and_gradients(numbers, batch)
+    np.testing.assert_allclose(info.rates, rates, rtol=1e-5)
+    np.testing.assert_allclose(info.l1, level, rtol=1e-5)
+    np.testing.assert_allclose([info.loss, after.batch_loss], loss, rtol=1e-5)
+    for found, expected in zip(info.grads, grads, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
+    assert (int(after.step), int(after.stage), bool(after.flipped)) == (8, stage, False)
+
+
+def test_rates_need_not_be_scaled() -> None:
+    settings = change(QUICK, scale_rates=False)
+    task = make_task()
+    rates, _ = training.step_sizes(noisy_state(task, 1, settings), task, settings)
+    np.testing.assert_allclose(rates, 0.05, rtol=1e-6)
+
+
+def test_geometry_reaches_the_optimiser() -> None:
+    task = make_task()
+    batch = sample_batch(jax.random.key(1), task, B)
+    numbers = to_numbers(task, noisy_state(task, 1, QUICK).params)
+    found = {
+        geometry: one_step(
+            noisy_state(task, 1, QUICK), batch, task, change(QUICK, geometry=geometry)
+        )[0].params.value
+        for geometry in ("mu", "paper")
+    }
+    _, grad, _ = naive_loss_and_gradients(numbers, batch)
+    mu = numbers.mu
+    paper = np.eye(N) - np.outer(mu, mu) / (mu @ mu)
+    direction = (np.eye(N) - 1 / N) @ grad @ np.diag(1 / mu) @ paper
+    expected = numbers.v - 0.05 / numbers.k_q * direction
+    np.testing.assert_allclose(found["paper"], expected, rtol=2e-5, atol=1e-6)
+    assert float(jnp.max(jnp.abs(found["mu"] - found["paper"]))) > 1e-3
+
+
+def test_raw_sgd_is_plain_gradient_descent() -> None:
+    task = make_task()
+    settings = change(QUICK, optimizer="raw_sgd", scale_rates=False)
+    state = noisy_state(task, 1, settings)
+    for index in range(3):
+        numbers = to_numbers(task, state.params)
+        batch = sample_batch(jax.random.key(index), task, B)
+        state, _ = one_step(state, batch, task, settings)
+        _, value, attention = naive_loss_and_gradients(numbers, batch)
+        np.testing.assert_allclose(state.params.value, numbers.v - 0.05 * value, atol=1e-6)
+        np.testing.assert_allclose(state.params.attention, numbers.a - 0.05 * attention, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["proximal", "sgd", "raw_sgd"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.usefixtures("x64")
+def test_state_keeps_its_types(optimizer: Any, dtype: str) -> None:  # noqa: ANN401
+    settings = change(QUICK, optimizer=optimizer, record=observe.DEFAULT_RECORD)
+    key = jax.random.key(0)
+    draw = functools.partial(
+        random_task, num_tokens=N, context_length=T, sparsity=Q, dtype=jnp.dtype(dtype)
+    )
+    task = jax.eval_shape(draw, key)
+    state = jax.eval_shape(init, key, task, settings)
+    batch = jax.eval_shape(lambda key, task: sample_batch(key, task, B), key, task)
+    after, _ = jax.eval_shape(step, state, batch, task, settings)
+    later = jax.eval_shape(next_stage, after, task, settings)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after, later)
+    assert {leaf.dtype.name for leaf in state.params} == {dtype}
+    trajectory = jax.eval_shape(train, key, task, settings)
+    for name, record in trajectory.records.items():
+        kind = observe.OBSERVABLES[name].dtype
+        assert record.dtype == (dtype if kind == "float32" else kind), name
+
+
+@pytest.mark.parametrize("function", ["init", "step", "train"])
+def test_functions_are_pure(function: str) -> None:
+    task, key = make_task(), jax.random.key(0)
+    state, batch = noisy_state(task, 2, QUICK), sample_batch(key, task, B)
+    call: dict[str, Callable[[], Any]] = {
+        "init": lambda: jax.make_jaxpr(init)(key, task, QUICK),
+        "step": lambda: jax.make_jaxpr(step)(state, batch, task, QUICK),
+        "train": lambda: jax.make_jaxpr(train)(key, task, QUICK),
+    }
+    with jax.checking_leaks():
+        jaxpr = call[function]()
+    assert not jaxpr.effects
+
+
+# Between stages.
+
+
+def at(alpha_value: float, alpha_attention: float, stage: int, task: Task) -> State:
+    start = init(jax.random.key(0), task, QUICK)
+    point = to_numbers(task, start.params).path_point(alpha_value, alpha_attention)
+    return start._replace(
+        params=Params(*(jnp.asarray(array, jnp.float32) for array in point)),
+        stage=jnp.asarray(stage, jnp.int32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("switch_on", "alphas", "over"),
+    [
+        ("truth", (0.11, 0.02), True),
+        ("truth", (0.02, 0.11), True),
+        ("truth", (-0.11, 0.02), True),
+        ("truth", (0.09, 0.09), False),
+        ("parameters", (0.11, 0.02), True),
+        ("parameters", (-0.11, 0.02), True),
+        ("parameters", (0.02, 0.11), False),
+        ("parameters", (0.09, 0.5), False),
+    ],
+)
+def test_signals_end_the_first_stage(
+    switch_on: Any,  # noqa: ANN401
+    alphas: tuple[float, float],
+    over: bool,
+) -> None:
+    task = make_task()
+    settings = change(QUICK, switch_on=switch_on, switch_level=0.1, stop_level=0.0)
+    after = end_stage(at(*alphas, stage=1, task=task), task, settings)
+    # The second stage would be over too, and waits for the next record.
+    assert int(after.stage) == 1 + over
+    if not over:
+        chex.assert_trees_all_equal(after.params, at(*alphas, stage=1, task=task).params)
+
+
+@pytest.mark.parametrize("switch_on", ["truth", "parameters"])
+@pytest.mark.parametrize(("alphas", "over"), [((0.99, 0.83), True), ((0.99, 0.79), False)])
+def test_mean_of_the_signals_ends_the_second_stage(
+    switch_on: Any,  # noqa: ANN401
+    alphas: tuple[float, float],
+    over: bool,
+) -> None:
+    task = make_task()
+    settings = change(QUICK, switch_on=switch_on, stop_level=0.9)
+    after = end_stage(at(*alphas, stage=2, task=task), task, settings)
+    assert int(after.stage) == 2 + over
+    if over:
+        np.testing.assert_array_equal(after.params.attention == 0, task.pattern == 0)
+        np.testing.assert_allclose(after.params.attention, task.pattern, atol=0.1)
+        assert float(after.population[1]) == 1.0
+    else:
+        chex.assert_trees_all_equal(after.params, at(*alphas, stage=2, task=task).params)
+
+
+def test_step_numbers_end_the_stages() -> None:
+    task = make_task()
+    settings = change(QUICK, switch_on="step", switch_step=5, stop_step=9)
+    found = []
+    for count, stage in ((4, 1), (5, 1), (6, 1), (8, 2), (9, 2), (100, 1), (100, 3)):
+        state = at(0.9, 0.9, stage=stage, task=task)._replace(step=jnp.asarray(count, jnp.int32))
+        found.append(int(end_stage(state, task, settings).stage))
+    assert found == [1, 2, 2, 2, 3, 2, 3]
+
+
+@pytest.mark.parametrize("switch_on", ["truth", "parameters"])
+def test_end_of_boosting_flips_then_thresholds(switch_on: Any) -> None:  # noqa: ANN401
+    task = make_task()
+    settings = change(QUICK, switch_on=switch_on, threshold=0.5)
+    state = noisy_state(task, 1, settings)
+    mirrored = state._replace(params=stages.mirror(state.params, task))
+    numbers = to_numbers(task, state.params)
+    if switch_on == "truth":
+        signal = (numbers.inner(numbers.v, numbers.p) - numbers.mu @ numbers.mu) / numbers.k_p
+    else:
+        size = numbers.inner(numbers.v, numbers.v) - numbers.mu @ numbers.mu
+        signal = np.sqrt(size / numbers.k_p)
+    kept = np.where(numbers.a >= 0.5 * signal / Q, numbers.a, 0.0)
+    assert 0 < np.sum(kept > 0) < T * N
+    expected = kept + (1 - kept.sum(axis=0)) / T
+    for start, flipped in ((state, False), (mirrored, True)):
+        after = end_stage(start, task, settings)
+        assert bool(after.flipped) is flipped
+        np.testing.assert_allclose(after.params.value, numbers.v, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(after.params.attention, expected, rtol=1e-5, atol=1e-6)
+    uncut = end_stage(mirrored, task, change(settings, threshold=0.0))
+    np.testing.assert_allclose(uncut.params.attention, numbers.a, rtol=1e-5, atol=1e-6)
+
+
+def test_the_flip_is_an_option_and_needs_a_mirrored_state_at_the_switch() -> None:
+    task = make_task()
+    mirrored = at(-0.5, -0.5, stage=1, task=task)
+    settings = change(QUICK, threshold=0.0)
+    off = end_stage(mirrored, task, change(settings, flip=False))
+    assert (int(off.stage), bool(off.flipped)) == (2, False)
+    chex.assert_trees_all_equal(off.params, mirrored.params)
+    early = end_stage(mirrored, task, change(settings, switch_level=0.9))
+    assert (int(early.stage), bool(early.flipped)) == (1, False)
+    chex.assert_trees_all_equal(early.params, mirrored.params)
+    later = end_stage(at(-0.5, -0.5, stage=2, task=task), task, settings)
+    assert not bool(later.flipped)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "raw_sgd"])
+def test_arms_without_l1_are_neither_cut_nor_rounded(optimizer: Any) -> None:  # noqa: ANN401
+    task = make_task()
+    settings = change(QUICK, optimizer=optimizer, stop_level=0.0)
+    for alphas, stage in (((0.5, 0.5), 1), ((0.9, 0.9), 2)):
+        state = at(*alphas, stage=stage, task=task)
+        after = end_stage(state, task, settings)
+        assert int(after.stage) == 2
+        chex.assert_trees_all_equal(after.params, state.params)
+    after = end_stage(at(-0.5, -0.5, stage=1, task=task), task, settings)
+    assert bool(after.flipped) is (optimizer == "sgd")
+
+
+def test_third_stage_freezes_the_attention() -> None:
+    task = make_task()
+    state = end_stage(
+        noisy_state(task, 2, QUICK), task, change(QUICK, stop_level=0.0, rounding_level=0.2)
+    )
+    assert int(state.stage) == 3
+    zeros = np.asarray(state.params.attention) == 0
+    assert zeros.sum() >= (T - Q) * N - 3
+    after = state
+    for index in range(3):
+        after, _ = one_step(after, sample_batch(jax.random.key(index), task, B), task, QUICK)
+    np.testing.assert_array_equal(after.params.attention, state.params.attention)
+    assert float(jnp.max(jnp.abs(after.params.value - state.params.value))) > 1e-3
+
+
+# Trajectories.
+
+
+def first(condition: Array) -> int:
+    """Index of the first record at which a condition holds; it must hold somewhere, not at 0."""
+    assert not condition[0]
+    assert condition.any()
+    return int(np.argmax(condition))
+
+
+@pytest.mark.parametrize("switch_on", ["truth", "parameters"])
+def test_stages_end_at_the_first_record_at_which_their_condition_holds(
+    switch_on: Any,  # noqa: ANN401
+) -> None:
+    task, key = make_task(), jax.random.key(2)
+
+    def signals(trajectory: Trajectory) -> tuple[Array, Array]:
+        """What the switch of stage 1, and the end of stage 2, look at."""
+        records = {name: np.asarray(r, np.float64) for name, r in trajectory.records.items()}
+        value, attention = np.abs(records["alpha_value"]), np.abs(records["alpha_attention"])
+        if switch_on == "truth":
+            return np.maximum(value, attention), (value + attention) / 2
+        return np.sqrt(value**2 + records["delta_value"] ** 2 / float(k_p)), np.array([])
+
+    k_p = transition_signal(task)
+    base = change(QUICK, switch_on=switch_on, switch_level=0.15, stop_level=float("inf"))
+    never = run(key, task, change(base, switch_level=float("inf")))
+    assert np.all(np.asarray(never.records["stage"]) == 1)
+    switch = first(signals(never)[0] >= 0.15)
+    switched = run(key, task, base)
+    expected = np.where(np.arange(21) < switch, 1, 2)
+    np.testing.assert_array_equal(switched.records["stage"], expected)
+    np.testing.assert_array_equal(switched.steps, np.arange(21) * 4)
+    if switch_on == "truth":
+        # Only records of stage 2 after its first, which the switch itself has changed, may end it.
+        later = (signals(switched)[1] >= 0.5) & (np.arange(21) > switch)
+        stop = first(later)
+        stopped = run(key, task, change(base, stop_level=0.5))
+        np.testing.assert_array_equal(stopped.records["stage"], expected + (np.arange(21) >= stop))
+
+
+BY_STEP = change(QUICK, steps=40, record_every=10, switch_on="step", switch_step=11, stop_step=25)
+
+
+def recursion(task: Task, trajectory: Trajectory, settings: Settings) -> Array:
+    """The population recursion in float64, with the rates of the recorded stages."""
+    k_p, k_q = float(transition_signal(task)), float(pattern_signal(task))
+    rates = (settings.learning_rate_1, settings.learning_rate_2, settings.learning_rate_3)
+    stage_of = np.asarray(trajectory.records["stage"])
+    alpha_v = alpha_a = 0.0
+    path = [(alpha_v, alpha_a)]
+    for record in range(1, len(stage_of)):
+        for _ in range(settings.record_every):
+            stage = int(stage_of[record - 1])
+            eta = float(rates[stage - 1])
+            eta_v, eta_a = eta / k_q, eta / k_p if stage < 3 else 0.0
+            missing = 1 - alpha_v * alpha_a
+            alpha_v, alpha_a = (
+                alpha_v + eta_v * (k_q * missing * alpha_a + (1 - alpha_v) / T),
+                alpha_a + eta_a * k_p * missing * alpha_v,
+            )
+        if stage_of[record] == 3 and stage_of[record - 1] == 2:
+            alpha_a = 1.0
+        path.append((alpha_v, alpha_a))
+    return np.array(path)
+
+
+def test_records_of_a_run_through_all_stages() -> None:
+    task, key = make_task(), jax.random.key(3)
+    found = run(key, task, BY_STEP)
+    records = found.records
+    assert set(records) == set(RECORD)
+    np.testing.assert_array_equal(found.steps, [0, 10, 20, 30, 40])
+    assert found.steps.dtype == jnp.int32
+    np.testing.assert_array_equal(records["stage"], [1, 1, 2, 3, 3])
+    np.testing.assert_array_equal(records["samples"], np.arange(5) * 10 * B)
+    assert np.isnan(records["batch_loss"][0])
+    assert np.all(np.isfinite(records["batch_loss"][1:]))
+    np.testing.assert_allclose([records["alpha_value"][0], records["delta_value"][0]], 0, atol=1e-5)
+    population = np.stack(
+        [records["population_alpha_value"], records["population_alpha_attention"]], axis=1
+    )
+    np.testing.assert_allclose(population, recursion(task, found, BY_STEP), rtol=1e-5)
+    alphas = theory.signals(found.params, task)
+    np.testing.assert_allclose(
+        alphas, [records["alpha_value"][-1], records["alpha_attention"][-1]], rtol=1e-4
+    )
+    assert np.sum(np.asarray(found.params.attention) == 0) >= (T - 8) * N
+
+
+def test_population_recursion_in_one_stage_is_that_of_theory() -> None:
+    task = make_task()
+    settings = change(BY_STEP, switch_step=NEVER)
+    found = run(jax.random.key(3), task, settings)
+    rates = theory.Rates(
+        jnp.full(40, 0.05) / pattern_signal(task), jnp.full(40, 0.05) / transition_signal(task)
+    )
+    path = theory.population_path(
+        rates,
+        transition_signal=float(transition_signal(task)),
+        pattern_signal=float(pattern_signal(task)),
+        context_length=T,
+    )
+    for name, expected in zip(("value", "attention"), path, strict=True):
+        np.testing.assert_allclose(
+            found.records[f"population_alpha_{name}"], expected[::10], rtol=1e-5
+        )
+
+
+def test_the_key_decides() -> None:
+    task = make_task()
+    once, again, other = (run(jax.random.key(seed), task, BY_STEP) for seed in (4, 4, 5))
+    chex.assert_trees_all_equal(once, again)
+    assert float(jnp.max(jnp.abs(once.params.value - other.params.value))) > 1e-3
+
+
+segment = jax.jit(advance, static_argnames="num_records")
+
+
+@pytest.mark.parametrize("cuts", [(1, 3), (3, 1), (1, 1, 1, 1)])
+def test_a_run_cut_into_segments_is_bitwise_the_same(cuts: tuple[int, ...]) -> None:
+    task, key = make_task(), jax.random.key(3)
+    whole = run(key, task, BY_STEP)
+    state, start, parts = init(key, task, BY_STEP), 0, []
+    for count in cuts:
+        # As if read back from disk.
+        state = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), state)
+        state, records = segment(key, task, BY_STEP, state, start, num_records=count)
+        start += count * BY_STEP.record_every
+        assert int(state.step) == start
+        parts.append(records)
+    chex.assert_trees_all_equal(state.params, whole.params)
+    for name in RECORD:
+        joined = np.concatenate([np.asarray(part[name]) for part in parts])
+        np.testing.assert_array_equal(joined, whole.records[name][1:])
+
+
+def test_batches_depend_on_the_key_and_the_step_number_alone() -> None:
+    task, key = make_task(), jax.random.key(6)
+    still = change(BY_STEP, learning_rate_1=0.0, switch_step=NEVER)
+    state = init(key, task, still)
+
+    def losses(key: jax.Array, start: int) -> list[float]:
+        records = segment(key, task, still, state, start, num_records=3)[1]
+        return [float(loss) for loss in records["batch_loss"]]
+
+    early, late = losses(key, 0), losses(key, 10)
+    assert early[1:] == late[:-1]
+    assert len({*early, *late, *losses(jax.random.key(7), 0)}) == 7
+
+
+# Maps.
+
+
+def test_seeds_and_sparsities_under_vmap_equal_single_runs() -> None:
+    settings = change(QUICK, steps=60, record_every=6)
+    sparsities = jnp.array([1, 2, 4, 8], jnp.int32)
+
+    def one(seed: jax.Array, sparsity: jax.Array) -> Trajectory:
+        key = jax.random.fold_in(jax.random.key(0), seed)
+        task = random_task(key, num_tokens=N, context_length=T, sparsity=sparsity, max_sparsity=8)
+        return train(jax.random.fold_in(key, 1), task, settings)
+
+    traces = []
+
+    @jax.jit
+    def grid(seeds: jax.Array) -> Trajectory:
+        traces.append(seeds)
+        return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(seeds, sparsities)
+
+    grid(jnp.arange(8, 16))
+    found = grid(jnp.arange(8))
+    assert len(traces) == 1
+    single = jax.jit(one)
+    for seed in range(8):
+        for index, sparsity in enumerate(sparsities):
+            lane: Trajectory = jax.tree.map(lambda leaf, s=seed, i=index: leaf[s, i], found)
+            # Sums in another order, 1e-7 each, grow with the signal from 1/T to 1: below 1e-4.
+            assert_close(lane, single(jnp.asarray(seed), sparsity), 1e-4)
+    stage = np.asarray(found.records["stage"])
+    assert set(stage.ravel()) >= {1, 2}
+    assert len(np.unique(stage.sum(axis=-1))) > 3  # every lane switches at its own record
+
+
+LANES = 3
+
+
+MAPPED = ("learning_rate_1", "l1", "switch_level")
+
+
+def lanes(settings: Settings) -> Settings:
+    """In-axes of a map over the fields of MAPPED alone."""
+    axes: dict[str, Any] = dict.fromkeys(training.TRACED_FIELDS) | dict.fromkeys(MAPPED, 0)
+    return change(settings, **axes)
+
+
+mapped_run = jax.jit(jax.vmap(train, in_axes=(None, None, lanes(QUICK))))
+
+
+def mapped(**values: list[float]) -> Settings:
+    return change(QUICK, **{name: jnp.array(value) for name, value in values.items()})
+
+
+def test_mapped_settings_equal_separate_runs() -> None:
+    task, key = make_task(), jax.random.key(8)
+    values = {
+        "learning_rate_1": [0.03, 0.05, 0.07],
+        "l1": [0.0, 1e-3, 3e-3],
+        "switch_level": [0.1, 0.2, 0.3],
+    }
+    found = mapped_run(key, task, mapped(**values))
+    for index in range(LANES):
+        settings = change(QUICK, **{name: value[index] for name, value in values.items()})
+        lane: Trajectory = jax.tree.map(lambda leaf, i=index: leaf[i], found)
+        assert_close(lane, run(key, task, settings), 1e-4)
+    assert len({tuple(row) for row in np.asarray(found.records["alpha_value"])}) == LANES
+
+
+def test_a_diverged_lane_does_not_touch_its_neighbours() -> None:
+    task, key = make_task(), jax.random.key(8)
+    rest = {"l1": [1e-3] * LANES, "switch_level": [0.15] * LANES}
+    sound = mapped_run(key, task, mapped(learning_rate_1=[0.05, 0.05, 0.05], **rest))
+    found = mapped_run(key, task, mapped(learning_rate_1=[0.05, 1e20, 0.05], **rest))
+    assert not np.any(np.isfinite(found.params.value[1]))
+    assert np.all(np.isnan(found.records["alpha_value"][1, -5:]))
+    for index in (0, 2):
+        chex.assert_trees_all_equal(
+            *(jax.tree.map(lambda leaf, i=index: leaf[i], tree) for tree in (found, sound))
+        )
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:  # noqa: ANN401
+    """All equations of a jaxpr and of those inside it."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                    yield from equations(inner)
+
+
+def random_word_shapes(function: Callable[..., Any], *arguments: object) -> list[tuple[int, ...]]:
+    """Shapes of all arrays of random words and of tokens: what is unsigned, or a key."""
+    return [
+        variable.aval.shape
+        for equation in equations(jax.make_jaxpr(function)(*arguments))
+        for variable in equation.outvars
+        if jnp.issubdtype(variable.aval.dtype, jnp.unsignedinteger)
+        or jnp.issubdtype(variable.aval.dtype, jax.dtypes.prng_key)
+    ]
+
+
+def test_the_sampler_stays_unbatched_under_a_map_over_settings() -> None:
+    # 7 lanes: a number that is no other size, nor half of one, here.
+    width, task = 7, make_task(length=23)
+    settings = change(
+        QUICK,
+        batch_size=11,
+        steps=2,
+        record_every=2,
+        record=("stage", "rounded_value_distance"),
+        refit_samples=17,
+        refit_support=5,
+    )
+    axes = lanes(settings)
+    learners = change(settings, **{name: jnp.linspace(0.1, 0.2, width) for name in MAPPED})
+    shapes = random_word_shapes(
+        jax.vmap(train, in_axes=(None, None, axes)), jax.random.key(0), task, learners
+    )
+    assert any(23 in shape and 11 in shape for shape in shapes)
+    assert not any(width in shape for shape in shapes)
+    per_seed = random_word_shapes(
+        jax.vmap(train, in_axes=(0, None, None)),
+        jax.random.split(jax.random.key(0), width),
+        task,
+        settings,
+    )
+    assert any(width in shape and 23 in shape for shape in per_seed)
+
+
+# Long runs.
+
+LONG = Settings(batch_size=16, steps=1000, record_every=100, record=("stage", "flipped"))
+
+
+@pytest.fixture(scope="module")
+def long_runs() -> dict[str, Trajectory]:
+    task, key = make_task(length=200), jax.random.key(9)
+    return {
+        "proximal": run(key, task, LONG),
+        "sgd": run(key, task, change(LONG, optimizer="sgd", stop_level=0.5)),
+        "lowered": run(
+            key,
+            task,
+            change(LONG, l1=0.0, threshold=0.0, stop_level=float("inf"), stop_step=NEVER),
+        ),
+    }
+
+
+@pytest.mark.parametrize("arm", ["proximal", "sgd"])
+def test_invariants_hold_after_a_thousand_steps(long_runs: dict[str, Trajectory], arm: str) -> None:
+    task, params = make_task(length=200), long_runs[arm].params
+    value, attention = (np.asarray(array, np.float64) for array in params)
+    mu = np.asarray(task.stationary, np.float64)
+    assert int(long_runs[arm].records["stage"][-1]) >= 2
+    np.testing.assert_allclose(value.sum(axis=0), 1.0, atol=1e-5)
+    np.testing.assert_allclose(value @ mu, mu, atol=1e-5)
+    np.testing.assert_allclose(attention.sum(axis=0), 1.0, atol=1e-5)
+
+
+def test_sgd_is_the_proximal_arm_without_l1_and_without_cuts(
+    long_runs: dict[str, Trajectory],
+) -> None:
+    # The additive update p + ((p - eta g) - p) rounds differently: 1e-7 a step, grown by training.
+    assert_close(long_runs["lowered"], long_runs["sgd"], 1e-4)
+    assert np.all(np.asarray(long_runs["sgd"].records["stage"]) <= 2)
+
+
+def test_the_recipe_recovers_every_task() -> None:
+    settings = Settings(
+        batch_size=32,
+        steps=1000,
+        record_every=100,
+        record=("rounded_value_distance", "rounded_attention_distance", "stage"),
+        learning_rate_1=0.02,
+        learning_rate_2=0.005,
+        l1=1e-4,
+    )
+
+    @jax.jit
+    @jax.vmap
+    def recipe(seed: jax.Array) -> dict[str, jax.Array]:
+        key = jax.random.fold_in(jax.random.key(0), seed)
+        task = random_task(key, num_tokens=3, context_length=500, sparsity=2)
+        return train(jax.random.fold_in(key, 1), task, settings).records
+
+    records = recipe(jnp.arange(12))
+    for name in ("rounded_value_distance", "rounded_attention_distance"):
+        final = np.asarray(records[name])[:, -1]
+        assert np.all(final < 0.1), (name, final)
+        assert np.all(np.asarray(records[name])[:, 0] > 0.1)
+    assert np.all(np.asarray(records["stage"])[:, -1] >= 2)
+
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "adam"}, "optimizer is 'adam'; it must be one of proximal, sgd, raw_sgd"),
+        ({"attention_map": "tanh"}, "attention_map is 'tanh'; it must be one of linear"),
+        ({"geometry": "flat"}, "geometry is 'flat'; it must be one of mu, paper"),
+        ({"l1_scaling": "none"}, "l1_scaling is 'none'; it must be one of direct, rate, signal"),
+        ({"switch_on": "loss"}, "switch_on is 'loss'; it must be one of parameters, truth, step"),
+        *[
+            ({name: 0}, f"{name} is 0; it must be at least 1")
+            for name in ("batch_size", "steps", "record_every", "refit_samples", "refit_support")
+        ],
+        *[
+            ({name: value}, f"{name} is {value}; it must be at least 0")
+            for name in sorted(training.TRACED_FIELDS)
+            for value in (-1, float("nan"))
+        ],
+        ({"steps": 81}, "steps is 81; it must be a multiple of record_every = 4"),
+        ({"steps": 2**28}, f"steps times batch_size is {2**32}; it must be at most {NEVER}"),
+        ({"record": ("stage", "accuracy")}, "record has 'accuracy'; it must name observables"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        change(QUICK, **changes)
+
+
+def test_settings_are_a_pytree_of_what_may_be_traced() -> None:
+    def structure(settings: Settings) -> object:
+        return jax.tree.structure(settings)
+
+    leaves, definition = jax.tree.flatten(QUICK)
+    assert leaves == [getattr(QUICK, name) for name in training.TRACED_FIELDS]
+    assert jax.tree.unflatten(definition, leaves) == QUICK
+    assert structure(change(QUICK, l1=1.0)) == structure(QUICK)
+    assert structure(change(QUICK, batch_size=8)) != structure(QUICK)
+    fields = {field.name for field in dataclasses.fields(Settings)}
+    assert fields == {*training.STATIC_FIELDS, *training.TRACED_FIELDS}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        QUICK.l1 = 1.0  # type: ignore[misc]
