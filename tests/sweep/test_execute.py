@@ -208,14 +208,12 @@ def test_a_program_is_compiled_once_whatever_the_chunks_and_segments(
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 
+    # It stays: the oldest JAX can't unregister it, and it does nothing but count.
     jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        run(plan, tmp_path / "out", engine=cut.engine)
-        assert compiled == []
-        jax.jit(lambda x: x + 1)(np.float32(0))
-        assert compiled  # or this test would not notice
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+    run(plan, tmp_path / "out", engine=cut.engine)
+    assert compiled == []
+    jax.jit(lambda x: x + 1)(np.float32(0))
+    assert compiled  # or this test would not notice
 
 
 def test_padding_is_dropped(cut: Kept, whole: Kept) -> None:
