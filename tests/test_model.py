@@ -1,0 +1,131 @@
+"""The forward pass against the formula written out with one-hot arrays in NumPy."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scbjax.model import Params, init_params, predict
+from scbjax.task import Task
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# These programs run for milliseconds: optimising them costs more than it saves.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+# One output is a sum of T N products of numbers of order one, in float32.
+TOLERANCE = 1e-5
+# Both sides of every switch between algorithms: few tokens, more tokens than samples, 16 bits.
+SIZES = [2, 3, 4, 5, 20, 33, 300]
+
+
+class Case(NamedTuple):
+    """V, A, contexts and queries, in float64 and int64."""
+
+    value: Array
+    attention: Array
+    tokens: Array
+    query: Array
+
+
+def make_case(num_tokens: int, context_length: int, batch_size: int, seed: int = 0) -> Case:
+    """Parameters off the invariant set; tokens and queries far from uniform."""
+    rng = np.random.default_rng([seed, num_tokens, context_length, batch_size])
+    mu = rng.dirichlet(np.full(num_tokens, 0.7))
+    tokens = rng.choice(num_tokens, (batch_size, context_length), p=mu)
+    query = rng.choice(num_tokens, batch_size, p=mu)
+    query[: min(2, batch_size)] = num_tokens - 1
+    tokens[0] = num_tokens - 1  # every position has the same token
+    return Case(
+        rng.normal(size=(num_tokens, num_tokens)) / num_tokens**0.5,
+        rng.normal(size=(context_length, num_tokens)) / context_length**0.5,
+        tokens,
+        query,
+    )
+
+
+def naive_predict(case: Case) -> Array:
+    """``V X a^(k)``, sample by sample: X is the one-hot matrix of a context."""
+    one_hot = np.eye(len(case.value))
+    rows = [
+        case.value @ one_hot[:, tokens] @ case.attention[:, query]
+        for tokens, query in zip(case.tokens, case.query, strict=True)
+    ]
+    return np.stack(rows)
+
+
+def single(case: Case) -> Params:
+    return Params(jnp.asarray(case.value, jnp.float32), jnp.asarray(case.attention, jnp.float32))
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.mark.parametrize("num_tokens", SIZES)
+@pytest.mark.parametrize(("context_length", "batch_size"), [(13, 40), (1, 3), (6, 1)])
+def test_predict_is_the_formula(num_tokens: int, context_length: int, batch_size: int) -> None:
+    case = make_case(num_tokens, context_length, batch_size)
+    dtype = np.uint8 if num_tokens <= 256 else np.uint16
+    got = quick_jit(predict)(single(case), case.tokens.astype(dtype), case.query.astype(np.int32))
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, naive_predict(case), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int32])
+def test_tokens_may_have_any_integer_type(dtype: type[np.integer[Any]]) -> None:
+    for num_tokens in (3, 7):
+        case = make_case(num_tokens, 5, 4)
+        got = quick_jit(predict)(single(case), case.tokens.astype(dtype), case.query.astype(dtype))
+        np.testing.assert_allclose(got, naive_predict(case), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("num_tokens", [3, 20])
+def test_predict_in_vmap_over_samples_and_over_learners(num_tokens: int) -> None:
+    cases = [make_case(num_tokens, 6, 5, seed) for seed in range(3)]
+    many = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(single(case) for case in cases))
+    tokens = np.stack([case.tokens for case in cases]).astype(np.uint8)
+    query = np.stack([case.query for case in cases]).astype(np.int32)
+    got = quick_jit(jax.vmap(predict))(many, tokens, query)
+    np.testing.assert_allclose(got, [naive_predict(case) for case in cases], atol=TOLERANCE)
+    got = quick_jit(jax.vmap(predict, in_axes=(0, None, None)))(many, tokens[0], query[0])
+    shared = [case._replace(tokens=cases[0].tokens, query=cases[0].query) for case in cases]
+    np.testing.assert_allclose(got, [naive_predict(case) for case in shared], atol=TOLERANCE)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("num_tokens", [3, 20])
+def test_predict_keeps_double_precision(num_tokens: int) -> None:
+    case = make_case(num_tokens, 13, 8)
+    params = Params(jnp.asarray(case.value), jnp.asarray(case.attention))
+    got = quick_jit(predict)(params, case.tokens.astype(np.uint8), case.query)
+    assert got.dtype == jnp.float64
+    np.testing.assert_allclose(got, naive_predict(case), atol=1e-14)
+
+
+def test_contexts_of_another_length_are_refused() -> None:
+    case = make_case(3, 5, 4)
+    with pytest.raises(AssertionError, match="shape"):
+        predict(single(case), jnp.asarray(case.tokens[:, :4]), jnp.asarray(case.query))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_start_predicts_the_stationary_law(dtype: jax.typing.DTypeLike) -> None:
+    mu = np.array([0.2, 0.3, 0.5])
+    task = Task(
+        jnp.eye(3, dtype=dtype), jnp.asarray(mu, dtype), jnp.zeros((7, 3), dtype).at[2].set(1)
+    )
+    value, attention = init_params(task)
+    assert value.dtype == attention.dtype == dtype
+    np.testing.assert_allclose(value, np.tile(mu[:, None], 3), rtol=1e-6)
+    np.testing.assert_allclose(attention, np.full((7, 3), 1 / 7), rtol=1e-6)
+    case = make_case(3, 7, 4)
+    out = quick_jit(predict)(Params(value, attention), case.tokens, case.query)
+    np.testing.assert_allclose(out, np.tile(mu, (4, 1)), rtol=1e-6)
