@@ -111,9 +111,22 @@ def test_example_study_is_valid() -> None:
     assert study.num_trajectories == 16 * 2 * 5 * 3
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/studies.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "docs/studies.md", "docs/figures.md"]
+)
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
     local = [target for target in targets if "://" not in target]
     assert [target for target in local if not (path.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_readme_names_the_pinned_versions(python: str) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| {re.escape(python)} \|(.*)\|(.*)\|$", text, flags=re.MULTILINE)
+    for cell, pins in zip(row, ("oldest", f"py{python.replace('.', '')}"), strict=True):
+        exact = (ROOT / "requirements" / f"{pins}.txt").read_text(encoding="utf-8")
+        for package, version in re.findall(r"(\w+) ([\d.]+\d)", cell):
+            assert re.search(rf"^{package.lower()}=={re.escape(version)}$", exact, re.MULTILINE)
+        assert "JAX" in cell
