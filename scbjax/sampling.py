@@ -32,6 +32,9 @@ POSITION_MAJOR_LIMIT = 4
 
 _WORD = jnp.uint32
 _WORD_BITS = 32
+# Positions are found by their block first: a distribution function over all of them would be as
+# large as A, and summing it up would take longer than a step.
+_BLOCK = 32
 _UNIFORM_BITS = 24  # the most that float32 holds exactly
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
@@ -61,12 +64,15 @@ class Sampler(NamedTuple):
     Attributes:
         token_table: uint32; for N <= 32 the thresholds [N - 1] that a word is compared with, else
             an alias table (see :func:`alias_table`).
-        position_cdf: [T, N]; the distribution function of the positions, a column for each query.
+        block_cdf: [T / 32, N]; the distribution function of the positions, a column for each query,
+            at the end of every block of 32 positions.
+        pattern: Q [T, N], for the steps within a block.
         label_cdf: [N, N]; the distribution function of the labels, a column for each token.
     """
 
     token_table: jax.Array
-    position_cdf: jax.Array
+    block_cdf: jax.Array
+    pattern: jax.Array
     label_cdf: jax.Array
 
 
@@ -87,8 +93,9 @@ def make_sampler(task: Task) -> Sampler:
     """Prepares the distribution functions of a task; call it once, outside the loop over steps."""
     return Sampler(
         token_table=make_token_table(task.stationary),
-        position_cdf=jnp.cumsum(task.pattern, axis=0),
-        label_cdf=jnp.cumsum(task.transition, axis=0),
+        block_cdf=_distribution_functions(_block_sums(task.pattern)),
+        pattern=task.pattern,
+        label_cdf=_distribution_functions(task.transition),
     )
 
 
@@ -120,7 +127,7 @@ def draw_batch(seed: jax.Array, sampler: Sampler, batch_size: int) -> Batch:
     """Like :func:`sample_batch`, with a seed (:func:`make_seed`) and the sampler already made."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    context_length, num_tokens = sampler.position_cdf.shape
+    context_length, num_tokens = sampler.pattern.shape
     chex.assert_shape(sampler.label_cdf, (num_tokens, num_tokens))
     if num_tokens <= POSITION_MAJOR_LIMIT:
         shape = (context_length, batch_size)
@@ -130,7 +137,7 @@ def draw_batch(seed: jax.Array, sampler: Sampler, batch_size: int) -> Batch:
         tokens = draw_tokens(seed, _TOKENS, sampler.token_table, num_tokens, shape)
     query = draw_tokens(seed, _QUERIES, sampler.token_table, num_tokens, (batch_size,))
     query = query.astype(jnp.int32)
-    position = draw_from_columns(seed, _POSITIONS, sampler.position_cdf, query)
+    position = draw_positions(seed, _POSITIONS, sampler, query)
     source = _entry(tokens, jnp.arange(batch_size), position).astype(jnp.int32)
     return Batch(tokens, query, draw_from_columns(seed, _STEPS, sampler.label_cdf, source))
 
@@ -182,10 +189,33 @@ def draw_tokens(
     return jnp.concatenate(halves)[: shape[0]]
 
 
+def draw_positions(seed: jax.Array, stream: int, sampler: Sampler, query: jax.Array) -> jax.Array:
+    """Draws a position s ~ q^(k) for each given query k [B]; int32 [B]."""
+    level, block = _invert(seed, stream, sampler.block_cdf, query)
+    before = jnp.where(block > 0, _entry(sampler.block_cdf, jnp.maximum(block - 1, 0), query), 0.0)
+    steps = jnp.arange(_BLOCK, dtype=jnp.int32)[None, :]
+    rows = block[:, None] * _BLOCK + steps
+    last = sampler.pattern.shape[0] - 1
+    weights = _entry(sampler.pattern, jnp.minimum(rows, last), query[:, None])
+    weights = jnp.where(rows <= last, weights, 0.0)
+    passed = (weights > 0) & (jnp.cumsum(weights, axis=1) > (level - before)[:, None])
+    inside = jnp.min(jnp.where(passed, steps, _BLOCK), axis=1)
+    # Rounding may put the level past the end of the block: then it is its last with weight.
+    final = jnp.max(jnp.where(weights > 0, steps, 0), axis=1)
+    return block * _BLOCK + jnp.minimum(inside, final)
+
+
 def draw_from_columns(
     seed: jax.Array, stream: int, cdf: jax.Array, columns: jax.Array
 ) -> jax.Array:
     """Draws a row (int32) for each given column [B] of a table of distribution functions [R, C]."""
+    return _invert(seed, stream, cdf, columns)[1]
+
+
+def _invert(
+    seed: jax.Array, stream: int, cdf: jax.Array, columns: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Uniform levels, and the first row of the given columns [B] that passes each of them."""
     rows = cdf.shape[0]
     words = jnp.concatenate(_word_pair(seed, stream, columns.shape))[: columns.shape[0]]
     uniform = (words >> _WORD(_WORD_BITS - _UNIFORM_BITS)).astype(cdf.dtype) * 2.0**-_UNIFORM_BITS
@@ -197,7 +227,30 @@ def draw_from_columns(
         further = row + 2**bit
         below = _entry(cdf, jnp.minimum(further, rows) - 1, columns) <= level
         row = jnp.where(below, further, row)
-    return row
+    return level, row
+
+
+def _distribution_functions(table: jax.Array) -> jax.Array:
+    """Running sums along the rows of [R, C], in order.
+
+    The tree that :func:`jax.numpy.cumsum` adds along rounds neighbouring sums differently, which
+    would give rows of weight zero a chance.
+    """
+
+    def add(total: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return total + row, total + row
+
+    sums: jax.Array = jax.lax.scan(add, jnp.zeros_like(table[0]), table)[1]
+    return sums
+
+
+def _block_sums(pattern: jax.Array) -> jax.Array:
+    """Sums over blocks of positions, the last one shorter where T asks for it: [T / 32, N]."""
+    whole = pattern.shape[0] // _BLOCK * _BLOCK
+    sums = jnp.sum(pattern[:whole].reshape(-1, _BLOCK, pattern.shape[1]), axis=1)
+    if whole == pattern.shape[0]:
+        return sums
+    return jnp.concatenate([sums, jnp.sum(pattern[whole:], axis=0, keepdims=True)])
 
 
 def _entry(table: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
@@ -272,14 +325,20 @@ def _word_pair(seed: jax.Array, stream: int, shape: tuple[int, ...]) -> tuple[ja
 def _word_counts(probabilities: jax.Array) -> jax.Array:
     """Deals out 2^32 words by probability: uint32 [N], each at least 1, summing to 2^32 (or 0).
 
-    The top 16 bits and the rest are converted apart, which is exact; what rounding leaves over goes
-    to the most probable token.
+    The top 16 bits and the rest are converted apart, which is exact. Rounding down leaves at most
+    one word for each token, which are dealt out again; what float32 rounding of the probabilities
+    leaves over or lacks goes to the most probable token.
     """
-    scaled = probabilities / jnp.sum(probabilities) * 2.0**16
-    high = jnp.floor(scaled)
-    low = jnp.floor((scaled - high) * 2.0**16)
+    limit = 2.0**16
+    scaled = probabilities / jnp.sum(probabilities) * limit
+    # A probability that rounds to one has all words but one: 2^32 would wrap around to none.
+    high = jnp.minimum(jnp.floor(scaled), limit - 1)
+    low = jnp.minimum(jnp.floor((scaled - high) * limit), limit - 1)
     counts = jnp.maximum(high.astype(_WORD) * _WORD(2**16) + low.astype(_WORD), _WORD(1))
-    return counts.at[jnp.argmax(counts)].add(_WORD(0) - jnp.sum(counts, dtype=_WORD))
+    left = (_WORD(0) - jnp.sum(counts, dtype=_WORD)).astype(jnp.int32)
+    counts = counts + (jnp.arange(counts.shape[0], dtype=jnp.int32) < left).astype(_WORD)
+    dealt: jax.Array = counts.at[jnp.argmax(counts)].add(_WORD(0) - jnp.sum(counts, dtype=_WORD))
+    return dealt
 
 
 def _index_bits(num_tokens: int) -> int:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from scbjax.model import Params, attend
-from scbjax.sampling import draw_from_columns, draw_tokens, make_sampler, make_seed
+from scbjax.sampling import draw_from_columns, draw_positions, draw_tokens, make_sampler, make_seed
 from scbjax.task import (
     Task,
     mu_inner,
@@ -157,7 +157,7 @@ def refit_value(
     query = draw_tokens(seed, 0, table, num_tokens, (num_samples,)).astype(jnp.int32)
     tokens = draw_tokens(seed, 1, table, num_tokens, (num_samples, positions.shape[1]))
     elsewhere = draw_tokens(seed, 2, table, num_tokens, (num_samples,)).astype(jnp.int32)
-    position = draw_from_columns(seed, 3, sampler.position_cdf, query)
+    position = draw_positions(seed, 3, sampler, query)
     here = positions[query] == position[:, None]
     found = jnp.sum(jnp.where(here, tokens.astype(jnp.int32), 0), axis=1, dtype=jnp.int32)
     source = jnp.where(jnp.any(here, axis=1), found, elsewhere)
