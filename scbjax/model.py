@@ -106,7 +106,10 @@ def attend_transpose(scores: jax.Array, tokens: jax.Array, query: jax.Array) -> 
     same = (query[:, None] == query[None, :]).astype(values.dtype)
     sums = jnp.pad(product(values.T, same), ((0, 0), (0, 1)))
     owner = jnp.full((num_tokens,), batch_size).at[query].set(jnp.arange(batch_size))
-    return sums[:, owner]
+    # Index by index, which keeps the layout of A; a gather of whole columns would transpose it.
+    positions = jnp.arange(sums.shape[0])[:, None]
+    columns: jax.Array = sums.at[positions, owner[None, :]].get(mode="promise_in_bounds")
+    return columns
 
 
 def _one_hot(query: jax.Array, num_tokens: int, dtype: jax.typing.DTypeLike) -> jax.Array:
