@@ -32,6 +32,9 @@ POSITION_MAJOR_LIMIT = 4
 
 _WORD = jnp.uint32
 _WORD_BITS = 32
+_HALF_RANGE = 2**16
+# More than what float32 rounding of a sum of probabilities can add.
+_FIRST_HELPING = 1.0 - 2.0**-20
 # Positions are found by their block first: a distribution function over all of them would be as
 # large as A, and summing it up would take longer than a step.
 _BLOCK = 32
@@ -325,20 +328,26 @@ def _word_pair(seed: jax.Array, stream: int, shape: tuple[int, ...]) -> tuple[ja
 def _word_counts(probabilities: jax.Array) -> jax.Array:
     """Deals out 2^32 words by probability: uint32 [N], each at least 1, summing to 2^32 (or 0).
 
-    The top 16 bits and the rest are converted apart, which is exact. Rounding down leaves at most
-    one word for each token, which are dealt out again; what float32 rounding of the probabilities
-    leaves over or lacks goes to the most probable token.
+    A first helping, a little too small, comes from the top 16 bits and the rest, which float32
+    holds apart exactly. What is left is dealt out by probability again, then one word each, so that
+    neither the rounding of the sum of the probabilities nor that of the words falls on one token.
     """
-    limit = 2.0**16
-    scaled = probabilities / jnp.sum(probabilities) * limit
-    # A probability that rounds to one has all words but one: 2^32 would wrap around to none.
-    high = jnp.minimum(jnp.floor(scaled), limit - 1)
-    low = jnp.minimum(jnp.floor((scaled - high) * limit), limit - 1)
-    counts = jnp.maximum(high.astype(_WORD) * _WORD(2**16) + low.astype(_WORD), _WORD(1))
-    left = (_WORD(0) - jnp.sum(counts, dtype=_WORD)).astype(jnp.int32)
-    counts = counts + (jnp.arange(counts.shape[0], dtype=jnp.int32) < left).astype(_WORD)
-    dealt: jax.Array = counts.at[jnp.argmax(counts)].add(_WORD(0) - jnp.sum(counts, dtype=_WORD))
+    shares = probabilities / jnp.sum(probabilities)
+    scaled = shares * (_HALF_RANGE * _FIRST_HELPING)
+    high = jnp.floor(scaled)
+    low = jnp.floor((scaled - high) * _HALF_RANGE)
+    counts = jnp.maximum(high.astype(_WORD) * _WORD(_HALF_RANGE) + low.astype(_WORD), _WORD(1))
+    second = jnp.floor(shares * jnp.maximum(_words_left(counts), 0).astype(shares.dtype))
+    counts = counts + second.astype(_WORD)
+    each = jnp.arange(counts.shape[0], dtype=jnp.int32) < _words_left(counts)
+    counts = counts + each.astype(_WORD)
+    dealt: jax.Array = counts.at[jnp.argmax(counts)].add(_words_left(counts).astype(_WORD))
     return dealt
+
+
+def _words_left(counts: jax.Array) -> jax.Array:
+    """2^32 minus the sum of the counts, int32; negative where too many were dealt out."""
+    return (_WORD(0) - jnp.sum(counts, dtype=_WORD)).astype(jnp.int32)
 
 
 def _index_bits(num_tokens: int) -> int:
