@@ -347,7 +347,8 @@ def _word_counts(probabilities: jax.Array) -> jax.Array:
 
 def _words_left(counts: jax.Array) -> jax.Array:
     """2^32 minus the sum of the counts, int32; negative where too many were dealt out."""
-    return (_WORD(0) - jnp.sum(counts, dtype=_WORD)).astype(jnp.int32)
+    left: jax.Array = (_WORD(0) - jnp.sum(counts, dtype=_WORD)).astype(jnp.int32)
+    return left
 
 
 def _index_bits(num_tokens: int) -> int:
