@@ -35,8 +35,9 @@ HostArrays: TypeAlias = dict[str, npt.NDArray[Any]]
 Values: TypeAlias = Mapping[str, Any]
 Records: TypeAlias = dict[str, jax.Array]
 
-SEGMENT_SECONDS = 1.5
-"""Time that a segment is made to last: long against its overhead, short for somebody who waits."""
+SEGMENT_SECONDS = 2.0
+"""Time that a segment is made to last: long against its overhead (on a CPU, the memory of its
+temporaries is mapped anew), short for somebody who waits for it to end."""
 
 _LIVE_METRIC = "attention_distance"
 _OUTER = "outer"  # the mesh axis over which the outer layer is sharded
@@ -157,6 +158,7 @@ class Executor:
         *,
         checkpoint: Checkpoint | None = None,
         listen: Callable[[Segment], None] = lambda _: None,
+        compiling: Callable[[Program], None] = lambda _: None,
     ) -> ChunkResult:
         """Runs one chunk from the beginning, or from a checkpoint.
 
@@ -164,6 +166,7 @@ class Executor:
             index: its place in the plan.
             checkpoint: where to continue.
             listen: called after each segment; what it raises ends the run.
+            compiling: called before a program is compiled.
 
         Returns:
             The result. Its arrays depend on the plan alone, not on segments or checkpoints.
@@ -172,6 +175,7 @@ class Executor:
         program = self._plan.programs[chunk.program]
         compile_seconds = 0.0
         if program.index not in self._compiled:
+            compiling(program)
             self._compiled[program.index] = _compile(program)
             compile_seconds = self._compiled[program.index].seconds
         run = _ChunkRun(self._plan, chunk, self._compiled[program.index])

@@ -22,7 +22,7 @@ from scbjax.sweep.axes import Axis
 from scbjax.sweep.fields import FIELDS, StudyError
 from scbjax.sweep.plan import Plan
 from scbjax.sweep.store import Store, atomic_file
-from scbjax.sweep.study import fingerprint, to_toml
+from scbjax.sweep.study import to_toml
 
 if TYPE_CHECKING:
     import xarray
@@ -187,7 +187,7 @@ def _frame(plan: Plan, attributes: Mapping[str, Any]) -> "xarray.Dataset":
         "name": study.name,
         "study": to_toml(study),
         "settings": json.dumps(settings),
-        "fingerprint": fingerprint(study),
+        "fingerprint": plan.fingerprint,
     }
     return xarray.Dataset(coords=coords, attrs={**attrs, **attributes})
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from scbjax.sweep.chunks import Checkpoint, ChunkResult, Executor, Segment
-from scbjax.sweep.plan import Plan
+from scbjax.sweep.plan import Plan, Program
 
 
 class Session(Protocol):
@@ -12,6 +12,9 @@ class Session(Protocol):
 
     def checkpoint(self, index: int) -> Checkpoint | None:
         """Where a chunk was left by an earlier session, if it was begun."""
+
+    def compiling(self, program: Program) -> None:
+        """Hears that a program is about to be compiled, which takes seconds."""
 
     def listen(self, segment: Segment) -> None:
         """Hears of every finished segment; ends the run by raising."""
@@ -46,5 +49,12 @@ class LocalEngine:
         """See :class:`Engine`."""
         executor = self._make_executor(plan)
         for index in indices:
-            checkpoint = session.checkpoint(index)
-            yield index, executor.run(index, checkpoint=checkpoint, listen=session.listen)
+            yield (
+                index,
+                executor.run(
+                    index,
+                    checkpoint=session.checkpoint(index),
+                    listen=session.listen,
+                    compiling=session.compiling,
+                ),
+            )

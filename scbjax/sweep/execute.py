@@ -34,7 +34,6 @@ from scbjax.sweep.fields import StudyError
 from scbjax.sweep.plan import Chunk, Plan, Program, plan_with_layout
 from scbjax.sweep.progress import Meter, Progress, readable_seconds
 from scbjax.sweep.store import DamagedError, Manifest, Store
-from scbjax.sweep.study import fingerprint
 
 CHECKPOINT_SECONDS = 30.0
 """Work that a crash may lose. A checkpoint costs a copy of the state to the disk."""
@@ -88,7 +87,7 @@ def run_study(
         plan: what to run. A run that was begun goes on in the chunks it was cut into then.
         out: the results directory.
         progress: where to report to.
-        force: move the directory aside, if there is one, and start anew.
+        force: move the results that are there aside, and start anew.
         segment_seconds: time between two looks at the clock and the signals.
         checkpoint_seconds: time between two checkpoints of a chunk.
         engine: where chunks run; this process if left out.
@@ -121,9 +120,9 @@ def run_study(
 
 def _open(store: Store, plan: Plan, progress: Progress, *, force: bool) -> Plan:
     """Begins a run in the directory, or finds the one that is there; returns the plan to follow."""
-    if force and store.out.exists():
+    if force and store.holds_results():
         progress.say(f"moved what was there to {store.move_aside()}")
-    own = fingerprint(plan.study)
+    own = plan.fingerprint
     try:
         found = store.read_manifest()
     except DamagedError:
@@ -204,6 +203,12 @@ class _Session:
             return None
         self._meter.skip(*self._share(chunk, found.records / self._program(chunk).num_records))
         return found
+
+    def compiling(self, program: Program) -> None:
+        """Explains why nothing moves."""
+        count = len(self.plan.programs)
+        which = f"program {program.index + 1} of {count}" if count > 1 else "the program"
+        self.progress.say(f"compiling {which}")
 
     def listen(self, segment: Segment) -> None:
         """Shows a segment's progress, saves it when it is time to, and stops when told to."""

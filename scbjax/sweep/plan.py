@@ -18,6 +18,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ import numpy.typing as npt
 
 from scbjax.sweep import cost
 from scbjax.sweep.fields import FIELDS, INT32_MAX, StudyError
-from scbjax.sweep.study import Axis, Study
+from scbjax.sweep.study import Axis, Study, fingerprint
 
 # Preconditioned SGD is the proximal program with both thresholds at zero and without stage 3, so
 # that the two arms of a comparison run in one program, on the same batches.
@@ -163,6 +164,11 @@ class Plan:
         """Estimated time on two CPU cores with compilation."""
         compiling = cost.COMPILE_SECONDS * len(self.programs)
         return compiling + sum(program.seconds for program in self.programs)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The study's fingerprint."""
+        return fingerprint(self.study)
 
     @property
     def layout(self) -> tuple[tuple[int, int], ...]:

@@ -85,7 +85,7 @@ class Manifest:
         """The manifest of a plan."""
         return cls(
             name=plan.study.name,
-            fingerprint=fingerprint(plan.study),
+            fingerprint=plan.fingerprint,
             study=to_toml(plan.study),
             layout=plan.layout,
             num_chunks=len(plan.chunks),
@@ -203,6 +203,10 @@ class Store:
                 raise DamagedError(f"its {key} is {facts.get(key)}, not {value}")
         return arrays, facts
 
+    def holds_results(self) -> bool:
+        """Whether a run was begun here; a directory that is used for other things is left alone."""
+        return self.manifest_path.exists() or (self.out / "chunks").exists()
+
     def fingerprints(self) -> set[str]:
         """The fingerprints of the chunks and checkpoints in the directory that can be read."""
         found = set()
@@ -279,7 +283,7 @@ def _safe_name(name: str) -> str:
 def _identity(plan: Plan, chunk: Chunk) -> dict[str, Any]:
     """What tells a chunk from that of any other plan."""
     return {
-        "fingerprint": fingerprint(plan.study),
+        "fingerprint": plan.fingerprint,
         "program": chunk.program,
         "outer": list(chunk.outer),
         "inner": list(chunk.inner),

@@ -417,6 +417,13 @@ def test_force_moves_the_old_results_aside(tmp_path: Path, cut: Kept) -> None:
     assert progress.said[0].endswith("out.old-1")
 
 
+def test_force_leaves_a_directory_alone_that_holds_no_results(tmp_path: Path, cut: Kept) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    run(cut.plan, tmp_path / "out", engine=cut.engine, force=True)
+    assert (tmp_path / "out" / "thesis.tex").exists()
+
+
 def test_an_unwritable_directory_is_refused_before_anything_runs(tmp_path: Path, cut: Kept) -> None:
     (tmp_path / "file").touch()
     cut.engine.ran.clear()
@@ -428,6 +435,7 @@ def test_an_unwritable_directory_is_refused_before_anything_runs(tmp_path: Path,
 def test_progress_rises_to_everything_with_a_live_metric(tmp_path: Path, cut: Kept) -> None:
     progress = Recorder()
     report = run(cut.plan, tmp_path / "out", engine=cut.engine, progress=progress)
+    assert progress.said[-1].startswith("6 trajectories in 0:0")
     fractions = [reading.fraction for reading in progress.readings]
     assert fractions == sorted(fractions)
     assert fractions[0] == 0
