@@ -140,9 +140,8 @@ def with_remat(function: Callable[[Params, Batch], jax.Array]) -> Callable[..., 
     """The gradient through two descent steps whose losses are recomputed (jax.checkpoint)."""
 
     def objective(params: Params, batch: Batch) -> jax.Array:
-        return jax.checkpoint(function)(params, batch) + jax.checkpoint(function)(
-            jax.tree.map(lambda p: 0.5 * p, params), batch
-        )
+        once: Callable[[Params, Batch], jax.Array] = jax.checkpoint(function)
+        return once(params, batch) + once(jax.tree.map(lambda p: 0.5 * p, params), batch)
 
     return jax.grad(objective)
 
