@@ -13,6 +13,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 PINS := exact
 # Old releases meet newer ones of what they depend on and warn about it: not our errors.
 WARNINGS := $(if $(filter oldest,$(PINS)),-W default)
+# A file's tests stay in one process and share what they compile.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(WARNINGS)
 # What `make test-versions` runs the tests with.
 PYTHONS := python3.11 python3.12 python3.13
 
@@ -28,10 +30,10 @@ demo: $(STAMP)  ## run the quickstart study and draw its figure
 	$(BIN)/scbjax run quickstart
 
 test: $(STAMP)  ## run the tests, without those marked slow
-	$(BIN)/python -m pytest $(WARNINGS)
+	$(PYTEST)
 
 test-slow: $(STAMP)  ## run the tests marked slow
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-versions:  ## run the tests with every Python of PYTHONS, oldest and newest dependencies
 	set -e; for python in $(PYTHONS); do for pins in oldest exact; do \
