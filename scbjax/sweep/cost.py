@@ -1,7 +1,8 @@
-"""What a trajectory costs: bytes and seconds, estimated from its sizes without JAX.
+"""What a chunk costs: bytes and seconds, estimated from its sizes without JAX.
 
-The constants are fits to measurements on two CPU cores in float32; other devices need other
-seconds, and about the same bytes.
+The constants are fits to measurements in float32 on two cores of an x86 server. Bytes are within
+a fifth of what the compiler reports for 18 programs with N from 3 to 300 and T from 500 to 5000;
+seconds are within a factor of two, and are another matter on other devices.
 """
 
 import math
@@ -9,54 +10,68 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 # Share of the host's memory that chunks use by default: the rest is for the compiler, for results
 # on their way to the disk and for everybody else.
 MEMORY_SHARE = 0.5
 
+SMALL_VOCABULARY = 4
+"""Vocabularies up to this size have programs of their own (`scbjax.sampling`)."""
+
 _FLOAT = 4  # bytes of a float32 or int32
 
-# Arrays of the size of A [T, N] that are alive at the peak of a step: A itself, Q and its
-# distribution function, the optimizer's copies, the gradient and the update.
-_ATTENTION_COPIES = 8
-# Bytes per token of a batch: the random word and the token for each outer point; look-ups of a
-# weight and of a gradient for each trajectory.
-_OUTER_BYTES_PER_TOKEN = 9
-_INNER_BYTES_PER_TOKEN = 8
+# Arrays of the size of A [T, N] per trajectory: A and Q, and the temporaries of a step.
+_ATTENTION_COPIES = 4.25
+# Arrays of the size of V [N, N] per trajectory: V, P and its distribution functions.
+_VALUE_COPIES = 3
+# Bytes per token of the batch, or per draw of the refit: what an outer point holds, what a
+# trajectory holds in a step, and in a refit; each for small vocabularies and for others.
+_OUTER_BYTES = (1.0, 6.6)
+_STEP_BYTES = (13.0, 1.5)
+_REFIT_BYTES = (21.0, 13.0)
+# Bytes per sample and token of the least-squares problem of the refit.
+_LEAST_SQUARES_BYTES = 2.0
 
-COMPILE_SECONDS = 8.0
+COMPILE_SECONDS = 7.0
 """Compilation of one program."""
 
-# Seconds per token: drawing it (for each outer point), and learning from it (for each trajectory).
-_DRAW_SECONDS = 5e-9
-_LEARN_SECONDS = 5e-9
-# Seconds per entry of A and step, for the preconditioner, the proximal step and the projection.
-_UPDATE_SECONDS = 5e-9
+# How many of two cores are busy on average.
+_BUSY_CORES = 1.6
+# Processor seconds to draw a token, by the size of the vocabulary.
+_DRAW_SIZES = (3, 10, 20, 100, 300)
+_DRAW_SECONDS = (0.6e-9, 4e-9, 4.3e-9, 9e-9, 28e-9)
+# Processor seconds of a trajectory: per token of a batch; per row and per entry of A in a step.
+_TOKEN_SECONDS = 2.1e-9
+_ROW_SECONDS = 25e-9
+_ENTRY_SECONDS = 2.5e-9
+# Processor seconds of a record: per draw of the refit; and, for each of the other variables, per
+# trajectory and per entry of A.
+_REFIT_SECONDS = 6e-9
+_VARIABLE_SECONDS = 20e-6
+_VARIABLE_ENTRY_SECONDS = 2e-9
 
 
 def tokens_per_trajectory(values: Mapping[str, Any]) -> int:
     """Context tokens that one trajectory reads: B T in each step."""
-    return int(values["train.steps"]) * _tokens_per_step(values)
-
-
-def _tokens_per_step(values: Mapping[str, Any]) -> int:
-    return int(values["train.batch_size"]) * int(values["task.context_length"])
-
-
-def _attention_size(values: Mapping[str, Any]) -> int:
-    return int(values["task.context_length"]) * int(values["task.num_tokens"])
+    return int(values["train.steps"]) * _tokens(values)
 
 
 def outer_bytes(values: Mapping[str, Any]) -> int:
     """Memory for what the trajectories of one outer point share: the batch."""
-    return _OUTER_BYTES_PER_TOKEN * _tokens_per_step(values)
+    return math.ceil(_by_size(values, _OUTER_BYTES) * max(_tokens(values), _refit_draws(values)))
 
 
 def trajectory_bytes(values: Mapping[str, Any]) -> int:
     """Memory for one trajectory: its state, its temporaries and its records."""
-    records = int(values["train.steps"]) // int(values["train.record_every"]) + 1
-    size = _FLOAT * len(values["record.variables"]) * records
-    size += _ATTENTION_COPIES * _FLOAT * _attention_size(values)
-    return size + _INNER_BYTES_PER_TOKEN * _tokens_per_step(values)
+    size, draws = int(values["task.num_tokens"]), _refit_draws(values)
+    step = _by_size(values, _STEP_BYTES) * _tokens(values)
+    refit = _by_size(values, _REFIT_BYTES) * draws
+    if draws:
+        refit += _LEAST_SQUARES_BYTES * int(values["train.refit_samples"]) * size
+    kept = len(values["record.variables"]) * _num_records(values)
+    matrices = _ATTENTION_COPIES * _entries(values) + _VALUE_COPIES * size**2
+    return math.ceil(_FLOAT * (matrices + kept) + max(step, refit))
 
 
 def chunk_bytes(values: Mapping[str, Any], shape: tuple[int, int]) -> int:
@@ -73,9 +88,16 @@ def chunk_bytes(values: Mapping[str, Any], shape: tuple[int, int]) -> int:
 def run_seconds(values: Mapping[str, Any], shape: tuple[int, int]) -> float:
     """Estimated time of a grid of (outer, inner) trajectories on two CPU cores, once compiled."""
     outer, inner = shape
-    tokens, entries = _tokens_per_step(values), _attention_size(values)
-    learn = inner * (_LEARN_SECONDS * tokens + _UPDATE_SECONDS * entries)
-    return int(values["train.steps"]) * outer * (_DRAW_SECONDS * tokens + learn)
+    tokens, entries = _tokens(values), _entries(values)
+    draw = tokens * float(np.interp(values["task.num_tokens"], _DRAW_SIZES, _DRAW_SECONDS))
+    learn = tokens * _TOKEN_SECONDS + entries * _ENTRY_SECONDS
+    learn += int(values["task.context_length"]) * _ROW_SECONDS
+    record = _refit_draws(values) * _REFIT_SECONDS
+    record += len(values["record.variables"]) * (
+        _VARIABLE_SECONDS + entries * _VARIABLE_ENTRY_SECONDS
+    )
+    steps = int(values["train.steps"]) * (draw + inner * learn)
+    return outer * (steps + inner * _num_records(values) * record) / _BUSY_CORES
 
 
 def default_memory_bytes() -> int:
@@ -95,3 +117,30 @@ def readable_bytes(size: float) -> str:
     units = ("B", "KiB", "MiB", "GiB", "TiB")
     power = min(int(math.log(max(size, 1), 1024)), len(units) - 1)
     return f"{size / 1024**power:.{0 if power == 0 else 1}f} {units[power]}"
+
+
+def _tokens(values: Mapping[str, Any]) -> int:
+    """Context tokens of a batch."""
+    return int(values["train.batch_size"]) * int(values["task.context_length"])
+
+
+def _entries(values: Mapping[str, Any]) -> int:
+    """Entries of A."""
+    return int(values["task.context_length"]) * int(values["task.num_tokens"])
+
+
+def _num_records(values: Mapping[str, Any]) -> int:
+    return int(values["train.steps"]) // int(values["train.record_every"]) + 1
+
+
+def _refit_draws(values: Mapping[str, Any]) -> int:
+    """Tokens drawn to refit V in a record, if it is recorded."""
+    if not any(name.startswith("rounded_value") for name in values["record.variables"]):
+        return 0
+    support = min(int(values["train.refit_support"]), int(values["task.context_length"]))
+    return int(values["train.refit_samples"]) * support
+
+
+def _by_size(values: Mapping[str, Any], costs: tuple[float, float]) -> float:
+    small, large = costs
+    return small if int(values["task.num_tokens"]) <= SMALL_VOCABULARY else large

@@ -36,15 +36,16 @@ class Reading:
     metric: tuple[str, float] | None = None
 
     def __str__(self) -> str:
-        """The reading as one line, without the parts that are not known yet."""
+        """One line, without what is not known yet; a narrow terminal cuts off the end."""
         finished = math.floor(self.trajectories + _ROUNDING)
         parts = [f"{finished}/{self.total_trajectories} trajectories"]
-        if math.isfinite(self.steps_per_second):
-            parts.append(f"{readable_count(self.steps_per_second)} steps/s")
-            parts.append(f"{readable_count(self.tokens_per_second)} tokens/s")
+        if math.isfinite(self.seconds_left):
             parts.append(f"{readable_seconds(self.seconds_left)} left")
         if self.metric is not None:
             parts.append("{} {:.3g}".format(*self.metric))
+        if math.isfinite(self.steps_per_second):
+            parts.append(f"{readable_count(self.steps_per_second)} steps/s")
+            parts.append(f"{readable_count(self.tokens_per_second)} tokens/s")
         return ", ".join(parts)
 
 
@@ -196,7 +197,7 @@ class BarProgress:
 
         return tqdm(
             total=1.0,
-            bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}, {postfix}",
+            bar_format="{percentage:3.0f}%|{bar:10}| {elapsed}{postfix}",
             file=self._stream,
             dynamic_ncols=True,
         )

@@ -221,7 +221,7 @@ def test_chunks_of_a_program_are_even() -> None:
 
 
 def test_a_budget_below_one_trajectory_is_refused() -> None:
-    with pytest.raises(StudyError, match=r"one trajectory needs about .* KiB, more than .* 10 B"):
+    with pytest.raises(StudyError, match=r"one trajectory needs about .* MiB, more than .* 10 B"):
         make_plan(make_study(("seed",)), memory_bytes=10)
 
 

@@ -62,7 +62,7 @@ def test_a_reading_is_one_line() -> None:
     reading = Reading(3.5, 8, 0.4, 12_300.0, 3.4e8, 61.0, ("attention_distance", 0.4142))
     assert (
         str(reading)
-        == "3/8 trajectories, 12.3k steps/s, 340M tokens/s, 1:01 left, attention_distance 0.414"
+        == "3/8 trajectories, 1:01 left, attention_distance 0.414, 12.3k steps/s, 340M tokens/s"
     )
 
 
@@ -98,7 +98,7 @@ def test_a_terminal_gets_a_bar_and_messages_of_their_own() -> None:
     assert "a message\n" in text
     assert " 25%|" in text
     assert "100%|" in text
-    assert "8/8 trajectories" in text
+    assert "00:00, 8/8 trajectories" in text
 
 
 def test_what_shows_the_progress_depends_on_the_stream() -> None:

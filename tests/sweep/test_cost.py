@@ -1,0 +1,104 @@
+"""Estimates of memory and time: near what the compiler reports, and rising with every size."""
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from scbjax.sampling import POSITION_MAJOR_LIMIT
+from scbjax.sweep import chunks, cost
+from scbjax.sweep.cost import chunk_bytes, default_memory_bytes, readable_bytes, run_seconds
+from scbjax.sweep.plan import Chunk, Program, make_plan
+from scbjax.sweep.study import parse_study
+
+TEXT = """
+[task]
+num_tokens = 3
+context_length = 500
+[train]
+batch_size = 64
+steps = 100
+record_every = 20
+[axes]
+seed = [0, 1]
+sparsity = [1, 2]
+"""
+
+
+def program_of(*overrides: str) -> Program:
+    (program,) = make_plan(parse_study(TEXT, "study", overrides), memory_bytes=2**50).programs
+    return program
+
+
+def compiled_bytes(program: Program) -> int:
+    """Peak memory of a segment, as the compiler plans it."""
+    plan_inputs = chunks.chunk_inputs(program, Chunk(0, 0, (0, 1), (0, 1)))
+    shapes = jax.jit(partial(chunks._prepare, program)).lower(plan_inputs).out_info
+    segment = jax.jit(partial(chunks._segment, program), donate_argnums=2)
+    arguments = plan_inputs, shapes.tasks, shapes.carry, np.int32(0), np.int32(0)
+    found: Any = segment.lower(*arguments).compile().memory_analysis()
+    kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return int(kept + found.temp_size_in_bytes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variable", ["stage", "rounded_value_distance"])
+@pytest.mark.parametrize("sizes", [(3, 5000, 64), (3, 500, 16), (20, 2000, 32), (300, 2000, 16)])
+def test_memory_is_within_a_third_of_the_compiled_programs(
+    sizes: tuple[int, int, int], variable: str
+) -> None:
+    tokens, length, batch = sizes
+    program = program_of(
+        f"num_tokens={tokens}", f"context_length={length}", f"batch_size={batch}",
+        f'record.variables=["{variable}"]',
+    )  # fmt: skip
+    assert program.memory_bytes == pytest.approx(compiled_bytes(program), rel=1 / 3)
+
+
+def test_small_vocabularies_are_those_of_the_model() -> None:
+    assert cost.SMALL_VOCABULARY == POSITION_MAJOR_LIMIT
+
+
+@pytest.mark.parametrize("override", ["context_length=1000", "batch_size=128", "num_tokens=4"])
+def test_costs_rise_with_every_size(override: str) -> None:
+    small, large = (program_of('record.variables=["stage"]', o).fixed for o in ("skew=2", override))
+    assert chunk_bytes(large, (1, 1)) > chunk_bytes(small, (1, 1))
+    assert run_seconds(large, (1, 1)) > run_seconds(small, (1, 1))
+
+
+def test_trajectories_of_an_outer_point_share_its_draws() -> None:
+    values = program_of().fixed
+    assert (
+        run_seconds(values, (1, 8))
+        < run_seconds(values, (8, 1))
+        < 8.001 * run_seconds(values, (1, 1))
+    )
+    assert (
+        chunk_bytes(values, (1, 8)) < chunk_bytes(values, (8, 1)) == 8 * chunk_bytes(values, (1, 1))
+    )
+
+
+def test_the_refit_of_records_costs_time_and_memory() -> None:
+    without = program_of('record.variables=["stage"]').fixed
+    with_refit = program_of('record.variables=["rounded_value_distance"]').fixed
+    smaller = program_of('record.variables=["rounded_value_distance"]', "refit_support=8").fixed
+    for values in (without, smaller):
+        assert chunk_bytes(values, (1, 1)) < chunk_bytes(with_refit, (1, 1))
+        assert run_seconds(values, (1, 1)) < run_seconds(with_refit, (1, 1))
+
+
+def test_half_of_the_memory_is_the_default() -> None:
+    found = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    assert found is not None
+    assert default_memory_bytes() == pytest.approx(int(found[1]) * 1024 / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**60, "1048576.0 TiB")]
+)
+def test_bytes_are_readable(size: int, text: str) -> None:
+    assert readable_bytes(size) == text
