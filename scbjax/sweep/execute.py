@@ -311,6 +311,14 @@ def _write(session: _Session) -> RunReport:
     )
 
 
+def device_memory_bytes() -> int | None:
+    """The default budget on devices with memory of their own: a share of it; None on others."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if not all(stats):
+        return None
+    return int(cost.MEMORY_SHARE * sum(int(stat["bytes_limit"]) for stat in stats))
+
+
 def provenance() -> dict[str, str]:
     """What results depend on beside the study: versions, device, random numbers, commit."""
     names = ("scbjax", "jax", "jaxlib", "numpy", "optax")

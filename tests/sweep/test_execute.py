@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from scbjax.observe import OBSERVABLES
 from scbjax.sweep.chunks import ChunkResult, Executor
 from scbjax.sweep.cost import chunk_bytes
 from scbjax.sweep.engines import LocalEngine, Session
-from scbjax.sweep.execute import RunReport, run_study
+from scbjax.sweep.execute import RunReport, device_memory_bytes, run_study
 from scbjax.sweep.fields import StudyError
 from scbjax.sweep.plan import Plan, make_plan
 from scbjax.sweep.progress import Reading, SilentProgress
@@ -465,6 +466,13 @@ def test_the_dataset_says_how_it_was_made(whole: Kept) -> None:
     assert whole.dataset.attrs["device"].startswith("1 x cpu")
     assert whole.dataset.attrs["rng_implementation"].startswith("threefry2x32")
     assert 0 < whole.dataset.attrs["compile_seconds"] < whole.dataset.attrs["wall_seconds"]
+
+
+def test_the_memory_of_devices_is_the_default_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device_memory_bytes() is None  # the CPU uses the host's
+    device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 2**30})
+    monkeypatch.setattr(jax, "local_devices", lambda: [device, device])
+    assert device_memory_bytes() == 2**30
 
 
 # ---------------------------------------------------------------------- in processes of their own
