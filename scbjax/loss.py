@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scbjax.model import Params, attend, attend_transpose
+from scbjax.model import Params, attend, attend_transpose, attend_transpose_columns
 from scbjax.sampling import Batch
 from scbjax.task import Task, mu_inner, product
 
@@ -79,6 +79,27 @@ def _backward(residuals: _Residuals, cotangent: jax.Array) -> tuple[Params, None
 
 
 loss.defvjp(_forward, _backward)
+
+
+def column_gradients(params: Params, batch: Batch) -> tuple[jax.Array, Params]:
+    """The loss, and its gradient with only those columns of A that the batch asks for.
+
+    With fewer samples than tokens, most columns of the gradient of A are zero. Here its
+    ``attention`` is [T, B] instead of [T, N]: for each sample the column of its query, equal for
+    samples that share one. :func:`scbjax.optim.expand_columns` makes the full gradient of it.
+
+    Args:
+        params: V [N, N] and A [T, N].
+        batch: tokens [B, T], query [B], label [B].
+
+    Returns:
+        The loss, a scalar, and the gradients of V [N, N] and of columns of A [T, B].
+    """
+    value, residuals = _forward(params, batch)
+    error = residuals.error / batch.label.shape[0]
+    scores = product(error, params.value)
+    columns = attend_transpose_columns(scores, batch.tokens, batch.query)
+    return value, Params(product(error.T, residuals.attended), columns)
 
 
 class _Moments(NamedTuple):

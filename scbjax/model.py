@@ -94,25 +94,33 @@ def attend_transpose(scores: jax.Array, tokens: jax.Array, query: jax.Array) -> 
 
     [T, N] from scores [B, N], tokens [B, T] and query [B].
     """
-    batch_size, num_tokens = scores.shape
+    num_tokens = scores.shape[1]
     if num_tokens <= POSITION_MAJOR_LIMIT:
         values = jnp.broadcast_to(scores[None, :, 0], tokens.T.shape)
         for n in range(1, num_tokens):
             values = jnp.where(_as(tokens, n) == tokens.T, scores[None, :, n], values)
         values = jax.lax.optimization_barrier(values)
         return product(values, _one_hot(query, num_tokens, values.dtype))
-    values = scores.at[jnp.arange(batch_size)[:, None], tokens].get(mode="promise_in_bounds")
-    if num_tokens <= batch_size:
-        return product(values.T, _one_hot(query, num_tokens, values.dtype))
-    # Fewer samples than columns: add up samples that share a query, then copy them to their
-    # columns.
+    values = _look_up(scores, tokens)
+    return product(values.T, _one_hot(query, num_tokens, values.dtype))
+
+
+def attend_transpose_columns(scores: jax.Array, tokens: jax.Array, query: jax.Array) -> jax.Array:
+    """Column ``query[b]`` of :func:`attend_transpose` for every sample b: [T, B].
+
+    Samples that share a query have equal columns. With fewer samples than tokens this is all of the
+    gradient that is not zero.
+    """
+    values = _look_up(scores, tokens)
     same = (query[:, None] == query[None, :]).astype(values.dtype)
-    sums = jnp.pad(product(values.T, same), ((0, 0), (0, 1)))
-    owner = jnp.full((num_tokens,), batch_size).at[query].set(jnp.arange(batch_size))
-    # Index by index, which keeps the layout of A; a gather of whole columns would transpose it.
-    positions = jnp.arange(sums.shape[0])[:, None]
-    columns: jax.Array = sums.at[positions, owner[None, :]].get(mode="promise_in_bounds")
-    return columns
+    return product(values.T, same)
+
+
+def _look_up(scores: jax.Array, tokens: jax.Array) -> jax.Array:
+    """``scores[b, tokens[b, t]]``, [B, T]."""
+    rows = jnp.arange(scores.shape[0])[:, None]
+    values: jax.Array = scores.at[rows, tokens].get(mode="promise_in_bounds")
+    return values
 
 
 def _one_hot(query: jax.Array, num_tokens: int, dtype: jax.typing.DTypeLike) -> jax.Array:

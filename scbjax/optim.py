@@ -262,6 +262,7 @@ def scb_proximal(
     *,
     geometry: Geometry = "mu",
     threshold: Threshold = "direct",
+    columns: chex.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Preconditioned projected proximal descent, the paper's algorithm (eqs. 4 to 6).
 
@@ -272,6 +273,8 @@ def scb_proximal(
         l1: lambda.
         geometry: right projector of the V gradient, see :func:`project_tangent`.
         threshold: how lambda thresholds, see :func:`proximal_l1`.
+        columns: for gradients with only some columns of A, which ones these are, as in
+            :func:`expand_columns`; None for gradients of the shape of A.
 
     Returns:
         A transformation of gradients with fields ``value`` and ``attention``.
@@ -289,8 +292,7 @@ def scb_proximal(
         (4, 2)
     """
     attention = optax.chain(
-        scale_by_stationary(stationary),
-        project_tangent(),
+        _attention_direction(stationary, columns),
         proximal_l1(learning_rate_attention, l1, threshold),
         restore_column_sums(),
     )
@@ -303,6 +305,7 @@ def scb_sgd(
     learning_rate_attention: optax.ScalarOrSchedule,
     *,
     geometry: Geometry = "mu",
+    columns: chex.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Preconditioned, projected SGD: :func:`scb_proximal` without the l1 term.
 
@@ -311,6 +314,7 @@ def scb_sgd(
         learning_rate_value: eta_V.
         learning_rate_attention: eta_A.
         geometry: right projector of the V gradient, see :func:`project_tangent`.
+        columns: as in :func:`scb_proximal`.
 
     Returns:
         A transformation of gradients with fields ``value`` and ``attention``.
@@ -319,11 +323,36 @@ def scb_sgd(
         ValueError: for an unknown geometry.
     """
     attention = optax.chain(
-        scale_by_stationary(stationary),
-        project_tangent(),
+        _attention_direction(stationary, columns),
         optax.scale_by_learning_rate(learning_rate_attention),
     )
     return _by_field(_value_chain(stationary, learning_rate_value, geometry), attention)
+
+
+def expand_columns(update: chex.Array, columns: chex.Array, num_columns: int) -> jax.Array:
+    """A matrix [T, num_columns] of given columns, and zeros elsewhere.
+
+    Args:
+        update: the columns, [T, B].
+        columns: where each of them belongs, integers [B]; if some are the same, so must their
+            columns be.
+        num_columns: width of the result.
+
+    Returns:
+        The matrix, in the dtype of the update.
+
+    Example:
+        >>> expand_columns(jnp.array([[1.0, 2.0, 1.0]]), jnp.array([3, 0, 3]), 4).tolist()
+        [[2.0, 0.0, 0.0, 1.0]]
+    """
+    rows, count = update.shape
+    source = jnp.full((num_columns,), count).at[columns].set(jnp.arange(count))
+    padded = jnp.pad(update, ((0, 0), (0, 1)))
+    # Entry by entry, which fuses with what follows; a gather of whole columns would transpose them.
+    full: jax.Array = padded.at[jnp.arange(rows)[:, None], source[None, :]].get(
+        mode="promise_in_bounds"
+    )
+    return full
 
 
 def raw_sgd(
@@ -331,6 +360,22 @@ def raw_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """Plain :func:`optax.sgd` on the raw gradients of V and A, each with its own rate."""
     return _by_field(optax.sgd(learning_rate_value), optax.sgd(learning_rate_attention))
+
+
+def _attention_direction(
+    stationary: chex.Array, columns: chex.Array | None
+) -> optax.GradientTransformation:
+    """Eq. 4 for A: on all columns, or on those given before they are put in their places."""
+    if columns is None:
+        return optax.chain(scale_by_stationary(stationary), project_tangent())
+    size = stationary.shape[0]
+
+    def expand(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
+        return jax.tree.map(lambda update: expand_columns(update, columns, size), updates)
+
+    return optax.chain(
+        scale_by_stationary(stationary[columns]), project_tangent(), optax.stateless(expand)
+    )
 
 
 def _value_chain(

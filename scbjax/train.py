@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from scbjax import optim
-from scbjax.loss import loss
+from scbjax.loss import column_gradients, loss
 from scbjax.model import Params, init_params
 from scbjax.observe import DEFAULT_RECORD, OBSERVABLES, View, observe
 from scbjax.sampling import Batch, draw_batch, fold_in, make_sampler, make_seed
@@ -246,7 +246,11 @@ def init(key: jax.Array, task: Task, settings: Settings) -> State:
     """
     del key
     params = init_params(task)
-    optimizer = _optimizer(task, settings, Rates(jnp.zeros(()), jnp.zeros(())), jnp.zeros(()))
+    zero_rates = Rates(jnp.zeros(()), jnp.zeros(()))
+    columns = None
+    if _has_few_columns(task, settings):
+        columns = jnp.zeros((settings.batch_size,), jnp.int32)
+    optimizer = _optimizer(task, settings, zero_rates, jnp.zeros(()), columns)
     zero = jnp.zeros((), params.value.dtype)
     return State(
         params=params,
@@ -271,11 +275,16 @@ def step(state: State, batch: Batch, task: Task, settings: Settings) -> tuple[St
     Returns:
         The new state, and what the step looked like.
     """
-    value, grads = jax.value_and_grad(loss)(state.params, batch)
     rates, l1 = step_sizes(state, task, settings)
-    updates, opt_state = _optimizer(task, settings, rates, l1).update(
-        grads, state.opt_state, state.params
-    )
+    if _has_few_columns(task, settings):
+        value, grads = column_gradients(state.params, batch)
+        optimizer = _optimizer(task, settings, rates, l1, columns=batch.query)
+        full = optim.expand_columns(grads.attention, batch.query, task.num_tokens)
+    else:
+        value, grads = jax.value_and_grad(loss)(state.params, batch)
+        optimizer = _optimizer(task, settings, rates, l1)
+        full = grads.attention
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     frozen = state.stage == 3
     updates = updates._replace(attention=jnp.where(frozen, 0.0, updates.attention))
     state = state._replace(
@@ -291,7 +300,7 @@ def step(state: State, batch: Batch, task: Task, settings: Settings) -> tuple[St
         ),
         batch_loss=value,
     )
-    return state, Info(value, rates, l1, grads)
+    return state, Info(value, rates, l1, grads._replace(attention=full))
 
 
 def step_sizes(state: State, task: Task, settings: Settings) -> tuple[Rates, jax.Array]:
@@ -437,18 +446,25 @@ def train(key: jax.Array, task: Task, settings: Settings) -> Trajectory:
     return Trajectory(state.params, records, steps)
 
 
+def _has_few_columns(task: Task, settings: Settings) -> bool:
+    """Whether most columns of the gradient of A are zero, and only the others are computed."""
+    return settings.batch_size < task.num_tokens and settings.optimizer != "raw_sgd"
+
+
 def _optimizer(
-    task: Task, settings: Settings, rates: Rates, l1: jax.Array
+    task: Task,
+    settings: Settings,
+    rates: Rates,
+    l1: jax.Array,
+    columns: jax.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The arm's transformation at one step; its state has the same structure at all rates."""
+    geometry = settings.geometry
+    both = (task.stationary, rates.value, rates.attention)
     if settings.optimizer == "proximal":
-        return optim.scb_proximal(
-            task.stationary, rates.value, rates.attention, l1, geometry=settings.geometry
-        )
+        return optim.scb_proximal(*both, l1, geometry=geometry, columns=columns)
     if settings.optimizer == "sgd":
-        return optim.scb_sgd(
-            task.stationary, rates.value, rates.attention, geometry=settings.geometry
-        )
+        return optim.scb_sgd(*both, geometry=geometry, columns=columns)
     return optim.raw_sgd(rates.value, rates.attention)
 
 
