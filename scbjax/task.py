@@ -5,8 +5,7 @@ column-stochastic transition matrix, ``mu`` its stationary distribution (``P mu 
 ``k`` of ``Q`` is the distribution over context positions that the query token ``k`` attends to. A
 label is drawn as
 
-    Pr(x_o = n | x, x_{T+1} = k) = sum_t q_t^(k) P[n, x_t].                                    (eq.
-    1)
+    Pr(x_o = n | x, x_{T+1} = k) = sum_t q_t^(k) P[n, x_t].            (eq. 1)
 
 Shapes: N tokens, context length T. Norms are taken in the mu-inner product
 ``<A, B>_mu = Tr(A diag(mu) B^T)``.
@@ -172,9 +171,8 @@ def related_task(
     """Draws a task with the same stationary distribution and a related transition matrix.
 
     The transition matrix is ``rho P + (1 - rho) P'`` with rho the correlation and P' an independent
-    draw: a mixture of couplings with the same marginals keeps mu stationary. Its K_P is lower than
-        that of P and P',
-    as for any mixture.
+    draw: a mixture of couplings with the same marginals keeps mu stationary. Its K_P lies
+    below the mean of those of P and P', weighted by rho and 1 - rho.
 
     Args:
         key: a PRNG key.
@@ -460,9 +458,8 @@ def _random_stationary(
     centre = jnp.full((num_tokens,), 1.0 / num_tokens, dtype)
     skew = jnp.asarray(skew, dtype)
     largest = jnp.ones((), dtype)
-    if (
-        num_tokens >= 3
-    ):  # with two tokens Assumption 2.1 (c) allows nothing but a permutation: mu stays free
+    # With two tokens Assumption 2.1 (c) allows nothing but a permutation: mu stays free.
+    if num_tokens >= 3:
         excess = MAX_STATIONARY_NORM - 1.0 / num_tokens
         largest = jnp.sqrt(
             excess / jnp.maximum(jnp.sum((draw - centre) ** 2), jnp.finfo(dtype).tiny)
