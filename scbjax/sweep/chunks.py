@@ -280,41 +280,64 @@ class _Compiled:
 
 
 def _compile(program: Program) -> _Compiled:
-    shardings = _shardings(program)
-    place = partial(jax.device_put, device=shardings.inputs)
+    """Compiles a program so that each device does its own part of the outer layer, and no more."""
+    outer_size, inner_size = program.chunk_shape
+    mesh = _mesh(outer_size)
+    part = outer_size // mesh.size, inner_size
+    sharded, whole = PartitionSpec(_OUTER), PartitionSpec()
+    on_inputs = cast("Any", Inputs)(sharded, whole, whole)
+    on_carry = cast("Any", Carry)(sharded, PartitionSpec(None, _OUTER))
+    on_prepared = cast("Any", Prepared)(sharded, sharded, on_carry)
+
+    place = partial(jax.device_put, device=_shardings(mesh, on_inputs))
     inputs = place(chunk_inputs(program, Chunk(0, program.index, (0, 1), (0, 1))))
     start = time.perf_counter()
-    prepare = jax.jit(partial(_prepare, program), out_shardings=shardings.prepared).lower(inputs)
-    # Before JAX 0.7 the output's description can't stand for an argument itself.
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), prepare.out_info
-    )
-    on_tasks, _, on_carry = shardings.prepared
-    segment = jax.jit(
-        partial(_segment, program),
-        donate_argnums=2,
-        in_shardings=(shardings.inputs, on_tasks, on_carry, None, None),
-        out_shardings=(on_carry, on_tasks),
+    prepare = _jit(partial(_prepare, program, part), mesh, (on_inputs,), on_prepared).lower(inputs)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), prepare.out_info)
+    segment = _jit(
+        partial(_segment, program, part),
+        mesh,
+        (on_inputs, sharded, on_carry, whole, whole),
+        (on_carry, sharded),
+        donate_argnums=(2,),
     ).lower(inputs, shapes.tasks, shapes.carry, np.int32(0), np.int32(0))
     return _Compiled(place, prepare.compile(), segment.compile(), time.perf_counter() - start)
 
 
-class _Shardings(NamedTuple):
-    """Where the arrays of a program are: a sharding in the place of each subtree."""
+def _jit(
+    function: Callable[..., Any],
+    mesh: Mesh,
+    in_specs: tuple[Any, ...],
+    out_specs: Any,  # noqa: ANN401 - a spec in the place of each subtree
+    donate_argnums: tuple[int, ...] = (),
+) -> Any:  # noqa: ANN401 - the type of jitted functions is not public
+    """Compiles a function of the part that a device holds.
 
-    inputs: Any
-    prepared: Any
+    With the parts made explicit nothing is sent between devices; left to itself, the partitioner
+    gathers all parts on every device for operations that it can't split, such as top_k on a CPU.
+    """
+    if hasattr(jax, "shard_map"):
+        mapped = jax.shard_map(
+            function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+    else:  # JAX before 0.6
+        from jax.experimental.shard_map import shard_map
+
+        mapped = shard_map(function, mesh, in_specs, out_specs, check_rep=False)
+    return jax.jit(
+        mapped,
+        in_shardings=_shardings(mesh, in_specs),
+        out_shardings=_shardings(mesh, out_specs),
+        donate_argnums=donate_argnums,
+    )
 
 
-def _shardings(program: Program) -> _Shardings:
-    """The outer layer is sharded; nothing that is the same for all of it is."""
-    mesh = _mesh(program.chunk_shape[0])
-    first = NamedSharding(mesh, PartitionSpec(_OUTER))
-    second = NamedSharding(mesh, PartitionSpec(None, _OUTER))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    inputs = cast("Any", Inputs)(first, everywhere, everywhere)
-    carry = cast("Any", Carry)(first, second)
-    return _Shardings(inputs, cast("Any", Prepared)(first, first, carry))
+def _shardings(mesh: Mesh, specs: Any) -> Any:  # noqa: ANN401 - trees of specs and of shardings
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda spec: isinstance(spec, PartitionSpec),
+    )
 
 
 def _mesh(outer: int) -> Mesh:
@@ -327,9 +350,9 @@ def _mesh(outer: int) -> Mesh:
 # ------------------------------------------------------------------------------ what is compiled
 
 
-def _prepare(program: Program, inputs: Inputs) -> Prepared:
-    """Draws the tasks of a chunk and makes the initial states."""
-    tasks = _draw_tasks(program, inputs)
+def _prepare(program: Program, shape: tuple[int, int], inputs: Inputs) -> Prepared:
+    """Draws the tasks of a part of the grid of this shape, and makes the initial states."""
+    tasks = _draw_tasks(program, shape, inputs)
 
     def begin(values: Values, task: Task) -> tuple[State, dict[str, jax.Array]]:
         state = init(_key(values, "init_seed"), task, _settings(program, values))
@@ -340,14 +363,22 @@ def _prepare(program: Program, inputs: Inputs) -> Prepared:
         }
         return state, constants
 
-    state, constants = _over_grid(program, begin, inputs, tasks)
-    shape = (program.num_records, *program.chunk_shape)
-    records = {name: jnp.zeros(shape, OBSERVABLES[name].dtype) for name in _variables(program)}
+    state, constants = _over_grid(shape, begin, inputs, tasks)
+    records = {
+        name: jnp.zeros((program.num_records, *shape), OBSERVABLES[name].dtype)
+        for name in _variables(program)
+    }
     return Prepared(tasks, constants, Carry(state, records))
 
 
 def _segment(
-    program: Program, inputs: Inputs, tasks: Task, carry: Carry, done: jax.Array, count: jax.Array
+    program: Program,
+    shape: tuple[int, int],
+    inputs: Inputs,
+    tasks: Task,
+    carry: Carry,
+    done: jax.Array,
+    count: jax.Array,
 ) -> tuple[Carry, jax.Array]:
     """Takes ``count`` records after the first ``done``, with the steps that lead to them.
 
@@ -370,11 +401,11 @@ def _segment(
         # its own because observables take the larger part of the time that compilation takes.
         state = jax.lax.cond(
             index > 0,
-            lambda state: _over_grid(program, partial(move, index), inputs, tasks, state),
+            lambda state: _over_grid(shape, partial(move, index), inputs, tasks, state),
             lambda state: state,
             carry.state,
         )
-        record = _over_grid(program, partial(observe, index), inputs, tasks, state)
+        record = _over_grid(shape, partial(observe, index), inputs, tasks, state)
         records = {name: kept.at[index].set(record[name]) for name, kept in carry.records.items()}
         return Carry(state, records)
 
@@ -387,7 +418,7 @@ def live_metric(variables: Sequence[str]) -> str:
     return _LIVE_METRIC if _LIVE_METRIC in variables else variables[0]
 
 
-def _draw_tasks(program: Program, inputs: Inputs) -> Task:
+def _draw_tasks(program: Program, shape: tuple[int, int], inputs: Inputs) -> Task:
     def draw(outer: Values, sparsity: Values) -> Task:
         return _draw_task(program, {**inputs.fixed, **outer, **sparsity})
 
@@ -396,7 +427,7 @@ def _draw_tasks(program: Program, inputs: Inputs) -> Task:
     sparsity = {path: inputs.inner[path] for path in inputs.inner if path == "task.sparsity"}
     if sparsity:
         draw = jax.vmap(draw, in_axes=(None, 0), out_axes=_task_axes(inputs))
-    over_outer = jax.vmap(draw, in_axes=(0, None), axis_size=program.chunk_shape[0])
+    over_outer = jax.vmap(draw, in_axes=(0, None), axis_size=shape[0])
     return over_outer(inputs.outer, sparsity)
 
 
@@ -421,14 +452,14 @@ def _task_axes(inputs: Inputs) -> Any:  # noqa: ANN401 - axes in the place of a 
 
 
 def _over_grid(
-    program: Program,
+    shape: tuple[int, int],
     function: Callable[..., Any],
     inputs: Inputs,
     tasks: Task,
     *batched: Any,  # noqa: ANN401 - trees of arrays [outer, inner, ...]
 ) -> Any:  # noqa: ANN401 - what the function returns, with two axes in front
-    """Maps a function of (values, task, ...) over both layers of a chunk."""
-    outer_size, inner_size = program.chunk_shape
+    """Maps a function of (values, task, ...) over both layers of a part of the grid."""
+    outer_size, inner_size = shape
     both = (0,) * len(batched)
 
     def at_point(outer: Values, inner: Values, task: Task, *rest: Any) -> Any:  # noqa: ANN401

@@ -37,8 +37,9 @@ def program_of(*overrides: str) -> Program:
 def compiled_bytes(program: Program) -> int:
     """Peak memory of a segment, as the compiler plans it."""
     plan_inputs = chunks.chunk_inputs(program, Chunk(0, 0, (0, 1), (0, 1)))
-    shapes = jax.jit(partial(chunks._prepare, program)).lower(plan_inputs).out_info
-    segment = jax.jit(partial(chunks._segment, program), donate_argnums=2)
+    shape = program.chunk_shape
+    shapes = jax.jit(partial(chunks._prepare, program, shape)).lower(plan_inputs).out_info
+    segment = jax.jit(partial(chunks._segment, program, shape), donate_argnums=2)
     arguments = plan_inputs, shapes.tasks, shapes.carry, np.int32(0), np.int32(0)
     found: Any = segment.lower(*arguments).compile().memory_analysis()
     kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
