@@ -1,0 +1,213 @@
+"""What the benchmarks time of this library, the floors that it is held against, and its HLO."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _measure import Contender, Payload
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from scbjax.loss import loss
+from scbjax.model import Params
+from scbjax.sampling import Batch, draw_batch, fold_in, make_sampler, make_seed
+from scbjax.task import Task, random_task
+from scbjax.train import Settings, State, init, step
+
+OURS: Final = "scbjax"
+FLOOR: Final = "one random word a token"
+COPY: Final = "memory copy"
+SPARSITY: Final = 2  # Q of the paper's main setting
+L1: Final = 1e-5  # lambda of the paper's main setting
+COPY_BYTES: Final = 2**28  # far more than any cache holds
+
+# What is done of a step: drawing the batch; then also its gradient; then also eqs. 4 to 6.
+Part: TypeAlias = Literal["sample", "gradient", "step"]
+PARTS: Final[tuple[Part, ...]] = ("sample", "gradient", "step")
+
+
+class Size(NamedTuple):
+    """The size of a measurement: N, T, B and the number of trajectories S."""
+
+    num_tokens: int
+    context_length: int
+    batch_size: int
+    trajectories: int
+
+    @property
+    def tokens(self) -> int:
+        """Context tokens in one step of all trajectories."""
+        return self.context_length * self.batch_size * self.trajectories
+
+
+def settings_for(size: Size) -> Settings:
+    """The settings of the steps that are timed: those of the paper's second stage."""
+    return Settings(size.batch_size, steps=1, record_every=1, record=(), l1=L1)
+
+
+def draw_tasks(size: Size) -> Task:
+    """One task for every trajectory, [S, ...]."""
+
+    def draw(key: jax.Array) -> Task:
+        return random_task(
+            key,
+            num_tokens=size.num_tokens,
+            context_length=size.context_length,
+            sparsity=SPARSITY,
+        )
+
+    tasks: Task = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), size.trajectories))
+    return tasks
+
+
+def start(task: Task, settings: Settings) -> State:
+    """A state half-way through the second stage, where every part of a step has work to do."""
+    state = init(jax.random.key(0), task, settings)
+    halfway = jax.tree.map(
+        lambda begin, end: 0.5 * (begin + end), state.params, Params(task.transition, task.pattern)
+    )
+    return state._replace(params=halfway, stage=jnp.full_like(state.stage, 2))
+
+
+def library(size: Size, part: Part = "step", name: str = OURS, *, devices: int = 1) -> Contender:
+    """Steps of this library, S trajectories under vmap; a unit is one step of all of them.
+
+    Args:
+        size: what is run; S must be a multiple of the number of devices.
+        part: how much of a step.
+        name: the contender's name.
+        devices: how many devices the trajectories are spread over.
+    """
+    settings, tasks = settings_for(size), draw_tasks(size)
+    samplers = jax.jit(jax.vmap(make_sampler))(tasks)
+    keys = jax.random.split(jax.random.key(1), size.trajectories)
+    seeds = jax.vmap(make_seed)(keys)
+    states = jax.jit(jax.vmap(lambda task: start(task, settings)))(tasks)
+
+    def body(index: jax.Array, carry: Any, task: Task, sampler: Any, seed: jax.Array) -> Any:  # noqa: ANN401
+        batch = draw_batch(fold_in(seed, index), sampler, size.batch_size)
+        if part == "sample":
+            return carry[0], batch
+        if part == "gradient":
+            return carry[0], jax.grad(loss)(carry[0].params, batch)
+        return step(carry[0], batch, task, settings)[0], None
+
+    over_trajectories = jax.vmap(body, in_axes=(None, 0, 0, 0, 0))
+    inputs = (tasks, samplers, seeds)
+    shapes = jax.eval_shape(over_trajectories, jnp.int32(0), (states, None), *inputs)[1]
+    last = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    carry, inputs = jax.device_put(((states, last), inputs), _spread(devices))
+    return _compiled_loop(name, over_trajectories, carry, inputs, size.tokens)
+
+
+def _spread(count: int) -> NamedSharding:
+    """Trajectories, the leading axis, spread over the first devices."""
+    mesh = jax.make_mesh(
+        (count,), ("trajectory",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
+    )
+    return NamedSharding(mesh, PartitionSpec("trajectory"))
+
+
+def random_words(size: Size) -> Contender:
+    """The floor: one 32-bit word a token from jax.random.bits, and nothing else."""
+    keys = jax.random.split(jax.random.key(1), size.trajectories)
+    shape = (size.batch_size, size.context_length)
+
+    def body(index: jax.Array, carry: jax.Array, key: jax.Array) -> jax.Array:
+        del carry
+        return jax.random.bits(jax.random.fold_in(key, index), shape, jnp.uint32)
+
+    over_trajectories = jax.vmap(body, in_axes=(None, 0, 0))
+    words = jnp.zeros((size.trajectories, *shape), jnp.uint32)
+    return _compiled_loop(FLOOR, over_trajectories, words, (keys,), size.tokens)
+
+
+def memory_copy() -> Contender:
+    """The memory's bandwidth: an array far larger than the caches is read and written once."""
+    array = jnp.zeros((COPY_BYTES // 4,), jnp.float32)
+    # A vector as argument: adding a constant of the program might be simplified away in a loop.
+    return _compiled_loop(
+        COPY, lambda _, carry, one: carry + one, array, (jnp.ones(()),), 2 * COPY_BYTES
+    )
+
+
+def _compiled_loop(
+    name: str,
+    body: Callable[..., Any],
+    carry: Any,  # noqa: ANN401 - a tree of arrays
+    inputs: tuple[Any, ...],
+    work: float,
+) -> Contender:
+    """Repeats ``carry = body(index, carry, *inputs)`` in one program; how often is an argument."""
+
+    def loop(first: jax.Array, count: jax.Array, carry: Any, *inputs: Any) -> Any:  # noqa: ANN401
+        return jax.lax.fori_loop(
+            first, first + count, lambda index, carry: body(index, carry, *inputs), carry
+        )
+
+    # Copied: buffers are donated, and what the caller gave may be an input as well.
+    held = [jax.tree.map(jnp.copy, carry)]
+    begin = time.perf_counter()
+    lowered = jax.jit(loop, donate_argnums=2).lower(np.int32(0), np.int32(1), held[0], *inputs)
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - begin
+    done = [0]
+
+    def run(count: int) -> None:
+        held[0] = compiled(np.int32(done[0]), np.int32(count), held[0], *inputs)
+        jax.block_until_ready(held[0])
+        done[0] += count
+
+    return Contender(name, run, work, {"compile_seconds": seconds})
+
+
+# ------------------------------------------------------------------------- what the compiler made
+
+
+def census(size: Size) -> Payload:
+    """Counts of one step of S trajectories, from the program that XLA compiled for it.
+
+    Returns:
+        Per token: bytes that pass between kernels, floating-point operations, and random words
+        (from the rotations of Threefry: 20 give two words); and the number of kernels, scatters,
+        gathers and matrix products.
+    """
+    settings, tasks = settings_for(size), draw_tasks(size)
+    samplers = jax.jit(jax.vmap(make_sampler))(tasks)
+    seeds = jax.vmap(make_seed)(jax.random.split(jax.random.key(1), size.trajectories))
+    states = jax.jit(jax.vmap(lambda task: start(task, settings)))(tasks)
+
+    def one_step(state: State, task: Task, sampler: Any, seed: jax.Array) -> State:  # noqa: ANN401
+        batch: Batch = draw_batch(seed, sampler, size.batch_size)
+        return step(state, batch, task, settings)[0]
+
+    compiled = jax.jit(jax.vmap(one_step), donate_argnums=0).lower(states, tasks, samplers, seeds)
+    program = compiled.compile()
+    text = program.as_text() or ""
+    costs = program.cost_analysis() or {}
+    memory = program.memory_analysis()
+    return {
+        "bytes": costs.get("bytes accessed", 0.0) / size.tokens,
+        "operations": costs.get("flops", 0.0) / size.tokens,
+        "random_words": _elements(text, "shift-left") / (20 / 2) / size.tokens,
+        "temporary_bytes": getattr(memory, "temp_size_in_bytes", 0) / size.tokens,
+        "kernels": _count(text, "fusion") + _count(text, "call"),
+        "scatters": _count(text, "scatter"),
+        "gathers": _count(text, "gather"),
+        "products": _count(text, "dot") + _count(text, "custom-call"),
+    }
+
+
+def _count(text: str, opcode: str) -> int:
+    return len(re.findall(rf"= \S+ {opcode}\(", text))
+
+
+def _elements(text: str, opcode: str) -> int:
+    """Elements that all operations of a kind give."""
+    shapes = re.findall(rf"= \w+\[([\d,]*)\]\S* {opcode}\(", text)
+    return sum(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes)
