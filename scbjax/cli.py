@@ -229,6 +229,45 @@ class Devices:
         return 0
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Measure speed, start-up and memory; without a name, list the benchmarks."""
+
+    name: Annotated[
+        tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME", help="A benchmark's name.")
+    ] = None
+    all: Annotated[bool, tyro.conf.arg(help="Run all of them, one after the other.")] = False
+    out: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="DIR", help="Where files go, if not docs/benchmarks/DEVICE."),
+    ] = None
+    quick: Annotated[bool, tyro.conf.arg(help="Small and few: shows that it runs.")] = False
+
+    def __call__(self) -> int:
+        """Runs the command; returns its exit status."""
+        from scbjax.sweep.benchmarks import (
+            find_benchmark,
+            find_benchmarks,
+            run_benchmark,
+            summary_of,
+        )
+
+        if self.name is not None and self.all:
+            raise StudyError(f"bench takes a name or --all, not both: got {shown(self.name)}")
+        if self.name is None and not self.all:
+            rows = [(name, summary_of(script)) for name, script in find_benchmarks().items()]
+            print("\n".join(_aligned([("benchmark", "what it measures"), *rows])))
+            return 0
+        scripts = [find_benchmark(self.name)] if self.name else list(find_benchmarks().values())
+        arguments = ["--quick"] if self.quick else []
+        if self.out is not None:
+            _check_writable(out := Path(_checked_path(self.out)))
+            arguments += ["--out", str(out)]
+        for script in scripts:
+            run_benchmark(script, arguments)
+        return 0
+
+
 _Commands: TypeAlias = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[List, tyro.conf.subcommand("list")]
@@ -236,6 +275,7 @@ _Commands: TypeAlias = (
     | Annotated[Status, tyro.conf.subcommand("status")]
     | Annotated[Figure, tyro.conf.subcommand("figure")]
     | Annotated[Devices, tyro.conf.subcommand("devices")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
 
 

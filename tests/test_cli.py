@@ -60,6 +60,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "sweeps" / "tiny.toml").write_text(TINY)
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "tiny.py").write_text(FIGURE)
+    (tmp_path / "sweeps" / "benchmarks").mkdir()
+    (tmp_path / "sweeps" / "benchmarks" / "tiny.py").write_text('"""Fails."""\nraise SystemExit(3)')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(scbjax, "__file__", str(tmp_path / "scbjax" / "__init__.py"))
     return tmp_path
@@ -90,6 +92,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["figure", "none"],
         ["status", "sweeps"],
         ["list"],
+        ["bench"],
+        ["bench", "nonsense"],
     ],
     ids=" ".join,
 )
@@ -110,7 +114,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    for command in ("run", "list", "show", "status", "figure", "devices"):
+    for command in ("run", "list", "show", "status", "figure", "devices", "bench"):
         assert f"• {command} " in printed
 
 
@@ -122,7 +126,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 # ---------------------------------------------------------------------------- what is wrong
 
 BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
-    "no command": ([], ["Expected one of {run, list, show, status, figure, devices}"]),
+    "no command": ([], ["Expected one of {run, list, show, status, figure, devices, bench}"]),
     "unknown command": (["rnu"], ["rnu", "Available subcommands: run, list"]),
     "missing study": (["run"], ["Missing from scbjax run: STUDY"]),
     "missing name": (["figure"], ["Missing from scbjax figure: NAME"]),
@@ -154,6 +158,10 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "status of no path": (["status", "none"], ["none holds no results"]),
     "unknown figure": (["figure", "tyni"], ["no figure is called 'tyni'", "'tiny'"]),
     "figure that is a path": (["figure", "../x"], ["no figure is called '../x'"]),
+    "unknown benchmark": (["bench", "tyni"], ["no benchmark is called 'tyni'", "'tiny'"]),
+    "benchmark and all": (["bench", "tiny", "--all"], ["not both", "'tiny'"]),
+    "benchmark out is a file": (["bench", "tiny", "--out", "broken.toml"], ["broken.toml"]),
+    "failing benchmark": (["bench", "tiny"], ["benchmark tiny failed with status 3"]),
     "missing results": (
         ["figure", "tiny"],
         ["results/tiny/tiny.nc is missing", "`scbjax run tiny` makes it"],
