@@ -34,6 +34,7 @@ MODULES = (
     "scbjax.sweep.store",
     "scbjax.sweep.dataset",
     "scbjax.sweep.figures",
+    "scbjax.sweep.benchmarks",
 )
 
 API_HEADER = """# Public names
