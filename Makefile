@@ -52,8 +52,9 @@ docs: $(STAMP)  ## write the generated pages of docs/
 figures: $(STAMP)  ## draw every figure whose dataset is in results/
 	$(BIN)/scbjax figure all
 
-bench: $(STAMP)  ## tokens per second, against the obvious JAX and, if it is installed, PyTorch
-	$(BIN)/python sweeps/benchmarks/throughput.py
+bench: $(STAMP)  ## run every benchmark, against PyTorch too if it is installed, and renew its tables
+	$(BIN)/scbjax bench --all
+	$(BIN)/python sweeps/benchmarks/_report.py
 
 $(STAMP): pyproject.toml $(wildcard requirements/*.txt)
 	@test -n "$(PYTHON)" || { \

@@ -471,7 +471,7 @@ def check_agreement(peers: dict[str, type[Peer]], size: Size) -> dict[str, float
     for name, peer in peers.items():
         one = peer(task, rule, params, 0)
         given = one.take(batch)
-        found = tuple(np.array(array) for array in one.gradient(given))
+        found = tuple(np.asarray(array).copy() for array in one.gradient(given))
         one.step(given)
         errors[name] = _error((*found, *one.params()), exact)
     for name, error in errors.items():

@@ -1,0 +1,234 @@
+"""Writes the tables of docs/performance.md, and redraws the pictures, from the stored JSON.
+
+A table stands between the lines `<!-- begin NAME -->` and `<!-- end NAME -->`, once for every
+device that has measurements; all else in the page is left as it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from _measure import ROOT, STORED, Payload, digits, render, spread
+
+PAGE = ROOT / "docs" / "performance.md"
+MIB = 2**20
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    >>> print(table(("N", "speed"), [("3", "fast")]))
+    | N | speed |
+    |---|---|
+    | 3 | fast |
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    marked = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([marked[0], marked[1].replace(" ", ""), *marked[2:]])
+
+
+def told(value: Mapping[str, float], scale: float = 1.0) -> str:
+    """Median, and smallest to largest."""
+    low, high = digits(scale * value["min"]), digits(scale * value["max"])
+    return f"{digits(scale * value['median'])} ({low} to {high})"
+
+
+def step_table(payload: Payload) -> str:
+    """Speeds of a step and how many times that of each other contender it is."""
+    rows = []
+    for size in payload["sizes"]:
+        for row in size["rows"]:
+            if ": " in row["name"]:  # a part of a step
+                continue
+            ratios = [size[key].get(row["name"]) for key in ("ratios", "ratios_all_cores")]
+            times = [told(ratio) if ratio else "" for ratio in ratios]
+            if row["name"].startswith("scbjax"):
+                times[1] = ""
+            rows.append((str(size["num_tokens"]), row["name"], told(row["rate"], 1e-6), *times))
+    return table(
+        ("N", "", "million tokens/s", "scbjax is faster by", "scbjax on all cores by"), rows
+    )
+
+
+def parts_table(payload: Payload) -> str:
+    """Where the time of a step goes, and what the compiled program does for each token."""
+    from step import parts
+
+    bandwidth = payload["memory_copy"]["rate"]["median"]
+    rows = []
+    for size in payload["sizes"]:
+        counts = size["census"]
+        nanoseconds = [value for _, value in parts(size)]
+        cells = (
+            *(digits(value) for value in nanoseconds),
+            digits(counts["random_words"]),
+            digits(counts["bytes"]),
+            digits(1e9 * counts["bytes"] / bandwidth),
+            digits(counts["operations"]),
+            str(counts["gathers"]),
+            str(counts["scatters"]),
+        )
+        rows.append((str(size["num_tokens"]), *cells))
+    header = ("N", "sampling, ns", "gradient, ns", "eqs. 4 to 6, ns", "random words", "bytes",
+              "ns to copy them", "operations", "gathers", "scatters")  # fmt: skip
+    return table(header, rows)
+
+
+def sampler_table(payload: Payload) -> str:
+    """Speeds of the sampler alone."""
+    rows = [
+        (
+            str(size["num_tokens"]),
+            row["name"],
+            told(row["rate"], 1e-6),
+            told(ratio) if (ratio := size["ratios"].get(row["name"])) else "",
+        )
+        for size in payload["sizes"]
+        for row in size["rows"]
+    ]
+    return table(("N", "", "million tokens/s", "scbjax is faster by"), rows)
+
+
+def trajectory_table(payload: Payload) -> str:
+    """Seconds of a whole trajectory."""
+    rows = []
+    for row in payload["rows"]:
+        seconds = [second / row["units"] for second in row["seconds"]]
+        ratio = payload["ratios"].get(row["name"])
+        compiling = row.get("compile_seconds")
+        rows.append(
+            (
+                row["name"],
+                told(spread(seconds)),
+                "" if compiling is None else digits(compiling),
+                told(ratio) if ratio else "",
+            )
+        )
+    return table(("", "seconds", "compiling, s", "scbjax is faster by"), rows)
+
+
+def sweep_table(payload: Payload) -> str:
+    """Seconds of sweeps, and how they compare with one trajectory at a time."""
+    rows = []
+    for series in payload["series"]:
+        one = series["rows"][0]["run_seconds"]["median"]
+        for row in series["rows"]:
+            start = (str(series["devices"]), series["axis"], str(row["trajectories"]))
+            if "left_out" in row:
+                rows.append((*start, "", row["left_out"], "", ""))
+                continue
+            times = row["run_seconds"]["median"] / one
+            rows.append(
+                (
+                    *start,
+                    str(row["chunks"]),
+                    told(row["run_seconds"]),
+                    digits(times),
+                    digits(row["compile_seconds"]),
+                )
+            )
+    header = ("devices", "axis", "trajectories", "chunks", "seconds", "times one", "compiling, s")
+    return table(header, rows)
+
+
+def growth_table(payload: Payload) -> str:
+    """Milliseconds of a step at every size, and the exponent of the upper half."""
+    from growth import SYMBOLS
+
+    rows = []
+    for field, found in payload["series"].items():
+        base = found["base"]
+        others = ", ".join(f"{s} = {base[f]}" for f, s in SYMBOLS.items() if f != field)
+        steps = zip(found["values"], found["step_seconds"], strict=True)
+        cells = ", ".join(f"{value}: {digits(1e3 * seconds)}" for value, seconds in steps)
+        rows.append((SYMBOLS[field], others, cells, f"{found['exponent']:.2f}"))
+    return table(("size", "at", "milliseconds per step", "exponent"), rows)
+
+
+def startup_table(payload: Payload) -> str:
+    """Seconds of imports, commands and compilations."""
+    seconds = {row["name"]: row["seconds"] for row in payload["rows"]}
+    seconds.update(payload["compile_seconds"])
+    return table(("", "seconds"), [(name, told(spread(all_))) for name, all_ in seconds.items()])
+
+
+def memory_table(payload: Payload) -> str:
+    """Peak memory of every case beside the planner's estimate."""
+    rows = []
+    for row in payload["rows"]:
+        planned = row["planned_bytes"]
+        estimate = ("", "")
+        if planned is not None:
+            estimate = (digits(planned / MIB), digits(planned / row["bytes"]))
+        sizes = (str(row["num_tokens"]), str(row["trajectories"]))
+        rows.append((row["name"], *sizes, digits(row["bytes"] / MIB), *estimate))
+    return table(("", "N", "S", "MiB", "planned, MiB", "planned / measured"), rows)
+
+
+TABLES: dict[str, tuple[str, Callable[[Payload], str]]] = {
+    "step": ("step", step_table),
+    "parts": ("step", parts_table),
+    "sampler": ("sampler", sampler_table),
+    "trajectory": ("trajectory", trajectory_table),
+    "sweep": ("sweep", sweep_table),
+    "growth": ("growth", growth_table),
+    "startup": ("startup", startup_table),
+    "memory": ("memory", memory_table),
+}
+PICTURED = frozenset(TABLES) - {"parts"}
+
+
+def section(name: str) -> str:
+    """What stands between the marks of a table: for every device, where and when, and the table."""
+    benchmark, make = TABLES[name]
+    parts = []
+    for path in sorted(STORED.glob(f"*/{benchmark}.json")):
+        payload = json.loads(path.read_text(encoding="utf-8"))
+        parts += [_where(payload), make(payload)]
+        if name in PICTURED:
+            picture = path.with_suffix(".png").relative_to(PAGE.parent).as_posix()
+            parts.append(f"![{benchmark}: the table above as a picture]({picture})")
+    return "\n\n".join(parts)
+
+
+def _where(payload: Payload) -> str:
+    about = payload["environment"]
+    versions = ", ".join(
+        f"{name} {version}" for name, version in about["versions"].items() if version
+    )
+    return (
+        f"**{about['device']}**, {about['system']}, Python {about['python']}, {versions}, commit "
+        f"{about['commit']}, {about['taken'][:10]}; load average before the start "
+        f"{about['load_average']:.1f}."
+    )
+
+
+def page(text: str) -> str:
+    """The page with its tables renewed."""
+    for name in TABLES:
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"{PAGE} has no place for the table {name!r}")
+        pattern = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", flags=re.DOTALL)
+        filled = f"{begin}\n\n{section(name)}\n\n{end}"
+        before, after = pattern.split(text)
+        text = before + filled + after
+    return text
+
+
+def main() -> int:
+    """Renews pictures and tables."""
+    for path in sorted(STORED.glob("*/*.json")):
+        print(render(importlib.import_module(path.stem).draw, path))
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(Path(PAGE))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""Benchmarks run, store what they must, and compare like with like. No test looks at a speed."""
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scbjax.sampling import threefry
+from scbjax.task import task_from_arrays
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "sweeps" / "benchmarks"
+NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
+STORED = sorted((ROOT / "docs" / "benchmarks").glob("*/*.json"))
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True)
+def _scripts_stand_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+def script(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def size(num_tokens: int, context_length: int = 60, batch_size: int = 12) -> Any:  # noqa: ANN401
+    return script("_library").Size(num_tokens, context_length, batch_size, 1)
+
+
+# -------------------------------------------------------------------------- like with like
+
+
+@pytest.mark.parametrize("num_tokens", [2, 3, 7, 40])
+def test_all_implementations_take_the_same_step(num_tokens: int) -> None:
+    peers = script("_peers")
+    errors = peers.check_agreement(peers.available_peers(), size(num_tokens))
+    assert errors.keys() == {"scbjax", *peers.available_peers()}
+    # Short sums: all are exact to rounding, not only to what the check allows at T = 5000.
+    assert all(error < 2e-5 for error in errors.values()), errors
+
+
+def wrong_gradient(numpy_peer: type[Any]) -> type[Any]:
+    class Wrong(numpy_peer):  # type: ignore[misc]
+        def gradient(self, batch: Any) -> tuple[Any, Any]:  # noqa: ANN401
+            value, attention = super().gradient(batch)
+            return value, attention * np.float32(1.01)
+
+    return Wrong
+
+
+def wrong_step(numpy_peer: type[Any]) -> type[Any]:
+    class Wrong(numpy_peer):  # type: ignore[misc]
+        def step(self, batch: Any) -> None:  # noqa: ANN401
+            super().step(batch)
+            self._attention *= np.float32(1.01)
+
+    return Wrong
+
+
+@pytest.mark.parametrize("break_it", [wrong_gradient, wrong_step])
+def test_a_peer_that_takes_another_step_is_refused(break_it: Any) -> None:  # noqa: ANN401
+    peers = script("_peers")
+    with pytest.raises(RuntimeError, match=r"broken is off by .*it takes another step"):
+        peers.check_agreement({"broken": break_it(peers.NumPyPeer)}, size(3))
+
+
+def test_the_reference_gradient_is_that_of_the_loss() -> None:
+    """Against finite differences of eq. 3 written as a double loop."""
+    peers = script("_peers")
+    rng = np.random.default_rng(0)
+    count, length, samples = 3, 5, 4
+    value, attention = rng.normal(size=(count, count)), rng.normal(size=(length, count))
+    batch = peers.HostBatch(
+        rng.integers(count, size=(samples, length)),
+        rng.integers(count, size=samples),
+        rng.integers(count, size=samples),
+    )
+
+    def loss(value: Any, attention: Any) -> float:  # noqa: ANN401
+        total = 0.0
+        for tokens, query, label in zip(*batch, strict=True):
+            output = sum(attention[t, query] * value[:, tokens[t]] for t in range(length))
+            total += 0.5 * sum((float(n == label) - output[n]) ** 2 for n in range(count))
+        return total / samples
+
+    gradients = peers.reference_gradient((value, attention), batch)
+    step = 1e-5
+    for index, (array, gradient) in enumerate(zip((value, attention), gradients, strict=True)):
+        for place in np.ndindex(array.shape):
+            shifted = [np.array(value), np.array(attention)]
+            shifted[index][place] += step
+            above = loss(*shifted)
+            shifted[index][place] -= 2 * step
+            assert (above - loss(*shifted)) / (2 * step) == pytest.approx(gradient[place], abs=1e-8)
+
+
+def test_peers_draw_from_the_task() -> None:
+    """A transition without chance and one position a query: the label is known from the sample."""
+    peers = script("_peers")
+    successor = np.array([1, 2, 3, 0])
+    positions = np.array([4, 0, 19, 7])
+    transition, pattern = np.zeros((4, 4)), np.zeros((20, 4))
+    transition[successor, np.arange(4)] = 1
+    pattern[positions, np.arange(4)] = 1
+    task = task_from_arrays(jnp.asarray(transition, jnp.float32), jnp.asarray(pattern, jnp.float32))
+    host = peers.HostTask(*(np.array(array) for array in task))
+    params = (np.zeros((4, 4), np.float32), np.zeros((20, 4), np.float32))
+    samples = 2000
+    for name, peer in peers.available_peers().items():
+        drawn = peer(host, peers.Rule(0.1, 0.1, 0.0, samples), params, 7).draw()
+        tokens, query, label = (np.asarray(array) for array in drawn)
+        assert tokens.shape == (samples, 20), name
+        source = tokens[np.arange(samples), positions[query]]
+        np.testing.assert_array_equal(label, successor[source], err_msg=name)
+        # mu is uniform; five standard deviations.
+        for drawn_tokens in (tokens, query):
+            share = np.bincount(drawn_tokens.ravel(), minlength=4) / drawn_tokens.size
+            assert np.all(np.abs(share - 0.25) < 5 * math.sqrt(0.1875 / drawn_tokens.size)), name
+
+
+# -------------------------------------------------------------------------------- measuring
+
+
+def test_contenders_take_turns_and_their_ratios_are_taken_turn_by_turn() -> None:
+    measure = script("_measure")
+    calls: list[str] = []
+    contenders = [
+        measure.Contender(name, lambda _, name=name: calls.append(name), work, {"note": name})
+        for name, work in (("a", 10.0), ("b", 5.0))
+    ]
+    rows = measure.race(contenders, measure.Effort(rounds=3, seconds=0.0))
+    assert calls[-6:] == ["a", "b"] * 3
+    assert [(row["name"], row["note"], len(row["seconds"])) for row in rows] == [
+        ("a", "a", 3),
+        ("b", "b", 3),
+    ]
+    for row, seconds in zip(rows, ([1.0, 2.0, 4.0], [1.0, 1.0, 1.0]), strict=True):
+        row["seconds"] = seconds
+    assert measure.ratio(rows, "a", "b") == {"median": 1.0, "min": 0.5, "max": 2.0}
+    assert measure.ratio(rows, "a", "c") is None
+
+
+def test_the_exponent_is_that_of_the_upper_half() -> None:
+    growth = script("growth")
+    sizes = [1, 2, 4, 8, 16, 32]
+    seconds = [5.0, 5.0, 5.0, *(0.1 * n**1.5 for n in sizes[3:])]
+    assert growth.fit_exponent(sizes, seconds) == pytest.approx(1.5)
+
+
+def test_random_words_are_counted_in_the_program() -> None:
+    """Ten rotations make a word: a program that draws one word for each of 64 elements."""
+    library = script("_library")
+
+    def draw(seed: jax.Array) -> jax.Array:
+        counter = jnp.arange(32, dtype=jnp.uint32)
+        return jnp.concatenate(threefry(seed, counter, counter))
+
+    text = jax.jit(draw).lower(jnp.zeros(2, jnp.uint32)).compile().as_text()
+    words = library._elements(text, "shift-left") / 10
+    assert words >= 64
+    assert words % 64 == 0
+
+
+# ----------------------------------------------------------------------- what is published
+
+
+def test_every_benchmark_is_published_with_its_picture() -> None:
+    found: dict[str, set[str]] = {path.parent.name: set() for path in STORED} or {
+        "no device": set()
+    }
+    for path in STORED:
+        found[path.parent.name].add(path.stem)
+        assert path.with_suffix(".png").read_bytes().startswith(PNG)
+    assert all(names == set(NAMES) for names in found.values()), found
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_published_measurements_say_where_they_come_from(path: Path) -> None:
+    payload = json.loads(path.read_text(encoding="utf-8"))
+    check_payload(payload, path.stem)
+    assert payload["quick"] is False
+
+
+def test_the_tables_of_the_page_are_current() -> None:
+    report = script("_report")
+    text = report.PAGE.read_text(encoding="utf-8")
+    assert text == report.page(text), "run sweeps/benchmarks/_report.py"
+
+
+def check_payload(payload: dict[str, Any], name: str) -> None:
+    about = payload["environment"]
+    assert payload["benchmark"] == name
+    assert about["device"]
+    assert about["cpu_count"] >= 1
+    assert about["versions"]["jax"]
+    assert about["load_average"] >= 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_runs(tmp_path: Path, name: str) -> None:
+    command = [sys.executable, "-m", "scbjax", "bench", name, "--quick", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    payload = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
+    check_payload(payload, name)
+    assert payload["quick"] is True
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG)
