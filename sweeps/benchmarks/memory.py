@@ -18,7 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from _measure import Payload, in_process, run_script, say
+from _measure import Payload, digits, in_process, run_script, say
 from _pictures import colour_of, new_figure
 from matplotlib.figure import Figure
 
@@ -149,7 +149,7 @@ def draw(payload: Payload) -> Figure:
     for place, row in enumerate(rows):
         size = row["bytes"] / 2**20
         axes.barh(place, size, 0.6, color=colour_of(row["name"]))
-        axes.annotate(f"{size:.0f}", (size, place), (4, 0), textcoords="offset points", va="center")
+        axes.annotate(digits(size), (size, place), (4, 0), textcoords="offset points", va="center")
         if row["planned_bytes"] is not None:
             axes.plot([row["planned_bytes"] / 2**20] * 2, [place - 0.4, place + 0.4], color="black")
     labels = [f"{row['name']}, N = {row['num_tokens']}, S = {row['trajectories']}" for row in rows]
