@@ -282,7 +282,7 @@ class _Compiled:
 def _compile(program: Program) -> _Compiled:
     """Compiles a program so that each device does its own part of the outer layer, and no more."""
     outer_size, inner_size = program.chunk_shape
-    mesh = _mesh(outer_size)
+    mesh = _mesh(outer_size // program.block)
     part = outer_size // mesh.size, inner_size
     sharded, whole = PartitionSpec(_OUTER), PartitionSpec()
     on_inputs = cast("Any", Inputs)(sharded, whole, whole)
@@ -340,10 +340,10 @@ def _shardings(mesh: Mesh, specs: Any) -> Any:  # noqa: ANN401 - trees of specs 
     )
 
 
-def _mesh(outer: int) -> Mesh:
-    """As many devices as divide the outer layer of a chunk."""
+def _mesh(blocks: int) -> Mesh:
+    """As many devices as divide the blocks of a chunk."""
     devices = jax.local_devices()
-    count = max(n for n in range(1, len(devices) + 1) if outer % n == 0)
+    count = max(n for n in range(1, len(devices) + 1) if blocks % n == 0)
     return jax.make_mesh((count,), (_OUTER,), axis_types=(AxisType.Auto,), devices=devices[:count])
 
 
@@ -396,21 +396,47 @@ def _segment(
         settings, key = _settings(program, values, record=variables), _key(values, "data_seed")
         return observe_state(key, task, settings, state, index * every)
 
-    def take(index: jax.Array, carry: Carry) -> Carry:
+    block = program.block, shape[1]
+
+    def take_block(
+        index: jax.Array, outer: dict[str, Any], tasks: Task, state: State
+    ) -> tuple[State, Records]:
+        own = inputs._replace(outer=outer)
         # The first record is that of the initial state. It is taken here and not by a function of
         # its own because observables take the larger part of the time that compilation takes.
         state = jax.lax.cond(
             index > 0,
-            lambda state: _over_grid(shape, partial(move, index), inputs, tasks, state),
+            lambda state: _over_grid(block, partial(move, index), own, tasks, state),
             lambda state: state,
-            carry.state,
+            state,
         )
-        record = _over_grid(shape, partial(observe, index), inputs, tasks, state)
+        return state, _over_grid(block, partial(observe, index), own, tasks, state)
+
+    def take(index: jax.Array, carry: Carry) -> Carry:
+        parts = inputs.outer, tasks, carry.state
+        state, record = _in_blocks(program.block, partial(take_block, index), *parts)
         records = {name: kept.at[index].set(record[name]) for name, kept in carry.records.items()}
         return Carry(state, records)
 
     carry = jax.lax.fori_loop(done, done + count, take, carry)
     return carry, carry.records[live_metric(variables)][done + count - 1]
+
+
+def _in_blocks(
+    size: int,
+    function: Callable[..., Any],
+    *parts: Any,  # noqa: ANN401 - trees of arrays [outer, ...]
+) -> Any:  # noqa: ANN401 - what the function returns
+    """Applies a function to one block of the outer layer after the other, and joins the results.
+
+    What a step works on then stays in the cache, and the temporaries are those of one block.
+    """
+    outer = jax.tree.leaves(parts)[0].shape[0]
+    if outer == size:
+        return function(*parts)
+    blocks = jax.tree.map(lambda a: a.reshape(outer // size, size, *a.shape[1:]), parts)
+    results = jax.lax.map(lambda block: function(*block), blocks)
+    return jax.tree.map(lambda a: a.reshape(outer, *a.shape[2:]), results)
 
 
 def live_metric(variables: Sequence[str]) -> str:

@@ -21,10 +21,15 @@ SMALL_VOCABULARY = 4
 
 _FLOAT = 4  # bytes of a float32 or int32
 
-# Arrays of the size of A [T, N] per trajectory: A and Q, and the temporaries of a step.
-_ATTENTION_COPIES = 4.25
+CACHE_BYTES = 8 * 2**20
+"""Temporaries of a block on a CPU (measured: with 8 MB a step is twice as fast as with 100 MB, and
+with 2 MB it is slower again because fewer trajectories share their draws)."""
+
+# Arrays of the size of A [T, N] per trajectory: A before and after, and Q; temporaries of a step.
+_KEPT_ATTENTIONS = 2
+_TEMPORARY_ATTENTIONS = 2.25
 # Arrays of the size of V [N, N] per trajectory: V, P and its distribution functions.
-_VALUE_COPIES = 3
+_KEPT_VALUES = 3
 # Bytes per token of the batch, or per draw of the refit: what an outer point holds, what a
 # trajectory holds in a step, and in a refit; each for small vocabularies and for others.
 _OUTER_BYTES = (1.0, 6.6)
@@ -62,27 +67,47 @@ def outer_bytes(values: Mapping[str, Any]) -> int:
     return math.ceil(_by_size(values, _OUTER_BYTES) * max(_tokens(values), _refit_draws(values)))
 
 
-def trajectory_bytes(values: Mapping[str, Any]) -> int:
-    """Memory for one trajectory: its state, its temporaries and its records."""
-    size, draws = int(values["task.num_tokens"]), _refit_draws(values)
-    step = _by_size(values, _STEP_BYTES) * _tokens(values)
+def kept_bytes(values: Mapping[str, Any]) -> int:
+    """Memory that a trajectory holds all the time: its state, its task and its records."""
+    records = len(values["record.variables"]) * _num_records(values)
+    matrices = _KEPT_ATTENTIONS * _entries(values) + _KEPT_VALUES * _value_entries(values)
+    return math.ceil(_FLOAT * (matrices + records))
+
+
+def temporary_bytes(values: Mapping[str, Any]) -> int:
+    """Memory that a trajectory holds while it is worked on: in a step, or in a record."""
+    draws = _refit_draws(values)
     refit = _by_size(values, _REFIT_BYTES) * draws
     if draws:
-        refit += _LEAST_SQUARES_BYTES * int(values["train.refit_samples"]) * size
-    kept = len(values["record.variables"]) * _num_records(values)
-    matrices = _ATTENTION_COPIES * _entries(values) + _VALUE_COPIES * size**2
-    return math.ceil(_FLOAT * (matrices + kept) + max(step, refit))
+        samples = int(values["train.refit_samples"])
+        refit += _LEAST_SQUARES_BYTES * samples * int(values["task.num_tokens"])
+    tokens = _by_size(values, _STEP_BYTES) * _tokens(values)
+    return math.ceil(_FLOAT * _TEMPORARY_ATTENTIONS * _entries(values) + max(tokens, refit))
 
 
-def chunk_bytes(values: Mapping[str, Any], shape: tuple[int, int]) -> int:
-    """Estimated peak memory of a chunk, in bytes over all devices.
+def block_bytes(values: Mapping[str, Any], shape: tuple[int, int]) -> int:
+    """Memory for the temporaries of the trajectories that are worked on together."""
+    outer, inner = shape
+    return outer * (outer_bytes(values) + inner * temporary_bytes(values))
+
+
+def step_bytes(values: Mapping[str, Any], inner: int) -> int:
+    """Memory that the steps of an outer point go through again and again."""
+    each = _by_size(values, _STEP_BYTES) * _tokens(values)
+    each += _FLOAT * (1 + _TEMPORARY_ATTENTIONS) * _entries(values)
+    return math.ceil(_by_size(values, _OUTER_BYTES) * _tokens(values) + inner * each)
+
+
+def chunk_bytes(values: Mapping[str, Any], shape: tuple[int, int], block: int) -> int:
+    """Estimated peak memory of a chunk that is run on one device, in bytes.
 
     Args:
         values: the fields that are fixed in the chunk's program, by dotted path.
         shape: points along the outer and the inner layer.
+        block: outer points that are worked on at a time.
     """
     outer, inner = shape
-    return outer * (outer_bytes(values) + inner * trajectory_bytes(values))
+    return outer * inner * kept_bytes(values) + block_bytes(values, (block, inner))
 
 
 def run_seconds(values: Mapping[str, Any], shape: tuple[int, int]) -> float:
@@ -127,6 +152,11 @@ def _tokens(values: Mapping[str, Any]) -> int:
 def _entries(values: Mapping[str, Any]) -> int:
     """Entries of A."""
     return int(values["task.context_length"]) * int(values["task.num_tokens"])
+
+
+def _value_entries(values: Mapping[str, Any]) -> int:
+    """Entries of V."""
+    return int(values["task.num_tokens"]) ** 2
 
 
 def _num_records(values: Mapping[str, Any]) -> int:

@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,13 @@ SGD_AS_PROXIMAL: Mapping[str, Any] = {
     "train.stop_level": math.inf,
     "train.stop_step": INT32_MAX,
 }
+
+
+Layout: TypeAlias = tuple[tuple[int, int, int], ...]
+"""For every program of a plan: outer and inner points of a chunk, and outer points of a block."""
+
+# Share of its points that a chunk may be padded by to be a whole number of larger blocks.
+_PADDING_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class Program:
         inner: points that share the tokens of an outer point.
         positions: [outer, inner] int64; where each trajectory stands in the study's flattened grid.
         chunk_shape: points (outer, inner) of each of its chunks; trailing chunks are padded to it.
+        block: outer points of a chunk that a device works on at a time.
     """
 
     index: int
@@ -71,6 +79,7 @@ class Program:
     inner: Layer
     positions: npt.NDArray[np.int64] = field(compare=False)
     chunk_shape: tuple[int, int] = (1, 1)
+    block: int = 1
 
     @property
     def num_records(self) -> int:
@@ -79,8 +88,8 @@ class Program:
 
     @property
     def memory_bytes(self) -> int:
-        """Estimated peak memory of one chunk, in bytes over all devices."""
-        return cost.chunk_bytes(self.fixed, self.chunk_shape)
+        """Estimated peak memory of one chunk, run on one device, in bytes."""
+        return cost.chunk_bytes(self.fixed, self.chunk_shape, self.block)
 
     @property
     def tokens(self) -> int:
@@ -156,7 +165,7 @@ class Plan:
 
     @property
     def memory_bytes(self) -> int:
-        """Estimated peak memory, in bytes over all devices: that of its largest chunk."""
+        """Estimated peak memory, in bytes: that of its largest chunk, run on one device."""
         return max(program.memory_bytes for program in self.programs)
 
     @property
@@ -171,20 +180,27 @@ class Plan:
         return fingerprint(self.study)
 
     @property
-    def layout(self) -> tuple[tuple[int, int], ...]:
-        """The chunk shape of every program: with the study, it determines the plan."""
-        return tuple(program.chunk_shape for program in self.programs)
+    def layout(self) -> Layout:
+        """Chunk shape and block of every program: with the study, they determine the plan."""
+        return tuple((*program.chunk_shape, program.block) for program in self.programs)
 
     def positions(self, chunk: Chunk) -> npt.NDArray[np.int64]:
         """Where the trajectories of a chunk stand in the flattened grid, [outer, inner]."""
         return self.programs[chunk.program].positions[slice(*chunk.outer), slice(*chunk.inner)]
 
 
-def make_plan(study: Study, *, memory_bytes: int | None = None, device_count: int = 1) -> Plan:
+def make_plan(
+    study: Study,
+    *,
+    memory_bytes: int | None = None,
+    device_count: int = 1,
+    cache_bytes: int | None = cost.CACHE_BYTES,
+) -> Plan:
     """Splits a study into programs, and these into chunks that fit a memory budget.
 
     Chunks are cut along the outer layer first: that costs nothing, while cutting the inner layer
-    means drawing the same tokens once more for each part.
+    means drawing the same tokens once more for each part. Within a chunk, the outer layer is worked
+    through in blocks whose temporaries stay in the processor's cache.
 
     Args:
         study: the study.
@@ -192,6 +208,8 @@ def make_plan(study: Study, *, memory_bytes: int | None = None, device_count: in
             memory.
         device_count: devices that share the outer layer; chunks get a multiple of it where
             possible.
+        cache_bytes: size of the temporaries of a block; None for blocks as large as the chunk, as
+            suits accelerators.
 
     Returns:
         The plan. It depends on the arguments alone, not on the state of the machine.
@@ -200,14 +218,11 @@ def make_plan(study: Study, *, memory_bytes: int | None = None, device_count: in
         StudyError: a single trajectory does not fit the budget.
     """
     budget = cost.default_memory_bytes() if memory_bytes is None else memory_bytes
-    programs = [
-        replace(program, chunk_shape=_chunk_shape(program, budget, device_count))
-        for program in _programs(study)
-    ]
-    return _assemble(study, programs)
+    layout = [_fit(program, budget, device_count, cache_bytes) for program in _programs(study)]
+    return plan_with_layout(study, layout)
 
 
-def plan_with_layout(study: Study, layout: Sequence[tuple[int, int]]) -> Plan:
+def plan_with_layout(study: Study, layout: Sequence[tuple[int, int, int]]) -> Plan:
     """The plan of a study with given chunk shapes: what was begun is continued as it was cut.
 
     Args:
@@ -220,8 +235,13 @@ def plan_with_layout(study: Study, layout: Sequence[tuple[int, int]]) -> Plan:
     programs = list(_programs(study))
     if len(layout) != len(programs):
         raise StudyError(f"the layout has {len(layout)} programs; the study has {len(programs)}")
-    pairs = zip(programs, layout, strict=True)
-    return _assemble(study, [replace(program, chunk_shape=shape) for program, shape in pairs])
+    return _assemble(
+        study,
+        [
+            replace(program, chunk_shape=(outer, inner), block=block)
+            for program, (outer, inner, block) in zip(programs, layout, strict=True)
+        ],
+    )
 
 
 def grid_shape(study: Study) -> tuple[int, ...]:
@@ -335,20 +355,37 @@ def _layer(
     return Layer(len(points), columns), np.array(points, np.int64).reshape(len(points), len(axes)).T
 
 
-def _chunk_shape(program: Program, budget: int, device_count: int) -> tuple[int, int]:
-    """The largest chunk within the budget, cut along the outer layer first, and evenly."""
-    outer, inner = program.outer.size, program.inner.size
-    one = cost.chunk_bytes(program.fixed, (1, 1))
+def _fit(
+    program: Program, budget: int, device_count: int, cache_bytes: int | None
+) -> tuple[int, int, int]:
+    """The largest even chunk within the budget, cut along the outer layer first, and its block."""
+    outer, inner, values = program.outer.size, program.inner.size, program.fixed
+    one = cost.chunk_bytes(values, (1, 1), 1)
     if one > budget:
         raise StudyError(
             f"one trajectory needs about {cost.readable_bytes(one)}, "
             f"more than the memory budget of {cost.readable_bytes(budget)}"
         )
     devices = min(device_count, outer)
-    most = budget // cost.chunk_bytes(program.fixed, (1, inner))
-    if most >= 1:
-        most = most // devices * devices or most
-        even = math.ceil(outer / math.ceil(outer / most))
-        return min(math.ceil(even / devices) * devices, most), inner
-    most = (budget - cost.outer_bytes(program.fixed)) // cost.trajectory_bytes(program.fixed)
-    return 1, math.ceil(inner / math.ceil(inner / most))
+    whole = math.ceil(outer / devices)
+    limit = whole if cache_bytes is None else cache_bytes // cost.step_bytes(values, inner)
+    best = _even_block(whole, limit)
+    for together, block in ((devices, best), (devices, 1), (1, 1)):  # less at a time if need be
+        unit = together * block
+        room = budget - together * cost.block_bytes(values, (block, inner))
+        most = room // (inner * cost.kept_bytes(values)) // unit * unit
+        if most >= unit:
+            even = math.ceil(outer / math.ceil(outer / most))
+            return min(math.ceil(even / unit) * unit, most), inner, block
+    room = budget - cost.outer_bytes(values)
+    most = room // (cost.kept_bytes(values) + cost.temporary_bytes(values))
+    return 1, math.ceil(inner / math.ceil(inner / most)), 1
+
+
+def _even_block(size: int, limit: int) -> int:
+    """The largest block up to a limit that needs next to no padding to fill a size."""
+    return max(
+        block
+        for block in range(1, max(1, min(limit, size)) + 1)
+        if math.ceil(size / block) * block <= (1 + _PADDING_SHARE) * size
+    )

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scbjax.sweep.fields import StudyError
-from scbjax.sweep.plan import Chunk, Plan
+from scbjax.sweep.plan import Chunk, Layout, Plan
 from scbjax.sweep.study import Study, fingerprint, to_toml
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
@@ -66,7 +66,7 @@ class Manifest:
         name: the study's name.
         fingerprint: of the study.
         study: its resolved text, as TOML.
-        layout: chunk shape of every program of the plan.
+        layout: how the plan cuts every program.
         num_chunks: chunks of the plan.
         provenance: versions, device, random number generator and commit of the run that began it.
         format: version of the layout.
@@ -75,7 +75,7 @@ class Manifest:
     name: str
     fingerprint: str
     study: str
-    layout: tuple[tuple[int, int], ...]
+    layout: Layout
     num_chunks: int
     provenance: Mapping[str, str]
     format: int = FORMAT
@@ -149,7 +149,7 @@ class Store:
         except (OSError, ValueError) as error:
             raise DamagedError(str(error)) from None
         try:
-            layout = tuple((int(outer), int(inner)) for outer, inner in content["layout"])
+            layout = tuple((int(o), int(i), int(block)) for o, i, block in content["layout"])
             manifest = Manifest(**{**content, "layout": layout})
             if any(min(shape) < 1 for shape in layout):
                 raise ValueError("its layout has an empty chunk")
@@ -287,7 +287,7 @@ def _identity(plan: Plan, chunk: Chunk) -> dict[str, Any]:
         "program": chunk.program,
         "outer": list(chunk.outer),
         "inner": list(chunk.inner),
-        "chunk_shape": list(plan.programs[chunk.program].chunk_shape),
+        "layout": list(plan.layout[chunk.program]),
     }
 
 

@@ -67,7 +67,7 @@ def test_small_vocabularies_are_those_of_the_model() -> None:
 @pytest.mark.parametrize("override", ["context_length=1000", "batch_size=128", "num_tokens=4"])
 def test_costs_rise_with_every_size(override: str) -> None:
     small, large = (program_of('record.variables=["stage"]', o).fixed for o in ("skew=2", override))
-    assert chunk_bytes(large, (1, 1)) > chunk_bytes(small, (1, 1))
+    assert chunk_bytes(large, (1, 1), 1) > chunk_bytes(small, (1, 1), 1)
     assert run_seconds(large, (1, 1)) > run_seconds(small, (1, 1))
 
 
@@ -78,9 +78,13 @@ def test_trajectories_of_an_outer_point_share_its_draws() -> None:
         < run_seconds(values, (8, 1))
         < 8.001 * run_seconds(values, (1, 1))
     )
-    assert (
-        chunk_bytes(values, (1, 8)) < chunk_bytes(values, (8, 1)) == 8 * chunk_bytes(values, (1, 1))
-    )
+    assert chunk_bytes(values, (1, 8), 1) < chunk_bytes(values, (8, 1), 8)
+
+
+def test_blocks_save_memory() -> None:
+    values = program_of().fixed
+    assert chunk_bytes(values, (8, 1), 1) < chunk_bytes(values, (8, 1), 2)
+    assert chunk_bytes(values, (8, 1), 8) == 8 * chunk_bytes(values, (1, 1), 1)
 
 
 def test_the_refit_of_records_costs_time_and_memory() -> None:
@@ -88,7 +92,7 @@ def test_the_refit_of_records_costs_time_and_memory() -> None:
     with_refit = program_of('record.variables=["rounded_value_distance"]').fixed
     smaller = program_of('record.variables=["rounded_value_distance"]', "refit_support=8").fixed
     for values in (without, smaller):
-        assert chunk_bytes(values, (1, 1)) < chunk_bytes(with_refit, (1, 1))
+        assert chunk_bytes(values, (1, 1), 1) < chunk_bytes(with_refit, (1, 1), 1)
         assert run_seconds(values, (1, 1)) < run_seconds(with_refit, (1, 1))
 
 

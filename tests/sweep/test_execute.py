@@ -51,9 +51,10 @@ def make_study(*overrides: str) -> Study:
 
 
 def make_plan_of(study: Study, outer: int, inner: int) -> Plan:
-    """A plan with chunks of the given shape."""
+    """A plan with chunks of the given shape, run point by point along the outer layer."""
     (program,) = make_plan(study).programs
-    return make_plan(study, memory_bytes=chunk_bytes(program.fixed, (outer, inner)))
+    budget = chunk_bytes(program.fixed, (outer, inner), 1)
+    return make_plan(study, memory_bytes=budget, cache_bytes=1)
 
 
 class Recorder(SilentProgress):
@@ -185,8 +186,8 @@ def keep(plan: Plan, out: Path) -> Kept:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Kept:
-    """The study in one chunk."""
-    return keep(make_plan(make_study()), tmp_path_factory.mktemp("whole") / "out")
+    """The study in one chunk and one block."""
+    return keep(make_plan(make_study(), cache_bytes=None), tmp_path_factory.mktemp("whole") / "out")
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +220,8 @@ def test_a_program_is_compiled_once_whatever_the_chunks_and_segments(
 
 def test_padding_is_dropped(cut: Kept, whole: Kept) -> None:
     assert [chunk.shape for chunk in cut.plan.chunks] == [(2, 2), (1, 2)]
+    assert cut.plan.layout == ((2, 2, 1),)
+    assert whole.plan.layout == ((3, 2, 3),)
     arrays, _ = Store(cut.report.out).load_chunk(cut.plan, cut.plan.chunks[1])
     assert all(array.shape[:2] == (1, 2) for array in arrays.values())
     assert_same_results(cut.dataset[list(whole.dataset.data_vars)], whole.dataset)
@@ -524,7 +527,7 @@ def run_process(
 
 def test_several_devices_give_the_same_results(tmp_path: Path, whole: Kept) -> None:
     found = run_process(tmp_path, devices=2)
-    assert found.stdout == "2 ((4, 2),) False\n[]\n", found.stderr  # and no communication
+    assert found.stdout == "2 ((4, 2, 2),) False\n[]\n", found.stderr  # and no communication
     with xarray.open_dataset(tmp_path / "out" / "study.nc") as dataset:
         assert dataset.attrs["device"].startswith("2 x cpu")
         assert_same_results(dataset, whole.dataset)

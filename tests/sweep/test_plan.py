@@ -40,10 +40,14 @@ def toml(value: float | str) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def make_study(*groups: tuple[str, ...], lengths: dict[str, int] | None = None) -> Study:
+def make_study(
+    *groups: tuple[str, ...], lengths: dict[str, int] | None = None, seeds: int | None = None
+) -> Study:
     """A study whose axes are the given groups of fields; several fields in a group are zipped."""
     swept = {path for group in groups for path in group}
     columns = {path: VALUES[path][: (lengths or {}).get(path)] for path in swept}
+    if seeds is not None:
+        columns["seed"] = list(range(seeds))
     lines = []
     for table, fields in BASE.items():
         lines.append(f"[{table}]")
@@ -89,16 +93,19 @@ def planned_values(program: Program, outer: int, inner: int) -> dict[str, Any]:
     return values
 
 
-@given(studies(), st.integers(1, 64), st.integers(1, 5))
-def test_every_grid_point_is_in_one_chunk(study: Study, share: int, devices: int) -> None:
-    largest = max(
-        cost.chunk_bytes(p.fixed, (p.outer.size, p.inner.size))
-        for p in make_plan(study, memory_bytes=PLENTY).programs
-    )
-    smallest = max(
-        cost.chunk_bytes(p.fixed, (1, 1)) for p in make_plan(study, memory_bytes=PLENTY).programs
-    )
-    plan = make_plan(study, memory_bytes=max(largest // share, smallest), device_count=devices)
+def smallest_budget(study: Study) -> int:
+    """Memory for one trajectory of each program at a time."""
+    programs = make_plan(study, memory_bytes=PLENTY).programs
+    return max(cost.chunk_bytes(program.fixed, (1, 1), 1) for program in programs)
+
+
+@given(studies(), st.integers(1, 64), st.integers(1, 5), st.none() | st.integers(1, 10**6))
+def test_every_grid_point_is_in_one_chunk(
+    study: Study, share: int, devices: int, cache: int | None
+) -> None:
+    largest = make_plan(study, memory_bytes=PLENTY).memory_bytes
+    budget = max(largest // share, smallest_budget(study))
+    plan = make_plan(study, memory_bytes=budget, device_count=devices, cache_bytes=cache)
     positions = [plan.positions(chunk).ravel() for chunk in plan.chunks]
     assert sorted(np.concatenate(positions)) == list(range(study.num_trajectories))
     assert [chunk.index for chunk in plan.chunks] == list(range(len(plan.chunks)))
@@ -188,20 +195,39 @@ def test_a_study_without_axes_is_one_trajectory() -> None:
     assert [plan.positions(chunk).tolist() for chunk in plan.chunks] == [[[0]]]
 
 
-@given(st.integers(1, 200), st.integers(1, 4))
-def test_chunks_fit_the_budget_and_are_cut_outside_first(kilobytes: int, devices: int) -> None:
+@given(st.floats(0, 2), st.integers(1, 4), st.none() | st.integers(1, 10**6))
+def test_chunks_fit_the_budget_and_are_cut_outside_first(
+    share: float, devices: int, cache: int | None
+) -> None:
     study = make_study(("seed",), ("task.sparsity",), ("train.l1",))
-    budget = kilobytes * 1024
-    try:
-        plan = make_plan(study, memory_bytes=budget, device_count=devices)
-    except StudyError:
-        values = single(make_plan(study, memory_bytes=PLENTY)).fixed
-        assert cost.chunk_bytes(values, (1, 1)) > budget
+    whole = single(make_plan(study, memory_bytes=PLENTY, cache_bytes=cache))
+    budget = int(share * whole.memory_bytes)
+    smallest = cost.chunk_bytes(whole.fixed, (1, 1), 1)
+    if budget < smallest:
+        with pytest.raises(StudyError, match="one trajectory needs"):
+            make_plan(study, memory_bytes=budget, device_count=devices, cache_bytes=cache)
         return
-    program = single(plan)
+    plan = make_plan(study, memory_bytes=budget, device_count=devices, cache_bytes=cache)
     assert plan.memory_bytes <= budget
-    whole_inner = cost.chunk_bytes(program.fixed, (1, program.inner.size))
-    assert (program.chunk_shape[1] == program.inner.size) == (whole_inner <= budget)
+    one_outer = cost.chunk_bytes(whole.fixed, (1, whole.inner.size), 1)
+    assert (single(plan).chunk_shape[1] == whole.inner.size) == (one_outer <= budget)
+
+
+@given(st.integers(1, 300), st.integers(1, 4), st.none() | st.integers(1, 10**7))
+def test_a_chunk_is_a_whole_number_of_blocks_with_little_padding(
+    seeds: int, devices: int, cache: int | None
+) -> None:
+    study = make_study(("seed",), seeds=seeds)
+    plan = make_plan(study, memory_bytes=PLENTY, device_count=devices, cache_bytes=cache)
+    program = single(plan)
+    outer, _, block = plan.layout[0]
+    together = min(devices, seeds)
+    assert outer % (together * block) == 0
+    assert seeds <= outer < seeds + together + 0.05 * (seeds + together)
+    if cache is None:
+        assert block == outer // together
+    else:
+        assert block == 1 or block * cost.step_bytes(program.fixed, 1) <= cache
 
 
 def test_chunks_hold_a_multiple_of_the_devices() -> None:
@@ -216,7 +242,8 @@ def test_chunks_hold_a_multiple_of_the_devices() -> None:
 def test_chunks_of_a_program_are_even() -> None:
     study = make_study(("seed",))
     values = single(make_plan(study, memory_bytes=PLENTY)).fixed
-    plan = make_plan(study, memory_bytes=cost.chunk_bytes(values, (4, 1)))
+    budget = cost.chunk_bytes(values, (4, 1), 1)
+    plan = make_plan(study, memory_bytes=budget, cache_bytes=1)
     assert [chunk.outer for chunk in plan.chunks] == [(0, 3), (3, 5)]  # not 4 and 1
 
 
@@ -227,17 +254,15 @@ def test_a_budget_below_one_trajectory_is_refused() -> None:
 
 @given(studies(), st.integers(1, 8))
 def test_the_layout_gives_the_plan_back(study: Study, share: int) -> None:
-    budget = make_plan(study, memory_bytes=PLENTY).memory_bytes
-    smallest = max(
-        cost.chunk_bytes(p.fixed, (1, 1)) for p in make_plan(study, memory_bytes=PLENTY).programs
-    )
-    plan = make_plan(study, memory_bytes=max(budget // share, smallest))
-    assert plan_with_layout(study, plan.layout).chunks == plan.chunks
+    budget = make_plan(study, memory_bytes=PLENTY).memory_bytes // share
+    plan = make_plan(study, memory_bytes=max(budget, smallest_budget(study)))
+    again = plan_with_layout(study, plan.layout)
+    assert (again.chunks, again.layout) == (plan.chunks, plan.layout)
 
 
 def test_a_layout_of_another_study_is_refused() -> None:
     with pytest.raises(StudyError, match="layout"):
-        plan_with_layout(make_study(("train.geometry",)), [(1, 1)])
+        plan_with_layout(make_study(("train.geometry",)), [(1, 1, 1)])
 
 
 def test_totals_count_every_trajectory_once() -> None:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from numpy.typing import NDArray
 
 from scbjax.sweep.fields import StudyError
-from scbjax.sweep.plan import Plan, make_plan
+from scbjax.sweep.plan import Plan, make_plan, plan_with_layout
 from scbjax.sweep.store import (
     DamagedError,
     Manifest,
@@ -173,7 +173,7 @@ def test_a_chunk_of_another_study_is_not_taken(tmp_path: Path, plan: Plan, overr
 def test_a_chunk_of_another_layout_is_not_taken(tmp_path: Path, plan: Plan) -> None:
     store = Store(tmp_path)
     store.save_chunk(plan, plan.chunks[0], arrays_of(0), {})
-    other = make_plan(make_study(), memory_bytes=plan.memory_bytes // 2)
+    other = plan_with_layout(plan.study, [(2, 1, 1)])
     with pytest.raises(DamagedError, match="outer"):
         store.load_chunk(other, other.chunks[0])
 
@@ -189,7 +189,7 @@ def test_the_manifest_comes_back_and_holds_the_study(tmp_path: Path, plan: Plan)
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[]", b"{", b"\xff", b"null", b'{"layout": [[0, 1]]}', b'{"layout": 3}', b'{"x": 1}'],
+    [b"", b"[]", b"{", b"\xff", b"null", b'{"layout": [[0, 1, 1]]}', b'{"layout": 3}', b'{"x": 1}'],
 )
 def test_a_damaged_manifest_is_noticed(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(content)
@@ -203,7 +203,7 @@ def test_an_empty_chunk_shape_is_damage(tmp_path: Path, plan: Plan) -> None:
     store = Store(tmp_path)
     store.write_manifest(Manifest.of(plan, {}))
     content = json.loads(store.manifest_path.read_text())
-    store.manifest_path.write_text(json.dumps({**content, "layout": [[0, 1]]}))
+    store.manifest_path.write_text(json.dumps({**content, "layout": [[0, 1, 1]]}))
     with pytest.raises(DamagedError, match="empty chunk"):
         store.read_manifest()
 
@@ -261,4 +261,4 @@ def test_the_manifest_is_plain_json(tmp_path: Path, plan: Plan) -> None:
     store.write_manifest(Manifest.of(plan, {}))
     content = json.loads(store.manifest_path.read_text())
     assert content["study"] == to_toml(plan.study)
-    assert content["layout"] == [[3, 1]]
+    assert content["layout"] == [[3, 1, 3]]
