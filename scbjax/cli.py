@@ -90,13 +90,11 @@ class Run:
         study, memory_bytes = load_study(self.study, self.overrides), read_bytes(self.memory)
         out = self._directory(study)
         _check_writable(out)
-        from scbjax.sweep.execute import device_memory_bytes, run_study
-        from scbjax.sweep.plan import make_plan
+        from scbjax.sweep.execute import plan_here, run_study
         from scbjax.sweep.progress import create_progress
 
-        devices = _devices()
-        budget = device_memory_bytes() if memory_bytes is None else memory_bytes
-        plan = make_plan(study, memory_bytes=budget, device_count=len(devices))
+        _devices()  # which fails with a sentence if there are none
+        plan = plan_here(study, memory_bytes=memory_bytes)
         report = run_study(plan, out, progress=create_progress(), force=self.force)
         if report.dataset is None:
             print(f"stopped, with all that was done saved in {out}")

@@ -31,9 +31,10 @@ from scbjax.sweep.chunks import (
 from scbjax.sweep.dataset import is_whole, write_dataset
 from scbjax.sweep.engines import Engine, LocalEngine
 from scbjax.sweep.fields import StudyError
-from scbjax.sweep.plan import Chunk, Plan, Program, plan_with_layout
+from scbjax.sweep.plan import Chunk, Plan, Program, make_plan, plan_with_layout
 from scbjax.sweep.progress import Meter, Progress, readable_seconds
 from scbjax.sweep.store import DamagedError, Manifest, Store
+from scbjax.sweep.study import Study
 
 CHECKPOINT_SECONDS = 30.0
 """Work that a crash may lose. A checkpoint costs a copy of the state to the disk."""
@@ -311,12 +312,29 @@ def _write(session: _Session) -> RunReport:
     )
 
 
-def device_memory_bytes() -> int | None:
-    """The default budget on devices with memory of their own: a share of it; None on others."""
-    stats = [device.memory_stats() for device in jax.local_devices()]
-    if not all(stats):
-        return None
-    return int(cost.MEMORY_SHARE * sum(int(stat["bytes_limit"]) for stat in stats))
+def plan_here(study: Study, *, memory_bytes: int | None = None) -> Plan:
+    """The plan of a study for the devices of this process.
+
+    Args:
+        study: the study.
+        memory_bytes: budget of a chunk over all devices; None for a share of what they have.
+
+    Returns:
+        The plan: in blocks for the cache on CPUs, and all at once on accelerators.
+
+    Raises:
+        StudyError: a single trajectory does not fit the budget.
+    """
+    devices = jax.local_devices()
+    stats = [device.memory_stats() for device in devices]
+    if memory_bytes is None and all(stats):  # CPUs have none: they share the host's memory
+        memory_bytes = int(cost.MEMORY_SHARE * sum(int(stat["bytes_limit"]) for stat in stats))
+    return make_plan(
+        study,
+        memory_bytes=memory_bytes,
+        device_count=len(devices),
+        cache_bytes=cost.CACHE_BYTES if devices[0].platform == "cpu" else None,
+    )
 
 
 def provenance() -> dict[str, str]:

@@ -366,26 +366,25 @@ def _fit(
             f"one trajectory needs about {cost.readable_bytes(one)}, "
             f"more than the memory budget of {cost.readable_bytes(budget)}"
         )
-    devices = min(device_count, outer)
-    whole = math.ceil(outer / devices)
-    limit = whole if cache_bytes is None else cache_bytes // cost.step_bytes(values, inner)
-    best = _even_block(whole, limit)
-    for together, block in ((devices, best), (devices, 1), (1, 1)):  # less at a time if need be
-        unit = together * block
-        room = budget - together * cost.block_bytes(values, (block, inner))
-        most = room // (inner * cost.kept_bytes(values)) // unit * unit
-        if most >= unit:
-            even = math.ceil(outer / math.ceil(outer / most))
-            return min(math.ceil(even / unit) * unit, most), inner, block
-    room = budget - cost.outer_bytes(values)
-    most = room // (cost.kept_bytes(values) + cost.temporary_bytes(values))
-    return 1, math.ceil(inner / math.ceil(inner / most)), 1
+    devices = min(device_count, outer, max(1, budget // cost.chunk_bytes(values, (1, inner), 1)))
+    most = budget // devices // cost.chunk_bytes(values, (1, inner), 1)
+    if most < 1:
+        room = budget - cost.outer_bytes(values)
+        most = room // (cost.kept_bytes(values) + cost.temporary_bytes(values))
+        return 1, math.ceil(inner / math.ceil(inner / most)), 1
+    if cache_bytes is not None:
+        most = min(most, max(1, cache_bytes // cost.step_bytes(values, inner)))
+    block = _even_block(math.ceil(outer / devices), most)
+    unit = devices * block
+    room = budget - devices * cost.block_bytes(values, (block, inner))
+    most = room // (inner * cost.kept_bytes(values)) // unit * unit
+    even = math.ceil(outer / math.ceil(outer / most))
+    return min(math.ceil(even / unit) * unit, most), inner, block
 
 
-def _even_block(size: int, limit: int) -> int:
-    """The largest block up to a limit that needs next to no padding to fill a size."""
-    return max(
-        block
-        for block in range(1, max(1, min(limit, size)) + 1)
-        if math.ceil(size / block) * block <= (1 + _PADDING_SHARE) * size
-    )
+def _even_block(size: int, most: int) -> int:
+    """A large block, of at most so many points, that needs next to no padding to fill a size."""
+    count = math.ceil(size / most)
+    while count * math.ceil(size / count) > (1 + _PADDING_SHARE) * size:
+        count += 1
+    return math.ceil(size / count)

@@ -20,7 +20,7 @@ from scbjax.observe import OBSERVABLES
 from scbjax.sweep.chunks import ChunkResult, Executor
 from scbjax.sweep.cost import chunk_bytes
 from scbjax.sweep.engines import LocalEngine, Session
-from scbjax.sweep.execute import RunReport, device_memory_bytes, run_study
+from scbjax.sweep.execute import RunReport, plan_here, run_study
 from scbjax.sweep.fields import StudyError
 from scbjax.sweep.plan import Plan, make_plan
 from scbjax.sweep.progress import Reading, SilentProgress
@@ -471,11 +471,19 @@ def test_the_dataset_says_how_it_was_made(whole: Kept) -> None:
     assert 0 < whole.dataset.attrs["compile_seconds"] < whole.dataset.attrs["wall_seconds"]
 
 
-def test_the_memory_of_devices_is_the_default_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert device_memory_bytes() is None  # the CPU uses the host's
-    device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 2**30})
+def test_the_plan_suits_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study("axes.seed={range=[0, 1000]}", "context_length=5000", "batch_size=64")
+    on_cpu = plan_here(study)
+    assert on_cpu.layout == make_plan(study).layout
+    assert on_cpu.layout[0][2] == 1  # a block that fits the cache
+    device = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 2**30})
     monkeypatch.setattr(jax, "local_devices", lambda: [device, device])
-    assert device_memory_bytes() == 2**30
+    on_gpus = plan_here(study)
+    (outer, _, block), values = on_gpus.layout[0], on_gpus.programs[0].fixed
+    assert outer % (2 * block) == 0
+    # As much at a time as fits into half of what both have together.
+    assert 2**29 < chunk_bytes(values, (2 * block, 2), 2 * block) <= 2**30
+    assert plan_here(study, memory_bytes=2**28).layout[0][2] < block
 
 
 # ---------------------------------------------------------------------- in processes of their own
