@@ -422,7 +422,7 @@ def test_changed_settings_get_a_directory_of_their_own(
 
 def test_what_a_run_is_asked_for(checkout: Path, fake_runs: FakeRuns) -> None:
     whole = make_plan(load_study("tiny", ["steps=8"]))
-    needed = cost.chunk_bytes(whole.programs[0].fixed, (1, 2))
+    needed = cost.chunk_bytes(whole.programs[0].fixed, (1, 2), 1)
     assert cli.main(["run", "tiny", "--set", "steps=8", "--memory", f"{needed}B"]) == 0
     plan = fake_runs.calls[0][0]
     assert plan.study == load_study("tiny", ["steps=8"])
