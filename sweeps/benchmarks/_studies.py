@@ -50,9 +50,7 @@ def plan_sweep(
         memory_bytes: the planner's budget.
 
     """
-    import jax
-
-    from scbjax.sweep.plan import make_plan
+    from scbjax.sweep.execute import plan_here
     from scbjax.sweep.study import parse_study
 
     weights = [1e-6 * (arm + 1) for arm in range(arms)]
@@ -65,7 +63,7 @@ def plan_sweep(
         arms=f"l1 = {weights}" if arms > 1 else "",
     )
     study = parse_study(text, "benchmark")
-    return make_plan(study, memory_bytes=memory_bytes, device_count=len(jax.devices()))
+    return plan_here(study, memory_bytes=memory_bytes)
 
 
 def run_sweep(plan: Plan) -> Payload:
