@@ -112,7 +112,8 @@ def test_example_study_is_valid() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "docs/studies.md", "docs/figures.md"]
+    "document",
+    ["README.md", "CONTRIBUTING.md", "docs/studies.md", "docs/figures.md", "docs/performance.md"],
 )
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
