@@ -382,61 +382,73 @@ def _segment(
 ) -> tuple[Carry, jax.Array]:
     """Takes ``count`` records after the first ``done``, with the steps that lead to them.
 
+    One block follows the other, so that what a step works on stays in the cache and the temporaries
+    are those of one block.
+
     Returns:
         The carry, and the latest record of one variable.
     """
-    every = program.fixed["train.record_every"]
-    variables = _variables(program)
-
-    def move(index: jax.Array, values: Values, task: Task, state: State) -> State:
-        settings, key = _settings(program, values, record=()), _key(values, "data_seed")
-        return advance(key, task, settings, state, (index - 1) * every, num_records=1)[0]
-
-    def observe(index: jax.Array, values: Values, task: Task, state: State) -> Records:
-        settings, key = _settings(program, values, record=variables), _key(values, "data_seed")
-        return observe_state(key, task, settings, state, index * every)
-
-    block = program.block, shape[1]
-
-    def take_block(
-        index: jax.Array, outer: dict[str, Any], tasks: Task, state: State
-    ) -> tuple[State, Records]:
-        own = inputs._replace(outer=outer)
-        # The first record is that of the initial state. It is taken here and not by a function of
-        # its own because observables take the larger part of the time that compilation takes.
-        state = jax.lax.cond(
-            index > 0,
-            lambda state: _over_grid(block, partial(move, index), own, tasks, state),
-            lambda state: state,
-            state,
-        )
-        return state, _over_grid(block, partial(observe, index), own, tasks, state)
+    blocks = shape[0] // program.block
 
     def take(index: jax.Array, carry: Carry) -> Carry:
-        parts = inputs.outer, tasks, carry.state
-        state, record = _in_blocks(program.block, partial(take_block, index), *parts)
-        records = {name: kept.at[index].set(record[name]) for name, kept in carry.records.items()}
-        return Carry(state, records)
+        take_block = partial(_take, program, shape[1], inputs, tasks, index)
+        taken: Carry = jax.lax.fori_loop(0, blocks, take_block, carry)
+        return taken
 
     carry = jax.lax.fori_loop(done, done + count, take, carry)
-    return carry, carry.records[live_metric(variables)][done + count - 1]
+    return carry, carry.records[live_metric(_variables(program))][done + count - 1]
 
 
-def _in_blocks(
-    size: int,
-    function: Callable[..., Any],
-    *parts: Any,  # noqa: ANN401 - trees of arrays [outer, ...]
-) -> Any:  # noqa: ANN401 - what the function returns
-    """Applies a function to one block of the outer layer after the other, and joins the results.
+def _take(
+    program: Program,
+    inner_size: int,
+    inputs: Inputs,
+    tasks: Task,
+    index: jax.Array,
+    number: jax.Array,
+    carry: Carry,
+) -> Carry:
+    """Takes one record of one block, in the place of its part of the carry."""
+    shape, first = (program.block, inner_size), number * program.block
+    outer, tasks, state = _slice((inputs.outer, tasks, carry.state), first, program.block)
+    inputs = inputs._replace(outer=outer)
+    # The first record is that of the initial state. It is taken here and not by a function of its
+    # own because observables take the larger part of the time that compilation takes.
+    move = partial(_over_grid, shape, partial(_move, program, index), inputs, tasks)
+    state = jax.lax.cond(index > 0, move, lambda state: state, state)
+    record = _over_grid(shape, partial(_observe, program, index), inputs, tasks, state)
+    update = jax.lax.dynamic_update_slice
+    return Carry(
+        jax.tree.map(
+            lambda whole, part: update(whole, part, (first, *(0,) * (part.ndim - 1))),
+            carry.state,
+            state,
+        ),
+        {
+            name: update(kept, record[name][None], (index, first, 0))
+            for name, kept in carry.records.items()
+        },
+    )
 
-    What a step works on then stays in the cache, and the temporaries are those of one block.
-    """
-    outer = jax.tree.leaves(parts)[0].shape[0]
-    if outer == size:
-        return function(*parts)
-    blocks = jax.tree.map(lambda a: a.reshape(outer // size, size, *a.shape[1:]), parts)
-    results = jax.lax.map(lambda block: function(*block), blocks)
-    return jax.tree.map(lambda a: a.reshape(outer, *a.shape[2:]), results)
+
+def _move(program: Program, index: jax.Array, values: Values, task: Task, state: State) -> State:
+    """The steps of one trajectory from the record before."""
+    settings, start = _settings(program, values), (index - 1) * program.fixed["train.record_every"]
+    return advance(_key(values, "data_seed"), task, settings, state, start, num_records=1)[0]
+
+
+def _observe(
+    program: Program, index: jax.Array, values: Values, task: Task, state: State
+) -> Records:
+    """One record of one trajectory."""
+    settings = _settings(program, values, record=_variables(program))
+    step = index * program.fixed["train.record_every"]
+    return observe_state(_key(values, "data_seed"), task, settings, state, step)
+
+
+def _slice(tree: Any, first: jax.Array, size: int) -> Any:  # noqa: ANN401 - any tree of arrays
+    """A part of every array along its first axis."""
+    return jax.tree.map(lambda array: jax.lax.dynamic_slice_in_dim(array, first, size), tree)
 
 
 def live_metric(variables: Sequence[str]) -> str:
