@@ -22,7 +22,8 @@ import tyro
 
 import scbjax
 from scbjax.sweep.fields import FIELDS, StudyError, shown
-from scbjax.sweep.study import Study, find_studies, load_study
+from scbjax.sweep.search import check_search, first_studies, is_search
+from scbjax.sweep.study import Study, find_studies, load_study as read_study
 
 if TYPE_CHECKING:
     import jax
@@ -90,12 +91,21 @@ class Run:
         study, memory_bytes = load_study(self.study, self.overrides), read_bytes(self.memory)
         out = self._directory(study)
         _check_writable(out)
-        from scbjax.sweep.execute import plan_here, run_study
+        from scbjax.sweep.execute import plan_here, run_search, run_study
         from scbjax.sweep.progress import create_progress
 
         _devices()  # which fails with a sentence if there are none
-        plan = plan_here(study, memory_bytes=memory_bytes)
-        report = run_study(plan, out, progress=create_progress(), force=self.force)
+        if is_search(study):
+            report = run_search(
+                study,
+                out,
+                create_progress=create_progress,
+                memory_bytes=memory_bytes,
+                force=self.force,
+            )
+        else:
+            plan = plan_here(study, memory_bytes=memory_bytes)
+            report = run_study(plan, out, progress=create_progress(), force=self.force)
         if report.dataset is None:
             print(f"stopped, with all that was done saved in {out}")
             print(f"continue with: {self._command()}")
@@ -135,7 +145,7 @@ class List:
         failures = []
         for path in paths:
             try:
-                rows.append(_list_row(load_study(path)))
+                rows.append(_list_row(load_study(str(path), ())))
             except StudyError as error:
                 failures.append(str(error))
         print("\n".join(_aligned(rows)))
@@ -157,6 +167,9 @@ class Show:
         study, memory_bytes = load_study(self.study, self.overrides), read_bytes(self.memory)
         from scbjax.sweep.plan import make_plan
 
+        if is_search(study):
+            print("\n".join([*_describe_study(study), "", *_describe_search(study)]))
+            return 0
         plan = make_plan(study, memory_bytes=memory_bytes)
         print("\n".join([*_describe_study(study), "", *_describe_plan(plan)]))
         return 0
@@ -359,6 +372,14 @@ def _split_at_rules(lines: Sequence[str]) -> list[list[str]]:
     return sections
 
 
+def load_study(name: str, overrides: Sequence[str]) -> Study:
+    """Reads a study, and checks it as a search if it is one."""
+    study = read_study(name, overrides)
+    if is_search(study):
+        check_search(study)
+    return study
+
+
 def _checked_path(text: str) -> str:
     if not text or "\0" in text:
         raise StudyError(f"a path must not be empty or hold a null character, got {shown(text)}")
@@ -421,9 +442,14 @@ def _list_row(study: Study) -> tuple[str, ...]:
     from scbjax.sweep.plan import make_plan
     from scbjax.sweep.progress import readable_count, readable_seconds
 
-    plan = make_plan(study)
-    tokens, seconds = readable_count(plan.tokens), readable_seconds(plan.seconds)
-    return study.name, str(plan.num_trajectories), tokens, f"~{seconds}", study.title
+    parts, rounds = [study], 1
+    if is_search(study):
+        parts, rounds = first_studies(study), study.base["search.rounds"]
+    plans = [make_plan(part) for part in parts]
+    count = rounds * sum(plan.num_trajectories for plan in plans)
+    tokens = readable_count(rounds * sum(plan.tokens for plan in plans))
+    seconds = readable_seconds(rounds * sum(plan.seconds for plan in plans))
+    return study.name, str(count), tokens, f"~{seconds}", study.title
 
 
 def _describe_study(study: Study) -> list[str]:
@@ -458,6 +484,34 @@ def _describe_plan(plan: Plan) -> list[str]:
     if len(plan.programs) > 1:
         lines += ["", "programs", *(f"  {line}" for line in _aligned(_program_rows(plan)))]
     return lines
+
+
+def _describe_search(study: Study) -> list[str]:
+    """What each cell of a search costs, all rounds together."""
+    from scbjax.sweep.plan import make_plan
+    from scbjax.sweep.progress import readable_count, readable_seconds
+    from scbjax.sweep.search import cells_of
+
+    rounds = study.base["search.rounds"]
+    plans = [make_plan(part) for part in first_studies(study)]
+    cells = list(cells_of(study))
+    names = tuple(cells[0].values)
+    rows: list[tuple[str, ...]] = [(*names, "steps", "trajectories", "tokens", "time")]
+    for cell, plan in zip(cells, plans, strict=True):
+        rows.append(
+            (
+                *(_text(cell.values[name]) for name in names),
+                str(cell.study.base["train.steps"]),
+                str(rounds * plan.num_trajectories),
+                readable_count(rounds * plan.tokens),
+                f"~{readable_seconds(rounds * plan.seconds)}",
+            )
+        )
+    total = readable_seconds(rounds * sum(plan.seconds for plan in plans))
+    return [
+        f"search: {rounds} rounds in {len(cells)} cells, ~{total} on two CPU cores",
+        *(f"  {line}" for line in _aligned(rows)),
+    ]
 
 
 def _program_rows(plan: Plan) -> list[tuple[str, ...]]:

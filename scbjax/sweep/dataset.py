@@ -22,7 +22,7 @@ from scbjax.sweep.axes import Axis
 from scbjax.sweep.fields import FIELDS, StudyError
 from scbjax.sweep.plan import Plan
 from scbjax.sweep.store import Store, atomic_file
-from scbjax.sweep.study import to_toml
+from scbjax.sweep.study import Study, to_toml
 
 if TYPE_CHECKING:
     import xarray
@@ -171,7 +171,7 @@ def _frame(plan: Plan, attributes: Mapping[str, Any]) -> "xarray.Dataset":
     steps = np.arange(0, study.base["train.steps"] + 1, every, dtype=np.int32)
     coords: dict[str, Any] = {"step": ("step", steps, DESCRIPTIONS["step"])}
     for axis in study.axes:
-        coords.update(_axis_coords(axis))
+        coords.update(axis_coords(axis))
     if study.snapshots:
         snapshots = np.asarray(study.snapshots, np.int32)
         coords["snapshot"] = ("snapshot", snapshots, DESCRIPTIONS["snapshot"])
@@ -180,16 +180,20 @@ def _frame(plan: Plan, attributes: Mapping[str, Any]) -> "xarray.Dataset":
         sizes = {"token_out": tokens, "token_in": tokens, "position": length, "query": tokens}
         for dim, size in sizes.items():
             coords[dim] = (dim, np.arange(size, dtype=np.int32), DESCRIPTIONS[dim])
-    settings = {path: _plain(value) for path, value in study.base.items()}
     attrs = {
         "title": study.title,
         "question": study.question,
         "name": study.name,
         "study": to_toml(study),
-        "settings": json.dumps(settings),
+        "settings": json.dumps(plain_settings(study)),
         "fingerprint": plan.fingerprint,
     }
     return xarray.Dataset(coords=coords, attrs={**attrs, **attributes})
+
+
+def plain_settings(study: Study) -> dict[str, Any]:
+    """The values that hold for a whole study, by dotted path, in strict JSON."""
+    return {path: _plain(value) for path, value in study.base.items()}
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any value of a field
@@ -197,7 +201,8 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - any value of a field
     return str(value) if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _axis_coords(axis: Axis) -> Iterator[tuple[str, Any]]:
+def axis_coords(axis: Axis) -> Iterator[tuple[str, Any]]:
+    """The coordinates along an axis, one for each of its fields, as xarray takes them."""
     for path, values in zip(axis.fields, zip(*axis.values, strict=True), strict=True):
         attrs = {"long_name": FIELDS[path].help, "units": "1", "field": path}
         if path in _SYMBOLS:
@@ -231,6 +236,21 @@ def _finish(aside: Path, path: Path) -> None:
     aside.replace(path)
     with atomic_file(checksum_path(path)) as file:
         file.write(f"{checksum}  {path.name}\n".encode())
+
+
+def save_dataset(dataset: "xarray.Dataset", path: Path) -> None:
+    """Writes a dataset that is in memory, atomically and with its checksum beside it.
+
+    Raises:
+        StudyError: the file can't be written.
+    """
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(dataset, aside, "w", {})
+        _finish(aside, path)
+    except OSError as error:
+        raise StudyError(f"{path} can't be written: {error.strerror or error}") from None
 
 
 def is_whole(path: Path) -> bool:

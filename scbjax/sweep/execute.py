@@ -7,12 +7,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -28,13 +28,17 @@ from scbjax.sweep.chunks import (
     Segment,
     live_metric,
 )
-from scbjax.sweep.dataset import is_whole, write_dataset
+from scbjax.sweep.dataset import is_whole, save_dataset, write_dataset
 from scbjax.sweep.engines import Engine, LocalEngine
 from scbjax.sweep.fields import StudyError
 from scbjax.sweep.plan import Chunk, Plan, Program, make_plan, plan_with_layout
 from scbjax.sweep.progress import Meter, Progress, readable_seconds
+from scbjax.sweep.search import search
 from scbjax.sweep.store import DamagedError, Manifest, Store
-from scbjax.sweep.study import Study
+from scbjax.sweep.study import Study, fingerprint
+
+if TYPE_CHECKING:
+    import xarray
 
 CHECKPOINT_SECONDS = 30.0
 """Work that a crash may lose. A checkpoint costs a copy of the state to the disk."""
@@ -117,6 +121,74 @@ def run_study(
         return RunReport(out, None, interrupted=True)
     finally:
         progress.close()
+
+
+def run_search(
+    study: Study,
+    out: Path,
+    *,
+    create_progress: Callable[[], Progress],
+    memory_bytes: int | None = None,
+    force: bool = False,
+) -> RunReport:
+    """Runs a search (`scbjax.sweep.search`), or continues it where an earlier run stopped.
+
+    Args:
+        study: the search.
+        out: the results directory.
+        create_progress: where to report to; each of the studies that a search consists of gets its
+            own.
+        memory_bytes: budget of a chunk, as for `plan_here`.
+        force: move the results that are there aside, and start anew.
+
+    Returns:
+        How it ended, over all rounds.
+
+    Raises:
+        StudyError: as `run_study`, or the search does not fit together.
+    """
+    store = Store(out)
+    dataset = store.dataset_path(study.name)
+    if force and out.exists():
+        create_progress().say(f"moved what was there to {store.move_aside()}")
+    if is_whole(dataset):
+        return _already_searched(study, out, dataset)
+    reports: list[RunReport] = []
+
+    def measure(part: Study, folder: Path) -> "xarray.Dataset":
+        import xarray
+
+        progress = create_progress()
+        progress.say(f"{folder.relative_to(out)} of {out}")
+        plan = plan_here(part, memory_bytes=memory_bytes)
+        reports.append(run_study(plan, folder, progress=progress))
+        if reports[-1].dataset is None:
+            raise Interrupted
+        with xarray.open_dataset(reports[-1].dataset, engine="h5netcdf") as found:
+            return found.load()
+
+    try:
+        found = search(study, out, measure)
+    except Interrupted:
+        return RunReport(out, None, interrupted=True)
+    save_dataset(found.assign_attrs(provenance()), dataset)
+    return RunReport(
+        out,
+        dataset,
+        run_seconds=sum(report.run_seconds for report in reports),
+        compile_seconds=sum(report.compile_seconds for report in reports),
+        diverged=sum(report.diverged for report in reports),
+    )
+
+
+def _already_searched(study: Study, out: Path, dataset: Path) -> RunReport:
+    import xarray
+
+    with xarray.open_dataset(dataset, engine="h5netcdf") as found:
+        known = str(found.attrs.get("fingerprint"))
+    if known != fingerprint(study):
+        raise StudyError(_foreign(Store(out), known, fingerprint(study)))
+    return RunReport(out, dataset, already_complete=True)
 
 
 def _open(store: Store, plan: Plan, progress: Progress, *, force: bool) -> Plan:

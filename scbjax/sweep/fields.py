@@ -458,8 +458,47 @@ _RECORD = (
     ),
 )
 
+_SEARCH = tuple(
+    Field(f"search.{name}", kind, default, "run", "inner", text, check, sweepable=False)
+    for name, kind, default, text, check in (
+        (
+            "field",
+            str,
+            None,
+            "Look for the best value of this number; the study is an ordinary one if left out",
+            None,
+        ),
+        ("first", float, None, "Lower end of the range that is looked through first", _POSITIVE),
+        ("last", float, None, "Upper end of it", _POSITIVE),
+        ("points", int, 4, "Values in each round, evenly spaced logarithms", Interval(3, 64)),
+        ("rounds", int, 3, "Rounds; each looks more closely around the best value", Interval(1, 9)),
+        (
+            "goal",
+            str,
+            "rounded_attention_distance",
+            "What has to fall to the level; the best value needs the fewest samples for that",
+            Choice(RECORDABLE),
+        ),
+        ("level", float, 0.1, "The level", _NONNEGATIVE),
+        (
+            "share",
+            float,
+            0.9,
+            "Share of the seeds that have to reach the goal",
+            Interval(0.0, 1.0, above=True),
+        ),
+        (
+            "growth",
+            float,
+            0.0,
+            "Samples that a run may use grow as T to this power, from those of the smallest T",
+            Interval(0.0, 4.0),
+        ),
+    )
+)
+
 FIELDS: Mapping[str, Field] = MappingProxyType(
-    {field.path: field for field in (*_SEEDS, *_TASK, *_MODEL, *_TRAIN, *_RECORD)}
+    {field.path: field for field in (*_SEEDS, *_TASK, *_MODEL, *_TRAIN, *_RECORD, *_SEARCH)}
 )
 """Every field of a study by its dotted path."""
 
