@@ -21,6 +21,7 @@ MODULES = (
     "scbjax.theory",
     "scbjax.loss",
     "scbjax.stages",
+    "scbjax.transfer",
     "scbjax.observe",
     "scbjax.train",
     "scbjax.optim",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         task as task,
         theory as theory,
         train as train,
+        transfer as transfer,
     )
     from scbjax.loss import (
         excess_loss as excess_loss,
@@ -79,6 +80,12 @@ if TYPE_CHECKING:
         State as State,
         Trajectory as Trajectory,
     )
+    from scbjax.transfer import (
+        first_step as first_step,
+        keep_large as keep_large,
+        mix_value as mix_value,
+        source_overlap as source_overlap,
+    )
 
 __version__ = "0.1.0"
 
@@ -98,6 +105,7 @@ _EXPORTS = {
     "stages": "population_refit refit_value round_attention threshold_and_project",
     "observe": "OBSERVABLES",
     "train": "Info Settings State Trajectory",
+    "transfer": "first_step keep_large mix_value source_overlap",
     "optim": (
         "project_tangent proximal_l1 raw_sgd restore_column_sums scale_by_stationary "
         "scb_proximal scb_sgd"

@@ -28,21 +28,25 @@ from scbjax.stages import (
     estimated_signals,
     is_mirrored,
     mirror,
+    refit_value,
     round_attention,
     rounding_level,
     threshold_and_project,
     true_signals,
 )
 from scbjax.task import Task, pattern_signal, transition_signal
-from scbjax.theory import Rates, population_step
+from scbjax.theory import Rates, population_step, signals
+from scbjax.transfer import first_step, keep_large, mix_value, on_tangent
 
 Optimizer = Literal["proximal", "sgd", "raw_sgd"]
 AttentionMap = Literal["linear"]
 L1Scaling = Literal["direct", "rate", "signal"]
 SwitchOn = Literal["parameters", "truth", "step"]
+Start = Literal["uniform", "transfer", "pretrained"]
 
-# Streams of a trajectory's key: mini-batches, and fresh samples for the refit of V in records.
-_BATCHES, _REFITS = 0, 1
+# Streams of a trajectory's key: mini-batches, fresh samples for the refit of V in records, the
+# first step of a transfer, and pretraining.
+_BATCHES, _REFITS, _FIRST_STEP, _PRETRAINING = range(4)
 # A step number that no trajectory reaches: "never".
 NEVER = 2**31 - 1
 
@@ -52,8 +56,18 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "geometry": optim.GEOMETRIES,
     "l1_scaling": get_args(L1Scaling),
     "switch_on": get_args(SwitchOn),
+    "start": get_args(Start),
 }
-_POSITIVE_INTEGERS = ("batch_size", "steps", "record_every", "refit_samples", "refit_support")
+_POSITIVE_INTEGERS = (
+    "batch_size",
+    "steps",
+    "record_every",
+    "refit_samples",
+    "refit_support",
+    "first_samples",
+    "pretraining_steps",
+    "pretraining_batch_size",
+)
 _NOT_NEGATIVE = (
     "learning_rate_1",
     "learning_rate_2",
@@ -65,6 +79,9 @@ _NOT_NEGATIVE = (
     "stop_level",
     "stop_step",
     "rounding_level",
+    "theta",
+    "first_rate",
+    "first_threshold",
 )
 
 
@@ -96,6 +113,12 @@ class Settings:
         record: names of the observables to record. Static.
         refit_samples: fresh samples for the refit of V in records. Static.
         refit_support: largest number of attention entries a column that the refit uses. Static.
+        start: ``"uniform"``, the paper's initialisation; ``"transfer"``, the transition matrix of a
+            related task handed over, and one step on A; ``"pretrained"``, the same with the V that
+            was learned from samples of that task. Static; see :func:`start_from`.
+        first_samples: samples of that one step, a multiple of ``batch_size``. Static.
+        pretraining_steps: steps of pretraining, a multiple of ``record_every``. Static.
+        pretraining_batch_size: samples of each of them. Static.
         learning_rate_1: eta in stage 1.
         learning_rate_2: eta in stage 2.
         learning_rate_3: eta in stage 3.
@@ -108,6 +131,10 @@ class Settings:
         stop_level: mean of the two signals at which stage 2 ends; infinity for never.
         stop_step: step at which stage 2 ends, for ``switch_on="step"``.
         rounding_level: entries of at least ``rounding_level / Q`` survive rounding.
+        theta: share of the related task's matrix in V at the start of a transfer.
+        first_rate: eta of the one step on A.
+        first_threshold: entries of size up to ``first_threshold * theta / (Q N K_P)`` are cut after
+            that step.
 
     Raises:
         ValueError: when made with a concrete value out of range; the message names the field.
@@ -130,6 +157,10 @@ class Settings:
     record: tuple[str, ...] = _static(DEFAULT_RECORD)
     refit_samples: int = _static(4096)
     refit_support: int = _static(64)
+    start: Start = _static("uniform")
+    first_samples: int = _static(4096)
+    pretraining_steps: int = _static(1000)
+    pretraining_batch_size: int = _static(128)
     learning_rate_1: float | jax.Array = 0.02
     learning_rate_2: float | jax.Array = 0.005
     learning_rate_3: float | jax.Array = 0.005
@@ -140,6 +171,9 @@ class Settings:
     stop_level: float | jax.Array = 1.0
     stop_step: int | jax.Array = NEVER
     rounding_level: float | jax.Array = 0.25
+    theta: float | jax.Array = 0.2
+    first_rate: float | jax.Array = 1.0
+    first_threshold: float | jax.Array = 0.125
 
     def __post_init__(self) -> None:
         """Validates what is concrete; traced values pass."""
@@ -155,21 +189,35 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, int | float) and (math.isnan(value) or value < 0):
                 raise ValueError(f"{name} is {value}; it must be at least 0")
-        if self.steps % self.record_every:
-            raise ValueError(
-                f"steps is {self.steps}; "
-                f"it must be a multiple of record_every = {self.record_every}"
-            )
-        if self.steps * self.batch_size > NEVER:
-            raise ValueError(
-                f"steps times batch_size is {self.steps * self.batch_size}; "
-                f"it must be at most {NEVER}"
-            )
+        self._check_counts()
         unknown = [name for name in self.record if name not in OBSERVABLES]
         if unknown:
             raise ValueError(
                 f"record has {unknown[0]!r}; it must name observables: {', '.join(OBSERVABLES)}"
             )
+
+    def _check_counts(self) -> None:
+        multiples = {"steps": "record_every"}
+        if self.start != "uniform":
+            multiples["first_samples"] = "batch_size"
+        if self.start == "pretrained":
+            multiples["pretraining_steps"] = "record_every"
+        for name, unit in multiples.items():
+            if getattr(self, name) % getattr(self, unit):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; "
+                    f"it must be a multiple of {unit} = {getattr(self, unit)}"
+                )
+        if self.samples_before + self.steps * self.batch_size > NEVER:
+            raise ValueError(
+                f"steps times batch_size is {self.steps * self.batch_size}; "
+                f"it must be at most {NEVER - self.samples_before}"
+            )
+
+    @property
+    def samples_before(self) -> int:
+        """Samples of the task that are used before the first step; pretraining uses none of it."""
+        return 0 if self.start == "uniform" else self.first_samples
 
 
 STATIC_FIELDS: tuple[str, ...] = tuple(
@@ -260,6 +308,50 @@ def init(key: jax.Array, task: Task, settings: Settings) -> State:
         flipped=jnp.zeros((), bool),
         population=(zero, zero),
         batch_loss=jnp.full((), jnp.nan, params.value.dtype),
+    )
+
+
+def start_from(key: jax.Array, source: Task, task: Task, settings: Settings, state: State) -> State:
+    """The state from which a transfer goes on with stage 2 (section 4; :mod:`scbjax.transfer`).
+
+    ``V = theta P_hat + (1 - theta) mu 1^T``, where P_hat is the transition matrix of the source or,
+    with ``start="pretrained"``, what all three stages learn of it from samples; then one step on A
+    with ``first_rate`` in place of eta, and its threshold. The noiseless recursion starts from the
+    same signals: ``alpha_V = theta (<P_hat, P>_mu - |mu|^2) / K_P``, and alpha_A as after that
+    step.
+
+    Args:
+        key: the trajectory's data key.
+        source: the related task, with the stationary distribution and the sizes of the task.
+        task: the task.
+        settings: the settings.
+        state: what :func:`init` gives.
+
+    Returns:
+        The state, in stage 2, with no step counted.
+    """
+    known = source.transition
+    if settings.start == "pretrained":
+        known = _pretrained_value(jax.random.fold_in(key, _PRETRAINING), source, settings)
+    dtype = state.params.value.dtype
+    theta = jnp.asarray(settings.theta, dtype)
+    rate = jnp.asarray(settings.first_rate, dtype)
+    rate = _per_signal(rate, transition_signal(task)) if settings.scale_rates else rate
+    params = first_step(
+        jax.random.fold_in(key, _FIRST_STEP),
+        state.params._replace(value=mix_value(known, task.stationary, theta)),
+        task,
+        rate,
+        num_samples=settings.first_samples,
+        batch_size=settings.batch_size,
+    )
+    level = jnp.asarray(settings.first_threshold, dtype) * theta / task.num_tokens
+    level = _per_signal(rounding_level(task, level), transition_signal(task))
+    alpha = signals(params, task)[0]
+    return state._replace(
+        params=params._replace(attention=keep_large(params.attention, level)),
+        stage=jnp.full((), 2, jnp.int32),
+        population=(alpha, rate * transition_signal(task) * alpha),
     )
 
 
@@ -404,7 +496,7 @@ def observe_state(
         task,
         batch_loss=state.batch_loss,
         stage=state.stage,
-        samples=state.step * settings.batch_size,
+        samples=settings.samples_before + state.step * settings.batch_size,
         flipped=state.flipped,
         population=state.population,
         rounding_share=settings.rounding_level,
@@ -414,8 +506,8 @@ def observe_state(
     return observe(view, settings.record)
 
 
-def train(key: jax.Array, task: Task, settings: Settings) -> Trajectory:
-    """Trains the linear transformer on a task, from the paper's initialisation.
+def train(key: jax.Array, task: Task, settings: Settings, source: Task | None = None) -> Trajectory:
+    """Trains the linear transformer on a task, from the start that the settings name.
 
     Pure; wrap it in ``jax.jit`` and ``jax.vmap`` as you like. ``settings`` is a pytree, so that
     rates, l1 and the other numbers may be traced and mapped.
@@ -424,9 +516,13 @@ def train(key: jax.Array, task: Task, settings: Settings) -> Trajectory:
         key: a PRNG key for the mini-batches.
         task: the task.
         settings: the settings.
+        source: for a transfer, the related task, as from :func:`scbjax.task.related_task`.
 
     Returns:
         The trajectory, with ``steps / record_every + 1`` records.
+
+    Raises:
+        ValueError: for a transfer without a source.
 
     Example:
         >>> from scbjax.task import random_task
@@ -439,11 +535,37 @@ def train(key: jax.Array, task: Task, settings: Settings) -> Trajectory:
     """
     num_records = settings.steps // settings.record_every
     state = init(key, task, settings)
+    if settings.start != "uniform":
+        if source is None:
+            raise ValueError(f"start is {settings.start!r}; it needs a source, a related task")
+        state = start_from(key, source, task, settings, state)
     first = observe_state(key, task, settings, state, 0)
     state, later = advance(key, task, settings, state, 0, num_records)
     records = {name: jnp.concatenate([first[name][None], later[name]]) for name in settings.record}
     steps = jnp.arange(num_records + 1, dtype=jnp.int32) * settings.record_every
     return Trajectory(state.params, records, steps)
+
+
+def _pretrained_value(key: jax.Array, source: Task, settings: Settings) -> jax.Array:
+    """V as three stages learn it from the source: refitted to the rounded attention."""
+    settings = dataclasses.replace(
+        settings,
+        start="uniform",
+        steps=settings.pretraining_steps,
+        batch_size=settings.pretraining_batch_size,
+        record=(),
+    )
+    state = init(key, source, settings)
+    state, _ = advance(key, source, settings, state, 0, settings.steps // settings.record_every)
+    share = jnp.asarray(settings.rounding_level, source.pattern.dtype)
+    value = refit_value(
+        jax.random.fold_in(key, _REFITS),
+        round_attention(state.params.attention, rounding_level(source, share)),
+        source,
+        num_samples=settings.refit_samples,
+        support=settings.refit_support,
+    )
+    return on_tangent(value, source.stationary)
 
 
 def _has_few_columns(task: Task, settings: Settings) -> bool:

@@ -20,7 +20,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from scbjax.observe import OBSERVABLES
 from scbjax.sweep.fields import FIELDS
 from scbjax.sweep.plan import Chunk, Layer, Plan, Program
-from scbjax.task import Task, pattern_signal, random_task, stationary_norm, transition_signal
+from scbjax.task import (
+    Task,
+    pattern_signal,
+    random_task,
+    related_task,
+    stationary_norm,
+    transition_signal,
+)
 from scbjax.train import (
     STATIC_FIELDS,
     TRACED_FIELDS,
@@ -29,6 +36,7 @@ from scbjax.train import (
     advance,
     init,
     observe_state,
+    start_from,
 )
 
 HostArrays: TypeAlias = dict[str, npt.NDArray[Any]]
@@ -43,6 +51,7 @@ _LIVE_METRIC = "attention_distance"
 _OUTER = "outer"  # the mesh axis over which the outer layer is sharded
 # What the seeds of a trajectory are folded into: a stream for each of its parts.
 _STREAMS = {"task_seed": 0, "init_seed": 1, "data_seed": 2}
+_SOURCE_STREAM = 3  # of the seed of the task
 _DTYPES = {int: np.int32, float: np.float32}
 
 
@@ -354,21 +363,44 @@ def _prepare(program: Program, shape: tuple[int, int], inputs: Inputs) -> Prepar
     """Draws the tasks of a part of the grid of this shape, and makes the initial states."""
     tasks = _draw_tasks(program, shape, inputs)
 
-    def begin(values: Values, task: Task) -> tuple[State, dict[str, jax.Array]]:
-        state = init(_key(values, "init_seed"), task, _settings(program, values))
-        constants = {
-            "transition_signal": transition_signal(task),
-            "pattern_signal": pattern_signal(task),
-            "stationary_norm": stationary_norm(task),
-        }
-        return state, constants
-
-    state, constants = _over_grid(shape, begin, inputs, tasks)
+    state, constants = _over_grid(shape, partial(_begin, program), inputs, tasks)
+    if program.fixed["train.start"] != "uniform":
+        transfer_block = partial(_transfer, program, shape[1], inputs, tasks)
+        state = jax.lax.fori_loop(0, shape[0] // program.block, transfer_block, state)
     records = {
         name: jnp.zeros((program.num_records, *shape), OBSERVABLES[name].dtype)
         for name in _variables(program)
     }
     return Prepared(tasks, constants, Carry(state, records))
+
+
+def _begin(program: Program, values: Values, task: Task) -> tuple[State, dict[str, jax.Array]]:
+    """The uniform start of one trajectory, and the constants of its task."""
+    state = init(_key(values, "init_seed"), task, _settings(program, values))
+    constants = {
+        "transition_signal": transition_signal(task),
+        "pattern_signal": pattern_signal(task),
+        "stationary_norm": stationary_norm(task),
+    }
+    return state, constants
+
+
+def _transfer(
+    program: Program, inner_size: int, inputs: Inputs, tasks: Task, number: jax.Array, state: State
+) -> State:
+    """Brings one block from the uniform start to that of a transfer, in its place."""
+    first = number * program.block
+    outer, tasks, part = _slice((inputs.outer, tasks, state), first, program.block)
+    inputs = inputs._replace(outer=outer)
+    shape = program.block, inner_size
+    part = _over_grid(shape, partial(_start_from, program), inputs, tasks, part)
+    return cast("State", _put(state, part, first))
+
+
+def _start_from(program: Program, values: Values, task: Task, state: State) -> State:
+    """The start of one transfer."""
+    source, settings = _draw_source(program, values, task), _settings(program, values)
+    return start_from(_key(values, "data_seed"), source, task, settings, state)
 
 
 def _segment(
@@ -417,15 +449,10 @@ def _take(
     move = partial(_over_grid, shape, partial(_move, program, index), inputs, tasks)
     state = jax.lax.cond(index > 0, move, lambda state: state, state)
     record = _over_grid(shape, partial(_observe, program, index), inputs, tasks, state)
-    update = jax.lax.dynamic_update_slice
     return Carry(
-        jax.tree.map(
-            lambda whole, part: update(whole, part, (first, *(0,) * (part.ndim - 1))),
-            carry.state,
-            state,
-        ),
+        _put(carry.state, state, first),
         {
-            name: update(kept, record[name][None], (index, first, 0))
+            name: jax.lax.dynamic_update_slice(kept, record[name][None], (index, first, 0))
             for name, kept in carry.records.items()
         },
     )
@@ -451,6 +478,12 @@ def _slice(tree: Any, first: jax.Array, size: int) -> Any:  # noqa: ANN401 - any
     return jax.tree.map(lambda array: jax.lax.dynamic_slice_in_dim(array, first, size), tree)
 
 
+def _put(tree: Any, part: Any, first: jax.Array) -> Any:  # noqa: ANN401 - any tree of arrays
+    """The arrays with a part of each replaced along its first axis; the inverse of `_slice`."""
+    update = jax.lax.dynamic_update_slice_in_dim
+    return jax.tree.map(lambda whole, new: update(whole, new, first, 0), tree, part)
+
+
 def live_metric(variables: Sequence[str]) -> str:
     """The variable that is shown while a run goes on."""
     return _LIVE_METRIC if _LIVE_METRIC in variables else variables[0]
@@ -470,18 +503,34 @@ def _draw_tasks(program: Program, shape: tuple[int, int], inputs: Inputs) -> Tas
 
 
 def _draw_task(program: Program, values: Values) -> Task:
-    path = "task.sparsity"
-    columns = (program.outer.columns, program.inner.columns)
-    sparsities = [column[path] for column in columns if path in column] or [(program.fixed[path],)]
     return random_task(
         _key(values, "task_seed"),
         num_tokens=program.fixed["task.num_tokens"],
         context_length=program.fixed["task.context_length"],
-        sparsity=values[path],
+        sparsity=values["task.sparsity"],
         skew=values["task.skew"],
         transition_signal=values.get("task.transition_signal"),
-        max_sparsity=max(*sparsities),
+        max_sparsity=_max_sparsity(program),
     )
+
+
+def _draw_source(program: Program, values: Values, task: Task) -> Task:
+    """The related task of a transfer, with a pattern of its own."""
+    return related_task(
+        _key(values, "task_seed", _SOURCE_STREAM),
+        task,
+        correlation=values["transfer.correlation"],
+        sparsity=values["task.sparsity"],
+        skew=values["task.skew"],
+        max_sparsity=_max_sparsity(program),
+    )
+
+
+def _max_sparsity(program: Program) -> int:
+    path = "task.sparsity"
+    columns = (program.outer.columns, program.inner.columns)
+    sparsities = [column[path] for column in columns if path in column] or [(program.fixed[path],)]
+    return int(max(*sparsities))
 
 
 def _task_axes(inputs: Inputs) -> Any:  # noqa: ANN401 - axes in the place of a task's arrays
@@ -520,10 +569,11 @@ def _settings(program: Program, values: Values, record: tuple[str, ...] = ()) ->
     )
 
 
-def _key(values: Values, seed: str) -> jax.Array:
+def _key(values: Values, seed: str, stream: int | None = None) -> jax.Array:
     """The key of one part of a trajectory: made of seeds alone, wherever it stands in the grid."""
-    stream = jax.random.fold_in(jax.random.key(values["root_seed"]), _STREAMS[seed])
-    return jax.random.fold_in(stream, values[seed] if seed in values else values["seed"])
+    number = _STREAMS[seed] if stream is None else stream
+    root = jax.random.fold_in(jax.random.key(values["root_seed"]), number)
+    return jax.random.fold_in(root, values[seed] if seed in values else values["seed"])
 
 
 def _variables(program: Program) -> tuple[str, ...]:

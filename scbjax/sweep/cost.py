@@ -58,13 +58,16 @@ _VARIABLE_ENTRY_SECONDS = 2e-9
 
 
 def tokens_per_trajectory(values: Mapping[str, Any]) -> int:
-    """Context tokens that one trajectory reads: B T in each step."""
-    return int(values["train.steps"]) * _tokens(values)
+    """Context tokens that one trajectory reads: B T in each step, and those of its start."""
+    steps = int(values["train.steps"]) * _tokens(values)
+    return steps + _start_samples(values) * int(values["task.context_length"])
 
 
 def outer_bytes(values: Mapping[str, Any]) -> int:
     """Memory for what the trajectories of one outer point share: the batch."""
-    return math.ceil(_by_size(values, _OUTER_BYTES) * max(_tokens(values), _refit_draws(values)))
+    return math.ceil(
+        _by_size(values, _OUTER_BYTES) * max(_largest_tokens(values), _refit_draws(values))
+    )
 
 
 def kept_bytes(values: Mapping[str, Any]) -> int:
@@ -81,7 +84,7 @@ def temporary_bytes(values: Mapping[str, Any]) -> int:
     if draws:
         samples = int(values["train.refit_samples"])
         refit += _LEAST_SQUARES_BYTES * samples * int(values["task.num_tokens"])
-    tokens = _by_size(values, _STEP_BYTES) * _tokens(values)
+    tokens = _by_size(values, _STEP_BYTES) * _largest_tokens(values)
     return math.ceil(_FLOAT * _TEMPORARY_ATTENTIONS * _entries(values) + max(tokens, refit))
 
 
@@ -93,9 +96,9 @@ def block_bytes(values: Mapping[str, Any], shape: tuple[int, int]) -> int:
 
 def step_bytes(values: Mapping[str, Any], inner: int) -> int:
     """Memory that the steps of an outer point go through again and again."""
-    each = _by_size(values, _STEP_BYTES) * _tokens(values)
+    each = _by_size(values, _STEP_BYTES) * _largest_tokens(values)
     each += _FLOAT * (1 + _TEMPORARY_ATTENTIONS) * _entries(values)
-    return math.ceil(_by_size(values, _OUTER_BYTES) * _tokens(values) + inner * each)
+    return math.ceil(_by_size(values, _OUTER_BYTES) * _largest_tokens(values) + inner * each)
 
 
 def chunk_bytes(values: Mapping[str, Any], shape: tuple[int, int], block: int) -> int:
@@ -122,6 +125,7 @@ def run_seconds(values: Mapping[str, Any], shape: tuple[int, int]) -> float:
         _VARIABLE_SECONDS + entries * _VARIABLE_ENTRY_SECONDS
     )
     steps = int(values["train.steps"]) * (draw + inner * learn)
+    steps *= 1 + _start_samples(values) / _samples(values)
     return outer * (steps + inner * _num_records(values) * record) / _BUSY_CORES
 
 
@@ -147,6 +151,28 @@ def readable_bytes(size: float) -> str:
 def _tokens(values: Mapping[str, Any]) -> int:
     """Context tokens of a batch."""
     return int(values["train.batch_size"]) * int(values["task.context_length"])
+
+
+def _samples(values: Mapping[str, Any]) -> int:
+    """Samples of all steps of a trajectory."""
+    return int(values["train.steps"]) * int(values["train.batch_size"])
+
+
+def _start_samples(values: Mapping[str, Any]) -> int:
+    """Samples that a trajectory uses before its first step: of a transfer, and of pretraining."""
+    kind = values["train.start"]
+    pretraining = int(values["transfer.pretraining_steps"])
+    pretraining *= int(values["transfer.pretraining_batch_size"])
+    first = int(values["transfer.first_samples"]) if kind != "uniform" else 0
+    return first + (pretraining if kind == "pretrained" else 0)
+
+
+def _largest_tokens(values: Mapping[str, Any]) -> int:
+    """Context tokens of the largest batch, that of pretraining or of a step."""
+    batch = int(values["train.batch_size"])
+    if values["train.start"] == "pretrained":
+        batch = max(batch, int(values["transfer.pretraining_batch_size"]))
+    return batch * int(values["task.context_length"])
 
 
 def _entries(values: Mapping[str, Any]) -> int:

@@ -329,6 +329,15 @@ _TRAIN = (
         "Turn a mirrored solution over at the switch (decided by the sign of sum A^3)",
     ),
     Field(
+        "train.start",
+        str,
+        "uniform",
+        "static",
+        "inner",
+        "Where training starts: uniform attention, transfer of a related P, or of a pretrained V",
+        Choice(("uniform", "transfer", "pretrained")),
+    ),
+    Field(
         "train.refit_samples",
         int,
         4096,
@@ -424,6 +433,72 @@ _TRAIN = (
     ),
 )
 
+_TRANSFER = (
+    Field(
+        "transfer.correlation",
+        float,
+        0.5,
+        "traced",
+        "inner",
+        "Share rho of P in the related P_hat = rho P + (1 - rho) P', P' drawn with the same mu",
+        Interval(0.0, 1.0),
+    ),
+    Field(
+        "transfer.theta",
+        float,
+        0.2,
+        "traced",
+        "inner",
+        "Share theta of P_hat in V at the start: V = theta P_hat + (1 - theta) mu 1^T",
+        Interval(0.0, 1.0),
+    ),
+    Field(
+        "transfer.first_samples",
+        int,
+        4096,
+        "static",
+        "outer",
+        "Samples of the first step, which moves A alone; a multiple of the batch size",
+        _SIZE,
+    ),
+    Field(
+        "transfer.first_rate",
+        float,
+        1.0,
+        "traced",
+        "inner",
+        "Rate eta of the first step",
+        _NONNEGATIVE,
+    ),
+    Field(
+        "transfer.first_threshold",
+        float,
+        0.125,
+        "traced",
+        "inner",
+        "Weight that the first step cuts at, as a share of theta / (Q N K_P); 0 cuts nothing",
+        _NONNEGATIVE,
+    ),
+    Field(
+        "transfer.pretraining_steps",
+        int,
+        1000,
+        "static",
+        "inner",
+        "Steps of pretraining on the related task; a multiple of record_every",
+        _SIZE,
+    ),
+    Field(
+        "transfer.pretraining_batch_size",
+        int,
+        128,
+        "static",
+        "inner",
+        "Samples in each step of pretraining",
+        _SIZE,
+    ),
+)
+
 _RECORD = (
     Field(
         "record.variables",
@@ -498,7 +573,10 @@ _SEARCH = tuple(
 )
 
 FIELDS: Mapping[str, Field] = MappingProxyType(
-    {field.path: field for field in (*_SEEDS, *_TASK, *_MODEL, *_TRAIN, *_RECORD, *_SEARCH)}
+    {
+        field.path: field
+        for field in (*_SEEDS, *_TASK, *_MODEL, *_TRAIN, *_TRANSFER, *_RECORD, *_SEARCH)
+    }
 )
 """Every field of a study by its dotted path."""
 

@@ -1,8 +1,9 @@
 """Studies: TOML files that say what is swept, read into typed and checked values.
 
-A study file holds a title and a question, the tables ``[task]``, ``[model]``, ``[train]`` and
-``[record]`` with the fields of `scbjax.sweep.fields`, and what is swept: ``[axes]`` for a product
-of axes, and one ``[[zip]]`` for each group of fields that change together::
+A study file holds a title and a question, the tables ``[task]``, ``[model]``, ``[train]``,
+``[transfer]`` and ``[record]`` with the fields of `scbjax.sweep.fields`, and what is swept:
+``[axes]`` for a product of axes, and one ``[[zip]]`` for each group of fields that change
+together::
 
     title = "Proximal steps against SGD"
 
@@ -427,13 +428,25 @@ _RELATIONS = (
         "train.steps = {} is not a multiple of train.record_every = {}",
     ),
     _Relation(
+        ("transfer.first_samples", "train.batch_size", "train.start"),
+        lambda samples, batch, start: start == "uniform" or samples % batch == 0,
+        "transfer.first_samples = {} is not a multiple of train.batch_size = {}",
+    ),
+    _Relation(
+        ("transfer.pretraining_steps", "train.record_every", "train.start"),
+        lambda steps, every, start: start != "pretrained" or steps % every == 0,
+        "transfer.pretraining_steps = {} is not a multiple of train.record_every = {}",
+    ),
+    _Relation(
         ("train.switch_on", "train.switch_step"),
         lambda switch_on, step: switch_on != "step" or step < INT32_MAX,
         "train.switch_on = '{}' needs a train.switch_step below {}",
     ),
     _Relation(
-        ("train.steps", "train.batch_size"),
-        lambda steps, batch: steps * batch <= INT32_MAX,
+        ("train.steps", "train.batch_size", "train.start", "transfer.first_samples"),
+        lambda steps, batch, start, first: (
+            steps * batch + (0 if start == "uniform" else first) <= INT32_MAX
+        ),
         "train.steps = {} times train.batch_size = {} is more samples than "
         f"an int32 can count ({INT32_MAX})",
     ),

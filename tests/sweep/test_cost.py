@@ -96,6 +96,17 @@ def test_the_refit_of_records_costs_time_and_memory() -> None:
         assert run_seconds(values, (1, 1)) < run_seconds(with_refit, (1, 1))
 
 
+def test_the_start_of_a_transfer_costs_time_and_its_pretraining_memory() -> None:
+    stage = 'record.variables=["stage"]'
+    uniform, transfer, pretrained = (
+        program_of(stage, f"start={start}") for start in ("uniform", "transfer", "pretrained")
+    )
+    assert uniform.seconds < transfer.seconds < pretrained.seconds
+    assert transfer.tokens - uniform.tokens == 4 * 500 * 4096
+    assert pretrained.tokens - transfer.tokens == 4 * 500 * 1000 * 128
+    assert uniform.memory_bytes == transfer.memory_bytes < pretrained.memory_bytes
+
+
 def test_half_of_the_memory_is_the_default() -> None:
     found = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     assert found is not None

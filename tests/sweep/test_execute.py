@@ -17,16 +17,16 @@ import xarray
 from numpy.typing import NDArray
 
 from scbjax.observe import OBSERVABLES
-from scbjax.sweep.chunks import ChunkResult, Executor
+from scbjax.sweep.chunks import ChunkResult, Executor, _prepare, chunk_inputs
 from scbjax.sweep.cost import chunk_bytes
 from scbjax.sweep.engines import LocalEngine, Session
 from scbjax.sweep.execute import RunReport, plan_here, run_study
 from scbjax.sweep.fields import StudyError
-from scbjax.sweep.plan import Plan, make_plan
+from scbjax.sweep.plan import Chunk, Plan, make_plan, plan_with_layout
 from scbjax.sweep.progress import Reading, SilentProgress
 from scbjax.sweep.store import Store, status
 from scbjax.sweep.study import Study, parse_study
-from scbjax.task import random_task
+from scbjax.task import random_task, related_task
 from scbjax.train import Settings, train
 
 TEXT = """
@@ -329,6 +329,86 @@ def test_a_crash_loses_only_what_came_after_the_last_checkpoint(tmp_path: Path, 
     report = run(cut.plan, out, engine=cut.engine, progress=progress)
     assert progress.readings[1].fraction > 0.3  # of 5 records 3 were saved, in the larger chunk
     assert_same_bits(load(report), cut.dataset)
+
+
+TRANSFER = """
+[task]
+num_tokens = 3
+context_length = 50
+sparsity = 2
+transition_signal = 0.25
+[train]
+batch_size = 8
+steps = 10
+record_every = 10
+start = "transfer"
+[transfer]
+first_samples = 64
+[record]
+variables = ["alpha_value", "alpha_attention", "samples"]
+[axes]
+seed = { range = [0, 4] }
+correlation = [0.0, 0.5, 1.0]
+"""
+
+
+def test_a_sweep_of_transfers_equals_single_runs(tmp_path: Path) -> None:
+    study = parse_study(TRANSFER, "study")
+    plan = plan_with_layout(study, [(4, 3, 2)])  # two blocks
+    dataset = load(run(plan, tmp_path / "out"))
+    settings = Settings(
+        batch_size=8,
+        steps=10,
+        record_every=10,
+        start="transfer",
+        first_samples=64,
+        record=study.variables,
+    )
+
+    @jax.jit
+    def learn(seed: jax.Array, correlation: jax.Array) -> dict[str, jax.Array]:
+        keys = (jax.random.fold_in(jax.random.key(0), stream) for stream in (0, 2, 3))
+        task_key, data_key, source_key = (jax.random.fold_in(key, seed) for key in keys)
+        task = random_task(
+            task_key, num_tokens=3, context_length=50, sparsity=2, transition_signal=0.25
+        )
+        source = related_task(source_key, task, correlation=correlation)
+        return train(data_key, task, settings, source).records
+
+    for i in range(4):
+        for j, correlation in enumerate((0.0, 0.5, 1.0)):
+            for name, record in learn(np.int32(i), np.float32(correlation)).items():
+                found = dataset[name].values[i, j]
+                np.testing.assert_allclose(found, record, rtol=1e-4, atol=1e-6)
+    # With rho = 1 P_hat is P, and alpha_V at the start is theta.
+    np.testing.assert_allclose(dataset["alpha_value"][:, 2, 0], 0.2, rtol=1e-4)
+    assert np.all(np.diff(dataset["alpha_value"][:, :, 0], axis=1) > 1e-4)
+
+
+def test_tokens_of_a_transfer_are_shared_along_the_inner_layer() -> None:
+    (program,) = make_plan(
+        parse_study(TRANSFER, "study", ("batch_size=4", "axes.correlation=[0, 0.5, 0.8, 0.9, 1]"))
+    ).programs
+    inputs = chunk_inputs(program, Chunk(0, 0, (0, 1), (0, 1)))
+    prepare = partial(_prepare, program, program.chunk_shape)
+    shapes = {aval.shape for aval in unsigned(jax.make_jaxpr(prepare)(inputs).jaxpr)}
+    assert any({50, 4} <= set(shape) for shape in shapes)
+    assert not any({50, 4, 5} <= set(shape) for shape in shapes)
+
+
+def unsigned(jaxpr: Any) -> Iterator[Any]:  # noqa: ANN401
+    """All arrays of unsigned integers that a jaxpr makes: tokens, and random words."""
+    for equation in jaxpr.eqns:
+        for variable in equation.outvars:
+            if jax.numpy.issubdtype(variable.aval.dtype, jax.numpy.unsignedinteger):
+                yield variable.aval
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(inner):
+                yield from unsigned(getattr(inner, "jaxpr", inner))
+
+
+def is_jaxpr(item: object) -> bool:
+    return hasattr(item, "eqns") or hasattr(item, "jaxpr")
 
 
 def test_a_complete_study_is_left_alone(tmp_path: Path, cut: Kept) -> None:

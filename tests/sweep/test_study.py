@@ -64,8 +64,10 @@ def test_fields_match_the_settings_of_a_trajectory() -> None:
         assert required or field.default == setting.default
         assert required or type(field.default) is type(setting.default)
     names = {setting.name for setting in dataclasses.fields(train.Settings)} - {"record"}
-    tables = {field.short for field in FIELDS.values() if field.table in {"train", "model"}}
-    assert names == tables
+    tables = {"train", "model", "transfer"}
+    found = {field.short for field in FIELDS.values() if field.table in tables}
+    assert found - names == {"correlation"}  # of the related task, not of the trajectory
+    assert names <= found
 
 
 @pytest.mark.parametrize("name", sorted(train._CHOICES))
@@ -437,6 +439,37 @@ def test_an_override_that_doesnt_fit_the_rest(override: str, parts: list[str]) -
     said = message(zipped, (override,))
     assert said.startswith("x.toml with ")
     assert [part for part in [override, *parts] if part not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "starts", "sentence"),
+    [
+        (
+            "first_samples=4097",
+            ["transfer", "pretrained"],
+            "transfer.first_samples = 4097 is not a multiple of train.batch_size = 8",
+        ),
+        (
+            "pretraining_steps=25",
+            ["pretrained"],
+            "transfer.pretraining_steps = 25 is not a multiple of train.record_every = 10",
+        ),
+        (
+            "steps=268435450",
+            ["transfer", "pretrained"],
+            "train.steps = 268435450 times train.batch_size = 8 is more samples than an int32",
+        ),
+    ],
+)
+def test_numbers_of_a_transfer_have_to_fit_only_where_there_is_one(
+    setting: str, starts: list[str], sentence: str
+) -> None:
+    for start in ("uniform", "transfer", "pretrained"):
+        overrides = (setting, f"start={start}")
+        if start in starts:
+            assert sentence in message("", overrides)
+        else:
+            assert parse("", overrides).base["train.start"] == start
 
 
 # ---------------------------------------------------------------------------- files
