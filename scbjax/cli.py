@@ -61,6 +61,12 @@ Memory: TypeAlias = Annotated[
     str | None,
     tyro.conf.arg(metavar="SIZE", help="Memory budget, such as 2GiB."),
 ]
+CpuDevices: TypeAlias = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="N", help="Devices that JAX makes of the CPU; auto for one for each usable core."
+    ),
+]
 Results: TypeAlias = Annotated[
     str, tyro.conf.arg(metavar="DIR", help="The directory that holds the studies' results.")
 ]
@@ -85,16 +91,23 @@ class Run:
     memory: Memory = None
     force: Annotated[bool, tyro.conf.arg(help="Start anew, whatever the directory holds.")] = False
     no_figure: Annotated[bool, tyro.conf.arg(help="Don't draw the study's figure.")] = False
+    cpu_devices: CpuDevices = "auto"
+    compilation_cache: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="DIR", help="Where compiled programs are kept, if not in the user's cache; off."
+        ),
+    ] = None
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
         study, memory_bytes = load_study(self.study, self.overrides), read_bytes(self.memory)
         out = self._directory(study)
         _check_writable(out)
+        self._start_jax()
         from scbjax.sweep.execute import plan_here, run_search, run_study
         from scbjax.sweep.progress import create_progress
 
-        _devices()  # which fails with a sentence if there are none
         if is_search(study):
             report = run_search(
                 study,
@@ -115,6 +128,17 @@ class Run:
         print(f"dataset: {report.dataset}")
         _tell_figure(study.name, report.dataset, draw=not self.no_figure)
         return 0
+
+    def _start_jax(self) -> None:
+        from scbjax.sweep.backend import keep_programs, make_cpu_devices, read_cpu_devices
+
+        folder = self.compilation_cache
+        count = read_cpu_devices(self.cpu_devices)
+        note = keep_programs(None if folder is None else _checked_path(folder))
+        if note is not None:
+            print(f"scbjax: {note}", file=sys.stderr)
+        make_cpu_devices(count)
+        _devices()  # which fails with a sentence if there are none
 
     def _directory(self, study: Study) -> Path:
         from scbjax.sweep.store import default_out
@@ -161,16 +185,20 @@ class Show:
     study: StudyName
     overrides: Overrides = ()
     memory: Memory = None
+    cpu_devices: CpuDevices = "auto"
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
         study, memory_bytes = load_study(self.study, self.overrides), read_bytes(self.memory)
+        from scbjax.sweep.backend import read_cpu_devices, usable_cores
         from scbjax.sweep.plan import make_plan
+
+        count = read_cpu_devices(self.cpu_devices) or usable_cores()
 
         if is_search(study):
             print("\n".join([*_describe_study(study), "", *_describe_search(study)]))
             return 0
-        plan = make_plan(study, memory_bytes=memory_bytes)
+        plan = make_plan(study, memory_bytes=memory_bytes, device_count=count)
         print("\n".join([*_describe_study(study), "", *_describe_plan(plan)]))
         return 0
 
@@ -476,6 +504,7 @@ def _describe_plan(plan: Plan) -> list[str]:
         ("trajectories", str(plan.num_trajectories)),
         ("programs", str(len(plan.programs))),
         ("chunks", str(len(plan.chunks))),
+        ("CPU devices", str(max(program.devices for program in plan.programs))),
         ("memory", f"~{readable_bytes(plan.memory_bytes)}"),
         ("tokens", readable_count(plan.tokens)),
         ("time", f"~{readable_seconds(plan.seconds)} on two CPU cores, with compilation"),

@@ -11,3 +11,5 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # A cache that outlives the process could serve a program compiled before the code changed on disk.
 jax.config.update("jax_enable_compilation_cache", False)
+# Started here with one device: the command would make one for each core.
+jax.devices()

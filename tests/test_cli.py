@@ -63,6 +63,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "sweeps" / "benchmarks").mkdir()
     (tmp_path / "sweeps" / "benchmarks" / "tiny.py").write_text('"""Fails."""\nraise SystemExit(3)')
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(scbjax, "__file__", str(tmp_path / "scbjax" / "__init__.py"))
     return tmp_path
 
@@ -88,6 +89,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["run", "tiny", "--set", "sparsity=7"],
         ["run", "none"],
         ["run", "tiny", "--out", "sweeps/tiny.toml"],
+        ["run", "tiny", "--cpu-devices", "two"],
         ["figure", "tiny"],
         ["figure", "none"],
         ["status", "sweeps"],
@@ -153,6 +155,8 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "empty out": (["run", "tiny", "--out", ""], ["a path must not be empty"]),
     "memory": (["run", "tiny", "--memory", "2 apples"], ["--memory", "2GiB", "'2 apples'"]),
     "no memory": (["show", "tiny", "--memory", "0"], ["--memory", "got '0'"]),
+    "CPU devices": (["run", "tiny", "--cpu-devices", "0"], ["--cpu-devices", "auto", "got '0'"]),
+    "empty cache": (["run", "tiny", "--compilation-cache", ""], ["a path must not be empty"]),
     "too little memory": (["show", "tiny", "--memory", "10B"], ["one trajectory", "10 B"]),
     "status of nothing": (["status", "sweeps"], ["sweeps holds no results"]),
     "status of no path": (["status", "none"], ["none holds no results"]),

@@ -291,7 +291,7 @@ class _Compiled:
 def _compile(program: Program) -> _Compiled:
     """Compiles a program so that each device does its own part of the outer layer, and no more."""
     outer_size, inner_size = program.chunk_shape
-    mesh = _mesh(outer_size // program.block)
+    mesh = _mesh(program)
     part = outer_size // mesh.size, inner_size
     sharded, whole = PartitionSpec(_OUTER), PartitionSpec()
     on_inputs = cast("Any", Inputs)(sharded, whole, whole)
@@ -349,10 +349,11 @@ def _shardings(mesh: Mesh, specs: Any) -> Any:  # noqa: ANN401 - trees of specs 
     )
 
 
-def _mesh(blocks: int) -> Mesh:
-    """As many devices as divide the blocks of a chunk."""
-    devices = jax.local_devices()
-    count = max(n for n in range(1, len(devices) + 1) if blocks % n == 0)
+def _mesh(program: Program) -> Mesh:
+    """The devices that share a chunk, or fewer if the process has not so many."""
+    devices, blocks = jax.local_devices(), program.chunk_shape[0] // program.block
+    most = min(program.devices, len(devices))
+    count = max(n for n in range(1, most + 1) if blocks % n == 0)
     return jax.make_mesh((count,), (_OUTER,), axis_types=(AxisType.Auto,), devices=devices[:count])
 
 

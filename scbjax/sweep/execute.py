@@ -211,7 +211,7 @@ def _open(store: Store, plan: Plan, progress: Progress, *, force: bool) -> Plan:
     changed = [name for name in now if found.provenance.get(name) != now[name]]
     if changed and not is_whole(store.dataset_path(plan.study.name)):
         progress.say(f"continues a run that was begun with other {', '.join(changed)}")
-    return plan_with_layout(plan.study, found.layout)
+    return plan_with_layout(plan.study, found.layout, device_count=plan.device_count)
 
 
 def _refuse_foreign_chunks(store: Store, own: str) -> None:

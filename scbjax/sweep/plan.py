@@ -44,6 +44,9 @@ Layout: TypeAlias = tuple[tuple[int, int, int], ...]
 
 # Share of its points that a chunk may be padded by to be a whole number of larger blocks.
 _PADDING_SHARE = 0.05
+# The same to give every CPU device equally many. One device alone keeps the cores of a processor
+# nine tenths busy, so that more padding would cost more than it gains.
+_DEVICE_PADDING_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Program:
         positions: [outer, inner] int64; where each trajectory stands in the study's flattened grid.
         chunk_shape: points (outer, inner) of each of its chunks; trailing chunks are padded to it.
         block: outer points of a chunk that a device works on at a time.
+        devices: devices that share a chunk.
     """
 
     index: int
@@ -80,6 +84,7 @@ class Program:
     positions: npt.NDArray[np.int64] = field(compare=False)
     chunk_shape: tuple[int, int] = (1, 1)
     block: int = 1
+    devices: int = 1
 
     @property
     def num_records(self) -> int:
@@ -88,8 +93,8 @@ class Program:
 
     @property
     def memory_bytes(self) -> int:
-        """Estimated peak memory of one chunk, run on one device, in bytes."""
-        return cost.chunk_bytes(self.fixed, self.chunk_shape, self.block)
+        """Estimated peak memory of one chunk over all its devices, in bytes."""
+        return cost.chunk_bytes(self.fixed, self.chunk_shape, self.devices * self.block)
 
     @property
     def tokens(self) -> int:
@@ -137,11 +142,13 @@ class Plan:
         study: the study.
         programs: one for every static combination.
         chunks: all chunks, program by program.
+        device_count: devices that it was made for.
     """
 
     study: Study
     programs: tuple[Program, ...]
     chunks: tuple[Chunk, ...]
+    device_count: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -165,7 +172,7 @@ class Plan:
 
     @property
     def memory_bytes(self) -> int:
-        """Estimated peak memory, in bytes: that of its largest chunk, run on one device."""
+        """Estimated peak memory, in bytes: that of its largest chunk."""
         return max(program.memory_bytes for program in self.programs)
 
     @property
@@ -206,8 +213,7 @@ def make_plan(
         study: the study.
         memory_bytes: budget of a chunk, over all devices together; None for a share of the host's
             memory.
-        device_count: devices that share the outer layer; chunks get a multiple of it where
-            possible.
+        device_count: devices that may share the outer layer.
         cache_bytes: size of the temporaries of a block; None for blocks as large as the chunk, as
             suits accelerators.
 
@@ -218,16 +224,19 @@ def make_plan(
         StudyError: a single trajectory does not fit the budget.
     """
     budget = cost.default_memory_bytes() if memory_bytes is None else memory_bytes
-    layout = [_fit(program, budget, device_count, cache_bytes) for program in _programs(study)]
-    return plan_with_layout(study, layout)
+    programs = [_fit(program, budget, device_count, cache_bytes) for program in _programs(study)]
+    return _assemble(study, programs, device_count)
 
 
-def plan_with_layout(study: Study, layout: Sequence[tuple[int, int, int]]) -> Plan:
+def plan_with_layout(
+    study: Study, layout: Sequence[tuple[int, int, int]], *, device_count: int = 1
+) -> Plan:
     """The plan of a study with given chunk shapes: what was begun is continued as it was cut.
 
     Args:
         study: the study.
         layout: the `Plan.layout` of an earlier plan of the same study.
+        device_count: devices that may share the outer layer, be they more or fewer than before.
 
     Raises:
         StudyError: the layout belongs to another study.
@@ -238,9 +247,15 @@ def plan_with_layout(study: Study, layout: Sequence[tuple[int, int, int]]) -> Pl
     return _assemble(
         study,
         [
-            replace(program, chunk_shape=(outer, inner), block=block)
+            replace(
+                program,
+                chunk_shape=(outer, inner),
+                block=block,
+                devices=max(n for n in range(1, device_count + 1) if outer // block % n == 0),
+            )
             for program, (outer, inner, block) in zip(programs, layout, strict=True)
         ],
+        device_count,
     )
 
 
@@ -249,7 +264,7 @@ def grid_shape(study: Study) -> tuple[int, ...]:
     return tuple(len(axis.values) for axis in study.axes)
 
 
-def _assemble(study: Study, programs: Sequence[Program]) -> Plan:
+def _assemble(study: Study, programs: Sequence[Program], device_count: int) -> Plan:
     blocks = (
         (program.index, outer, inner)
         for program in programs
@@ -257,7 +272,7 @@ def _assemble(study: Study, programs: Sequence[Program]) -> Plan:
         for inner in _ranges(program.inner.size, program.chunk_shape[1])
     )
     chunks = tuple(Chunk(index, *block) for index, block in enumerate(blocks))
-    return Plan(study, tuple(programs), chunks)
+    return Plan(study, tuple(programs), chunks, device_count)
 
 
 def _ranges(size: int, step: int) -> list[tuple[int, int]]:
@@ -355,10 +370,8 @@ def _layer(
     return Layer(len(points), columns), np.array(points, np.int64).reshape(len(points), len(axes)).T
 
 
-def _fit(
-    program: Program, budget: int, device_count: int, cache_bytes: int | None
-) -> tuple[int, int, int]:
-    """The largest even chunk within the budget, cut along the outer layer first, and its block."""
+def _fit(program: Program, budget: int, device_count: int, cache_bytes: int | None) -> Program:
+    """The program with the largest even chunk in the budget, cut along its outer layer first."""
     outer, inner, values = program.outer.size, program.inner.size, program.fixed
     one = cost.chunk_bytes(values, (1, 1), 1)
     if one > budget:
@@ -367,11 +380,13 @@ def _fit(
             f"more than the memory budget of {cost.readable_bytes(budget)}"
         )
     devices = min(device_count, outer, max(1, budget // cost.chunk_bytes(values, (1, inner), 1)))
+    if cache_bytes is not None:  # CPU devices share the cores
+        devices = _without_padding(outer, devices)
     most = budget // devices // cost.chunk_bytes(values, (1, inner), 1)
     if most < 1:
         room = budget - cost.outer_bytes(values)
         most = room // (cost.kept_bytes(values) + cost.temporary_bytes(values))
-        return 1, math.ceil(inner / math.ceil(inner / most)), 1
+        return replace(program, chunk_shape=(1, math.ceil(inner / math.ceil(inner / most))))
     if cache_bytes is not None:
         most = min(most, max(1, cache_bytes // cost.step_bytes(values, inner)))
     block = _even_block(math.ceil(outer / devices), most)
@@ -379,7 +394,17 @@ def _fit(
     room = budget - devices * cost.block_bytes(values, (block, inner))
     most = room // (inner * cost.kept_bytes(values)) // unit * unit
     even = math.ceil(outer / math.ceil(outer / most))
-    return min(math.ceil(even / unit) * unit, most), inner, block
+    shape = min(math.ceil(even / unit) * unit, most), inner
+    return replace(program, chunk_shape=shape, block=block, devices=devices)
+
+
+def _without_padding(size: int, most: int) -> int:
+    """The largest number of devices that can share so many points with little padding."""
+    return max(
+        count
+        for count in range(1, most + 1)
+        if count * math.ceil(size / count) <= (1 + _DEVICE_PADDING_SHARE) * size
+    )
 
 
 def _even_block(size: int, most: int) -> int:

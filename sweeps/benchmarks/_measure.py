@@ -134,14 +134,13 @@ def ratio(rows: Sequence[Payload], name: str, other: str) -> dict[str, float] | 
 
 
 def use_every_core() -> None:
-    """Makes JAX's CPU backend offer a device for each core; before anything else of JAX.
+    """Makes a device of each core, as the command does; before anything else of JAX.
 
-    XLA runs many small kernels one after the other, each on one core; trajectories on several
-    devices run side by side. What asks for no device runs on the first one, as ever.
+    What asks for no device runs on the first one, as ever.
     """
-    import jax
+    from scbjax.sweep.backend import make_cpu_devices
 
-    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    make_cpu_devices(None)
 
 
 def environment() -> Payload:

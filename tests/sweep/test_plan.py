@@ -221,22 +221,48 @@ def test_a_chunk_is_a_whole_number_of_blocks_with_little_padding(
     plan = make_plan(study, memory_bytes=PLENTY, device_count=devices, cache_bytes=cache)
     program = single(plan)
     outer, _, block = plan.layout[0]
-    together = min(devices, seeds)
+    together = program.devices
+    assert together <= min(devices, seeds)
     assert outer % (together * block) == 0
     assert seeds <= outer < seeds + together + 0.05 * (seeds + together)
     if cache is None:
-        assert block == outer // together
+        assert (together, block) == (min(devices, seeds), outer // together)
     else:
         assert block == 1 or block * cost.step_bytes(program.fixed, 1) <= cache
 
 
 def test_chunks_hold_a_multiple_of_the_devices() -> None:
+    def shared(seeds: int, device_count: int, cache_bytes: int | None) -> tuple[int, int]:
+        study = make_study(("seed",), seeds=seeds)
+        sizes = {"memory_bytes": PLENTY, "device_count": device_count, "cache_bytes": cache_bytes}
+        program = single(make_plan(study, **sizes))  # type: ignore[arg-type]
+        return program.chunk_shape[0], program.devices
+
+    # Five seeds: with eight devices, five of them get one each.
+    assert [shared(5, d, None) for d in (1, 2, 4, 8)] == [(5, 1), (6, 2), (8, 4), (5, 5)]
+    # CPU devices share the cores: none of them is made to work on padding.
+    assert [shared(5, d, 2**20) for d in (1, 2, 4, 8)] == [(5, 1), (5, 1), (5, 1), (5, 5)]
+    assert [shared(n, 2, 2**20) for n in (1, 2, 3, 11, 16)] == [
+        (1, 1), (2, 2), (3, 1), (12, 2), (16, 2),
+    ]  # fmt: skip
+
+
+def test_all_devices_together_fit_the_budget() -> None:
+    study = make_study(("seed",), seeds=4)
+    one = single(make_plan(study, memory_bytes=PLENTY))
+    room = 4 * cost.kept_bytes(one.fixed)
+    for most in (1, 2, 4):
+        budget = room + cost.block_bytes(one.fixed, (most, 1))
+        plan = make_plan(study, memory_bytes=budget, device_count=4, cache_bytes=None)
+        assert plan.memory_bytes <= budget
+        assert single(plan).devices * single(plan).block <= most
+
+
+def test_a_layout_is_shared_by_as_many_devices_as_divide_it() -> None:
     study = make_study(("seed",))
-    shapes = [
-        single(make_plan(study, memory_bytes=PLENTY, device_count=d)).chunk_shape[0]
-        for d in (1, 2, 4, 8)
-    ]
-    assert shapes == [5, 6, 8, 5]  # five seeds: with eight devices, five of them get one each
+    for device_count, devices in ((1, 1), (2, 2), (3, 3), (4, 3), (8, 6)):
+        plan = plan_with_layout(study, [(6, 1, 1)], device_count=device_count)
+        assert (single(plan).devices, plan.layout) == (devices, ((6, 1, 1),))
 
 
 def test_chunks_of_a_program_are_even() -> None:

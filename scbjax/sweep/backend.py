@@ -1,0 +1,184 @@
+"""What the command sets up of JAX before JAX starts: its CPU devices, and compiled programs kept.
+
+The library itself sets nothing when it is imported. What the user has chosen by an environment
+variable of JAX stays as it is, unless an option of the command says otherwise.
+"""
+
+import hashlib
+import math
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+from scbjax.sweep.fields import StudyError, shown
+
+MAX_CPU_DEVICES = 1024
+"""Far above any number of cores; each device costs threads."""
+CACHE_BYTES = 2**30
+"""Size of the folder of compiled programs from which on the oldest are removed. A program takes
+about a megabyte."""
+OFF = "off"
+RELIABLE_SINCE = (0, 6, 2)
+"""JAX from which on programs that are read back compute the same. With 0.5.3 a sweep's records come
+out as zeros."""
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def usable_cores(cgroup_limit: Path = _CGROUP_LIMIT) -> int:
+    """Cores that this process may use: those of its affinity, within the limit of its container.
+
+    Args:
+        cgroup_limit: the file that holds the container's quota and period, if there is one.
+
+    >>> 1 <= usable_cores() <= os.cpu_count()
+    True
+    """
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:  # other systems than Linux
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = cgroup_limit.read_text(encoding="ascii").split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no container, or no limit ("max")
+        return cores
+
+
+def read_cpu_devices(text: str) -> int | None:
+    """Returns a number of CPU devices, or `None` for "auto".
+
+    Raises:
+        StudyError: it is neither.
+
+    >>> read_cpu_devices("2"), read_cpu_devices("auto")
+    (2, None)
+    """
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MAX_CPU_DEVICES):
+        raise StudyError(
+            f"--cpu-devices must be auto or an integer from 1 to {MAX_CPU_DEVICES}, "
+            f"got {shown(text)}"
+        )
+    return int(text)
+
+
+def cpu_device_count(asked: int | None, environ: Mapping[str, str] = os.environ) -> int | None:
+    """How many devices to make of the CPU.
+
+    XLA runs small kernels one after the other, each on one core. With a device for each core,
+    trajectories run side by side; what one device alone works on still uses all threads.
+
+    Args:
+        asked: the number that the user asked for; None for one for each usable core.
+        environ: the environment.
+
+    Returns:
+        The number, or None if the environment has settled it.
+    """
+    if asked is not None:
+        return asked
+    settled = "JAX_NUM_CPU_DEVICES" in environ
+    settled |= "--xla_force_host_platform_device_count" in environ.get("XLA_FLAGS", "")
+    return None if settled else usable_cores()
+
+
+def make_cpu_devices(asked: int | None) -> None:
+    """Makes devices of the CPU (see `cpu_device_count`), unless JAX has started already."""
+    import jax
+
+    count = cpu_device_count(asked)
+    if count is None:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:  # JAX runs in this process already, with the devices it has
+        return
+
+
+def keep_programs(asked: str | None) -> str | None:
+    """Lets JAX keep what it compiles in a folder, so that the next process need not compile it.
+
+    Args:
+        asked: the folder, or "off"; None for that of ``JAX_COMPILATION_CACHE_DIR``, or else
+            ``scbjax`` in the user's folder for such things (``$XDG_CACHE_HOME`` or ``~/.cache``;
+            ``~/Library/Caches`` on macOS).
+
+    Returns:
+        A note for the user if programs are not kept although they should be.
+    """
+    import jax
+
+    named = asked if asked is not None else os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if asked == OFF or jax.__version_info__ < RELIABLE_SINCE:
+        jax.config.update("jax_enable_compilation_cache", False)
+        old = f"JAX {jax.__version__} doesn't read them back right"
+        return f"compiled programs are not kept: {old}" if named not in {None, OFF} else None
+    if asked is None and named:
+        return None
+    try:
+        folder = _cache_folder(_cache_home() / "scbjax" if asked is None else Path(asked))
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
+        return f"compiled programs are not kept: {error}"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # By default JAX leaves out what took less than a second.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    return None
+
+
+def _cache_folder(root: Path) -> Path:
+    """The folder for this machine's programs, with room in it."""
+    folder = root / machine_name()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"no permission to write in {folder}")
+    remove_oldest(root, CACHE_BYTES)
+    return folder
+
+
+def _cache_home() -> Path:
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named)
+    return Path.home() / ("Library/Caches" if platform.system() == "Darwin" else ".cache")
+
+
+def machine_name() -> str:
+    """A name for machines that can run each other's programs.
+
+    A home directory may be shared by machines with other processors, and a program for the CPU may
+    hold instructions that only some of them have.
+    """
+    try:
+        lines = _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    telling = ("vendor_id", "cpu family", "model", "model name", "flags", "Features")
+    found = sorted({line for line in lines if line.partition(":")[0].strip() in telling})
+    digest = hashlib.sha256("\n".join([*found, platform.processor()]).encode()).hexdigest()
+    return f"{platform.machine()}-{digest[:12]}"
+
+
+def remove_oldest(root: Path, most_bytes: int) -> None:
+    """Removes the programs that were used longest ago until the others are within a size.
+
+    JAX has such a limit too, but it needs a package that JAX does not install.
+
+    Args:
+        root: holds a folder of programs for each kind of machine.
+        most_bytes: the size.
+    """
+    files = []
+    for path in root.glob("*/*-cache"):
+        try:
+            status = path.stat()
+        except OSError:  # another process has just removed it
+            continue
+        files.append((max(status.st_atime, status.st_mtime), status.st_size, path))
+    size = 0
+    for _, own, path in sorted(files, reverse=True):
+        size += own
+        if size > most_bytes:
+            path.unlink(missing_ok=True)

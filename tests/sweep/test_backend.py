@@ -1,0 +1,177 @@
+"""What the command sets up of JAX: CPU devices, and compiled programs for the next process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from scbjax.sweep import backend
+from scbjax.sweep.backend import (
+    cpu_device_count,
+    keep_programs,
+    machine_name,
+    make_cpu_devices,
+    read_cpu_devices,
+    remove_oldest,
+    usable_cores,
+)
+from scbjax.sweep.fields import StudyError
+
+reads_back = pytest.mark.skipif(
+    jax.__version_info__ < backend.RELIABLE_SINCE, reason="this JAX reads programs back wrong"
+)
+
+STUDY = """
+title = "A title"
+[task]
+num_tokens = 3
+context_length = 20
+[train]
+batch_size = 4
+steps = 4
+record_every = 2
+[record]
+variables = ["attention_distance"]
+[axes]
+seed = [0, 1]
+sparsity = [1, 2]
+"""
+
+# Runs the command and prints what the cache of compiled programs was asked for.
+SCRIPT = """
+import sys
+from collections import Counter
+import jax
+from scbjax.cli import main
+
+events = Counter()
+jax.monitoring.register_event_listener(lambda name, **_: events.update([name.split("/")[-1]]))
+status = main(["run", "study.toml", *sys.argv[1:]])
+print(status, events["cache_hits"], events["cache_misses"], jax.local_device_count())
+"""
+
+
+def run(folder: Path, *arguments: str, **environ: str) -> tuple[list[int], str]:
+    """Status, programs found and not found in the cache, and devices; and what was said."""
+    (folder / "study.toml").write_text(STUDY)
+    dropped = ("JAX_", "XLA_")  # the user's own settings must not count
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    ran = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        env={**kept, "JAX_PLATFORMS": "cpu", **environ},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [int(word) for word in ran.stdout.splitlines()[-1].split()], ran.stderr
+
+
+@reads_back
+def test_the_second_process_compiles_nothing_and_gets_the_same_bits(tmp_path: Path) -> None:
+    import xarray
+
+    home = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    (status, hits, misses, devices), _ = run(tmp_path, "--out", "first", **home)
+    assert (status, hits, devices) == (0, 0, usable_cores())
+    assert misses > 0
+    again, said = run(tmp_path, "--out", "second", **home)
+    assert again == [0, misses, 0, devices]
+    assert "compiled programs" not in said
+    with (
+        xarray.open_dataset(tmp_path / "first" / "study.nc") as first,
+        xarray.open_dataset(tmp_path / "second" / "study.nc") as second,
+    ):
+        assert first.equals(second)
+        assert first.attrs["device"].startswith(f"{devices} x cpu")
+        assert float(first.attention_distance.min()) > 0
+
+
+def test_programs_are_not_kept_where_they_should_not_or_can_not(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    home = {"XDG_CACHE_HOME": str(tmp_path / "file")}
+    (status, hits, misses, devices), said = run(tmp_path, "--cpu-devices", "3", **home)
+    assert (status, hits, misses, devices) == (0, 0, 0, 3)
+    if jax.__version_info__ >= backend.RELIABLE_SINCE:
+        assert said.count("compiled programs are not kept") == 1
+        assert str(tmp_path / "file") in said
+    home = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    arguments = ("--compilation-cache", "off", "--force")
+    assert run(tmp_path, *arguments, **home, **flags)[0] == [0, 0, 0, 2]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_old_jax_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(backend, "RELIABLE_SINCE", (10**6,))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    assert keep_programs(None) is None
+    said = keep_programs(str(tmp_path))
+    assert said is not None
+    assert said.endswith("doesn't read them back right")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_programs_that_were_used_longest_ago_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    names = ["a/1-cache", "b/2-cache", "a/3-cache", "b/4-cache"]
+    for age, name in enumerate(names):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (10**9 - age, 10**9 - age - 50))
+    (tmp_path / "a" / "notes").write_bytes(bytes(1000))
+    remove_oldest(tmp_path, 250)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*")}
+    assert left == {"a/1-cache", "b/2-cache", "a/notes"}
+    remove_oldest(tmp_path / "nowhere", 0)
+
+
+def test_machines_with_other_processors_keep_their_programs_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def name_of(text: str) -> str:
+        (tmp_path / "cpuinfo").write_text(text)
+        monkeypatch.setattr(backend, "_CPU_INFO", tmp_path / "cpuinfo")
+        return machine_name()
+
+    first = name_of("model\t: 1\nflags\t: sse avx\ncpu MHz\t: 2000\n")
+    assert first == name_of("model\t: 1\nflags\t: sse avx\ncpu MHz\t: 2001\n" * 2)
+    assert first != name_of("model\t: 1\nflags\t: sse avx avx512f\ncpu MHz\t: 2000\n")
+    monkeypatch.setattr(backend, "_CPU_INFO", tmp_path / "none")
+    assert machine_name() != first
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"), [("max 100000", 64), ("150000 100000", 2), ("100 100000", 1), ("", 64)]
+)
+def test_cores_are_those_that_the_container_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    (tmp_path / "cpu.max").write_text(limit)
+    assert usable_cores(tmp_path / "cpu.max") == cores
+    assert usable_cores(tmp_path / "none") == 64
+
+
+def test_the_environment_settles_the_devices_unless_asked_otherwise() -> None:
+    flags = {"XLA_FLAGS": "--a=1 --xla_force_host_platform_device_count=8"}
+    assert cpu_device_count(None, {}) == usable_cores()
+    assert cpu_device_count(None, {"XLA_FLAGS": "--a=1"}) == usable_cores()
+    assert cpu_device_count(None, flags) is None
+    assert cpu_device_count(None, {"JAX_NUM_CPU_DEVICES": "3"}) is None
+    assert cpu_device_count(4, flags) == 4
+
+
+def test_devices_stay_as_they_are_once_jax_runs() -> None:
+    count = jax.local_device_count()
+    make_cpu_devices(count + 1)
+    assert jax.local_device_count() == count
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "two", "1025", "9" * 5000, "²"])
+def test_bad_numbers_of_devices(text: str) -> None:
+    with pytest.raises(StudyError, match="--cpu-devices must be auto or an integer from 1 to 1024"):
+        read_cpu_devices(text)
