@@ -21,6 +21,7 @@ MODULES = (
     "scbjax.theory",
     "scbjax.loss",
     "scbjax.stages",
+    "scbjax.noise",
     "scbjax.transfer",
     "scbjax.observe",
     "scbjax.train",
@@ -60,10 +61,11 @@ what a study sets once.
 OBSERVABLES_HEADER = """
 ## Observables
 
-What `[record] variables` may name; each is a variable of the dataset.
+What `[record] variables` may name; each is a variable of the dataset. The usual ones are recorded
+if a study names none; the others take longer or serve a comparison.
 
-| name | symbol | units | dtype | meaning |
-|---|---|---|---|---|
+| name | symbol | units | dtype | usual | meaning |
+|---|---|---|---|---|---|
 """
 
 
@@ -139,7 +141,8 @@ def api() -> str:
 def fields() -> str:
     """The text of docs/fields.md."""
     rows = [
-        f"| `{name}` | {entry.symbol} | {entry.units} | {entry.dtype} | {entry.long_name} |"
+        f"| `{name}` | {entry.symbol} | {entry.units} | {entry.dtype} "
+        f"| {'yes' if entry.default else 'no'} | {entry.long_name} |"
         for name, entry in OBSERVABLES.items()
     ]
     return FIELDS_HEADER + field_table() + OBSERVABLES_HEADER + "\n".join(rows) + "\n"

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from scbjax.loss import excess_loss
 from scbjax.model import Params
-from scbjax.stages import refit_value, round_attention, rounding_level
+from scbjax.noise import SignalNoise, initial_noise, signal_noise
+from scbjax.stages import population_refit, refit_value, round_attention, rounding_level
 from scbjax.task import Task, mu_inner
 from scbjax.theory import PathProjection, project_on_path
 
@@ -23,13 +24,15 @@ from scbjax.theory import PathProjection, project_on_path
 _BACKGROUND_SHARE = 1e-3
 # The background of a column is the median of at most this many of its entries, evenly spaced.
 _BACKGROUND_PROBES = 1024
+# Stream of the view's key for the samples of the noise; the key itself is the refit's.
+_NOISE = 1
 
 
 class View:
     """A state of the learner, with what several observables share computed once.
 
     Attributes:
-        key: randomness for the refit of V.
+        key: randomness for the refit of V and for the noise of a sample.
         params: V [N, N] and A [T, N].
         task: the task being learned.
         batch_loss: the loss of the last mini-batch, at the parameters before its step.
@@ -40,6 +43,7 @@ class View:
         rounding_share: the level of rounding, times Q.
         refit_samples: fresh samples for the refit of V.
         refit_support: largest number of attention entries a column that the refit uses.
+        noise_samples: fresh samples for the noise of a sample.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class View:
         rounding_share: jax.Array | float,
         refit_samples: int,
         refit_support: int,
+        noise_samples: int,
     ) -> None:
         """Stores the state; nothing is computed before an observable asks for it."""
         self.key = key
@@ -69,6 +74,7 @@ class View:
         self.rounding_share = rounding_share
         self.refit_samples = refit_samples
         self.refit_support = refit_support
+        self.noise_samples = noise_samples
 
     @cached_property
     def projection(self) -> PathProjection:
@@ -92,6 +98,12 @@ class View:
             num_samples=self.refit_samples,
             support=self.refit_support,
         )
+
+    @cached_property
+    def noise(self) -> SignalNoise:
+        """Mean and deviation, over fresh samples, of the gradients of the signals."""
+        key = jax.random.fold_in(self.key, _NOISE)
+        return signal_noise(key, self.params, self.task, self.noise_samples)
 
     def distance(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """``|a - b|_mu``."""
@@ -134,6 +146,7 @@ class Observable(NamedTuple):
         symbol: the paper's symbol, as matplotlib mathtext.
         units: ``"1"`` for pure numbers.
         dtype: ``"float32"`` or ``"int32"``, as stored.
+        default: whether it is recorded unless something else is asked for.
     """
 
     compute: Callable[[View], jax.Array]
@@ -141,6 +154,7 @@ class Observable(NamedTuple):
     symbol: str
     units: str = "1"
     dtype: str = "float32"
+    default: bool = True
 
 
 OBSERVABLES: dict[str, Observable] = {
@@ -235,9 +249,66 @@ OBSERVABLES: dict[str, Observable] = {
         "signal in A of the noiseless recursion",
         r"$\alpha_A$ (population)",
     ),
+    "population_refit_distance": Observable(
+        lambda v: v.distance(population_refit(v.rounded_attention, v.task), v.task.transition),
+        "distance of V to P, V fitted to the rounded A with the law of the task itself",
+        r"$\|V^* - P\|_\mu$",
+        default=False,
+    ),
+    "alpha_value_noise_mu": Observable(
+        lambda v: v.noise.deviation.value_mu,
+        "deviation over samples of the gradient of alpha_V, mu geometry",
+        r"$\sigma(\nabla \alpha_V)$, $\mu$",
+        default=False,
+    ),
+    "alpha_value_noise_paper": Observable(
+        lambda v: v.noise.deviation.value_paper,
+        "deviation over samples of the gradient of alpha_V, projector as printed",
+        r"$\sigma(\nabla \alpha_V)$, printed",
+        default=False,
+    ),
+    "alpha_attention_noise": Observable(
+        lambda v: v.noise.deviation.attention,
+        "deviation over samples of the gradient of alpha_A",
+        r"$\sigma(\nabla \alpha_A)$",
+        default=False,
+    ),
+    "alpha_value_gradient_mu": Observable(
+        lambda v: v.noise.mean.value_mu,
+        "mean over samples of the gradient of alpha_V, mu geometry",
+        r"$\nabla \alpha_V$, $\mu$",
+        default=False,
+    ),
+    "alpha_value_gradient_paper": Observable(
+        lambda v: v.noise.mean.value_paper,
+        "mean over samples of the gradient of alpha_V, projector as printed",
+        r"$\nabla \alpha_V$, printed",
+        default=False,
+    ),
+    "alpha_attention_gradient": Observable(
+        lambda v: v.noise.mean.attention,
+        "mean over samples of the gradient of alpha_A",
+        r"$\nabla \alpha_A$",
+        default=False,
+    ),
+    "initial_noise_mu": Observable(
+        lambda v: initial_noise(v.task, "mu"),
+        "deviation over samples of the gradient of alpha_V at the start, mu geometry, exact",
+        r"$\sigma_0(\nabla \alpha_V)$, $\mu$",
+        default=False,
+    ),
+    "initial_noise_paper": Observable(
+        lambda v: initial_noise(v.task, "paper"),
+        "deviation over samples of the gradient of alpha_V at the start, as printed, exact",
+        r"$\sigma_0(\nabla \alpha_V)$, printed",
+        default=False,
+    ),
 }
 
-DEFAULT_RECORD: tuple[str, ...] = tuple(OBSERVABLES)
+# What takes long, or is there for a comparison only, is recorded where it is named.
+DEFAULT_RECORD: tuple[str, ...] = tuple(
+    name for name, entry in OBSERVABLES.items() if entry.default
+)
 
 
 def observe(view: View, names: tuple[str, ...] = DEFAULT_RECORD) -> dict[str, jax.Array]:

@@ -64,6 +64,7 @@ _POSITIVE_INTEGERS = (
     "record_every",
     "refit_samples",
     "refit_support",
+    "noise_samples",
     "first_samples",
     "pretraining_steps",
     "pretraining_batch_size",
@@ -113,6 +114,7 @@ class Settings:
         record: names of the observables to record. Static.
         refit_samples: fresh samples for the refit of V in records. Static.
         refit_support: largest number of attention entries a column that the refit uses. Static.
+        noise_samples: fresh samples for the noise of a sample in records. Static.
         start: ``"uniform"``, the paper's initialisation; ``"transfer"``, the transition matrix of a
             related task handed over, and one step on A; ``"pretrained"``, the same with the V that
             was learned from samples of that task. Static; see :func:`start_from`.
@@ -157,6 +159,7 @@ class Settings:
     record: tuple[str, ...] = _static(DEFAULT_RECORD)
     refit_samples: int = _static(4096)
     refit_support: int = _static(64)
+    noise_samples: int = _static(4096)
     start: Start = _static("uniform")
     first_samples: int = _static(4096)
     pretraining_steps: int = _static(1000)
@@ -502,6 +505,7 @@ def observe_state(
         rounding_share=settings.rounding_level,
         refit_samples=settings.refit_samples,
         refit_support=settings.refit_support,
+        noise_samples=settings.noise_samples,
     )
     return observe(view, settings.record)
 

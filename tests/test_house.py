@@ -25,6 +25,7 @@ FLOORS = {
     "theory": 1,
     "loss": 2,
     "stages": 2,
+    "noise": 2,
     "transfer": 3,
     "observe": 3,
     "train": 4,

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from scbjax.sweep.fields import NOISE_RECORD
+
 # Share of the host's memory that chunks use by default: the rest is for the compiler, for results
 # on their way to the disk and for everybody else.
 MEMORY_SHARE = 0.5
@@ -50,6 +52,8 @@ _DRAW_SECONDS = (0.6e-9, 4e-9, 4.3e-9, 9e-9, 28e-9)
 _TOKEN_SECONDS = 2.1e-9
 _ROW_SECONDS = 25e-9
 _ENTRY_SECONDS = 2.5e-9
+# Tokens that are drawn at a time for the noise of the gradients (`scbjax.noise`).
+_NOISE_PIECE = 2**18
 # Processor seconds of a record: per draw of the refit; and, for each of the other variables, per
 # trajectory and per entry of A.
 _REFIT_SECONDS = 6e-9
@@ -84,7 +88,8 @@ def temporary_bytes(values: Mapping[str, Any]) -> int:
     if draws:
         samples = int(values["train.refit_samples"])
         refit += _LEAST_SQUARES_BYTES * samples * int(values["task.num_tokens"])
-    tokens = _by_size(values, _STEP_BYTES) * _largest_tokens(values)
+    batch = max(_largest_tokens(values), min(_NOISE_PIECE, _noise_tokens(values)))
+    tokens = _by_size(values, _STEP_BYTES) * batch
     return math.ceil(_FLOAT * _TEMPORARY_ATTENTIONS * _entries(values) + max(tokens, refit))
 
 
@@ -126,7 +131,8 @@ def run_seconds(values: Mapping[str, Any], shape: tuple[int, int]) -> float:
     )
     steps = int(values["train.steps"]) * (draw + inner * learn)
     steps *= 1 + _start_samples(values) / _samples(values)
-    return outer * (steps + inner * _num_records(values) * record) / _BUSY_CORES
+    fresh = _noise_tokens(values) / tokens * (draw + inner * tokens * _TOKEN_SECONDS)
+    return outer * (steps + _num_records(values) * (inner * record + fresh)) / _BUSY_CORES
 
 
 def default_memory_bytes() -> int:
@@ -195,6 +201,13 @@ def _refit_draws(values: Mapping[str, Any]) -> int:
         return 0
     support = min(int(values["train.refit_support"]), int(values["task.context_length"]))
     return int(values["train.refit_samples"]) * support
+
+
+def _noise_tokens(values: Mapping[str, Any]) -> int:
+    """Context tokens drawn in a record for the noise of the gradients, if it is recorded."""
+    if not set(NOISE_RECORD) & set(values["record.variables"]):
+        return 0
+    return int(values["train.noise_samples"]) * int(values["task.context_length"])
 
 
 def _by_size(values: Mapping[str, Any], costs: tuple[float, float]) -> float:

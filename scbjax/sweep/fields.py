@@ -35,7 +35,7 @@ MAX_SHOWN = 60
 NEAREST_CUTOFF = 0.5
 """Similarity (of difflib) from which a name is suggested: low enough for 'l2' to suggest 'l1'."""
 
-RECORDABLE: tuple[str, ...] = (
+DEFAULT_RECORD: tuple[str, ...] = (
     "alpha_value",
     "alpha_attention",
     "delta_value",
@@ -56,6 +56,25 @@ RECORDABLE: tuple[str, ...] = (
     "samples",
     "population_alpha_value",
     "population_alpha_attention",
+)
+"""What is recorded unless a study says otherwise: `scbjax.observe.DEFAULT_RECORD`."""
+
+NOISE_RECORD: tuple[str, ...] = (
+    "alpha_value_noise_mu",
+    "alpha_value_noise_paper",
+    "alpha_attention_noise",
+    "alpha_value_gradient_mu",
+    "alpha_value_gradient_paper",
+    "alpha_attention_gradient",
+)
+"""Variables for which fresh contexts are drawn in every record."""
+
+RECORDABLE: tuple[str, ...] = (
+    *DEFAULT_RECORD,
+    "population_refit_distance",
+    *NOISE_RECORD,
+    "initial_noise_mu",
+    "initial_noise_paper",
 )
 """Names of `scbjax.observe.OBSERVABLES`, repeated so that studies are checked without JAX."""
 
@@ -356,6 +375,15 @@ _TRAIN = (
         _SIZE,
     ),
     Field(
+        "train.noise_samples",
+        int,
+        4096,
+        "static",
+        "inner",
+        "Fresh samples in a record of the noise of the gradients, where that is recorded",
+        _SIZE,
+    ),
+    Field(
         "train.learning_rate_1", float, 0.02, "traced", "inner", "Rate eta of stage 1", _NONNEGATIVE
     ),
     Field(
@@ -503,7 +531,7 @@ _RECORD = (
     Field(
         "record.variables",
         str,
-        RECORDABLE,
+        DEFAULT_RECORD,
         "run",
         "inner",
         "What is recorded",
@@ -729,5 +757,5 @@ def _default_text(field: Field) -> str:
     if isinstance(field.default, Required):
         return "required"
     if isinstance(field.default, tuple):
-        return "all" if field.default else "none"
+        return "the usual ones" if field.default else "none"
     return "" if field.default is None else shown(field.default)

@@ -129,7 +129,7 @@ def test_a_minimal_study_has_every_default() -> None:
     assert read.base["task_seed"] is None
     assert read.axes == ()
     assert read.num_trajectories == 1
-    assert read.variables == fields.RECORDABLE
+    assert read.variables == fields.DEFAULT_RECORD
 
 
 def test_a_study_without_title_is_called_by_its_name() -> None:
