@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scbjax.model import Params, attend, attend_transpose, attend_transpose_columns
+from scbjax.model import Params, attend, attend_transpose, look_up
 from scbjax.sampling import Batch
 from scbjax.task import Task, mu_inner, product
 
@@ -81,25 +81,24 @@ def _backward(residuals: _Residuals, cotangent: jax.Array) -> tuple[Params, None
 loss.defvjp(_forward, _backward)
 
 
-def column_gradients(params: Params, batch: Batch) -> tuple[jax.Array, Params]:
-    """The loss, and its gradient with only those columns of A that the batch asks for.
+def sample_gradients(params: Params, batch: Batch) -> tuple[jax.Array, Params]:
+    """The loss, and its gradient with what each sample adds to that of A kept apart.
 
-    With fewer samples than tokens, most columns of the gradient of A are zero. Here its
-    ``attention`` is [T, B] instead of [T, N]: for each sample the column of its query, equal for
-    samples that share one. :func:`scbjax.optim.expand_columns` makes the full gradient of it.
+    A sample touches one column of the gradient of A, that of its query. Here ``attention`` is
+    [B, T] instead of [T, N]; :func:`scbjax.model.sum_by_query` makes the whole gradient of it.
 
     Args:
         params: V [N, N] and A [T, N].
         batch: tokens [B, T], query [B], label [B].
 
     Returns:
-        The loss, a scalar, and the gradients of V [N, N] and of columns of A [T, B].
+        The loss, a scalar, and the gradients of V [N, N] and, for each sample, of column
+        ``batch.query`` of A [B, T].
     """
     value, residuals = _forward(params, batch)
     error = residuals.error / batch.label.shape[0]
-    scores = product(error, params.value)
-    columns = attend_transpose_columns(scores, batch.tokens, batch.query)
-    return value, Params(product(error.T, residuals.attended), columns)
+    attention = look_up(product(error, params.value), batch.tokens)
+    return value, Params(product(error.T, residuals.attended), attention)
 
 
 class _Moments(NamedTuple):

@@ -14,7 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from scbjax.sampling import POSITION_MAJOR_LIMIT
+from scbjax.sampling import COMPARE_LIMIT, POSITION_MAJOR_LIMIT
 from scbjax.task import Task, product
 
 
@@ -101,23 +101,22 @@ def attend_transpose(scores: jax.Array, tokens: jax.Array, query: jax.Array) -> 
             values = jnp.where(_as(tokens, n) == tokens.T, scores[None, :, n], values)
         values = jax.lax.optimization_barrier(values)
         return product(values, _one_hot(query, num_tokens, values.dtype))
-    values = _look_up(scores, tokens)
+    values = look_up(scores, tokens)
+    if num_tokens > COMPARE_LIMIT:
+        return sum_by_query(values, query, num_tokens)
     return product(values.T, _one_hot(query, num_tokens, values.dtype))
 
 
-def attend_transpose_columns(scores: jax.Array, tokens: jax.Array, query: jax.Array) -> jax.Array:
-    """Column ``query[b]`` of :func:`attend_transpose` for every sample b: [T, B].
-
-    Samples that share a query have equal columns. With fewer samples than tokens this is all of the
-    gradient that is not zero.
-    """
-    values = _look_up(scores, tokens)
-    same = (query[:, None] == query[None, :]).astype(values.dtype)
-    return product(values.T, same)
+def sum_by_query(values: jax.Array, query: jax.Array, num_tokens: int) -> jax.Array:
+    """The matrix [T, N] in whose column k is the sum of those values [B, T] with query [B] k."""
+    empty = jnp.zeros((num_tokens, values.shape[1]), values.dtype)
+    # Whole rows are added, in vector registers.
+    rows: jax.Array = empty.at[query].add(values, mode="promise_in_bounds")
+    return rows.T
 
 
-def _look_up(scores: jax.Array, tokens: jax.Array) -> jax.Array:
-    """``scores[b, tokens[b, t]]``, [B, T]."""
+def look_up(scores: jax.Array, tokens: jax.Array) -> jax.Array:
+    """``scores[b, tokens[b, t]]``, [B, T] from scores [B, N] and tokens [B, T]."""
     rows = jnp.arange(scores.shape[0])[:, None]
     values: jax.Array = scores.at[rows, tokens].get(mode="promise_in_bounds")
     return values

@@ -254,6 +254,26 @@ def restore_column_sums() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(_empty_state, update_fn)
 
 
+def value_descent(
+    stationary: chex.Array, learning_rate: optax.ScalarOrSchedule, geometry: Geometry = "mu"
+) -> optax.GradientTransformationExtraArgs:
+    """Eqs. 4 and 5, for gradients of V alone: the part that all preconditioned arms share.
+
+    Args:
+        stationary: mu [N].
+        learning_rate: eta_V.
+        geometry: right projector, see :func:`project_tangent`.
+
+    Returns:
+        A transformation of matrices [N, N].
+    """
+    return optax.chain(
+        scale_by_stationary(stationary),
+        project_tangent(stationary, geometry),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
 def scb_proximal(
     stationary: chex.Array,
     learning_rate_value: optax.ScalarOrSchedule,
@@ -262,7 +282,6 @@ def scb_proximal(
     *,
     geometry: Geometry = "mu",
     threshold: Threshold = "direct",
-    columns: chex.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Preconditioned projected proximal descent, the paper's algorithm (eqs. 4 to 6).
 
@@ -273,8 +292,6 @@ def scb_proximal(
         l1: lambda.
         geometry: right projector of the V gradient, see :func:`project_tangent`.
         threshold: how lambda thresholds, see :func:`proximal_l1`.
-        columns: for gradients with only some columns of A, which ones these are, as in
-            :func:`expand_columns`; None for gradients of the shape of A.
 
     Returns:
         A transformation of gradients with fields ``value`` and ``attention``.
@@ -292,11 +309,12 @@ def scb_proximal(
         (4, 2)
     """
     attention = optax.chain(
-        _attention_direction(stationary, columns),
+        scale_by_stationary(stationary),
+        project_tangent(),
         proximal_l1(learning_rate_attention, l1, threshold),
         restore_column_sums(),
     )
-    return _by_field(_value_chain(stationary, learning_rate_value, geometry), attention)
+    return _by_field(value_descent(stationary, learning_rate_value, geometry), attention)
 
 
 def scb_sgd(
@@ -305,7 +323,6 @@ def scb_sgd(
     learning_rate_attention: optax.ScalarOrSchedule,
     *,
     geometry: Geometry = "mu",
-    columns: chex.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Preconditioned, projected SGD: :func:`scb_proximal` without the l1 term.
 
@@ -314,7 +331,6 @@ def scb_sgd(
         learning_rate_value: eta_V.
         learning_rate_attention: eta_A.
         geometry: right projector of the V gradient, see :func:`project_tangent`.
-        columns: as in :func:`scb_proximal`.
 
     Returns:
         A transformation of gradients with fields ``value`` and ``attention``.
@@ -323,36 +339,57 @@ def scb_sgd(
         ValueError: for an unknown geometry.
     """
     attention = optax.chain(
-        _attention_direction(stationary, columns),
+        scale_by_stationary(stationary),
+        project_tangent(),
         optax.scale_by_learning_rate(learning_rate_attention),
     )
-    return _by_field(_value_chain(stationary, learning_rate_value, geometry), attention)
+    return _by_field(value_descent(stationary, learning_rate_value, geometry), attention)
 
 
-def expand_columns(update: chex.Array, columns: chex.Array, num_columns: int) -> jax.Array:
-    """A matrix [T, num_columns] of given columns, and zeros elsewhere.
+def step_rows(
+    rows: chex.Array,
+    gradient: chex.Array,
+    index: chex.Array,
+    *,
+    stationary: chex.Array,
+    learning_rate: chex.Numeric,
+    l1: chex.Numeric | None = None,
+    frozen: chex.Numeric = False,
+) -> jax.Array:
+    """The transpose of A after a step of eqs. 4 and 6, from a gradient given sample by sample.
+
+    What :func:`scb_proximal` (:func:`scb_sgd` without l1) does to A with the whole gradient, up to
+    rounding. No array of the size of A is formed beside the result: columns of A that no sample
+    asks for are read twice and written once, or left alone without l1.
 
     Args:
-        update: the columns, [T, B].
-        columns: where each of them belongs, integers [B]; if some are the same, so must their
-            columns be.
-        num_columns: width of the result.
+        rows: the transpose of A, [N, T], which has its columns in one piece.
+        gradient: rows [B, T] whose sums are the columns of the gradient of A.
+        index: the column of A that each of them belongs to, integers [B].
+        stationary: mu [N].
+        learning_rate: eta_A.
+        l1: lambda, the threshold itself; None leaves out eq. 6, ii and iii.
+        frozen: where it is true, A stays exactly what it is.
 
     Returns:
-        The matrix, in the dtype of the update.
+        The transpose [N, T] of the new A, in its dtype.
 
     Example:
-        >>> expand_columns(jnp.array([[1.0, 2.0, 1.0]]), jnp.array([3, 0, 3]), 4).tolist()
-        [[2.0, 0.0, 0.0, 1.0]]
+        >>> rows, mu = jnp.full((2, 2), 0.5), jnp.array([0.5, 0.5])
+        >>> gradient, index = jnp.array([[1.0, 0.0], [0.5, 0.0]]), jnp.array([1, 1])
+        >>> step_rows(rows, gradient, index, stationary=mu, learning_rate=0.125).tolist()
+        [[0.5, 0.5], [0.3125, 0.6875]]
     """
-    rows, count = update.shape
-    source = jnp.full((num_columns,), count).at[columns].set(jnp.arange(count))
-    padded = jnp.pad(update, ((0, 0), (0, 1)))
-    # Entry by entry, which fuses with what follows; a gather of whole columns would transpose them.
-    full: jax.Array = padded.at[jnp.arange(rows)[:, None], source[None, :]].get(
-        mode="promise_in_bounds"
-    )
-    return full
+    direction = gradient / stationary.astype(rows.dtype)[index][:, None]
+    direction = direction - jnp.mean(direction, axis=1, keepdims=True)
+    move = jnp.asarray(-learning_rate, rows.dtype) * direction
+    moved: jax.Array = rows.at[index].add(jnp.where(frozen, 0.0, move), mode="promise_in_bounds")
+    if l1 is None:
+        return moved
+    kept = soft_threshold(moved, jnp.where(frozen, 0.0, l1))
+    missing = jnp.where(frozen, 0.0, 1.0 - jnp.sum(kept, axis=1, keepdims=True))
+    restored: jax.Array = kept + missing / rows.shape[1]
+    return restored
 
 
 def raw_sgd(
@@ -360,32 +397,6 @@ def raw_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """Plain :func:`optax.sgd` on the raw gradients of V and A, each with its own rate."""
     return _by_field(optax.sgd(learning_rate_value), optax.sgd(learning_rate_attention))
-
-
-def _attention_direction(
-    stationary: chex.Array, columns: chex.Array | None
-) -> optax.GradientTransformation:
-    """Eq. 4 for A: on all columns, or on those given before they are put in their places."""
-    if columns is None:
-        return optax.chain(scale_by_stationary(stationary), project_tangent())
-    size = stationary.shape[0]
-
-    def expand(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
-        return jax.tree.map(lambda update: expand_columns(update, columns, size), updates)
-
-    return optax.chain(
-        scale_by_stationary(stationary[columns]), project_tangent(), optax.stateless(expand)
-    )
-
-
-def _value_chain(
-    stationary: chex.Array, learning_rate: optax.ScalarOrSchedule, geometry: Geometry
-) -> optax.GradientTransformationExtraArgs:
-    return optax.chain(
-        scale_by_stationary(stationary),
-        project_tangent(stationary, geometry),
-        optax.scale_by_learning_rate(learning_rate),
-    )
 
 
 def _by_field(

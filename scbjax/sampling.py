@@ -11,7 +11,8 @@ in float32).
 
 Words come from Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror & Shaw 2011), the generator
 behind JAX's default keys, in counter mode. It is written out here because, as plain arithmetic, it
-is compiled into the same loop as the draws that use it: no array of random words is ever stored.
+is compiled into the same loop as the draws that use it: up to N = 32 no array of random words is
+ever stored.
 """
 
 from typing import Any, NamedTuple
@@ -188,6 +189,9 @@ def draw_tokens(
 ) -> jax.Array:
     """Draws i.i.d. tokens of the given shape from a token table, in :func:`token_dtype`."""
     first, second = _word_pair(seed, stream, shape)
+    if num_tokens > COMPARE_LIMIT:
+        words = jnp.concatenate([first, second])[: shape[0]]
+        return _from_alias_table(words, table, num_tokens)
     halves = [_to_tokens(words, table, num_tokens) for words in (first, second)]
     return jnp.concatenate(halves)[: shape[0]]
 
@@ -304,18 +308,23 @@ def alias_table(counts: jax.Array) -> jax.Array:
 
 def _to_tokens(words: jax.Array, table: jax.Array, num_tokens: int) -> jax.Array:
     dtype = token_dtype(num_tokens)
-    if num_tokens <= COMPARE_LIMIT:
-        token = jnp.zeros(words.shape, dtype)
-        for index in range(num_tokens - 1):
-            token = token + (words >= table[index]).astype(dtype)
-        return token
+    token = jnp.zeros(words.shape, dtype)
+    for index in range(num_tokens - 1):
+        token = token + (words >= table[index]).astype(dtype)
+    return token
+
+
+def _from_alias_table(words: jax.Array, table: jax.Array, num_tokens: int) -> jax.Array:
     index_bits = _index_bits(num_tokens)
+    # Stored: the kernels of the look-up and of what uses it would each compute the words anew.
+    words = jax.lax.optimization_barrier(words)
     cell = words >> _WORD(_WORD_BITS - index_bits)
-    entry = table.at[cell].get(mode="promise_in_bounds")
+    # A look-up fused with its use is compiled to scalar code.
+    entry = jax.lax.optimization_barrier(table.at[cell].get(mode="promise_in_bounds"))
     mask = _WORD(2**index_bits - 1)
     own = (words & _WORD(2 ** (_WORD_BITS - index_bits) - 1)) < (entry >> _WORD(index_bits))
     # An untouched cell has threshold 0 and itself as alias, which is right for a full cell.
-    return jnp.where(own, cell, entry & mask).astype(dtype)
+    return jnp.where(own, cell, entry & mask).astype(token_dtype(num_tokens))
 
 
 def _word_pair(seed: jax.Array, stream: int, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:

@@ -13,6 +13,7 @@ into segments anywhere between records and continued with bitwise the same resul
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -20,10 +21,10 @@ import jax.numpy as jnp
 import optax
 
 from scbjax import optim
-from scbjax.loss import column_gradients, loss
-from scbjax.model import Params, init_params
+from scbjax.loss import loss, sample_gradients
+from scbjax.model import Params, init_params, sum_by_query
 from scbjax.observe import DEFAULT_RECORD, OBSERVABLES, View, observe
-from scbjax.sampling import Batch, draw_batch, fold_in, make_sampler, make_seed
+from scbjax.sampling import COMPARE_LIMIT, Batch, draw_batch, fold_in, make_sampler, make_seed
 from scbjax.stages import (
     estimated_signals,
     is_mirrored,
@@ -298,14 +299,14 @@ def init(key: jax.Array, task: Task, settings: Settings) -> State:
     del key
     params = init_params(task)
     zero_rates = Rates(jnp.zeros(()), jnp.zeros(()))
-    columns = None
-    if _has_few_columns(task, settings):
-        columns = jnp.zeros((settings.batch_size,), jnp.int32)
-    optimizer = _optimizer(task, settings, zero_rates, jnp.zeros(()), columns)
+    if _goes_by_columns(task, settings):
+        opt_state = _value_optimizer(task, settings, zero_rates).init(params.value)
+    else:
+        opt_state = _optimizer(task, settings, zero_rates, jnp.zeros(())).init(params)
     zero = jnp.zeros((), params.value.dtype)
     return State(
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=opt_state,
         stage=jnp.ones((), jnp.int32),
         step=jnp.zeros((), jnp.int32),
         flipped=jnp.zeros((), bool),
@@ -371,19 +372,10 @@ def step(state: State, batch: Batch, task: Task, settings: Settings) -> tuple[St
         The new state, and what the step looked like.
     """
     rates, l1 = step_sizes(state, task, settings)
-    if _has_few_columns(task, settings):
-        value, grads = column_gradients(state.params, batch)
-        optimizer = _optimizer(task, settings, rates, l1, columns=batch.query)
-        full = optim.expand_columns(grads.attention, batch.query, task.num_tokens)
-    else:
-        value, grads = jax.value_and_grad(loss)(state.params, batch)
-        optimizer = _optimizer(task, settings, rates, l1)
-        full = grads.attention
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    frozen = state.stage == 3
-    updates = updates._replace(attention=jnp.where(frozen, 0.0, updates.attention))
+    move = _move_columns if _goes_by_columns(task, settings) else _move
+    (value, grads), params, opt_state = move(state, batch, task, settings, rates, l1)
     state = state._replace(
-        params=optax.apply_updates(state.params, updates),
+        params=params,
         opt_state=opt_state,
         step=state.step + 1,
         population=population_step(
@@ -395,7 +387,7 @@ def step(state: State, batch: Batch, task: Task, settings: Settings) -> tuple[St
         ),
         batch_loss=value,
     )
-    return state, Info(value, rates, l1, grads._replace(attention=full))
+    return state, Info(value, rates, l1, grads)
 
 
 def step_sizes(state: State, task: Task, settings: Settings) -> tuple[Rates, jax.Array]:
@@ -426,10 +418,20 @@ def next_stage(state: State, task: Task, settings: Settings) -> State:
         over = over & (state.stage == 1)
     if settings.optimizer == "raw_sgd":
         return _advance_if(state, over)
-    state = _end_boosting(state, over & (state.stage == 1), task, settings)
-    if settings.optimizer == "proximal":
-        state = _end_proximal(state, over & (state.stage == 2), task, settings)
-    return _advance_if(state, over)
+    ends = {1: _end_boosting, 2: _end_proximal}
+    if settings.optimizer != "proximal":
+        del ends[2]
+    ended = _advance_if(state, over)
+    for stage, end in ends.items():
+        # A branch for a single trajectory, to which the ends of stages cost nothing until they
+        # come; under vmap both sides are computed.
+        ended = jax.lax.cond(
+            over & (state.stage == stage),
+            partial(end, task=task, settings=settings),
+            lambda state: state,
+            ended,
+        )
+    return ended
 
 
 def advance(
@@ -460,7 +462,8 @@ def advance(
 
     def one_step(state: State, index: jax.Array) -> tuple[State, None]:
         batch = draw_batch(fold_in(seed, index), sampler, settings.batch_size)
-        return step(state, batch, task, settings)[0], None
+        state, _ = step(stored(state, task, settings), batch, task, settings)
+        return stored(state, task, settings), None
 
     def one_record(
         carry: tuple[State, jax.Array], _: None
@@ -470,12 +473,25 @@ def advance(
             one_step, state, done + jnp.arange(settings.record_every, dtype=jnp.int32)
         )
         done = done + settings.record_every
-        state = next_stage(state, task, settings)
-        return (state, done), observe_state(key, task, settings, state, done)
+        state = next_stage(stored(state, task, settings), task, settings)
+        record = observe_state(key, task, settings, state, done)
+        return (stored(state, task, settings), done), record
 
-    carry = (state, jnp.asarray(start, jnp.int32))
+    carry = (stored(state, task, settings), jnp.asarray(start, jnp.int32))
     (state, _), records = jax.lax.scan(one_record, carry, None, length=num_records)
-    return state, records
+    return stored(state, task, settings), records
+
+
+def stored(state: State, task: Task, settings: Settings) -> State:
+    """The state as loops over steps carry it, and, applied to that, the state itself.
+
+    For large vocabularies A is carried as its transpose, column by column in memory, since a step
+    reads and writes the columns of its queries. In a compiled loop the transposes around a step
+    cancel.
+    """
+    if not _goes_by_columns(task, settings):
+        return state
+    return state._replace(params=state.params._replace(attention=state.params.attention.T))
 
 
 def observe_state(
@@ -572,25 +588,60 @@ def _pretrained_value(key: jax.Array, source: Task, settings: Settings) -> jax.A
     return on_tangent(value, source.stationary)
 
 
-def _has_few_columns(task: Task, settings: Settings) -> bool:
-    """Whether most columns of the gradient of A are zero, and only the others are computed."""
-    return settings.batch_size < task.num_tokens and settings.optimizer != "raw_sgd"
+def _goes_by_columns(task: Task, settings: Settings) -> bool:
+    """Whether a step adds the gradient of each sample to the column of A that it asks for."""
+    return task.num_tokens > COMPARE_LIMIT and settings.optimizer != "raw_sgd"
+
+
+def _move(
+    state: State, batch: Batch, task: Task, settings: Settings, rates: Rates, l1: jax.Array
+) -> tuple[tuple[jax.Array, Params], Params, optax.OptState]:
+    """The loss and its gradient; the parameters after the step; and the optimiser's state."""
+    value, grads = jax.value_and_grad(loss)(state.params, batch)
+    optimizer = _optimizer(task, settings, rates, l1)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    frozen = state.stage == 3
+    updates = updates._replace(attention=jnp.where(frozen, 0.0, updates.attention))
+    return (value, grads), optax.apply_updates(state.params, updates), opt_state
+
+
+def _move_columns(
+    state: State, batch: Batch, task: Task, settings: Settings, rates: Rates, l1: jax.Array
+) -> tuple[tuple[jax.Array, Params], Params, optax.OptState]:
+    """Like :func:`_move`; A goes its own way, in as few passes over it as can be."""
+    value, grads = sample_gradients(state.params, batch)
+    optimizer = _value_optimizer(task, settings, rates)
+    updates, opt_state = optimizer.update(grads.value, state.opt_state)
+    rows = optim.step_rows(
+        state.params.attention.T,
+        grads.attention,
+        batch.query,
+        stationary=task.stationary,
+        learning_rate=rates.attention,
+        l1=l1 if settings.optimizer == "proximal" else None,
+        frozen=state.stage == 3,
+    )
+    whole = sum_by_query(grads.attention, batch.query, task.num_tokens)
+    params = Params(state.params.value + updates, rows.T)
+    return (value, grads._replace(attention=whole)), params, opt_state
+
+
+def _value_optimizer(
+    task: Task, settings: Settings, rates: Rates
+) -> optax.GradientTransformationExtraArgs:
+    return optim.value_descent(task.stationary, rates.value, settings.geometry)
 
 
 def _optimizer(
-    task: Task,
-    settings: Settings,
-    rates: Rates,
-    l1: jax.Array,
-    columns: jax.Array | None = None,
+    task: Task, settings: Settings, rates: Rates, l1: jax.Array
 ) -> optax.GradientTransformationExtraArgs:
     """The arm's transformation at one step; its state has the same structure at all rates."""
     geometry = settings.geometry
     both = (task.stationary, rates.value, rates.attention)
     if settings.optimizer == "proximal":
-        return optim.scb_proximal(*both, l1, geometry=geometry, columns=columns)
+        return optim.scb_proximal(*both, l1, geometry=geometry)
     if settings.optimizer == "sgd":
-        return optim.scb_sgd(*both, geometry=geometry, columns=columns)
+        return optim.scb_sgd(*both, geometry=geometry)
     return optim.raw_sgd(rates.value, rates.attention)
 
 
@@ -621,24 +672,23 @@ def _signals(params: Params, task: Task, settings: Settings) -> tuple[jax.Array,
     )
 
 
-def _end_boosting(state: State, ends: jax.Array, task: Task, settings: Settings) -> State:
+def _end_boosting(state: State, task: Task, settings: Settings) -> State:
     params = state.params
-    flips = ends & is_mirrored(params.attention) if settings.flip else jnp.zeros_like(ends)
+    flips = is_mirrored(params.attention) if settings.flip else jnp.zeros((), bool)
     params = _where(flips, mirror(params, task), params)
     if settings.optimizer == "proximal":
         threshold = jnp.asarray(settings.threshold, params.attention.dtype)
         level = rounding_level(task, threshold * _signals(params, task, settings)[0])
         cut = threshold_and_project(params.attention, level)
-        params = params._replace(attention=jnp.where(ends & (threshold > 0), cut, params.attention))
+        params = params._replace(attention=jnp.where(threshold > 0, cut, params.attention))
     return state._replace(params=params, flipped=state.flipped | flips)
 
 
-def _end_proximal(state: State, ends: jax.Array, task: Task, settings: Settings) -> State:
+def _end_proximal(state: State, task: Task, settings: Settings) -> State:
     share = jnp.asarray(settings.rounding_level, state.params.attention.dtype)
     rounded = round_attention(state.params.attention, rounding_level(task, share))
-    attention = jnp.where(ends, rounded, state.params.attention)
-    population = (state.population[0], jnp.where(ends, 1.0, state.population[1]))
-    return state._replace(params=state.params._replace(attention=attention), population=population)
+    population = (state.population[0], jnp.ones_like(state.population[1]))
+    return state._replace(params=state.params._replace(attention=rounded), population=population)
 
 
 def _advance_if(state: State, over: jax.Array) -> State:

@@ -737,3 +737,33 @@ def test_soft_threshold_then_restoring_is_not_the_exact_operator_of_the_projecte
     assert objective(printed) > objective(exact) + 1e-3
     assert np.sum(exact == 0) > 0
     assert np.sum(printed == 0) == 0
+
+
+@pytest.mark.parametrize("l1", [None, 0.0, 0.05])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_step_by_rows_is_that_of_the_chain(
+    l1: float | None, frozen: bool, rng: np.random.Generator
+) -> None:
+    """Samples that share a query add up; columns without a sample are thresholded as well."""
+    params, mu = random_params(1), MU_ARG["stationary"]
+    index = np.array([2, 0, 2, 2])
+    samples = rng.normal(size=(4, T))
+    whole = np.zeros((T, N))
+    np.add.at(whole.T, index, samples)
+    grads = Params(jnp.zeros((N, N)), jnp.asarray(whole, jnp.float32))
+    chain = optim.scb_sgd(mu, 0.1, 0.2) if l1 is None else optim.scb_proximal(mu, 0.1, 0.2, l1)
+    expected, _ = run(chain, [grads], params)
+    rows = optim.step_rows(
+        params.attention.T,
+        jnp.asarray(samples, jnp.float32),
+        jnp.asarray(index),
+        stationary=mu,
+        learning_rate=0.2,
+        l1=l1,
+        frozen=jnp.asarray(frozen),
+    )
+    if frozen:
+        np.testing.assert_array_equal(rows.T, params.attention)
+    else:
+        assert float(jnp.max(jnp.abs(expected.attention - params.attention))) > 0.1
+        np.testing.assert_allclose(rows.T, expected.attention, rtol=RTOL, atol=ATOL)

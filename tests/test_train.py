@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scbjax import observe, stages, theory, train as training
+from scbjax import observe, sampling, stages, theory, train as training
 from scbjax.model import Params
 from scbjax.sampling import Batch, sample_batch
 from scbjax.task import (
@@ -25,6 +25,7 @@ from scbjax.train import NEVER, Settings, State, Trajectory, advance, init, next
 Array = np.ndarray
 
 N, T, Q, B = 3, 40, 2, 16
+MANY = 40  # tokens: steps go another way than with few
 RECORD = (
     "alpha_value",
     "alpha_attention",
@@ -62,8 +63,10 @@ def x64() -> Iterator[None]:
 
 
 @functools.cache
-def make_task(seed: int = 0, length: int = T, sparsity: int = Q) -> Task:
-    draw = functools.partial(random_task, num_tokens=N, context_length=length, sparsity=sparsity)
+def make_task(seed: int = 0, length: int = T, sparsity: int = Q, num_tokens: int = N) -> Task:
+    draw = functools.partial(
+        random_task, num_tokens=num_tokens, context_length=length, sparsity=sparsity
+    )
     task: Task = jax.jit(draw)(jax.random.key(seed))
     assert float(jnp.max(task.stationary) / jnp.min(task.stationary)) > 1.2
     return task
@@ -119,7 +122,7 @@ def to_numbers(task: Task, params: Params) -> Numbers:
 def naive_loss_and_gradients(numbers: Numbers, batch: Batch) -> tuple[float, Array, Array]:
     """Equation 3 on one-hot contexts."""
     tokens, query, label = map(np.asarray, batch)
-    eye = np.eye(N)
+    eye = np.eye(len(numbers.mu))
     contexts = eye[tokens]
     attended = np.einsum("btn,bt->bn", contexts, numbers.a.T[query])
     error = attended @ numbers.v.T - eye[label]
@@ -134,8 +137,9 @@ def reference_step(
 ) -> tuple[Array, Array]:
     """Equations 4 to 6 with the projector that is orthogonal in the mu-inner product."""
     _, grad_value, grad_attention = naive_loss_and_gradients(numbers, batch)
-    right = np.eye(N) - np.outer(numbers.mu, np.ones(N))
-    direction = (np.eye(N) - 1 / N) @ grad_value @ np.diag(1 / numbers.mu) @ right
+    eye, size = np.eye(len(numbers.mu)), len(numbers.mu)
+    right = eye - np.outer(numbers.mu, np.ones(size))
+    direction = (eye - 1 / size) @ grad_value @ np.diag(1 / numbers.mu) @ right
     moved = grad_attention / numbers.mu
     moved = numbers.a - rates[1] * (moved - moved.mean(axis=0))
     moved = np.sign(moved) * np.clip(np.abs(moved) - level, 0, None)
@@ -149,9 +153,9 @@ def noisy_state(task: Task, stage: int, settings: Settings) -> State:
     start = init(jax.random.key(0), task, settings)
     numbers = to_numbers(task, start.params)
     value, attention = numbers.path_point(0.4, 0.6)
-    noise = rng.normal(size=(N, N)) * 0.1
+    noise = rng.normal(size=value.shape) * 0.1
     noise -= noise.mean(axis=0)
-    noise -= np.outer(noise @ numbers.mu, np.ones(N))
+    noise -= np.outer(noise @ numbers.mu, np.ones(task.num_tokens))
     attention_noise = rng.normal(size=attention.shape) * 0.01
     attention_noise -= attention_noise.mean(axis=0)
     params = (value + noise, attention + attention_noise)
@@ -164,8 +168,13 @@ def noisy_state(task: Task, stage: int, settings: Settings) -> State:
 
 @pytest.mark.parametrize("l1_scaling", ["direct", "rate", "signal"])
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_step_equals_the_equations(l1_scaling: Any, stage: int) -> None:  # noqa: ANN401
-    task = make_task()
+@pytest.mark.parametrize("num_tokens", [N, MANY])
+def test_step_equals_the_equations(
+    num_tokens: int,
+    l1_scaling: Any,  # noqa: ANN401
+    stage: int,
+) -> None:
+    task = make_task(num_tokens=num_tokens)
     settings = change(QUICK, l1_scaling=l1_scaling, l1=0.5 if l1_scaling != "direct" else 0.004)
     state = noisy_state(task, stage, settings)
     batch = draw(1, task)
@@ -402,6 +411,25 @@ def test_third_stage_freezes_the_attention() -> None:
 
 
 # Trajectories.
+
+
+@pytest.mark.parametrize("optimizer", ["proximal", "sgd"])
+def test_many_tokens_are_learned_step_by_step(optimizer: Any) -> None:  # noqa: ANN401
+    """The loop carries A in an order of its own in memory; what comes out is that of its steps."""
+    task, key = make_task(num_tokens=MANY), jax.random.key(3)
+    settings = change(QUICK, optimizer=optimizer, record_every=2, record=("attention_distance",))
+    settings = change(settings, stop_level=np.inf)
+    start = noisy_state(task, 2, settings)
+    found, records = segment(key, task, settings, start, 0, num_records=1)
+    state, seed = start, sampling.make_seed(jax.random.fold_in(key, 0))
+    for index in range(2):
+        sampler, own = sampling.make_sampler(task), sampling.fold_in(seed, index)
+        batch = sampling.draw_batch(own, sampler, B)
+        state, _ = one_step(state, batch, task, settings)
+    assert_close(found, state, 1e-5)
+    distance = state.params.attention - task.pattern
+    expected = jnp.sqrt(jnp.sum(jnp.sum(distance**2, axis=0) * task.stationary))
+    np.testing.assert_allclose(records["attention_distance"], expected[None], rtol=1e-5)
 
 
 def first(condition: Array) -> int:

@@ -17,7 +17,7 @@ from scbjax.loss import loss
 from scbjax.model import Params
 from scbjax.sampling import Batch, draw_batch, fold_in, make_sampler, make_seed
 from scbjax.task import Task, random_task
-from scbjax.train import Settings, State, init, step
+from scbjax.train import Settings, State, init, step, stored
 
 OURS: Final = "scbjax"
 FLOOR: Final = "one random word a token"
@@ -87,15 +87,16 @@ def library(size: Size, part: Part = "step", name: str = OURS, *, devices: int =
     samplers = jax.jit(jax.vmap(make_sampler))(tasks)
     keys = jax.random.split(jax.random.key(1), size.trajectories)
     seeds = jax.vmap(make_seed)(keys)
-    states = jax.jit(jax.vmap(lambda task: start(task, settings)))(tasks)
+    states = jax.jit(jax.vmap(lambda task: stored(start(task, settings), task, settings)))(tasks)
 
     def body(index: jax.Array, carry: Any, task: Task, sampler: Any, seed: jax.Array) -> Any:  # noqa: ANN401
         batch = draw_batch(fold_in(seed, index), sampler, size.batch_size)
         if part == "sample":
             return carry[0], batch
         if part == "gradient":
-            return carry[0], jax.grad(loss)(carry[0].params, batch)
-        return step(carry[0], batch, task, settings)[0], None
+            return carry[0], jax.grad(loss)(stored(carry[0], task, settings).params, batch)
+        state, _ = step(stored(carry[0], task, settings), batch, task, settings)
+        return stored(state, task, settings), None
 
     over_trajectories = jax.vmap(body, in_axes=(None, 0, 0, 0, 0))
     inputs = (tasks, samplers, seeds)
@@ -180,11 +181,12 @@ def census(size: Size) -> Payload:
     settings, tasks = settings_for(size), draw_tasks(size)
     samplers = jax.jit(jax.vmap(make_sampler))(tasks)
     seeds = jax.vmap(make_seed)(jax.random.split(jax.random.key(1), size.trajectories))
-    states = jax.jit(jax.vmap(lambda task: start(task, settings)))(tasks)
+    states = jax.jit(jax.vmap(lambda task: stored(start(task, settings), task, settings)))(tasks)
 
     def one_step(state: State, task: Task, sampler: Any, seed: jax.Array) -> State:  # noqa: ANN401
         batch: Batch = draw_batch(seed, sampler, size.batch_size)
-        return step(state, batch, task, settings)[0]
+        state, _ = step(stored(state, task, settings), batch, task, settings)
+        return stored(state, task, settings)
 
     compiled = jax.jit(jax.vmap(one_step), donate_argnums=0).lower(states, tasks, samplers, seeds)
     program = compiled.compile()
