@@ -554,9 +554,31 @@ def _over_grid(
         return function({**inputs.fixed, **outer, **inner}, task, *rest)
 
     axes = (None, 0, _task_axes(inputs), *both)
-    over_inner = jax.vmap(at_point, in_axes=axes, axis_size=inner_size)
-    over_outer = jax.vmap(over_inner, in_axes=(0, None, 0, *both), axis_size=outer_size)
+    over_inner = _mapped(at_point, axes, inner_size)
+    over_outer = _mapped(over_inner, (0, None, 0, *both), outer_size)
     return over_outer(inputs.outer, inputs.inner, tasks, *batched)
+
+
+def _mapped(
+    function: Callable[..., Any], in_axes: tuple[Any, ...], size: int
+) -> Callable[..., Any]:
+    """A function mapped over leading axes of this size; one of size 1 is only taken off and put on.
+
+    Under vmap both sides of a branch are computed, which costs a single large trajectory dearly.
+    """
+    if size > 1:
+        return jax.vmap(function, in_axes=in_axes, axis_size=size)
+
+    def alone(*arguments: Any) -> Any:  # noqa: ANN401 - trees of arrays
+        own = jax.tree.map(
+            lambda axis, tree: tree if axis is None else jax.tree.map(lambda a: a[0], tree),
+            in_axes,
+            arguments,
+            is_leaf=lambda axis: axis is None,
+        )
+        return jax.tree.map(lambda a: a[None], function(*own))
+
+    return alone
 
 
 def _settings(program: Program, values: Values, record: tuple[str, ...] = ()) -> Settings:

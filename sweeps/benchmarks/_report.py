@@ -154,6 +154,16 @@ def growth_table(payload: Payload) -> str:
     return table(("size", "at", "milliseconds per step", "exponent"), rows)
 
 
+def large_table(payload: Payload) -> str:
+    """Time of a step and of a record, and the peak of memory, at the largest sizes."""
+    rows = []
+    for row in payload["rows"]:
+        sizes = (str(row["num_tokens"]), str(row["context_length"]), str(row["batch_size"]))
+        times = (digits(1e3 * row["step_seconds"]), digits(1e3 * row["record_seconds"]))
+        rows.append((*sizes, *times, digits(row["peak_bytes"] / 2**30)))
+    return table(("N", "T", "B", "ms per step", "ms per record", "peak, GiB"), rows)
+
+
 def startup_table(payload: Payload) -> str:
     """Seconds of imports, commands and compilations."""
     seconds = {row["name"]: row["seconds"] for row in payload["rows"]}
@@ -181,6 +191,7 @@ TABLES: dict[str, tuple[str, Callable[[Payload], str]]] = {
     "trajectory": ("trajectory", trajectory_table),
     "sweep": ("sweep", sweep_table),
     "growth": ("growth", growth_table),
+    "large": ("large", large_table),
     "startup": ("startup", startup_table),
     "memory": ("memory", memory_table),
 }

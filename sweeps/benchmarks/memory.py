@@ -73,7 +73,7 @@ def work(
     train()
     before = _reset_peak()
     train()
-    print(json.dumps({"bytes": _peak_bytes() - before, "planned_bytes": planned}))
+    print(json.dumps({"bytes": peak_bytes() - before, "planned_bytes": planned}))
     return 0
 
 
@@ -126,7 +126,8 @@ def _reset_peak() -> int:
     return _status_bytes("VmRSS")
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """The most that this process, or its device, has held since the mark was reset."""
     import jax
 
     device = jax.devices()[0]

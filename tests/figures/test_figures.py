@@ -26,7 +26,7 @@ Make = Callable[..., xr.Dataset]
 Store = Callable[[str, xr.Dataset], Path]
 
 FIGURES = Path(_shared.__file__).parent
-NAMES = ("quickstart", "fig1", "fig3")
+NAMES = ("quickstart", "fig1", "fig3", "scale")
 ARM = "optimizer_and_learning_rate_2"
 
 
@@ -43,6 +43,8 @@ def style() -> Iterator[None]:
 
 def suited(script: ModuleType, dataset: xr.Dataset) -> xr.Dataset:
     """Cut the dataset to what the script's study holds: only the quickstart sweeps sparsity."""
+    if script.__name__ == "scale":
+        return dataset.isel({ARM: [0, 1], "sparsity": [0, 2]}).rename(sparsity="num_tokens")
     if script.__name__ == "quickstart":
         return dataset.isel({ARM: [0, 1]})
     return dataset.sel(sparsity=2, drop=True)

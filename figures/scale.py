@@ -1,0 +1,102 @@
+"""Signals and distances to the truth at N = 100 and 500, T = 100000, one row of panels for each N.
+
+The dataset comes from `scbjax run scale`: mini-batches at the sizes that the paper only simulated.
+What to see: whether the signals follow the population path through stage 1 and on to the end of
+stage 2, and whether rounding then finds the attention.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import xarray as xr
+from _shared import (
+    ATTENTION,
+    DOUBLE_COLUMN,
+    VALUE,
+    Arm,
+    add_legend,
+    arms_of,
+    band,
+    draw_arm,
+    draw_population,
+    draw_rounded,
+    draw_stages,
+    horizontal,
+    linear_limits,
+    main,
+    population_distance,
+    population_of,
+    render,
+    runs_of,
+    symbol,
+    tidy,
+    title,
+)
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+STUDY: Final = "scale"
+PATHS: Final = {
+    "alpha_value": VALUE.population_alpha,
+    "alpha_attention": ATTENTION.population_alpha,
+    "value_distance": VALUE.population_alpha,
+    "attention_distance": ATTENTION.population_alpha,
+}
+# How far the population path is from the truth follows from the signal that there is to learn.
+LEARNED: Final = {"value_distance": VALUE.signal, "attention_distance": ATTENTION.signal}
+VARIABLES: Final = ("stage", *PATHS, ATTENTION.rounded, *PATHS.values(), *LEARNED.values())
+
+
+def plot(dataset: xr.Dataset) -> Figure:
+    """Make the figure from the study's dataset."""
+    data = tidy(dataset, ["num_tokens"])
+    arms = arms_of(data)
+    sizes = data["num_tokens"].to_numpy()
+    figure = Figure(figsize=(DOUBLE_COLUMN, 0.8 + 1.6 * len(sizes)))
+    grid = figure.subplots(len(sizes), len(PATHS), squeeze=False, sharex="col")
+    for row, size in enumerate(sizes):
+        panel = data.isel(num_tokens=row)
+        for axes, variable in zip(grid[row], PATHS, strict=True):
+            draw_panel(axes, panel, arms, variable)
+            title(axes, symbol(data, variable) if row == 0 else "", panel, arms)
+        grid[row, 0].set_ylabel(f"N = {size}" if "num_tokens" in dataset.coords else "")
+    figure.supxlabel("iteration", fontsize=8)
+    add_legend(figure, data, arms, "population", "rounded")
+    return figure
+
+
+def draw_panel(axes: Axes, panel: xr.Dataset, arms: list[Arm], variable: str) -> None:
+    """Draw one variable of every arm, its population path and, for the attention, the stars."""
+    x = [horizontal(panel, arm, "step") for arm in arms]
+    drawn = [runs_of(panel, variable, arm) for arm in arms]
+    for here, values, arm in zip(x, drawn, arms, strict=True):
+        draw_arm(axes, here, values, arm)
+    draw_population(axes, x, [path_of(panel, variable, arm) for arm in arms], arms)
+    low, high = linear_limits(drawn)
+    axes.set_ylim(0.0 if variable in LEARNED else low, high)
+    if variable == ATTENTION.drawn:
+        finals = [runs_of(panel, ATTENTION.rounded, arm)[:, -1] for arm in arms]
+        draw_rounded(axes, x[0], finals, arms)
+    draw_stages(axes, panel, arms, x)
+
+
+def path_of(panel: xr.Dataset, variable: str, arm: Arm) -> NDArray[np.float64]:
+    """Give a variable on the population path [steps], median over runs."""
+    alphas = population_of(panel, PATHS[variable], arm)
+    if variable in LEARNED:
+        return population_distance(alphas, runs_of(panel, LEARNED[variable], arm))
+    median: NDArray[np.float64] = band(alphas)[1]
+    return median
+
+
+def draw(results: Path, out: Path) -> list[Path]:
+    """Draw the figure from the dataset under `results` into `out` and return the files."""
+    return render("scale", STUDY, VARIABLES, plot, results, out)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(draw, __doc__))
