@@ -364,7 +364,7 @@ def _prepare(program: Program, shape: tuple[int, int], inputs: Inputs) -> Prepar
     """Draws the tasks of a part of the grid of this shape, and makes the initial states."""
     tasks = _draw_tasks(program, shape, inputs)
 
-    state, constants = _over_grid(shape, partial(_begin, program), inputs, tasks)
+    state, constants = _over_grid(program, shape, partial(_begin, program), inputs, tasks)
     if program.fixed["train.start"] != "uniform":
         transfer_block = partial(_transfer, program, shape[1], inputs, tasks)
         state = jax.lax.fori_loop(0, shape[0] // program.block, transfer_block, state)
@@ -394,7 +394,7 @@ def _transfer(
     outer, tasks, part = _slice((inputs.outer, tasks, state), first, program.block)
     inputs = inputs._replace(outer=outer)
     shape = program.block, inner_size
-    part = _over_grid(shape, partial(_start_from, program), inputs, tasks, part)
+    part = _over_grid(program, shape, partial(_start_from, program), inputs, tasks, part)
     return cast("State", _put(state, part, first))
 
 
@@ -447,9 +447,9 @@ def _take(
     inputs = inputs._replace(outer=outer)
     # The first record is that of the initial state. It is taken here and not by a function of its
     # own because observables take the larger part of the time that compilation takes.
-    move = partial(_over_grid, shape, partial(_move, program, index), inputs, tasks)
+    move = partial(_over_grid, program, shape, partial(_move, program, index), inputs, tasks)
     state = jax.lax.cond(index > 0, move, lambda state: state, state)
-    record = _over_grid(shape, partial(_observe, program, index), inputs, tasks, state)
+    record = _over_grid(program, shape, partial(_observe, program, index), inputs, tasks, state)
     return Carry(
         _put(carry.state, state, first),
         {
@@ -540,6 +540,7 @@ def _task_axes(inputs: Inputs) -> Any:  # noqa: ANN401 - axes in the place of a 
 
 
 def _over_grid(
+    program: Program,
     shape: tuple[int, int],
     function: Callable[..., Any],
     inputs: Inputs,
@@ -554,22 +555,23 @@ def _over_grid(
         return function({**inputs.fixed, **outer, **inner}, task, *rest)
 
     axes = (None, 0, _task_axes(inputs), *both)
-    over_inner = _mapped(at_point, axes, inner_size)
-    over_outer = _mapped(over_inner, (0, None, 0, *both), outer_size)
+    # By the size of the chunk and not of the part, which depends on the number of devices.
+    mapped = _alone if program.chunk_shape == (1, 1) else jax.vmap
+    over_inner = mapped(at_point, axes, axis_size=inner_size)
+    over_outer = mapped(over_inner, (0, None, 0, *both), axis_size=outer_size)
     return over_outer(inputs.outer, inputs.inner, tasks, *batched)
 
 
-def _mapped(
-    function: Callable[..., Any], in_axes: tuple[Any, ...], size: int
+def _alone(
+    function: Callable[..., Any], in_axes: tuple[Any, ...], axis_size: int
 ) -> Callable[..., Any]:
-    """A function mapped over leading axes of this size; one of size 1 is only taken off and put on.
+    """Like vmap over axes of size 1, which are only taken off and put on again.
 
     Under vmap both sides of a branch are computed, which costs a single large trajectory dearly.
     """
-    if size > 1:
-        return jax.vmap(function, in_axes=in_axes, axis_size=size)
+    assert axis_size == 1
 
-    def alone(*arguments: Any) -> Any:  # noqa: ANN401 - trees of arrays
+    def applied(*arguments: Any) -> Any:  # noqa: ANN401 - trees of arrays
         own = jax.tree.map(
             lambda axis, tree: tree if axis is None else jax.tree.map(lambda a: a[0], tree),
             in_axes,
@@ -578,7 +580,7 @@ def _mapped(
         )
         return jax.tree.map(lambda a: a[None], function(*own))
 
-    return alone
+    return applied
 
 
 def _settings(program: Program, values: Values, record: tuple[str, ...] = ()) -> Settings:

@@ -10,14 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray
 from numpy.typing import NDArray
 
 from scbjax.observe import OBSERVABLES
-from scbjax.sweep.chunks import ChunkResult, Executor, _prepare, chunk_inputs
+from scbjax.sweep.chunks import ChunkResult, Executor, _alone, _prepare, chunk_inputs
 from scbjax.sweep.cost import chunk_bytes
 from scbjax.sweep.engines import LocalEngine, Session
 from scbjax.sweep.execute import RunReport, plan_here, run_study
@@ -634,3 +636,19 @@ def test_a_second_interrupt_ends_the_process_and_damages_nothing(
     assert not (tmp_path / "out" / "study.nc").exists()
     report = run(whole.plan, tmp_path / "out", engine=whole.engine)
     assert_same_bits(load(report), whole.dataset)
+
+
+def test_layers_of_one_point_are_taken_off_and_put_on() -> None:
+    """What vmap gives, with the branch of a condition left a branch."""
+
+    def function(x: jax.Array, shared: jax.Array, pair: Any) -> Any:  # noqa: ANN401
+        larger = jax.lax.cond(x[0] > 0, lambda y: y + shared, lambda y: y, pair[0])
+        return {"larger": larger, "other": pair[1]}
+
+    arguments = jnp.ones((1, 2)), jnp.arange(2.0), (jnp.full((1, 2), 3.0), jnp.ones(3))
+    axes = (0, None, (0, None))
+    alone = _alone(function, axes, 1)
+    chex.assert_trees_all_equal(
+        alone(*arguments), jax.vmap(function, axes, axis_size=1)(*arguments)
+    )
+    assert "cond" in str(jax.make_jaxpr(alone)(*arguments))
