@@ -21,6 +21,9 @@ MEMORY_SHARE = 0.5
 SMALL_VOCABULARY = 4
 """Vocabularies up to this size have programs of their own (`scbjax.sampling`)."""
 
+LOOK_UP_LIMIT = 32
+"""Above this size tokens are looked up and steps go by columns of A (`scbjax.sampling`)."""
+
 _FLOAT = 4  # bytes of a float32 or int32
 
 CACHE_BYTES = 8 * 2**20
@@ -46,12 +49,15 @@ COMPILE_SECONDS = 7.0
 # How many of two cores are busy on average.
 _BUSY_CORES = 1.6
 # Processor seconds to draw a token, by the size of the vocabulary.
-_DRAW_SIZES = (3, 10, 20, 100, 300)
-_DRAW_SECONDS = (0.6e-9, 4e-9, 4.3e-9, 9e-9, 28e-9)
+_DRAW_SIZES = (3, 10, 20, 32, 33)
+_DRAW_SECONDS = (0.6e-9, 4e-9, 4.3e-9, 5e-9, 2.5e-9)
 # Processor seconds of a trajectory: per token of a batch; per row and per entry of A in a step.
 _TOKEN_SECONDS = 2.1e-9
 _ROW_SECONDS = 25e-9
 _ENTRY_SECONDS = 2.5e-9
+# The same, per token and per entry, for vocabularies whose steps go by columns of A.
+_COLUMN_TOKEN_SECONDS = 4.5e-9
+_COLUMN_ENTRY_SECONDS = 0.9e-9
 # Tokens that are drawn at a time for the noise of the gradients (`scbjax.noise`).
 _NOISE_PIECE = 2**18
 # Processor seconds of a record: per draw of the refit; and, for each of the other variables, per
@@ -123,8 +129,11 @@ def run_seconds(values: Mapping[str, Any], shape: tuple[int, int]) -> float:
     outer, inner = shape
     tokens, entries = _tokens(values), _entries(values)
     draw = tokens * float(np.interp(values["task.num_tokens"], _DRAW_SIZES, _DRAW_SECONDS))
-    learn = tokens * _TOKEN_SECONDS + entries * _ENTRY_SECONDS
-    learn += int(values["task.context_length"]) * _ROW_SECONDS
+    if int(values["task.num_tokens"]) > LOOK_UP_LIMIT:
+        learn = tokens * _COLUMN_TOKEN_SECONDS + entries * _COLUMN_ENTRY_SECONDS
+    else:
+        learn = tokens * _TOKEN_SECONDS + entries * _ENTRY_SECONDS
+        learn += int(values["task.context_length"]) * _ROW_SECONDS
     record = _refit_draws(values) * _REFIT_SECONDS
     record += len(values["record.variables"]) * (
         _VARIABLE_SECONDS + entries * _VARIABLE_ENTRY_SECONDS
