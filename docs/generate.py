@@ -26,6 +26,7 @@ MODULES = (
     "scbjax.observe",
     "scbjax.train",
     "scbjax.optim",
+    "scbjax.sharding",
     "scbjax.sweep.fields",
     "scbjax.sweep.axes",
     "scbjax.sweep.study",

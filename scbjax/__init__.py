@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         observe as observe,
         optim as optim,
         sampling as sampling,
+        sharding as sharding,
         stages as stages,
         task as task,
         theory as theory,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         scb_sgd as scb_sgd,
     )
     from scbjax.sampling import Batch as Batch, sample_batch as sample_batch
+    from scbjax.sharding import over_positions as over_positions
     from scbjax.stages import (
         population_refit as population_refit,
         refit_value as refit_value,
@@ -96,6 +98,7 @@ _EXPORTS = {
         "transition_signal"
     ),
     "sampling": "Batch sample_batch",
+    "sharding": "over_positions",
     "model": "Params init_params predict",
     "theory": (
         "PathProjection PopulationPath Rates StepPrediction path_point population_path "

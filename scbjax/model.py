@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from scbjax.sampling import COMPARE_LIMIT, POSITION_MAJOR_LIMIT
+from scbjax.sharding import COLUMNS, ROWS, WHOLE, Part, on_parts, split
 from scbjax.task import Task, product
 
 
@@ -41,7 +42,7 @@ def init_params(task: Task) -> Params:
     """
     context_length, num_tokens = task.pattern.shape
     value = jnp.broadcast_to(task.stationary[:, None], (num_tokens, num_tokens))
-    return Params(value, jnp.full_like(task.pattern, 1.0 / context_length))
+    return Params(value, split(jnp.full_like(task.pattern, 1.0 / context_length)))
 
 
 def predict(params: Params, tokens: jax.Array, query: jax.Array) -> jax.Array:
@@ -65,9 +66,18 @@ def predict(params: Params, tokens: jax.Array, query: jax.Array) -> jax.Array:
 
 def attend(attention: jax.Array, tokens: jax.Array, query: jax.Array) -> jax.Array:
     """``h = X a^(k)``, the attention mass on every token: [B, N] from [T, N], [B, T] and [B]."""
-    context_length, num_tokens = attention.shape
-    batch_size = tokens.shape[0]
-    chex.assert_shape(tokens, (batch_size, context_length))
+    chex.assert_shape(tokens, (tokens.shape[0], attention.shape[0]))
+
+    def add_up(part: Part, attention: jax.Array, tokens: jax.Array, query: jax.Array) -> jax.Array:
+        return part.total(attend_part(attention, tokens, query))
+
+    attended: jax.Array = on_parts(add_up, (ROWS, COLUMNS, WHOLE), WHOLE)(attention, tokens, query)
+    return attended
+
+
+def attend_part(attention: jax.Array, tokens: jax.Array, query: jax.Array) -> jax.Array:
+    """Like :func:`attend`, for positions that are all on this device."""
+    batch_size, num_tokens = tokens.shape[0], attention.shape[1]
     if num_tokens <= POSITION_MAJOR_LIMIT:
         weights = product(attention, _one_hot(query, num_tokens, attention.dtype).T)
         # Formed once, not again in the loop of each token.
@@ -94,6 +104,16 @@ def attend_transpose(scores: jax.Array, tokens: jax.Array, query: jax.Array) -> 
 
     [T, N] from scores [B, N], tokens [B, T] and query [B].
     """
+
+    def spread(_: Part, scores: jax.Array, tokens: jax.Array, query: jax.Array) -> jax.Array:
+        return _attend_transpose_part(scores, tokens, query)
+
+    gradient: jax.Array = on_parts(spread, (WHOLE, COLUMNS, WHOLE), ROWS)(scores, tokens, query)
+    return gradient
+
+
+def _attend_transpose_part(scores: jax.Array, tokens: jax.Array, query: jax.Array) -> jax.Array:
+    """Like :func:`attend_transpose`, for positions that are all on this device."""
     num_tokens = scores.shape[1]
     if num_tokens <= POSITION_MAJOR_LIMIT:
         values = jnp.broadcast_to(scores[None, :, 0], tokens.T.shape)

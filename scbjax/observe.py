@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from scbjax.loss import excess_loss
 from scbjax.model import Params
 from scbjax.noise import SignalNoise, initial_noise, signal_noise
+from scbjax.sharding import every_nth_row
 from scbjax.stages import population_refit, refit_value, round_attention, rounding_level
 from scbjax.task import Task, mu_inner
 from scbjax.theory import PathProjection, project_on_path
@@ -129,7 +130,7 @@ def count_nonzeros(attention: jax.Array) -> jax.Array:
     Rounded columns have background 0.
     """
     context_length = attention.shape[0]
-    probes = attention[:: max(1, context_length // _BACKGROUND_PROBES)]
+    probes = every_nth_row(attention, max(1, context_length // _BACKGROUND_PROBES))
     # The lower of the two middle entries, not their mean: the value of an actual entry.
     background = jnp.sort(probes, axis=0)[(probes.shape[0] - 1) // 2][None, :]
     return jnp.sum(

@@ -15,13 +15,15 @@ is compiled into the same loop as the draws that use it: up to N = 32 no array o
 ever stored.
 """
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scbjax.sharding import COLUMNS, ROWS, WHOLE, Part, on_parts
 from scbjax.task import Task
 
 # Up to this vocabulary size tokens are found by comparing a word with every threshold, above it by
@@ -68,16 +70,22 @@ class Sampler(NamedTuple):
     Attributes:
         token_table: uint32; for N <= 32 the thresholds [N - 1] that a word is compared with, else
             an alias table (see :func:`alias_table`).
-        block_cdf: [T / 32, N]; the distribution function of the positions, a column for each query,
-            at the end of every block of 32 positions.
+        block_cdf: [T / 32 + 1, N]; the distribution function of the positions, a column for each
+            query, at the beginning of every block of 32 positions and at the end of the last. Where
+            positions are split over devices, every part of them has such a table.
         pattern: Q [T, N], for the steps within a block.
+        pattern_sums: [N]; the last row of ``block_cdf``, one up to rounding.
         label_cdf: [N, N]; the distribution function of the labels, a column for each token.
     """
 
     token_table: jax.Array
     block_cdf: jax.Array
     pattern: jax.Array
+    pattern_sums: jax.Array
     label_cdf: jax.Array
+
+
+_SPLIT_SAMPLER = cast("Any", Sampler)(WHOLE, ROWS, ROWS, WHOLE, WHOLE)
 
 
 def token_dtype(num_tokens: int) -> np.dtype[Any]:
@@ -95,10 +103,12 @@ def token_dtype(num_tokens: int) -> np.dtype[Any]:
 
 def make_sampler(task: Task) -> Sampler:
     """Prepares the distribution functions of a task; call it once, outside the loop over steps."""
+    block_cdf, pattern_sums = on_parts(_block_cdf, (ROWS,), (ROWS, WHOLE))(task.pattern)
     return Sampler(
         token_table=make_token_table(task.stationary),
-        block_cdf=_distribution_functions(_block_sums(task.pattern)),
+        block_cdf=block_cdf,
         pattern=task.pattern,
+        pattern_sums=pattern_sums,
         label_cdf=_distribution_functions(task.transition),
     )
 
@@ -133,16 +143,15 @@ def draw_batch(seed: jax.Array, sampler: Sampler, batch_size: int) -> Batch:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     context_length, num_tokens = sampler.pattern.shape
     chex.assert_shape(sampler.label_cdf, (num_tokens, num_tokens))
-    if num_tokens <= POSITION_MAJOR_LIMIT:
-        shape = (context_length, batch_size)
-        tokens = draw_tokens(seed, _TOKENS, sampler.token_table, num_tokens, shape).T
-    else:
-        shape = (batch_size, context_length)
-        tokens = draw_tokens(seed, _TOKENS, sampler.token_table, num_tokens, shape)
     query = draw_tokens(seed, _QUERIES, sampler.token_table, num_tokens, (batch_size,))
     query = query.astype(jnp.int32)
-    position = draw_positions(seed, _POSITIONS, sampler, query)
-    source = _entry(tokens, jnp.arange(batch_size), position).astype(jnp.int32)
+    level = _levels(seed, _POSITIONS, sampler.pattern_sums[query])
+    draw = on_parts(
+        partial(_draw_contexts, context_length),
+        (WHOLE, _SPLIT_SAMPLER, WHOLE, WHOLE),
+        (COLUMNS, WHOLE),
+    )
+    tokens, source = draw(seed, sampler, query, level)
     return Batch(tokens, query, draw_from_columns(seed, _STEPS, sampler.label_cdf, source))
 
 
@@ -188,53 +197,139 @@ def draw_tokens(
     seed: jax.Array, stream: int, table: jax.Array, num_tokens: int, shape: tuple[int, ...]
 ) -> jax.Array:
     """Draws i.i.d. tokens of the given shape from a token table, in :func:`token_dtype`."""
-    first, second = _word_pair(seed, stream, shape)
-    if num_tokens > COMPARE_LIMIT:
-        words = jnp.concatenate([first, second])[: shape[0]]
-        return _from_alias_table(words, table, num_tokens)
-    halves = [_to_tokens(words, table, num_tokens) for words in (first, second)]
-    return jnp.concatenate(halves)[: shape[0]]
+    return _from_pair(_word_pair(seed, stream, shape), table, num_tokens, shape[0])
 
 
 def draw_positions(seed: jax.Array, stream: int, sampler: Sampler, query: jax.Array) -> jax.Array:
     """Draws a position s ~ q^(k) for each given query k [B]; int32 [B]."""
-    level, block = _invert(seed, stream, sampler.block_cdf, query)
-    before = jnp.where(block > 0, _entry(sampler.block_cdf, jnp.maximum(block - 1, 0), query), 0.0)
-    steps = jnp.arange(_BLOCK, dtype=jnp.int32)[None, :]
-    rows = block[:, None] * _BLOCK + steps
-    last = sampler.pattern.shape[0] - 1
-    weights = _entry(sampler.pattern, jnp.minimum(rows, last), query[:, None])
-    weights = jnp.where(rows <= last, weights, 0.0)
-    passed = (weights > 0) & (jnp.cumsum(weights, axis=1) > (level - before)[:, None])
-    inside = jnp.min(jnp.where(passed, steps, _BLOCK), axis=1)
-    # Rounding may put the level past the end of the block: then it is its last with weight.
-    final = jnp.max(jnp.where(weights > 0, steps, 0), axis=1)
-    return block * _BLOCK + jnp.minimum(inside, final)
+
+    def find(part: Part, sampler: Sampler, query: jax.Array, level: jax.Array) -> jax.Array:
+        mine, position = _find_positions(sampler, query, level)
+        first = part.index * sampler.pattern.shape[0]
+        return part.total(jnp.where(mine, first + position, 0))
+
+    level = _levels(seed, stream, sampler.pattern_sums[query])
+    position: jax.Array = on_parts(find, (_SPLIT_SAMPLER, WHOLE, WHOLE), WHOLE)(
+        sampler, query, level
+    )
+    return position
 
 
 def draw_from_columns(
     seed: jax.Array, stream: int, cdf: jax.Array, columns: jax.Array
 ) -> jax.Array:
     """Draws a row (int32) for each given column [B] of a table of distribution functions [R, C]."""
-    return _invert(seed, stream, cdf, columns)[1]
-
-
-def _invert(
-    seed: jax.Array, stream: int, cdf: jax.Array, columns: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Uniform levels, and the first row of the given columns [B] that passes each of them."""
-    rows = cdf.shape[0]
-    words = jnp.concatenate(_word_pair(seed, stream, columns.shape))[: columns.shape[0]]
-    uniform = (words >> _WORD(_WORD_BITS - _UNIFORM_BITS)).astype(cdf.dtype) * 2.0**-_UNIFORM_BITS
     # Scaled by the last entry: a column's rounded sum need not be one, and a row past it must not
     # be drawn.
-    level = uniform * _entry(cdf, jnp.full(columns.shape, rows - 1), columns)
+    level = _levels(seed, stream, cdf[-1, columns])
+    return _first_above(cdf, columns, level)
+
+
+def _draw_contexts(
+    context_length: int,
+    part: Part,
+    seed: jax.Array,
+    sampler: Sampler,
+    query: jax.Array,
+    level: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The tokens [B, T] of a part of the positions, and those that the labels come from [B]."""
+    count, num_tokens = sampler.pattern.shape
+    shape = (query.shape[0], context_length)
+    if part.count == 1:
+        tokens = _draw_whole(seed, sampler.token_table, num_tokens, shape)
+    else:
+        window = (part.index * count, count)
+        tokens = _draw_window(seed, sampler.token_table, num_tokens, shape, window)
+    mine, position = _find_positions(sampler, query, level)
+    source = _entry(tokens, jnp.arange(shape[0]), position).astype(jnp.int32)
+    return tokens, part.total(jnp.where(mine, source, 0))
+
+
+def _draw_whole(
+    seed: jax.Array, table: jax.Array, num_tokens: int, shape: tuple[int, int]
+) -> jax.Array:
+    """All tokens [B, T] of a batch."""
+    if num_tokens <= POSITION_MAJOR_LIMIT:
+        return draw_tokens(seed, _TOKENS, table, num_tokens, shape[::-1]).T
+    return draw_tokens(seed, _TOKENS, table, num_tokens, shape)
+
+
+def _draw_window(
+    seed: jax.Array,
+    table: jax.Array,
+    num_tokens: int,
+    shape: tuple[int, int],
+    window: tuple[jax.Array | int, int],
+) -> jax.Array:
+    """Columns ``start .. start + count`` of what :func:`_draw_whole` would return, [B, count]."""
+    start, count = window
+    batch_size, context_length = shape
+    positions = (jnp.asarray(start) + jnp.arange(count)).astype(_WORD)
+    samples = jnp.arange(batch_size, dtype=_WORD)
+    if num_tokens <= POSITION_MAJOR_LIMIT:
+        # The halves of the pairs lie in different windows: of each pair one word is used here.
+        half = _WORD(-(-context_length // 2))
+        second = (positions >= half)[:, None]
+        rows = jnp.where(second, positions[:, None] - half, positions[:, None])
+        pair = _words_of(seed, _TOKENS, rows * _WORD(batch_size) + samples[None, :])
+        return _to_tokens(jnp.where(second, pair[1], pair[0]), table, num_tokens).T
+    rows = samples[: -(-batch_size // 2), None]
+    pair = _words_of(seed, _TOKENS, rows * _WORD(context_length) + positions[None, :])
+    return _from_pair(pair, table, num_tokens, batch_size)
+
+
+def _find_positions(
+    sampler: Sampler, query: jax.Array, level: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Where the columns [B] pass the levels: whether in this part of the positions, and at which.
+
+    Returns:
+        Booleans [B], and positions [B] counted from the beginning of the part.
+    """
+    cdf = sampler.block_cdf
+    mine = (cdf[0, query] <= level) & (level < cdf[-1, query])
+    block = jnp.clip(_first_above(cdf, query, level) - 1, 0, cdf.shape[0] - 2)
+    steps = jnp.arange(_BLOCK, dtype=jnp.int32)[None, :]
+    rows = block[:, None] * _BLOCK + steps
+    last = sampler.pattern.shape[0] - 1
+    weights = _entry(sampler.pattern, jnp.minimum(rows, last), query[:, None])
+    weights = jnp.where(rows <= last, weights, 0.0)
+    inside = (level - _entry(cdf, block, query))[:, None]
+    passed = (weights > 0) & (jnp.cumsum(weights, axis=1) > inside)
+    step = jnp.min(jnp.where(passed, steps, _BLOCK), axis=1)
+    # Rounding may put the level past the end of the block: then it is its last with weight.
+    final = jnp.max(jnp.where(weights > 0, steps, 0), axis=1)
+    return mine, block * _BLOCK + jnp.minimum(step, final)
+
+
+def _levels(seed: jax.Array, stream: int, upper: jax.Array) -> jax.Array:
+    """Uniform numbers below each of the given ones [B]."""
+    words = jnp.concatenate(_word_pair(seed, stream, upper.shape))[: upper.shape[0]]
+    uniform = (words >> _WORD(_WORD_BITS - _UNIFORM_BITS)).astype(upper.dtype)
+    level: jax.Array = uniform * 2.0**-_UNIFORM_BITS * upper
+    return level
+
+
+def _first_above(table: jax.Array, columns: jax.Array, level: jax.Array) -> jax.Array:
+    """The first row in which each of the columns [B] of a rising table is above the level."""
+    rows = table.shape[0]
     row = jnp.zeros(columns.shape, jnp.int32)
     for bit in reversed(range((rows - 1).bit_length())):
         further = row + 2**bit
-        below = _entry(cdf, jnp.minimum(further, rows) - 1, columns) <= level
+        below = _entry(table, jnp.minimum(further, rows) - 1, columns) <= level
         row = jnp.where(below, further, row)
-    return level, row
+    return row
+
+
+def _block_cdf(part: Part, pattern: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``Sampler.block_cdf`` of a part of the positions, and ``Sampler.pattern_sums``."""
+    own = _distribution_functions(_block_sums(pattern))
+    # Summed up in order, so that a part ends with the very number that the next one begins with.
+    totals = part.gather(own[-1])
+    ends = _distribution_functions(totals)
+    start = jnp.where(part.index > 0, ends[jnp.maximum(part.index - 1, 0)], 0.0)[None]
+    return jnp.concatenate([start, start + own]), ends[-1]
 
 
 def _distribution_functions(table: jax.Array) -> jax.Array:
@@ -306,6 +401,16 @@ def alias_table(counts: jax.Array) -> jax.Array:
     return table
 
 
+def _from_pair(
+    pair: tuple[jax.Array, jax.Array], table: jax.Array, num_tokens: int, length: int
+) -> jax.Array:
+    """The first tokens along the leading axis, given both halves of their words."""
+    if num_tokens > COMPARE_LIMIT:
+        return _from_alias_table(jnp.concatenate(pair)[:length], table, num_tokens)
+    halves = [_to_tokens(words, table, num_tokens) for words in pair]
+    return jnp.concatenate(halves)[:length]
+
+
 def _to_tokens(words: jax.Array, table: jax.Array, num_tokens: int) -> jax.Array:
     dtype = token_dtype(num_tokens)
     token = jnp.zeros(words.shape, dtype)
@@ -330,8 +435,11 @@ def _from_alias_table(words: jax.Array, table: jax.Array, num_tokens: int) -> ja
 def _word_pair(seed: jax.Array, stream: int, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Two arrays of words, each with half (rounded up) of the leading axis of the shape."""
     half = (-(-shape[0] // 2), *shape[1:])
-    counter = jax.lax.iota(_WORD, int(np.prod(half))).reshape(half)
-    return threefry(seed, counter, jnp.full(half, stream, _WORD))
+    return _words_of(seed, stream, jax.lax.iota(_WORD, int(np.prod(half))).reshape(half))
+
+
+def _words_of(seed: jax.Array, stream: int, counter: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return threefry(seed, counter, jnp.full(counter.shape, stream, _WORD))
 
 
 def _word_counts(probabilities: jax.Array) -> jax.Array:

@@ -9,8 +9,9 @@ Everything here is a pure function of arrays and works inside ``scan`` and under
 import jax
 import jax.numpy as jnp
 
-from scbjax.model import Params, attend
+from scbjax.model import Params, attend_part
 from scbjax.sampling import draw_from_columns, draw_positions, draw_tokens, make_sampler, make_seed
+from scbjax.sharding import largest_rows
 from scbjax.task import (
     Task,
     mu_inner,
@@ -94,7 +95,10 @@ def round_attention(attention: jax.Array, level: jax.Array) -> jax.Array:
     """
     keep = (attention >= level) & (attention > 0)
     rows = jnp.arange(attention.shape[0])[:, None]
-    largest = rows == jnp.argmax(attention, axis=0, keepdims=True)
+    # Not argmax, which devices that share the positions would not do each for itself.
+    reached = attention == jnp.max(attention, axis=0, keepdims=True)
+    first = jnp.min(jnp.where(reached, rows, rows.shape[0]), axis=0, keepdims=True)
+    largest = rows == first
     kept = jnp.where(keep, attention, 0.0)
     kept = jnp.where(jnp.any(keep, axis=0), kept, largest.astype(attention.dtype))
     rounded = kept / jnp.sum(kept, axis=0, keepdims=True)
@@ -151,18 +155,18 @@ def refit_value(
         ``V`` minimising the mean of ``|e_{x_o} - V X a|^2`` over the samples, with a ridge of 1e-6.
     """
     context_length, num_tokens = attention.shape
-    weights, positions = jax.lax.top_k(attention.T, min(support, context_length))
+    weights, positions = largest_rows(attention, min(support, context_length))
     sampler = make_sampler(task)
     seed, table = make_seed(key), sampler.token_table
     query = draw_tokens(seed, 0, table, num_tokens, (num_samples,)).astype(jnp.int32)
-    tokens = draw_tokens(seed, 1, table, num_tokens, (num_samples, positions.shape[1]))
+    tokens = draw_tokens(seed, 1, table, num_tokens, (num_samples, positions.shape[0]))
     elsewhere = draw_tokens(seed, 2, table, num_tokens, (num_samples,)).astype(jnp.int32)
     position = draw_positions(seed, 3, sampler, query)
-    here = positions[query] == position[:, None]
+    here = positions.T[query] == position[:, None]
     found = jnp.sum(jnp.where(here, tokens.astype(jnp.int32), 0), axis=1, dtype=jnp.int32)
     source = jnp.where(jnp.any(here, axis=1), found, elsewhere)
     label = draw_from_columns(seed, 4, sampler.label_cdf, source)
-    attended = attend(weights.T, tokens, query)
+    attended = attend_part(weights, tokens, query)
     labels = jnp.arange(num_tokens, dtype=label.dtype)
     target = (label[:, None] == labels[None, :]).astype(attended.dtype)
     gram = product(attended.T, attended)

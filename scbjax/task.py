@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scbjax.sharding import largest_rows, split
+
 # |mu|^2 of a random task stays below this for N >= 3, so that K_P >= |mu|^2 (Assumption 2.1 (c)),
 # which needs |mu|^2 <= 1/2 since K_P <= 1 - |mu|^2, is always within reach.
 MAX_STATIONARY_NORM = 0.45
@@ -546,7 +548,7 @@ def _random_pattern(
     context_length, num_tokens = shape
     key_position, key_weight = jax.random.split(key)
     scores = jax.random.uniform(key_position, (num_tokens, context_length))
-    positions = jax.lax.top_k(scores, max_sparsity)[1]
+    positions = largest_rows(scores.T, max_sparsity)[1].T
     # A key of its own for every rank, so that the weights drawn do not depend on the static bound.
     ranks = jnp.arange(max_sparsity)
 
@@ -562,5 +564,5 @@ def _random_pattern(
         draw / jnp.sum(draw, axis=-1, keepdims=True), centre, centre / skew, centre * skew
     )
     weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
-    pattern = jnp.zeros(shape, dtype)
+    pattern = split(jnp.zeros(shape, dtype))
     return pattern.at[positions, jnp.arange(num_tokens)[:, None]].set(weights.astype(dtype))

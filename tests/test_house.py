@@ -19,6 +19,7 @@ PACKAGE = ROOT / "scbjax"
 
 # A module may import from its own floor and from those below it.
 FLOORS = {
+    "sharding": 0,
     "task": 0,
     "sampling": 1,
     "model": 1,

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from scbjax.observe import OBSERVABLES
+from scbjax.sharding import shard_map
 from scbjax.sweep.fields import FIELDS
 from scbjax.sweep.plan import Chunk, Layer, Plan, Program
 from scbjax.task import (
@@ -325,16 +326,8 @@ def _jit(
     With the parts made explicit nothing is sent between devices; left to itself, the partitioner
     gathers all parts on every device for operations that it can't split, such as top_k on a CPU.
     """
-    if hasattr(jax, "shard_map"):
-        mapped = jax.shard_map(
-            function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-        )
-    else:  # JAX before 0.6
-        from jax.experimental.shard_map import shard_map
-
-        mapped = shard_map(function, mesh, in_specs, out_specs, check_rep=False)
     return jax.jit(
-        mapped,
+        shard_map(function, mesh, in_specs, out_specs),
         in_shardings=_shardings(mesh, in_specs),
         out_shardings=_shardings(mesh, out_specs),
         donate_argnums=donate_argnums,
