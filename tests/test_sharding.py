@@ -179,10 +179,14 @@ def test_lengths_that_cannot_be_split_are_refused(report: dict[str, Any]) -> Non
     )
 
 
-TWO_HOSTS = """
-process, port = int(sys.argv[1]), sys.argv[2]
+# Before anything else asks for devices.
+JOIN = """
+import sys
+import jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(f"localhost:{port}", 2, process)
+jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
+"""
+TWO_HOSTS = """
 chosen = settings(record=("attention_distance", "value_distance"))
 task = sharding.over_positions(draw(3, 320))(key)
 split = sharding.over_positions(trajectory)(data, task, chosen)
@@ -198,7 +202,7 @@ def test_two_processes_share_a_trajectory() -> None:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
-    lines = processes(f"BATCH = {BATCH}\n{COMMON}{TWO_HOSTS}", 2, ["0", port], ["1", port])
+    lines = processes(f"BATCH = {BATCH}\n{JOIN}{COMMON}{TWO_HOSTS}", 2, ["0", port], ["1", port])
     for line in lines:
         found = json.loads(line)
         assert found["held"] == 2
