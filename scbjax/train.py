@@ -460,19 +460,17 @@ def advance(
     sampler = make_sampler(task)
     seed = make_seed(jax.random.fold_in(key, _BATCHES))
 
-    def one_step(state: State, index: jax.Array) -> tuple[State, None]:
+    # The number of the step is counted along, not read off a list: that would grow with the steps.
+    def one_step(carry: tuple[State, jax.Array], _: None) -> tuple[tuple[State, jax.Array], None]:
+        state, index = carry
         batch = draw_batch(fold_in(seed, index), sampler, settings.batch_size)
-        state, _ = step(stored(state, task, settings), batch, task, settings)
-        return stored(state, task, settings), None
+        state = step(stored(state, task, settings), batch, task, settings)[0]
+        return (stored(state, task, settings), index + 1), None
 
     def one_record(
         carry: tuple[State, jax.Array], _: None
     ) -> tuple[tuple[State, jax.Array], dict[str, jax.Array]]:
-        state, done = carry
-        state, _ = jax.lax.scan(
-            one_step, state, done + jnp.arange(settings.record_every, dtype=jnp.int32)
-        )
-        done = done + settings.record_every
+        (state, done), _ = jax.lax.scan(one_step, carry, None, length=settings.record_every)
         state = next_stage(stored(state, task, settings), task, settings)
         record = observe_state(key, task, settings, state, done)
         return (stored(state, task, settings), done), record

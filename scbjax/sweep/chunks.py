@@ -354,13 +354,26 @@ def _mesh(program: Program) -> Mesh:
 
 
 def _prepare(program: Program, shape: tuple[int, int], inputs: Inputs) -> Prepared:
-    """Draws the tasks of a part of the grid of this shape, and makes the initial states."""
-    tasks = _draw_tasks(program, shape, inputs)
+    """Draws the tasks of a part of the grid of this shape, and makes the initial states.
 
-    state, constants = _over_grid(program, shape, partial(_begin, program), inputs, tasks)
-    if program.fixed["train.start"] != "uniform":
-        transfer_block = partial(_transfer, program, shape[1], inputs, tasks)
-        state = jax.lax.fori_loop(0, shape[0] // program.block, transfer_block, state)
+    Block by block, so that the temporaries are those of one block.
+    """
+    block = program.block, shape[1]
+
+    def make(number: jax.Array) -> tuple[Task, State, dict[str, jax.Array]]:
+        own = inputs._replace(outer=_slice(inputs.outer, number * program.block, program.block))
+        tasks = _draw_tasks(program, block, own)
+        state, constants = _over_grid(program, block, partial(_begin, program), own, tasks)
+        if program.fixed["train.start"] != "uniform":
+            state = _over_grid(program, block, partial(_start_from, program), own, tasks, state)
+        return tasks, state, constants
+
+    numbers = jnp.arange(shape[0] // program.block, dtype=jnp.int32)
+    if numbers.size == 1:  # which a map would hold twice
+        tasks, state, constants = make(numbers[0])
+    else:
+        made = jax.lax.map(make, numbers)
+        tasks, state, constants = jax.tree.map(lambda a: a.reshape(shape[0], *a.shape[2:]), made)
     records = {
         name: jnp.zeros((program.num_records, *shape), OBSERVABLES[name].dtype)
         for name in _variables(program)
@@ -377,18 +390,6 @@ def _begin(program: Program, values: Values, task: Task) -> tuple[State, dict[st
         "stationary_norm": stationary_norm(task),
     }
     return state, constants
-
-
-def _transfer(
-    program: Program, inner_size: int, inputs: Inputs, tasks: Task, number: jax.Array, state: State
-) -> State:
-    """Brings one block from the uniform start to that of a transfer, in its place."""
-    first = number * program.block
-    outer, tasks, part = _slice((inputs.outer, tasks, state), first, program.block)
-    inputs = inputs._replace(outer=outer)
-    shape = program.block, inner_size
-    part = _over_grid(program, shape, partial(_start_from, program), inputs, tasks, part)
-    return cast("State", _put(state, part, first))
 
 
 def _start_from(program: Program, values: Values, task: Task, state: State) -> State:

@@ -37,9 +37,9 @@ _TEMPORARY_ATTENTIONS = 2.25
 _KEPT_VALUES = 3
 # Bytes per token of the batch, or per draw of the refit: what an outer point holds, what a
 # trajectory holds in a step, and in a refit; each for small vocabularies and for others.
-_OUTER_BYTES = (1.0, 6.6)
+_OUTER_BYTES = (1.0, 10.0)
 _STEP_BYTES = (13.0, 1.5)
-_REFIT_BYTES = (21.0, 13.0)
+_REFIT_BYTES = (17.0, 13.0)
 # Bytes per sample and token of the least-squares problem of the refit.
 _LEAST_SQUARES_BYTES = 2.0
 
