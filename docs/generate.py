@@ -25,6 +25,7 @@ MODULES = (
     "scbjax.transfer",
     "scbjax.observe",
     "scbjax.train",
+    "scbjax.simulate",
     "scbjax.optim",
     "scbjax.sharding",
     "scbjax.sweep.fields",

@@ -2,7 +2,7 @@
 
 The public names of the core can be imported from here. They are looked up on first use (PEP 562),
 so `import scbjax` costs nothing and does not import JAX. A function that shares the name of its
-module stays there: `scbjax.loss.loss`, `scbjax.train.train`.
+module stays there: `scbjax.loss.loss`, `scbjax.train.train`, `scbjax.simulate.simulate`.
 
 Example:
     >>> import scbjax
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         optim as optim,
         sampling as sampling,
         sharding as sharding,
+        simulate as simulate,
         stages as stages,
         task as task,
         theory as theory,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     )
     from scbjax.sampling import Batch as Batch, sample_batch as sample_batch
     from scbjax.sharding import over_positions as over_positions
+    from scbjax.simulate import Simulation as Simulation
     from scbjax.stages import (
         population_refit as population_refit,
         refit_value as refit_value,
@@ -109,6 +111,7 @@ _EXPORTS = {
     "observe": "OBSERVABLES",
     "train": "Info Settings State Trajectory",
     "transfer": "first_step keep_large mix_value source_overlap",
+    "simulate": "Simulation",
     "optim": (
         "project_tangent proximal_l1 raw_sgd restore_column_sums scale_by_stationary "
         "scb_proximal scb_sgd"

@@ -173,19 +173,25 @@ def population_grad(params: Params, task: Task) -> Params:
     return Params(value, attention)
 
 
-def excess_loss(params: Params, task: Task) -> jax.Array:
+def excess_loss(params: Params, task: Task, repeats: jax.Array | float = 1.0) -> jax.Array:
     """The expected loss above that of the truth, without cancellation near it; a scalar >= 0.
 
     It is ``1/2 E |V X a - P X q|^2``, computed from ``V X a - P X q = (V - P) X a + P X (a - q)``.
+
+    Args:
+        params: V [N, N] and A [T, N].
+        task: the task.
+        repeats: how many positions each entry of A stands for, where it is more than itself
+            (:mod:`scbjax.simulate`).
     """
     mu = task.stationary
     value_error = params.value - task.transition
     attention_error = params.attention - task.pattern
-    sums = jnp.sum(params.attention, axis=0)
-    extra = jnp.sum(attention_error, axis=0)
-    size = jnp.sum(params.attention**2, axis=0)
-    error_size = jnp.sum(attention_error**2, axis=0)
-    overlap = jnp.sum(params.attention * attention_error, axis=0)
+    sums = jnp.sum(repeats * params.attention, axis=0)
+    extra = jnp.sum(repeats * attention_error, axis=0)
+    size = jnp.sum(repeats * params.attention**2, axis=0)
+    error_size = jnp.sum(repeats * attention_error**2, axis=0)
+    overlap = jnp.sum(repeats * params.attention * attention_error, axis=0)
     drift = product(value_error, mu)
     by_query = (
         size * mu_inner(value_error, value_error, mu)

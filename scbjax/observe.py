@@ -106,6 +106,16 @@ class View:
         key = jax.random.fold_in(self.key, _NOISE)
         return signal_noise(key, self.params, self.task, self.noise_samples)
 
+    @cached_property
+    def excess_loss(self) -> jax.Array:
+        """The expected loss above that of the truth."""
+        return excess_loss(self.params, self.task)
+
+    @cached_property
+    def nonzeros(self) -> jax.Array:
+        """The entries of A that stand out from the background of their column."""
+        return count_nonzeros(self.params.attention)
+
     def distance(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """``|a - b|_mu``."""
         return self.norm(a - b)
@@ -129,13 +139,15 @@ def count_nonzeros(attention: jax.Array) -> jax.Array:
     part of it if T > 1024, which is exact wherever more than half of the entries were thresholded.
     Rounded columns have background 0.
     """
-    context_length = attention.shape[0]
-    probes = every_nth_row(attention, max(1, context_length // _BACKGROUND_PROBES))
+    return jnp.sum(stands_out(attention, attention.shape[0]), dtype=jnp.int32)
+
+
+def stands_out(attention: jax.Array, context_length: int) -> jax.Array:
+    """Which entries of A [R, N], rows of a context of length T, are not the column's background."""
+    probes = every_nth_row(attention, max(1, attention.shape[0] // _BACKGROUND_PROBES))
     # The lower of the two middle entries, not their mean: the value of an actual entry.
     background = jnp.sort(probes, axis=0)[(probes.shape[0] - 1) // 2][None, :]
-    return jnp.sum(
-        jnp.abs(attention - background) > _BACKGROUND_SHARE / context_length, dtype=jnp.int32
-    )
+    return jnp.abs(attention - background) > _BACKGROUND_SHARE / context_length
 
 
 class Observable(NamedTuple):
@@ -216,7 +228,7 @@ OBSERVABLES: dict[str, Observable] = {
         r"$\cos_\mu(\hat A, Q)$",
     ),
     "excess_loss": Observable(
-        lambda v: excess_loss(v.params, v.task),
+        lambda v: v.excess_loss,
         "expected loss above that of the truth",
         r"$L(V, A) - L(P, Q)$",
     ),
@@ -224,7 +236,7 @@ OBSERVABLES: dict[str, Observable] = {
         lambda v: v.batch_loss, "loss of the last mini-batch, before its step", r"$\ell$"
     ),
     "nonzeros": Observable(
-        lambda v: count_nonzeros(v.params.attention),
+        lambda v: v.nonzeros,
         "entries of A that stand out from the background of their column",
         r"$\|A\|_0$",
         units="count",

@@ -59,16 +59,15 @@ def is_mirrored(attention: jax.Array) -> jax.Array:
     return jnp.sum(attention**3) < 0
 
 
-def mirror(params: Params, task: Task) -> Params:
+def mirror(params: Params, task: Task, context_length: int | None = None) -> Params:
     """Reflects (V, A) through the initial point: ``V <- 2 mu 1^T - V``, ``A <- 2/T - A``.
 
     The loss is almost even under this reflection when the signal is small, so gradient descent from
     the symmetric start can follow ``(2 mu 1^T - P, 2/T - Q)`` instead of the truth; both signals
-    change sign here.
+    change sign here. T is that of the task if it is not given.
     """
-    return Params(
-        2.0 * task.stationary[:, None] - params.value, 2.0 / task.context_length - params.attention
-    )
+    length = context_length or task.context_length
+    return Params(2.0 * task.stationary[:, None] - params.value, 2.0 / length - params.attention)
 
 
 def threshold_and_project(attention: jax.Array, level: jax.Array) -> jax.Array:

@@ -91,9 +91,13 @@ def transition_signal(task: Task) -> jax.Array:
     return mu_inner(task.transition, task.transition, task.stationary) - stationary_norm(task)
 
 
-def pattern_signal(task: Task) -> jax.Array:
-    """``K_Q = |Q|_mu^2 - 1/T``: how far the attention pattern is from uniform; a scalar."""
-    return mu_inner(task.pattern, task.pattern, task.stationary) - 1.0 / task.context_length
+def pattern_signal(task: Task, context_length: int | None = None) -> jax.Array:
+    """``K_Q = |Q|_mu^2 - 1/T``: how far the attention pattern is from uniform; a scalar.
+
+    T is that of the task, or is given where the task has only some of the positions.
+    """
+    length = context_length or task.context_length
+    return mu_inner(task.pattern, task.pattern, task.stationary) - 1.0 / length
 
 
 def stationary_norm(task: Task) -> jax.Array:

@@ -90,10 +90,16 @@ def signals(params: Params, task: Task) -> tuple[jax.Array, jax.Array]:
     return ratio(value, transition_signal(task)), ratio(attention, pattern_signal(task))
 
 
-def path_point(alpha_value: jax.Array, alpha_attention: jax.Array, task: Task) -> Params:
-    """The point of the population path with the given signals."""
+def path_point(
+    alpha_value: jax.Array,
+    alpha_attention: jax.Array,
+    task: Task,
+    context_length: int | None = None,
+) -> Params:
+    """The point of the population path with the given signals; T is that of the task by default."""
+    length = context_length or task.context_length
     value = alpha_value * task.transition + (1.0 - alpha_value) * task.stationary[:, None]
-    attention = alpha_attention * task.pattern + (1.0 - alpha_attention) / task.context_length
+    attention = alpha_attention * task.pattern + (1.0 - alpha_attention) / length
     return Params(value, attention)
 
 

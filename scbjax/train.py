@@ -390,12 +390,22 @@ def step(state: State, batch: Batch, task: Task, settings: Settings) -> tuple[St
     return state, Info(value, rates, l1, grads)
 
 
-def step_sizes(state: State, task: Task, settings: Settings) -> tuple[Rates, jax.Array]:
-    """eta_V, eta_A and the l1 threshold of the next step, by the stage that the state is in."""
+def step_sizes(
+    state: State, task: Task, settings: Settings, signal: jax.Array | None = None
+) -> tuple[Rates, jax.Array]:
+    """eta_V, eta_A and the l1 threshold of the next step, by the stage that the state is in.
+
+    Args:
+        state: the state.
+        task: the task; only mu, K_P and K_Q are used.
+        settings: the settings.
+        signal: K_Q, if it is not that of the task.
+    """
+    signal = pattern_signal(task) if signal is None else signal
     dtype = state.params.value.dtype
     learning_rates = (settings.learning_rate_1, settings.learning_rate_2, settings.learning_rate_3)
     rate = jnp.stack([jnp.asarray(r, dtype) for r in learning_rates])[state.stage - 1]
-    value = _per_signal(rate, pattern_signal(task)) if settings.scale_rates else rate
+    value = _per_signal(rate, signal) if settings.scale_rates else rate
     attention = _per_signal(rate, transition_signal(task)) if settings.scale_rates else rate
     attention = jnp.where(state.stage == 3, 0.0, attention)
     l1 = jnp.asarray(settings.l1, dtype)
@@ -413,7 +423,7 @@ def next_stage(state: State, task: Task, settings: Settings) -> State:
     Ending stage 2: rounding; the noiseless recursion then has alpha_A = 1. Stage 2 ends for the
     proximal arm only: the arms without l1 have no stage 3.
     """
-    over = _stage_is_over(state, task, settings)
+    over = stage_is_over(state, settings, *_signals(state.params, task, settings))
     if settings.optimizer != "proximal":
         over = over & (state.stage == 1)
     if settings.optimizer == "raw_sgd":
@@ -649,11 +659,13 @@ def _per_signal(rate: jax.Array, signal: jax.Array) -> jax.Array:
     return jnp.where(signal > floor, rate / jnp.maximum(signal, floor), rate)
 
 
-def _stage_is_over(state: State, task: Task, settings: Settings) -> jax.Array:
+def stage_is_over(
+    state: State, settings: Settings, value: jax.Array, attention: jax.Array
+) -> jax.Array:
+    """Whether the stage that the state is in ends, given the strengths of both signals."""
     if settings.switch_on == "step":
         first, second = state.step >= settings.switch_step, state.step >= settings.stop_step
     else:
-        value, attention = _signals(state.params, task, settings)
         strongest = value if settings.switch_on == "parameters" else jnp.maximum(value, attention)
         first, second = (
             strongest >= settings.switch_level,

@@ -30,9 +30,10 @@ FLOORS = {
     "transfer": 3,
     "observe": 3,
     "train": 4,
-    "sweep": 5,
-    "cli": 6,
-    "__main__": 7,
+    "simulate": 5,
+    "sweep": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 ALONE = {"optim"}
 CORE = {name for name, floor in FLOORS.items() if floor < FLOORS["sweep"]} | ALONE

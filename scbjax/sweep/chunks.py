@@ -9,7 +9,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from scbjax import train
 from scbjax.observe import OBSERVABLES
 from scbjax.sharding import shard_map
+from scbjax.simulate import Simulation
+from scbjax.sweep import cost
 from scbjax.sweep.fields import FIELDS
 from scbjax.sweep.plan import Chunk, Layer, Plan, Program
 from scbjax.task import (
@@ -34,9 +37,6 @@ from scbjax.train import (
     TRACED_FIELDS,
     Settings,
     State,
-    advance,
-    init,
-    observe_state,
     start_from,
 )
 
@@ -54,6 +54,31 @@ _OUTER = "outer"  # the mesh axis over which the outer layer is sharded
 _STREAMS = {"task_seed": 0, "init_seed": 1, "data_seed": 2}
 _SOURCE_STREAM = 3  # of the seed of the task
 _DTYPES = {int: np.int32, float: np.float32}
+
+
+class _Learner(Protocol):
+    """What moves and records a trajectory: :mod:`scbjax.train` or a simulation of it."""
+
+    def init(self, key: jax.Array, task: Task, settings: Settings) -> State: ...
+
+    def advance(
+        self,
+        key: jax.Array,
+        task: Task,
+        settings: Settings,
+        state: State,
+        start: jax.Array | int,
+        num_records: int,
+    ) -> tuple[State, Records]: ...
+
+    def observe_state(
+        self,
+        key: jax.Array,
+        task: Task,
+        settings: Settings,
+        state: State,
+        start: jax.Array | int,
+    ) -> Records: ...
 
 
 class Inputs(NamedTuple):
@@ -383,10 +408,11 @@ def _prepare(program: Program, shape: tuple[int, int], inputs: Inputs) -> Prepar
 
 def _begin(program: Program, values: Values, task: Task) -> tuple[State, dict[str, jax.Array]]:
     """The uniform start of one trajectory, and the constants of its task."""
-    state = init(_key(values, "init_seed"), task, _settings(program, values))
+    settings = _settings(program, values)
+    state = _learner(program).init(_key(values, "init_seed"), task, settings)
     constants = {
         "transition_signal": transition_signal(task),
-        "pattern_signal": pattern_signal(task),
+        "pattern_signal": pattern_signal(task, program.fixed["task.context_length"]),
         "stationary_norm": stationary_norm(task),
     }
     return state, constants
@@ -456,7 +482,8 @@ def _take(
 def _move(program: Program, index: jax.Array, values: Values, task: Task, state: State) -> State:
     """The steps of one trajectory from the record before."""
     settings, start = _settings(program, values), (index - 1) * program.fixed["train.record_every"]
-    return advance(_key(values, "data_seed"), task, settings, state, start, num_records=1)[0]
+    learner, key = _learner(program), _key(values, "data_seed")
+    return learner.advance(key, task, settings, state, start, num_records=1)[0]
 
 
 def _observe(
@@ -465,7 +492,14 @@ def _observe(
     """One record of one trajectory."""
     settings = _settings(program, values, record=_variables(program))
     step = index * program.fixed["train.record_every"]
-    return observe_state(_key(values, "data_seed"), task, settings, state, step)
+    learner, key = _learner(program), _key(values, "data_seed")
+    return learner.observe_state(key, task, settings, state, step)
+
+
+def _learner(program: Program) -> _Learner:
+    """Training on real contexts, or the simulation where only tagged positions get tokens."""
+    length: int = program.fixed["task.context_length"]
+    return train if cost.rows(program.fixed) == length else Simulation(length)
 
 
 def _slice(tree: Any, first: jax.Array, size: int) -> Any:  # noqa: ANN401 - any tree of arrays
@@ -501,7 +535,7 @@ def _draw_task(program: Program, values: Values) -> Task:
     return random_task(
         _key(values, "task_seed"),
         num_tokens=program.fixed["task.num_tokens"],
-        context_length=program.fixed["task.context_length"],
+        context_length=cost.rows(program.fixed),
         sparsity=values["task.sparsity"],
         skew=values["task.skew"],
         transition_signal=values.get("task.transition_signal"),

@@ -67,10 +67,19 @@ _VARIABLE_SECONDS = 20e-6
 _VARIABLE_ENTRY_SECONDS = 2e-9
 
 
+def rows(values: Mapping[str, Any]) -> int:
+    """Rows of A: the positions that get tokens, all of them or the tagged ones of a simulation."""
+    length = int(values["task.context_length"])
+    return min(length, int(values.get("task.tagged_positions") or length))
+
+
 def tokens_per_trajectory(values: Mapping[str, Any]) -> int:
-    """Context tokens that one trajectory reads: B T in each step, and those of its start."""
+    """Context tokens that one trajectory reads: B T in each step, and those of its start.
+
+    In a simulation only tagged positions have tokens.
+    """
     steps = int(values["train.steps"]) * _tokens(values)
-    return steps + _start_samples(values) * int(values["task.context_length"])
+    return steps + _start_samples(values) * rows(values)
 
 
 def outer_bytes(values: Mapping[str, Any]) -> int:
@@ -133,7 +142,7 @@ def run_seconds(values: Mapping[str, Any], shape: tuple[int, int]) -> float:
         learn = tokens * _COLUMN_TOKEN_SECONDS + entries * _COLUMN_ENTRY_SECONDS
     else:
         learn = tokens * _TOKEN_SECONDS + entries * _ENTRY_SECONDS
-        learn += int(values["task.context_length"]) * _ROW_SECONDS
+        learn += rows(values) * _ROW_SECONDS
     record = _refit_draws(values) * _REFIT_SECONDS
     record += len(values["record.variables"]) * (
         _VARIABLE_SECONDS + entries * _VARIABLE_ENTRY_SECONDS
@@ -165,7 +174,7 @@ def readable_bytes(size: float) -> str:
 
 def _tokens(values: Mapping[str, Any]) -> int:
     """Context tokens of a batch."""
-    return int(values["train.batch_size"]) * int(values["task.context_length"])
+    return int(values["train.batch_size"]) * rows(values)
 
 
 def _samples(values: Mapping[str, Any]) -> int:
@@ -187,12 +196,12 @@ def _largest_tokens(values: Mapping[str, Any]) -> int:
     batch = int(values["train.batch_size"])
     if values["train.start"] == "pretrained":
         batch = max(batch, int(values["transfer.pretraining_batch_size"]))
-    return batch * int(values["task.context_length"])
+    return batch * rows(values)
 
 
 def _entries(values: Mapping[str, Any]) -> int:
     """Entries of A."""
-    return int(values["task.context_length"]) * int(values["task.num_tokens"])
+    return rows(values) * int(values["task.num_tokens"])
 
 
 def _value_entries(values: Mapping[str, Any]) -> int:
@@ -208,7 +217,7 @@ def _refit_draws(values: Mapping[str, Any]) -> int:
     """Tokens drawn to refit V in a record, if it is recorded."""
     if not any(name.startswith("rounded_value") for name in values["record.variables"]):
         return 0
-    support = min(int(values["train.refit_support"]), int(values["task.context_length"]))
+    support = min(int(values["train.refit_support"]), rows(values))
     return int(values["train.refit_samples"]) * support
 
 

@@ -231,6 +231,15 @@ _TASK = (
     ),
     Field("task.context_length", int, REQUIRED, "static", "outer", "Context length T", _SIZE),
     Field(
+        "task.tagged_positions",
+        int,
+        None,
+        "static",
+        "outer",
+        "Positions that a simulation gives tokens to, the others being summed up; all if left out",
+        _SIZE,
+    ),
+    Field(
         "task.sparsity",
         int,
         REQUIRED,

@@ -54,6 +54,7 @@ from scbjax.sweep.axes import (
     without,
 )
 from scbjax.sweep.fields import (
+    DEFAULT_RECORD,
     FIELDS,
     INT32_MAX,
     TABLES,
@@ -423,6 +424,24 @@ _RELATIONS = (
         "task.sparsity = {} is larger than task.context_length = {}",
     ),
     _Relation(
+        ("task.tagged_positions", "task.sparsity", "task.context_length"),
+        lambda tagged, sparsity, length: tagged is None or tagged > sparsity or tagged >= length,
+        "task.tagged_positions = {} is not larger than task.sparsity = {}",
+    ),
+    _Relation(
+        ("train.start", "task.tagged_positions", "task.context_length"),
+        lambda start, tagged, length: start == "uniform" or tagged is None or tagged >= length,
+        "train.start = '{}' has no simulation; leave out task.tagged_positions = {}",
+    ),
+    _Relation(
+        ("record.variables", "task.tagged_positions", "task.context_length"),
+        lambda names, tagged, length: (
+            tagged is None or tagged >= length or set(names) <= set(DEFAULT_RECORD)
+        ),
+        "record.variables asks for more than a simulation has, the variables that are recorded by "
+        "default; leave out task.tagged_positions = {1}",
+    ),
+    _Relation(
         ("train.steps", "train.record_every"),
         lambda steps, every: steps % every == 0,
         "train.steps = {} is not a multiple of train.record_every = {}",
@@ -487,6 +506,12 @@ def _check_kept_parameters(study: Study) -> None:
                 f"up to train.steps = {steps}, got {step}"
             )
     if study.final or study.snapshots:
+        tagged = study.base.get("task.tagged_positions", 0)
+        if tagged is not None:
+            raise StudyError(
+                "record.final and record.snapshots need all positions, but task.tagged_positions "
+                + (f"= {tagged} leaves most of them out" if tagged else "is an axis")
+            )
         for path in ("task.num_tokens", "task.context_length"):
             if path not in study.base:
                 raise StudyError(

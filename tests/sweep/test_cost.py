@@ -82,6 +82,15 @@ def test_trajectories_of_an_outer_point_share_its_draws() -> None:
     assert chunk_bytes(values, (1, 8), 1) < chunk_bytes(values, (8, 1), 8)
 
 
+def test_a_simulation_costs_what_its_tagged_positions_cost() -> None:
+    long, short = (
+        program_of(*overrides, 'record.variables=["stage"]').fixed
+        for overrides in (["context_length=99999", "tagged_positions=60"], ["context_length=60"])
+    )
+    assert chunk_bytes(long, (2, 2), 1) == chunk_bytes(short, (2, 2), 1)
+    assert run_seconds(long, (2, 2)) == run_seconds(short, (2, 2))
+
+
 def test_blocks_save_memory() -> None:
     values = program_of().fixed
     assert chunk_bytes(values, (8, 1), 1) < chunk_bytes(values, (8, 1), 2)

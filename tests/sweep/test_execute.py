@@ -19,6 +19,7 @@ import xarray
 from numpy.typing import NDArray
 
 from scbjax.observe import OBSERVABLES
+from scbjax.simulate import simulate
 from scbjax.sweep.chunks import ChunkResult, Executor, _alone, _prepare, chunk_inputs
 from scbjax.sweep.cost import chunk_bytes
 from scbjax.sweep.engines import LocalEngine, Session
@@ -143,6 +144,25 @@ def test_a_sweep_equals_the_loop_over_single_runs(tmp_path: Path) -> None:
         np.testing.assert_allclose(dataset[name], records, rtol=1e-4, atol=1e-7, err_msg=name)
 
 
+def test_a_simulation_equals_single_simulations(tmp_path: Path) -> None:
+    study = make_study("context_length=1000", "tagged_positions=20")
+    dataset = load(run(make_plan(study), tmp_path / "out"))
+    settings = Settings(batch_size=8, steps=40, record_every=10, record=study.variables)
+    learn = jax.jit(partial(simulate, context_length=1000))
+    draw = jax.jit(partial(random_task, num_tokens=3, context_length=20))
+    for seed in range(3):
+        for place, sparsity in enumerate([1, 4]):
+            task = draw(key_of(seed, 0), sparsity=sparsity)
+            found = dataset.isel(seed=seed, sparsity=place)
+            for name, record in learn(key_of(seed, 2), task, settings).records.items():
+                if name == "nonzeros":
+                    continue  # an entry at the edge counts or not, by rounding
+                # A signal is a difference of numbers of size one.
+                np.testing.assert_allclose(found[name], record, rtol=1e-4, atol=1e-6, err_msg=name)
+            signal = np.sum(np.sum(np.square(task.pattern), axis=0) * task.stationary) - 1 / 1000
+            assert found.pattern_signal == pytest.approx(float(signal), rel=1e-5)
+
+
 def test_arms_of_a_seed_share_a_program_the_task_and_the_batches(tmp_path: Path) -> None:
     # Both arms leave stage 1, and the proximal arm is in stage 3 at the end.
     study = make_study(
@@ -197,6 +217,11 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Kept:
     """The study in two chunks, the second of them padded, with everything that can be kept."""
     study = make_study("record.snapshots=[0, 20, 40]", "record.final=true")
     return keep(make_plan_of(study, 2, 2), tmp_path_factory.mktemp("cut") / "out")
+
+
+def test_tagging_all_positions_is_no_simulation(tmp_path: Path, whole: Kept) -> None:
+    study = make_study("tagged_positions=50")
+    assert_same_bits(load(run(make_plan(study, cache_bytes=None), tmp_path / "out")), whole.dataset)
 
 
 def test_a_program_is_compiled_once_whatever_the_chunks_and_segments(

@@ -80,7 +80,7 @@ def test_choices_match_those_of_a_trajectory(name: str) -> None:
 def test_fields_of_the_task_match_random_task() -> None:
     arguments = inspect.signature(task.random_task).parameters
     for field in FIELDS.values():
-        if field.table == "task":
+        if field.table == "task" and field.short != "tagged_positions":
             default = arguments[field.short].default
             required = default is inspect.Parameter.empty
             assert isinstance(field.default, fields.Required) == required
@@ -327,6 +327,18 @@ BAD_FILES = {
         "[record]\nfinal = true\n[axes]\ncontext_length = [50, 60]",
         ["task.context_length"],
     ),
+    "simulation of a transfer": (
+        "start = 'transfer'\n[axes]\ntagged_positions = [9, 50]",
+        ["train.start = 'transfer' has no simulation", "task.tagged_positions = 9"],
+    ),
+    "noise of a simulation": (
+        "[record]\nvariables = ['initial_noise_mu']\n[axes]\ntagged_positions = [9, 50]",
+        ["record.variables asks for more than a simulation has", "task.tagged_positions = 9"],
+    ),
+    "final of a simulation": (
+        "[record]\nfinal = true\n[axes]\ntagged_positions = [9, 50]",
+        ["record.final", "task.tagged_positions is an axis"],
+    ),
     "too many trajectories": (
         "[axes]\nseed = { range = [0, 10000] }\ntask_seed = { range = [0, 10000] }",
         ["100000000 trajectories", "10000000"],
@@ -430,6 +442,7 @@ def test_bad_override(override: str) -> None:
         ("context_length=1", ["task.sparsity = 2 is larger than task.context_length = 1"]),
         ("sparsity=51", ["task.sparsity = 51 is larger than task.context_length = 50"]),
         ("axes.sparsity=[1, 51]", ["task.sparsity = 51 is larger than task.context_length = 50"]),
+        ("tagged_positions=2", ["task.tagged_positions = 2 is not larger than task.sparsity = 2"]),
         ("steps=15", ["train.steps = 15 is not a multiple of train.record_every = 10"]),
         ("optimizer=sgd", ["axis arm has the same point twice: train.l1 = 1.0"]),
     ],
@@ -585,7 +598,13 @@ def columns(field: Field) -> st.SearchStrategy[list[Any]]:
 
 
 FREE = [field for field in FIELDS.values() if field.sweepable and field.path != "train.switch_on"]
-SIZES = ("task.num_tokens", "task.context_length", "task.sparsity", "train.batch_size")
+SIZES = (
+    "task.num_tokens",
+    "task.context_length",
+    "task.tagged_positions",
+    "task.sparsity",
+    "train.batch_size",
+)
 
 
 @st.composite

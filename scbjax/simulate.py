@@ -1,0 +1,502 @@
+"""The learner at context lengths T where real contexts are dear: a step costs the same for any T.
+
+Ren, Wang & Lee (2024), section 5, run Lemmas C.5 and C.6 with Gaussian noise where N is 100 or 500
+and T is 100000. Here the noise is not postulated but sampled, with the covariance that mini-batches
+have. A has R rows, far fewer than T: the *tagged* positions. All positions in which Q has weight
+are among them; a tagged position off this support stands for ``m = (T - Q) / (R - Q)`` positions
+that go through the same in law. What is left out, T - R positions of small weights, is summed up:
+
+* Tagged positions get tokens, and with them labels, attention and gradients, as in
+  :mod:`scbjax.train`. Since their own tokens are in ``h = X a`` with their own weights, the drift
+  of Lemma B.8 need not be put in by hand.
+* Of the others a sample needs ``h_o = sum a_t e_{x_t}`` and, for the mean of a gradient over
+  positions, the counts ``n_o = sum e_{x_t}``. Tokens are i.i.d., so with ``Sigma = diag(mu) - mu
+  mu^T``, ``s_1 = sum a_t`` and ``s_2 = sum a_t^2`` over these positions,
+
+      E h_o = s_1 mu,            E n_o = (T - R) mu,
+      Cov h_o = s_2 Sigma,       Cov n_o = (T - R) Sigma,       Cov(h_o, n_o) = s_1 Sigma,
+
+  exactly. They are drawn as Gaussian vectors; ``s_1`` and ``s_2`` come from the tagged positions.
+* What tagged positions can't tell about a sum over all positions is put right by the drawn vectors:
+  the mean of the gradient, and ``<a, u>`` of a column a and its update u, which moves ``|a|^2``.
+
+So the noise has the mean and covariance of real mini-batches for given (V, A), up to O(1/T) for the
+part that is quadratic in h, and up to O(1/R) in ``|h_A|^2``. With R = T nothing is left out, and
+the simulation is the training itself. What R tagged positions can't show: what happens to fewer
+than one in R of the positions, such as a few false positives that survive a threshold.
+
+A recursion of the four numbers of Lemmas C.5 and C.6 alone does not close: the covariance of the
+noise depends on V and on the columns of A themselves (``s_2`` of every column, for one), not only
+on the signals and on the norms of the remainders. Hence this form.
+"""
+
+import dataclasses
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scbjax import optim
+from scbjax.loss import excess_loss
+from scbjax.model import Params, attend, attend_transpose
+from scbjax.observe import DEFAULT_RECORD, View, observe, stands_out
+from scbjax.sampling import Batch, draw_batch, fold_in, make_sampler, make_seed
+from scbjax.stages import estimated_signals, mirror, rounding_level
+from scbjax.task import Task, mu_inner, pattern_signal, product, transition_signal
+from scbjax.theory import PathProjection, path_point, population_step, ratio, signals
+from scbjax.train import (
+    Settings,
+    State,
+    Trajectory,
+    init as init_training,
+    stage_is_over,
+    step_sizes,
+)
+
+# Streams of a trajectory's key. Of those of scbjax.train only the refits are shared: a simulation
+# and a training with the same seed see independent noise.
+_REFITS, _TAGGED, _OTHERS = 1, 100, 101
+
+
+class Others(NamedTuple):
+    """Standard draws for the positions that are not tagged.
+
+    Attributes:
+        sums: [B, N], normal with mean 0 and covariance ``diag(mu) - mu mu^T``.
+        counts: [B], standard normal: the part of the counts that the sums don't explain.
+    """
+
+    sums: jax.Array
+    counts: jax.Array
+
+
+class Gradient(NamedTuple):
+    """The gradient of a mini-batch loss, with sums over all T positions.
+
+    Attributes:
+        value: of V, [N, N].
+        attention: of the tagged rows of A, [R, N].
+        total: sum of the gradient of A over all positions, [N].
+        overlap: ``sum a_t g_t`` over all positions off the support, [N].
+        loss: the mini-batch loss, a scalar.
+    """
+
+    value: jax.Array
+    attention: jax.Array
+    total: jax.Array
+    overlap: jax.Array
+    loss: jax.Array
+
+
+def draw_others(key: jax.Array, stationary: jax.Array, batch_size: int) -> Others:
+    """Draws what stands for the positions that are not tagged, for a batch of samples."""
+    key_sums, key_counts = jax.random.split(key)
+    dtype = stationary.dtype
+    root = jnp.sqrt(stationary)[None, :]
+    normal = jax.random.normal(key_sums, (batch_size, stationary.shape[0]), dtype)
+    # The covariance is diag(mu) - mu mu^T because |root| = 1.
+    sums = root * (normal - root * jnp.sum(root * normal, axis=1, keepdims=True))
+    return Others(sums, jax.random.normal(key_counts, (batch_size,), dtype))
+
+
+def repeats(pattern: jax.Array, context_length: int) -> jax.Array:
+    """How many positions each row of A stands for: 1 on the support of Q, the same m off it.
+
+    Args:
+        pattern: the tagged rows of Q, [R, N].
+        context_length: T >= R.
+
+    Returns:
+        [R, N], with columns that sum to T.
+
+    Example:
+        >>> repeats(jnp.array([[1.0, 0.5], [0.0, 0.5], [0.0, 0.0]]), 7).T.tolist()
+        [[1.0, 3.0, 3.0], [1.0, 1.0, 5.0]]
+    """
+    outside = pattern == 0
+    count = jnp.sum(outside, axis=0)
+    each = 1.0 + (context_length - pattern.shape[0]) / jnp.maximum(count, 1)
+    return jnp.where(outside, each, 1.0).astype(pattern.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulation:
+    """The learner at context length T, with the functions of :mod:`scbjax.train`.
+
+    Tasks that it is given have R rows, the tagged positions, at least one of them off the support
+    of every column of Q.
+
+    Attributes:
+        context_length: T.
+    """
+
+    context_length: int
+
+    def init(self, key: jax.Array, task: Task, settings: Settings) -> State:
+        """The state before the first step; see :func:`scbjax.train.init`."""
+        state = init_training(key, task, settings)
+        uniform = jnp.full_like(task.pattern, 1.0 / self.context_length)
+        return state._replace(params=state.params._replace(attention=uniform), opt_state=())
+
+    def gradient(self, params: Params, batch: Batch, others: Others, task: Task) -> Gradient:
+        """The gradient of the loss on a mini-batch of which only tagged tokens are known.
+
+        Args:
+            params: V [N, N] and the tagged rows of A [R, N].
+            batch: tokens [B, R], query [B], label [B].
+            others: what stands for the T - R other positions.
+            task: the task.
+
+        Returns:
+            The gradient.
+        """
+        mu, attention = task.stationary, params.attention
+        left_out = repeats(task.pattern, self.context_length) - 1.0
+        mass = jnp.sum(left_out * attention, axis=0)[batch.query]
+        square = jnp.sum(left_out * attention**2, axis=0)[batch.query]
+        size = jnp.sqrt(square)
+        rest = mass[:, None] * mu[None, :] + size[:, None] * others.sums
+        attended = attend(attention, batch.tokens, batch.query) + rest
+        labels = jax.nn.one_hot(batch.label, task.num_tokens, dtype=attended.dtype)
+        error = product(attended, params.value.T) - labels
+        scores = product(error, params.value) / batch.label.shape[0]
+        rows = attend_transpose(scores, batch.tokens, batch.query)
+
+        explained = _over(mass, size)
+        number = self.context_length - attention.shape[0]
+        mean = product(scores, mu)
+        spread = jnp.sqrt(jnp.maximum(product(scores**2, mu) - mean**2, 0.0))
+        counted = number * mean + explained * jnp.sum(scores * others.sums, axis=1)
+        unexplained = jnp.sqrt(jnp.maximum(number - explained**2, 0.0))
+        counted = counted + unexplained * spread * others.counts
+        outside = jnp.where(task.pattern == 0, attention * rows, 0.0)
+        return Gradient(
+            value=product(error.T, attended) / batch.label.shape[0],
+            attention=rows,
+            total=jnp.sum(rows, axis=0) + _by_query(counted, batch.query, mu),
+            overlap=jnp.sum(outside, axis=0)
+            + _by_query(jnp.sum(scores * rest, axis=1), batch.query, mu),
+            loss=0.5 * jnp.sum(error**2) / batch.label.shape[0],
+        )
+
+    def direction(
+        self, gradient: Gradient, params: Params, task: Task, geometry: optim.Geometry
+    ) -> Params:
+        """The preconditioned, projected gradient (eq. 4), with ``1^T`` of A over all T positions.
+
+        Args:
+            gradient: of a mini-batch.
+            params: V [N, N] and A [R, N].
+            task: the task.
+            geometry: right projector of V, see :func:`scbjax.optim.project_tangent`.
+
+        Returns:
+            Directions of the shapes of the parameters.
+        """
+        mu = task.stationary
+        each = repeats(task.pattern, self.context_length)
+        off = jnp.where(task.pattern == 0, each, 0.0)
+        count = jnp.sum(off, axis=0)
+        # What the tagged rows say of <a, u> is exchanged for what all positions say, along the one
+        # direction that it is about.
+        level = jnp.sum(off * params.attention, axis=0) / count
+        centred = params.attention - level[None, :]
+        support = jnp.sum(jnp.where(task.pattern == 0, 0.0, gradient.attention), axis=0)
+        known = jnp.sum(off * centred * gradient.attention, axis=0)
+        wanted = gradient.overlap - level * (gradient.total - support)
+        missing = _over(wanted - known, jnp.sum(off * centred**2, axis=0))
+        rows = gradient.attention + jnp.where(off > 0, centred * missing[None, :], 0.0)
+        rows = (rows - gradient.total[None, :] / self.context_length) / mu[None, :]
+        # The sum over all positions is zero; tagged rows off the support are a sample of theirs.
+        excess = jnp.sum(each * rows, axis=0) / count
+        rows = rows - jnp.where(off > 0, excess[None, :], 0.0)
+        return Params(_value_direction(gradient.value, mu, geometry), rows)
+
+    def step(
+        self, state: State, batch: Batch, others: Others, task: Task, settings: Settings
+    ) -> State:
+        """One step of the optimiser; the stage stays what it is. See :func:`scbjax.train.step`."""
+        signal = pattern_signal(task, self.context_length)
+        rates, l1 = step_sizes(state, task, settings, signal)
+        gradient = self.gradient(state.params, batch, others, task)
+        if settings.optimizer == "raw_sgd":
+            move = Params(gradient.value, gradient.attention)
+        else:
+            move = self.direction(gradient, state.params, task, settings.geometry)
+        attention = state.params.attention - rates.attention * move.attention
+        if settings.optimizer == "proximal":
+            attention = self._restore(optim.soft_threshold(attention, l1), task)
+        attention = jnp.where(state.stage == 3, state.params.attention, attention)
+        return state._replace(
+            params=Params(state.params.value - rates.value * move.value, attention),
+            step=state.step + 1,
+            population=population_step(
+                *state.population,
+                rates,
+                transition_signal=transition_signal(task),
+                pattern_signal=signal,
+                context_length=self.context_length,
+            ),
+            batch_loss=gradient.loss,
+        )
+
+    def next_stage(self, state: State, task: Task, settings: Settings) -> State:
+        """Ends stage 1 or 2 if it is over; see :func:`scbjax.train.next_stage`."""
+        strengths = self._strengths(state.params, task, settings)
+        over = stage_is_over(state, settings, *strengths)
+        if settings.optimizer != "proximal":
+            over = over & (state.stage == 1)
+        later = state._replace(stage=state.stage + over.astype(jnp.int32))
+        if settings.optimizer == "raw_sgd":
+            return later
+        first, second = over & (state.stage == 1), over & (state.stage == 2)
+        params, each = state.params, repeats(task.pattern, self.context_length)
+        if settings.flip:
+            flips = first & (jnp.sum(each * params.attention**3) < 0)
+            mirrored = mirror(params, task, self.context_length)
+            params = jax.tree.map(lambda a, b: jnp.where(flips, a, b), mirrored, params)
+            later = later._replace(flipped=state.flipped | flips)
+        if settings.optimizer == "proximal":
+            threshold = jnp.asarray(settings.threshold, params.attention.dtype)
+            level = rounding_level(task, threshold * strengths[0])
+            kept = jnp.where(params.attention < level, 0.0, params.attention)
+            cut = jnp.where(first & (threshold > 0), self._restore(kept, task), params.attention)
+            rounded = self.round(params.attention, task, settings.rounding_level)
+            params = params._replace(attention=jnp.where(second, rounded, cut))
+            reached = jnp.where(second, 1.0, state.population[1])
+            later = later._replace(population=(state.population[0], reached))
+        return later._replace(params=params)
+
+    def advance(
+        self,
+        key: jax.Array,
+        task: Task,
+        settings: Settings,
+        state: State,
+        start: jax.Array | int,
+        num_records: int,
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """Steps and records; see :func:`scbjax.train.advance`."""
+        sampler = make_sampler(task)
+        seed = make_seed(jax.random.fold_in(key, _TAGGED))
+        key_others = jax.random.fold_in(key, _OTHERS)
+
+        def one_step(state: State, index: jax.Array) -> tuple[State, None]:
+            batch = draw_batch(fold_in(seed, index), sampler, settings.batch_size)
+            own = jax.random.fold_in(key_others, index)
+            others = draw_others(own, task.stationary, settings.batch_size)
+            return self.step(state, batch, others, task, settings), None
+
+        def one_record(
+            carry: tuple[State, jax.Array], _: None
+        ) -> tuple[tuple[State, jax.Array], dict[str, jax.Array]]:
+            state, done = carry
+            steps = done + jnp.arange(settings.record_every, dtype=jnp.int32)
+            state, _ = jax.lax.scan(one_step, state, steps)
+            state = self.next_stage(state, task, settings)
+            done = done + settings.record_every
+            return (state, done), self.observe_state(key, task, settings, state, done)
+
+        carry = (state, jnp.asarray(start, jnp.int32))
+        (state, _), records = jax.lax.scan(one_record, carry, None, length=num_records)
+        return state, records
+
+    def observe_state(
+        self,
+        key: jax.Array,
+        task: Task,
+        settings: Settings,
+        state: State,
+        start: jax.Array | int,
+    ) -> dict[str, jax.Array]:
+        """The record of a state; see :func:`scbjax.train.observe_state`.
+
+        Raises:
+            ValueError: for an observable that is not recorded by default.
+        """
+        others = [name for name in settings.record if name not in DEFAULT_RECORD]
+        if others:
+            raise ValueError(
+                f"record has {others[0]!r}; a simulation has what is recorded by default"
+            )
+        return observe(self._view(key, task, settings, state, start), settings.record)
+
+    def project(self, params: Params, task: Task) -> PathProjection:
+        """The split of (V, A) along the population path, for the tagged rows of A.
+
+        Returns:
+            As :func:`scbjax.theory.project_on_path`; row t of ``delta_attention`` is multiplied by
+            the root of the number of positions it stands for, so that its mu-norm is that of all.
+        """
+        mu = task.stationary
+        overlap = mu_inner(params.attention, task.pattern, mu) - 1.0 / self.context_length
+        alpha_value = signals(params, task)[0]
+        alpha_attention = ratio(overlap, pattern_signal(task, self.context_length))
+        point = path_point(alpha_value, alpha_attention, task, self.context_length)
+        root = jnp.sqrt(repeats(task.pattern, self.context_length))
+        return PathProjection(
+            alpha_value,
+            alpha_attention,
+            params.value - point.value,
+            root * (params.attention - point.attention),
+        )
+
+    def _restore(self, attention: jax.Array, task: Task) -> jax.Array:
+        """Adds ``(1 - sum) / T`` to the columns of A (eq. 6, iii)."""
+        each = repeats(task.pattern, self.context_length)
+        missing = 1.0 - jnp.sum(each * attention, axis=0, keepdims=True)
+        return attention + missing / self.context_length
+
+    def round(self, attention: jax.Array, task: Task, share: jax.Array | float) -> jax.Array:
+        """As :func:`scbjax.stages.round_attention`, with sums over all positions."""
+        level = rounding_level(task, share)
+        keep = (attention >= level) & (attention > 0)
+        rows = jnp.arange(attention.shape[0])[:, None]
+        kept = jnp.where(keep, attention, 0.0)
+        largest = rows == jnp.argmax(attention, axis=0, keepdims=True)
+        kept = jnp.where(jnp.any(keep, axis=0), kept, largest.astype(attention.dtype))
+        each = repeats(task.pattern, self.context_length)
+        rounded = kept / jnp.sum(each * kept, axis=0, keepdims=True)
+        return jnp.where(jnp.all(jnp.isfinite(attention), axis=0), rounded, jnp.nan)
+
+    def _strengths(
+        self, params: Params, task: Task, settings: Settings
+    ) -> tuple[jax.Array, jax.Array]:
+        """The two signals by which stages end, off the truth or off the parameters."""
+        signal = pattern_signal(task, self.context_length)
+        if settings.switch_on == "truth":
+            at = self.project(params, task)
+            return jnp.abs(at.alpha_value), jnp.abs(at.alpha_attention)
+        each = repeats(task.pattern, self.context_length)
+        excess = mu_inner(each * params.attention, params.attention, task.stationary)
+        excess = jnp.maximum(excess - 1.0 / self.context_length, 0.0)
+        return estimated_signals(params, task)[0], jnp.sqrt(ratio(excess, signal))
+
+    def _view(
+        self,
+        key: jax.Array,
+        task: Task,
+        settings: Settings,
+        state: State,
+        start: jax.Array | int,
+    ) -> "SimulatedView":
+        return SimulatedView(
+            self,
+            state.params,
+            jax.random.fold_in(jax.random.fold_in(key, _REFITS), start),
+            task,
+            batch_loss=state.batch_loss,
+            stage=state.stage,
+            samples=state.step * settings.batch_size,
+            flipped=state.flipped,
+            population=state.population,
+            rounding_share=settings.rounding_level,
+            refit_samples=settings.refit_samples,
+            refit_support=settings.refit_support,
+            noise_samples=settings.noise_samples,
+        )
+
+
+class SimulatedView(View):
+    """A state of a simulated learner.
+
+    Rows of ``params.attention`` and of everything made of it are multiplied by the root of the
+    number of positions they stand for, so that mu-norms and inner products are those of all T.
+    """
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        params: Params,
+        key: jax.Array,
+        task: Task,
+        **state: Any,  # noqa: ANN401 - as the view of a real state
+    ) -> None:
+        """Stores the state; nothing is computed before an observable asks for it."""
+        self.simulation = simulation
+        self.rows = params
+        self.each = repeats(task.pattern, simulation.context_length)
+        scaled = params._replace(attention=jnp.sqrt(self.each) * params.attention)
+        super().__init__(key, scaled, task, **state)
+
+    @cached_property
+    def projection(self) -> PathProjection:
+        """The split of (V, A) along the population path."""
+        return self.simulation.project(self.rows, self.task)
+
+    @cached_property
+    def rounded_attention(self) -> jax.Array:
+        """A [R, N] after rounding (stage 3), scaled."""
+        rounded = self.simulation.round(self.rows.attention, self.task, self.rounding_share)
+        return jnp.sqrt(self.each) * rounded
+
+    @cached_property
+    def excess_loss(self) -> jax.Array:
+        """The expected loss above that of the truth."""
+        return excess_loss(self.rows, self.task, self.each)
+
+    @cached_property
+    def nonzeros(self) -> jax.Array:
+        """The entries of A that stand out from the background of their column."""
+        length = self.simulation.context_length
+        return jnp.sum(jnp.where(stands_out(self.rows.attention, length), self.each, 0.0))
+
+
+def simulate(key: jax.Array, task: Task, settings: Settings, *, context_length: int) -> Trajectory:
+    """Trains on a task with R positions as if its context had T: see the module's text.
+
+    Args:
+        key: a PRNG key.
+        task: the task; its R rows are the tagged positions, at least one of them off the support of
+            every column of Q. :func:`scbjax.task.random_task` draws the same P, mu and weights of
+            Q for every context length.
+        settings: the settings.
+        context_length: T.
+
+    Returns:
+        The trajectory, with ``steps / record_every + 1`` records; its A has R rows.
+
+    Raises:
+        ValueError: if T is below R.
+
+    Example:
+        >>> from scbjax.task import random_task
+        >>> task = random_task(jax.random.key(0), num_tokens=3, context_length=40, sparsity=2)
+        >>> settings = Settings(batch_size=32, steps=40, record_every=20, record=("samples",))
+        >>> run = simulate(jax.random.key(1), task, settings, context_length=10**6)
+        >>> run.params.attention.shape, run.records["samples"].tolist()
+        ((40, 3), [0, 640, 1280])
+    """
+    if context_length < task.context_length:
+        raise ValueError(
+            f"context_length is {context_length}; "
+            f"it must be at least the {task.context_length} positions of the task"
+        )
+    simulation = Simulation(context_length)
+    num_records = settings.steps // settings.record_every
+    state = simulation.init(key, task, settings)
+    first = simulation.observe_state(key, task, settings, state, 0)
+    state, later = simulation.advance(key, task, settings, state, 0, num_records)
+    records = {name: jnp.concatenate([first[name][None], later[name]]) for name in settings.record}
+    steps = jnp.arange(num_records + 1, dtype=jnp.int32) * settings.record_every
+    return Trajectory(state.params, records, steps)
+
+
+def _value_direction(update: jax.Array, mu: jax.Array, geometry: optim.Geometry) -> jax.Array:
+    """Eq. 4 for V."""
+    chain = optax.chain(optim.scale_by_stationary(mu), optim.project_tangent(mu, geometry))
+    direction: jax.Array = chain.update(update, chain.init(update))[0]
+    return direction
+
+
+def _by_query(values: jax.Array, query: jax.Array, like: jax.Array) -> jax.Array:
+    """Sums values [B] by the query of their sample: [N]."""
+    return jnp.zeros_like(like).at[query].add(values)
+
+
+def _over(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """``numerator / denominator``, and 0 where the denominator is 0."""
+    some = denominator > 0
+    return jnp.where(some, numerator / jnp.where(some, denominator, 1.0), 0.0)
