@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 STYLE: Final = Path(__file__).resolve().parent / "scbjax.mplstyle"
 SINGLE_COLUMN: Final = 3.3  # inches
@@ -37,6 +37,8 @@ MAX_SHOWN: Final = 5.0  # no band stretches a linear axis further; signals end a
 ROUNDING_ERROR: Final = float(np.finfo(np.float32).eps)  # a distance below it is 0
 SAME_PATH: Final = 0.02  # population paths that differ by less, of a signal of 1, are drawn once
 STAR_GAP: Final = 0.08  # inches from one star to the next
+SMALL: Final = 1e-3  # smaller numbers are written with an exponent
+MAX_ARMS: Final = 4  # in one panel
 MAX_FAINT_RUNS: Final = 40  # more single runs than this are a blur
 SEED_FIELDS: Final = frozenset({"seed", "task_seed", "data_seed", "init_seed"})
 SIGNALS: Final = ("alpha_value", "alpha_attention")
@@ -46,6 +48,7 @@ OPTIMIZER_NAMES: Final[Mapping[str, str]] = {
     "sgd": "SGD",
     "raw_sgd": "raw SGD",
 }
+GEOMETRY_NAMES: Final[Mapping[str, str]] = {"paper": "as printed", "mu": "working settings"}
 # Colours of Okabe & Ito; one family of looks for each optimizer, in the order of the study's arms.
 LOOKS: Final[Mapping[str, tuple[tuple[str, Any], ...]]] = {
     "proximal": (("#0072B2", "-"), ("#009E73", "-"), ("#56B4E9", "-")),
@@ -100,6 +103,16 @@ class Arm:
     label: str
     colour: str
     linestyle: Any
+    optimizer: str = "proximal"
+
+
+@dataclass(frozen=True)
+class Column:
+    """The arms of one column of panels, and the settings they have in common."""
+
+    title: str
+    settings: str
+    arms: tuple[Arm, ...]
 
 
 # ---------------------------------------------------------------------------- reading
@@ -177,39 +190,105 @@ def _fields_along(dataset: xr.Dataset, dimension: Hashable) -> set[Hashable]:
     return fields or {dimension}
 
 
-def arms_of(dataset: xr.Dataset) -> list[Arm]:
+def arms_of(dataset: xr.Dataset, group: str | None = None) -> list[Arm]:
     """List the arms of a tidy dataset, each with a label of what sets it apart and a look.
+
+    Args:
+        dataset: a tidy dataset.
+        group: a field that the figure spreads over its columns. Labels say what varies at one of
+            its values, and an arm has one look at all of them.
 
     Raises:
         ValueError: more arms of one optimizer than can be told apart in a figure.
     """
     fields = {str(name): item for name, item in dataset.coords.items() if item.dims == ("arm",)}
-    same = [str(setting(dataset, "optimizer", "proximal"))] * dataset.sizes["arm"]
-    optimizers = [str(name) for name in np.asarray(fields.pop("optimizer", same))]
-    arms: list[Arm] = []
+    optimizers = optimizers_of(dataset)
+    groups = [str(value) for value in np.asarray(fields.get(str(group), optimizers))]
+    fields.pop("optimizer", None)
+    families = list(zip(optimizers, groups, strict=True))
+    apart: dict[str, set[str]] = {optimizer: set() for optimizer in optimizers}
+    for family in set(families):
+        members = [index for index, other in enumerate(families) if other == family]
+        apart[family[0]] |= {
+            name for name, values in fields.items() if len(np.unique(values[members])) > 1
+        }
+    labels = []
     for index, optimizer in enumerate(optimizers):
-        family = [other for other, name in enumerate(optimizers) if name == optimizer]
-        looks = LOOKS.get(optimizer, LOOKS["proximal"])
-        if len(family) > len(looks):
-            name, values = next(iter(fields.items()))
-            raise ValueError(
-                f"the study has {len(family)} arms with optimizer {optimizer} and the figure can "
-                f"tell {len(looks)} apart; choose, for instance by --set {name}={values[0].item()}"
-            )
-        apart = [
+        told = [
             f"{values.attrs.get('symbol', name)} = {worded(values[index].item())}"
             for name, values in fields.items()
-            if len(np.unique(values[family])) > 1
+            if name in apart[optimizer]
         ]
-        label = ", ".join([OPTIMIZER_NAMES.get(optimizer, optimizer), *apart])
-        colour, linestyle = looks[family.index(index)]
-        arms.append(Arm(index, label, colour, linestyle))
-    return arms
+        labels.append(", ".join([OPTIMIZER_NAMES.get(optimizer, optimizer), *told]))
+    return [
+        Arm(index, label, *_look(dataset, optimizers, labels, index), optimizers[index])
+        for index, label in enumerate(labels)
+    ]
+
+
+def optimizers_of(dataset: xr.Dataset) -> list[str]:
+    """Give the optimizer of each arm of a tidy dataset."""
+    same = [str(setting(dataset, "optimizer", "proximal"))] * dataset.sizes["arm"]
+    return [str(name) for name in np.asarray(dataset.coords.get("optimizer", same)).ravel()]
+
+
+def _look(
+    dataset: xr.Dataset, optimizers: Sequence[str], labels: Sequence[str], index: int
+) -> tuple[str, Any]:
+    """Give an arm the look that its label has among those of its optimizer."""
+    optimizer = optimizers[index]
+    pairs = zip(optimizers, labels, strict=True)
+    known = list(dict.fromkeys(label for other, label in pairs if other == optimizer))
+    looks = LOOKS.get(optimizer, LOOKS["proximal"])
+    if len(known) > len(looks):
+        name, values = next(
+            (name, item)
+            for name, item in dataset.coords.items()
+            if item.dims == ("arm",) and name != "optimizer"
+        )
+        raise ValueError(
+            f"the study has {len(known)} arms with optimizer {optimizer} and the figure can "
+            f"tell {len(looks)} apart; choose, for instance by --set {name}={values[0].item()}"
+        )
+    return looks[known.index(labels[index])]
+
+
+def columns_of(dataset: xr.Dataset) -> list[Column]:
+    """Spread the arms of a tidy dataset over columns of panels, by the geometry they learn in.
+
+    The study of the paper's main setting has the printed settings, with the printed projector, and
+    settings that work, with the other one. Arms that are too many for a panel are split by whether
+    they are proximal.
+    """
+    arms = arms_of(dataset, "geometry")
+    same = [str(setting(dataset, "geometry", ""))] * len(arms)
+    geometries = [str(name) for name in np.asarray(dataset.coords.get("geometry", same)).ravel()]
+    columns: list[Column] = []
+    for geometry in dict.fromkeys(geometries):
+        name = GEOMETRY_NAMES.get(geometry, "")
+        group = [arm for arm, other in zip(arms, geometries, strict=True) if other == geometry]
+        proximal = [arm for arm in group if arm.optimizer == "proximal"]
+        others = [arm for arm in group if arm.optimizer != "proximal"]
+        if len(group) <= MAX_ARMS or not (proximal and others):
+            columns.append(Column(name, name, tuple(group)))
+        else:
+            columns.append(Column(f"{name}: proximal steps", name, tuple(proximal)))
+            columns.append(Column(f"{name}: SGD", name, tuple(others)))
+    return columns
 
 
 def worded(value: object) -> str:
-    """Write a setting's value: floats without needless digits."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """Write a setting's value: floats without needless digits, small ones as 1e-4.
+
+    >>> worded(0.005), worded(3e-4)
+    ('0.005', '3e-4')
+    """
+    if not isinstance(value, float):
+        return str(value)
+    if not 0 < abs(value) < SMALL:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.6e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def setting(dataset: xr.Dataset, field: str, default: object = None) -> object:
@@ -326,13 +405,11 @@ def draw_population(
         arms: names and looks.
     """
     drawn: list[Values] = []
-    for arm in sorted(arms, key=lambda arm: -int(np.isfinite(paths[arm.index]).sum())):
-        path = paths[arm.index]
+    curves = list(zip(x, paths, arms, strict=True))
+    for here, path, arm in sorted(curves, key=lambda curve: -int(np.isfinite(curve[1]).sum())):
         known = (np.nanmax(np.abs(path - other), initial=0.0) < SAME_PATH for other in drawn)
         if not any(known):
-            axes.plot(
-                x[arm.index], path, **POPULATION_LOOK, zorder=5, gid=f"population {arm.index}"
-            )
+            axes.plot(here, path, **POPULATION_LOOK, zorder=5, gid=f"population {arm.index}")
             drawn.append(path)
 
 
@@ -390,6 +467,34 @@ def draw_rounded(axes: Axes, x: Values, finals: Sequence[Values], arms: Sequence
     axes.set_xlim(start - 0.02 * span, x[-1] + (len(arms) + 0.7) * gap)
     axes.spines["bottom"].set_bounds(axes.get_xlim()[0], x[-1])
     axes.set_xticks([tick for tick in XTICKS.tick_values(start, x[-1]) if start <= tick <= x[-1]])
+
+
+def draw_refits(axes: Axes, panel: xr.Dataset, variable: str, arms: Sequence[Arm]) -> None:
+    """Draw a hollow star, over each star, for the V that the law of the task gives.
+
+    Args:
+        axes: where to draw, after the rounded solutions.
+        panel: a tidy dataset with dimensions arm, run and step.
+        variable: the distance of that V to P.
+        arms: names and looks.
+    """
+    stars = {line.get_gid(): line for line in axes.lines}
+    bottom = axes.get_ylim()[0]
+    for arm in arms:
+        median = band(runs_of(panel, variable, arm)[:, -1:])[1, 0]
+        x = np.asarray(stars[f"rounded {arm.index}"].get_xdata())
+        axes.plot(
+            x,
+            np.maximum([median], bottom),
+            marker="*",
+            markersize=6.5,
+            markerfacecolor="white",
+            markeredgecolor=arm.colour,
+            markeredgewidth=0.7,
+            clip_on=False,
+            zorder=5.5,
+            gid=f"refit {arm.index}",
+        )
 
 
 def draw_star(axes: Axes, x: float, values: Values, arm: Arm) -> None:
@@ -545,6 +650,25 @@ def title(axes: Axes, text: str, panel: xr.Dataset, arms: Sequence[Arm]) -> None
     axes.set_title("\n".join(filter(None, [text, *lines])), pad=8)
 
 
+def samples_above(axes: Axes, panel: xr.Dataset, arms: Sequence[Arm]) -> None:
+    """Add an axis above the panel that tells the iterations in thousands of samples."""
+    batch = {float(runs_of(panel, "samples", arm).max()) for arm in arms}
+    each = max(batch) / float(panel["step"][-1]) / 1000
+
+    def there(iterations: ArrayLike) -> Values:
+        return np.asarray(iterations, float) * each
+
+    def back(samples: ArrayLike) -> Values:
+        return np.asarray(samples, float) / each
+
+    above = axes.secondary_xaxis("top", functions=(there, back))
+    # Beside the curves, where the rounded solutions stand, there are no samples.
+    last = float(panel["step"][-1]) * each
+    ticks = MaxNLocator(nbins=4, steps=[1, 2, 4, 5, 8, 10]).tick_values(0, last)
+    above.set_xticks([tick for tick in ticks if tick <= last])
+    above.set_xlabel("samples (thousands)", fontsize=7)
+
+
 def thousands(axes: Axes) -> None:
     """Label the x axis in thousands."""
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}")
@@ -557,13 +681,14 @@ def add_legend(figure: Figure, data: xr.Dataset, arms: Sequence[Arm], *extra: st
         figure: the figure.
         data: the tidy dataset that it shows.
         arms: names and looks.
-        *extra: of "population" and "rounded", those that the figure draws.
+        *extra: of "population", "rounded" and "refit", those that the figure draws.
     """
     grey: dict[str, Any] = {"color": "#666666"}
     star = Line2D([], [], **grey, linestyle="", marker="*", markersize=7.5)
     triangle = Line2D([], [], **grey, linestyle="", marker="v", markersize=4.5)
     entries: dict[str, Any] = {
-        arm.label: Line2D([], [], color=arm.colour, linestyle=arm.linestyle) for arm in arms
+        arm.label: Line2D([], [], color=arm.colour, linestyle=arm.linestyle)
+        for arm in sorted(arms, key=lambda arm: list(LOOKS).index(arm.optimizer))
     }
     if (runs := data.sizes["run"]) > 1:
         label = f"median, 10\u201390% of {runs} runs"
@@ -572,6 +697,11 @@ def add_legend(figure: Figure, data: xr.Dataset, arms: Sequence[Arm], *extra: st
         entries["population path"] = Line2D([], [], **POPULATION_LOOK)
     if "rounded" in extra:
         entries[r"$A$ rounded, $V$ refitted"] = star
+    if "refit" in extra:
+        hollow: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": "#666666"}
+        entries[r"$V$ from the law itself"] = Line2D(
+            [], [], **hollow, linestyle="", marker="*", markersize=6.5
+        )
     if (data["stage"] > 1).any():
         entries["end of stage 1"] = Line2D([], [], color=STAGE_COLOUR, linewidth=0.8)
     if (data["stage"] > 2).any():

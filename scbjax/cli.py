@@ -81,7 +81,7 @@ class Command(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """Run a study, or continue it, and draw its figure."""
+    """Run a study, or continue it, and draw its figures."""
 
     study: StudyName
     overrides: Overrides = ()
@@ -90,7 +90,7 @@ class Run:
     ] = None
     memory: Memory = None
     force: Annotated[bool, tyro.conf.arg(help="Start anew, whatever the directory holds.")] = False
-    no_figure: Annotated[bool, tyro.conf.arg(help="Don't draw the study's figure.")] = False
+    no_figure: Annotated[bool, tyro.conf.arg(help="Don't draw the study's figures.")] = False
     cpu_devices: CpuDevices = "auto"
     compilation_cache: Annotated[
         str | None,
@@ -126,7 +126,7 @@ class Run:
         if report.already_complete:
             print("this study is already complete; --force runs it again")
         print(f"dataset: {report.dataset}")
-        _tell_figure(study.name, report.dataset, draw=not self.no_figure)
+        _tell_figures(study.name, report.dataset, draw=not self.no_figure)
         return 0
 
     def _start_jax(self) -> None:
@@ -565,19 +565,17 @@ def _print_paths(paths: Sequence[Path]) -> None:
         print(path)
 
 
-def _tell_figure(study: str, dataset: Path, *, draw: bool) -> None:
-    """Draws the figure of a study that is complete, if it has one, and says how to draw it."""
-    from scbjax.sweep.figures import draw_dataset, find_figures, study_of
+def _tell_figures(study: str, dataset: Path, *, draw: bool) -> None:
+    """Draws the figures of a study that is complete, if it has any, and says how to draw them."""
+    from scbjax.sweep.figures import draw_dataset, figures_of
 
-    script = find_figures().get(study)
-    if script is None or study_of(script) != study:
-        return
     usual = dataset.parent == Path(RESULTS) / study
-    if draw:
-        _print_paths(draw_dataset(script, dataset, Path(PICTURES) if usual else dataset.parent))
-    if dataset.parent.name == study:
-        elsewhere = [] if usual else ["--results", str(dataset.parent.parent)]
-        print(f"draw it with: {shlex.join(['scbjax', 'figure', study, *elsewhere])}")
+    for name, script in figures_of(study).items():
+        if draw:
+            _print_paths(draw_dataset(script, dataset, Path(PICTURES) if usual else dataset.parent))
+        if dataset.parent.name == study:
+            elsewhere = [] if usual else ["--results", str(dataset.parent.parent)]
+            print(f"draw it with: {shlex.join(['scbjax', 'figure', name, *elsewhere])}")
 
 
 def _draw_all(results: Path, out: Path) -> int:

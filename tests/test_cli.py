@@ -345,10 +345,17 @@ def test_a_figure_that_cant_be_written(checkout: Path, capsys: pytest.CaptureFix
 
 def test_figures_of_this_checkout_name_their_study() -> None:
     found = figures.find_figures()
+    together = {"fig3": "fig1", "fig4": "fig1"}
     assert {name: figures.study_of(path) for name, path in found.items()} == {
-        name: name for name in found
+        name: together.get(name, name) for name in found
     }
-    assert {"quickstart", "fig1", "fig3"} <= set(found)
+    assert {"quickstart", "fig1", "fig3", "fig4", "projector"} <= set(found)
+    assert list(figures.figures_of("fig1")) == ["fig1", "fig3", "fig4"]
+
+
+def test_a_script_that_names_no_study_does_not_stand_in_the_way(checkout: Path) -> None:
+    (checkout / "figures" / "broken.py").write_text("def\n")
+    assert list(figures.figures_of("tiny")) == ["tiny"]
 
 
 # ---------------------------------------------------------------------------- runs

@@ -62,6 +62,18 @@ def study_of(script: Path) -> str:
     raise StudyError(f"{script} doesn't say which study it draws: it has no constant STUDY")
 
 
+def figures_of(study: str) -> dict[str, Path]:
+    """Returns the scripts that draw a study, by name; those that can't be read are left out."""
+    found = {}
+    for name, script in find_figures().items():
+        try:
+            if study_of(script) == study:
+                found[name] = script
+        except StudyError:
+            continue
+    return found
+
+
 def dataset_of(script: Path, results: Path) -> Path:
     """Returns the dataset that a figure script reads.
 

@@ -37,6 +37,11 @@ NAMES = (
     "attention_distance",
     "rounded_value_distance",
     "rounded_attention_distance",
+    "population_refit_distance",
+    "value_similarity",
+    "attention_similarity",
+    "rounded_value_similarity",
+    "rounded_attention_similarity",
     "population_alpha_value",
     "population_alpha_attention",
     "stage",
@@ -75,7 +80,10 @@ def simulate(
             rounded = [0.01 * (1 + rng.random()), 0.02 * (1 + rng.random())]
             if sparsity == 1:
                 rounded[1] = 0.0  # one position at weight 1 is exact once it is found
-            rows.append([*noisy, *spread, *distance, *rounded, *path, stage, BATCH_SIZE * step])
+            signals = [transition_signal, pattern_signal]
+            similar = [*np.cos(distance / signals), *(1 - np.array(rounded))]
+            finds = [*rounded, 0.5 * rounded[0], *similar]
+            rows.append([*noisy, *spread, *distance, *finds, *path, stage, BATCH_SIZE * step])
         rate = 0.02 if stage == 1 else arm.learning_rate_2
         push = (1 - alphas.prod(axis=1, keepdims=True)) * alphas[:, ::-1]
         alphas = alphas + rate * (push + (1 - alphas) / CONTEXT_LENGTH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import runpy
 import subprocess
 import sys
@@ -26,12 +27,19 @@ Make = Callable[..., xr.Dataset]
 Store = Callable[[str, xr.Dataset], Path]
 
 FIGURES = Path(_shared.__file__).parent
-NAMES = ("quickstart", "fig1", "fig3", "scale")
+CURVES = ("quickstart", "fig1", "fig3", "scale")
+NAMES = (*CURVES, "fig4", "projector")
 ARM = "optimizer_and_learning_rate_2"
 
 
 @pytest.fixture(params=NAMES)
 def script(request: pytest.FixtureRequest) -> ModuleType:
+    return importlib.import_module(request.param)
+
+
+@pytest.fixture(params=CURVES)
+def curves(request: pytest.FixtureRequest) -> ModuleType:
+    """Give a script that draws arms against iterations or samples."""
     return importlib.import_module(request.param)
 
 
@@ -41,10 +49,42 @@ def style() -> Iterator[None]:
         yield
 
 
+def build_noise() -> xr.Dataset:
+    """Make a dataset over (seed, point, step), as the study `projector` does."""
+    # The usual length is 1000, the usual skew 2.
+    lengths, skews = (250, 1000, 4000, 1000, 1000), (2.0, 2.0, 2.0, 2.0, 3.0)
+    rng = np.random.default_rng(0)
+    shape = (5, len(lengths), 3)
+    falling = (6 / np.sqrt(lengths))[None, :, None] * np.linspace(1, 4, 3)
+    noise = {
+        "alpha_value_noise_mu": falling * rng.uniform(0.9, 1.1, shape),
+        "alpha_value_noise_paper": rng.uniform(0.4, 0.6, shape),
+        "initial_noise_mu": falling * np.ones(shape),
+        "initial_noise_paper": np.full(shape, 0.5),
+        "alpha_value": np.linspace(0, 0.5, 3) * rng.uniform(0.8, 1.2, shape),
+    }
+    dims = ("seed", "point", "step")
+    return xr.Dataset(
+        {
+            **{name: (dims, values.astype(np.float32)) for name, values in noise.items()},
+            "stationary_norm": (dims[:2], rng.uniform(1 / 3, 0.45, shape[:2])),
+        },
+        coords={
+            "seed": range(5),
+            "context_length": ("point", list(lengths)),
+            "skew": ("point", list(skews)),
+            "step": [0, 100, 200],
+        },
+        attrs={"settings": json.dumps({"task.num_tokens": 3})},
+    )
+
+
 def suited(script: ModuleType, dataset: xr.Dataset) -> xr.Dataset:
     """Cut the dataset to what the script's study holds: only the quickstart sweeps sparsity."""
     if script.__name__ == "scale":
         return dataset.isel({ARM: [0, 1], "sparsity": [0, 2]}).rename(sparsity="num_tokens")
+    if script.__name__ == "projector":
+        return build_noise()
     if script.__name__ == "quickstart":
         return dataset.isel({ARM: [0, 1]})
     return dataset.sel(sparsity=2, drop=True)
@@ -135,10 +175,10 @@ def test_a_missing_variable_is_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    results = store(script.STUDY, suited(script, dataset).drop_vars("population_alpha_attention"))
+    results = store(script.STUDY, suited(script, dataset).drop_vars(script.VARIABLES[0]))
     assert run_script(script, monkeypatch, "--results", str(results), "--out", "out") == 2
     (sentence,) = capsys.readouterr().err.splitlines()
-    assert "does not hold population_alpha_attention," in sentence
+    assert f"does not hold {script.VARIABLES[0]}," in sentence
     assert f"`scbjax run {script.STUDY} --out {results / script.STUDY} --force`" in sentence
 
 
@@ -210,19 +250,19 @@ def test_quickstart_overlays_population_star_and_switch(dataset: xr.Dataset) -> 
 
 
 def test_the_end_of_stage_2_is_marked_for_the_arms_that_came_to_it(
-    script: ModuleType, dataset: xr.Dataset
+    curves: ModuleType, dataset: xr.Dataset
 ) -> None:
-    data = suited(script, dataset).copy(deep=True)
-    assert "end of stage 2" not in texts(script.plot(data))
+    data = suited(curves, dataset).copy(deep=True)
+    assert "end of stage 2" not in texts(curves.plot(data))
     for seed, start in enumerate((12, 14, 18)):
         data["stage"][{"seed": seed, ARM: 1, "step": slice(start, None)}] = 3
-    figure = script.plot(data)
+    figure = curves.plot(data)
     assert "end of stage 2" in texts(figure)
     x = data["samples"].values[0].reshape(-1, data.sizes["step"])[0]
     for axes in panels(figure):
         marks = [item for item in axes.lines if str(item.get_gid()).startswith("stage 2")]
         assert [item.get_gid() for item in marks] == ["stage 2 1"]
-        expected = x[14] if script.__name__ == "quickstart" else data["step"].values[14]
+        expected = x[14] if curves.__name__ == "quickstart" else data["step"].values[14]
         assert line(axes, "stage 2 1")[0, 0] == expected
 
 
@@ -251,22 +291,22 @@ def test_quickstart_without_a_sparsity_axis(dataset: xr.Dataset) -> None:
     assert len(panels(figure)) == 2
 
 
-def test_one_run_has_no_band_and_claims_none(script: ModuleType, dataset: xr.Dataset) -> None:
-    figure = script.plot(suited(script, dataset).isel(seed=[0]))
+def test_one_run_has_no_band_and_claims_none(curves: ModuleType, dataset: xr.Dataset) -> None:
+    figure = curves.plot(suited(curves, dataset).isel(seed=[0]))
     assert not any("%" in text for text in texts(figure))
     assert not [
         item for item in figure.findobj(PolyCollection) if str(item.get_gid()).startswith("band")
     ]
 
 
-def test_diverged_runs_are_counted_in_the_panel(script: ModuleType, dataset: xr.Dataset) -> None:
-    data = suited(script, dataset).copy(deep=True)
+def test_diverged_runs_are_counted_in_the_panel(curves: ModuleType, dataset: xr.Dataset) -> None:
+    data = suited(curves, dataset).copy(deep=True)
     last = data.sizes[ARM] - 1
     for name, values in data.data_vars.items():
         if values.dtype == np.float32 and "step" in values.dims:
             data[name][{"seed": 0, ARM: last, "step": slice(10, None)}] = np.nan
             data[name][{"seed": 1, ARM: last, "step": slice(15, None)}] = np.inf
-    figure = script.plot(data)
+    figure = curves.plot(data)
     counts = ", ".join(["0"] * last + ["2"])
     assert any(f"{counts} of 4 diverged" in text.splitlines() for text in texts(figure))
     assert not any("mirrored" in text for text in texts(figure))
@@ -274,26 +314,26 @@ def test_diverged_runs_are_counted_in_the_panel(script: ModuleType, dataset: xr.
         assert np.isfinite(line(axes, f"median {last}")).all()
 
 
-def test_mirrored_runs_are_counted_in_the_panel(script: ModuleType, dataset: xr.Dataset) -> None:
-    data = suited(script, dataset).copy(deep=True)
+def test_mirrored_runs_are_counted_in_the_panel(curves: ModuleType, dataset: xr.Dataset) -> None:
+    data = suited(curves, dataset).copy(deep=True)
     data["alpha_value"][{"seed": [0, 1, 2], ARM: 0, "step": -1}] = -0.3
     data["alpha_attention"][{"seed": [1, 2, 3], ARM: 0, "step": -1}] = -0.3
     data["alpha_attention"][{"seed": 1, ARM: 1, "step": -1}] = -0.3
     counts = ", ".join(["2", *["0"] * (data.sizes[ARM] - 1)])
-    titles = [axes.get_title() for axes in panels(script.plot(data)) if axes.get_title()]
+    titles = [axes.get_title() for axes in panels(curves.plot(data)) if axes.get_title()]
     assert titles
     assert all(title.splitlines()[-1] == f"{counts} of 4 mirrored" for title in titles)
 
 
 def test_an_arm_of_which_every_run_diverged_leaves_the_others_visible(
-    script: ModuleType, dataset: xr.Dataset
+    curves: ModuleType, dataset: xr.Dataset
 ) -> None:
-    data = suited(script, dataset).copy(deep=True)
+    data = suited(curves, dataset).copy(deep=True)
     for name, values in data.data_vars.items():
         if values.dtype == np.float32 and "step" in values.dims:
             data[name][{ARM: -1, "step": slice(8, 10)}] = 1e12
             data[name][{ARM: -1, "step": slice(10, None)}] = np.nan
-    figure = script.plot(data)
+    figure = curves.plot(data)
     figure.draw_without_rendering()
     assert any(", 4 of 4 diverged" in text for text in texts(figure))
     for axes in panels(figure):
@@ -331,6 +371,88 @@ def test_fig1_marks_the_switch_and_the_rounded_solutions(dataset: xr.Dataset) ->
         np.testing.assert_allclose(stars, np.median(final, axis=0))
         first = data["step"].values[(data["stage"].values == 2).argmax(axis=-1)]
         assert line(axes, "stage 1")[0, 0] == np.median(first)
+
+
+def main_setting(dataset: xr.Dataset) -> xr.Dataset:
+    """Two settings side by side, as in the study of figures 1, 3 and 4: 3 arms and 5."""
+    arms = dataset.sel(sparsity=2, drop=True)
+    both = arms.isel({ARM: [0, 1, 2, 0, 0, 1, 2, 1]})
+    return both.assign_coords(
+        geometry=(ARM, ["paper"] * 3 + ["mu"] * 5),
+        l1=(ARM, [1e-5, 1e-5, 1e-5, 1e-5, 1e-4, 1e-5, 1e-5, 1e-5]),
+        learning_rate_2=(ARM, [0.005, 0.005, 0.001, 0.005, 0.005, 0.005, 0.001, 0.002]),
+    )
+
+
+@pytest.mark.parametrize("name", ["fig1", "fig3", "fig4"])
+def test_settings_stand_side_by_side_and_an_arm_keeps_its_look(
+    dataset: xr.Dataset, name: str
+) -> None:
+    script = importlib.import_module(name)
+    figure = script.plot(main_setting(dataset))
+    figure.draw_without_rendering()
+    titles = [axes.get_title().splitlines()[0] for axes in panels(figure) if axes.get_title()]
+    assert titles == ["as printed", "working settings: proximal steps", "working settings: SGD"]
+    gid = "after" if name == "fig4" else "median"
+    looks = {
+        int(str(item.get_gid()).split()[-1]): item.get_color()
+        for axes in panels(figure)
+        for item in axes.lines
+        if str(item.get_gid()).startswith(gid)
+    }
+    assert sorted(looks) == list(range(8))
+    assert [looks[arm] for arm in (0, 1, 2)] == [looks[arm] for arm in (3, 5, 6)]
+    assert len(set(looks.values())) == 5
+
+
+def test_fig1_counts_samples_and_shows_the_refit_from_the_law(dataset: xr.Dataset) -> None:
+    script = importlib.import_module("fig1")
+    data = suited(script, dataset)
+    figure = script.plot(data)
+    axes = panels(figure)[0]
+    (above,) = axes.child_axes
+    figure.draw_without_rendering()
+    scale = data["samples"].values.max() / data["step"].values[-1] / 1000
+    np.testing.assert_allclose(above.get_xlim(), scale * np.array(axes.get_xlim()))
+    expected = np.median(data["population_refit_distance"].values[..., -1].astype(float), axis=0)
+    found = [line(axes, f"refit {arm}")[0, 1] for arm in range(3)]
+    np.testing.assert_allclose(found, np.maximum(expected, axes.get_ylim()[0]))
+
+
+def test_fig4_pairs_medians_before_and_after_rounding(dataset: xr.Dataset) -> None:
+    script = importlib.import_module("fig4")
+    data = suited(script, dataset)
+    for axes, field in zip(panels(script.plot(data)), ("value", "attention"), strict=True):
+        for when, prefix in (("before", ""), ("after", "rounded_")):
+            runs = data[f"{prefix}{field}_similarity"].values[..., -1].astype(float)
+            found = [line(axes, f"{when} {arm}")[0, 1] for arm in range(3)]
+            np.testing.assert_allclose(found, np.median(runs, axis=0))
+
+
+def test_projector_draws_noise_against_length_spread_and_signal() -> None:
+    script, noise_dataset = importlib.import_module("projector"), build_noise()
+    left, middle, right, *_ = panels(script.plot(noise_dataset))
+    usual = noise_dataset.isel(point=[0, 1, 2])
+    for look in script.LOOKS:
+        drawn = line(left, f"median {look.noise}")
+        np.testing.assert_array_equal(drawn[:, 0], [250, 1000, 4000])
+        runs = usual[look.noise].values[:, :, 0].astype(float)
+        np.testing.assert_allclose(drawn[[0, 2], 1], np.median(runs, axis=0)[[0, 2]])
+        np.testing.assert_allclose(
+            line(left, f"exact {look.noise}")[:, 1],
+            np.median(usual[look.exact].values[:, :, 0].astype(float), axis=0),
+        )
+    np.testing.assert_allclose(line(left, "drift")[:, 1], 1 / np.array([250, 1000, 4000]))
+    (dots,) = (item for item in middle.collections if item.get_gid() == "ratios")
+    at_length = noise_dataset.isel(point=[1, 3, 4], step=0)
+    ratio = at_length["alpha_value_noise_paper"] / at_length["alpha_value_noise_mu"]
+    spread = np.sqrt(3 * at_length["stationary_norm"].values - 1)
+    np.testing.assert_allclose(
+        np.asarray(dots.get_offsets()),
+        np.stack([spread.ravel(), ratio.values.ravel().astype(float) ** 2], axis=1),
+        rtol=1e-5,
+    )
+    assert len(line(right, "path alpha_value_noise_mu")) == 5 * 2 * 3
 
 
 def test_every_figure_has_a_caption() -> None:

@@ -38,9 +38,9 @@ def test_tidy_stacks_several_seed_axes_and_several_arm_axes() -> None:
     assert dict(tidy.sizes) == {"arm": 4, "run": 6, "step": 4}
     np.testing.assert_array_equal(tidy["alpha_value"][2, 5], values[1, 2, 1, 0])
     assert [arm.label for arm in _shared.arms_of(tidy)] == [
-        r"proximal, $\lambda$ = 1e-05",
+        r"proximal, $\lambda$ = 1e-5",
         r"proximal, $\lambda$ = 0.001",
-        r"SGD, $\lambda$ = 1e-05",
+        r"SGD, $\lambda$ = 1e-5",
         r"SGD, $\lambda$ = 0.001",
     ]
 

@@ -1,0 +1,180 @@
+"""The noise of a single sample with the two right projectors of eq. 4 (ours, not in the paper).
+
+The dataset comes from `scbjax run projector`. What to see: at the start, the noise of the gradient
+of alpha_V falls like 1/sqrt(T) with the projector that is orthogonal in the mu-inner product, and
+not at all with the printed one, where mu is not uniform. The expectation that it hides is 1/T.
+Once the signal has grown, the two are equally noisy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import xarray as xr
+from _shared import DOUBLE_COLUMN, Values, band, main, render, setting
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
+from numpy.typing import NDArray
+
+STUDY: Final = "projector"
+SMALLEST: Final = 1e-3  # signals below it, as that of 0 at the start, are off the last panel
+EXACT: Final[dict[str, Any]] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
+
+
+class Look(NamedTuple):
+    """A kind of gradient: its noise, measured and exact at the start, its mean, and its look."""
+
+    label: str
+    noise: str
+    exact: str
+    colour: str
+    marker: str
+
+
+LOOKS: Final = (
+    Look("as printed", "alpha_value_noise_paper", "initial_noise_paper", "#D55E00", "s"),
+    Look(r"$\mu$-orthogonal", "alpha_value_noise_mu", "initial_noise_mu", "#0072B2", "o"),
+)
+VARIABLES: Final = (
+    *(name for look in LOOKS for name in (look.noise, look.exact)),
+    "alpha_value",
+    "stationary_norm",
+)
+
+
+def plot(dataset: xr.Dataset) -> Figure:
+    """Make the figure from the study's dataset."""
+    data = flat(dataset)
+    figure = Figure(figsize=(DOUBLE_COLUMN, 2.7))
+    left, middle, right = figure.subplots(1, 3)
+    draw_lengths(left, data)
+    draw_spread(middle, data)
+    draw_signal(right, data)
+    handles = [
+        *(
+            Line2D([], [], **marker(look), markersize=4, label=f"deviation, {look.label}")
+            for look in LOOKS
+        ),
+        Line2D([], [], **EXACT, label="exact"),
+        Line2D([], [], color="#777777", linestyle="--", label="expectation, $1/T$"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    return figure
+
+
+def marker(look: Look) -> dict[str, Any]:
+    """Give the look of measured deviations."""
+    return {"color": look.colour, "marker": look.marker, "linestyle": ""}
+
+
+def flat(dataset: xr.Dataset) -> xr.Dataset:
+    """Make one dimension `case` of all axes, with T, the skew and N along it."""
+    axes = [name for name in dataset.dims if name != "step"]
+    for field in ("context_length", "skew", "num_tokens"):
+        if field not in dataset.coords:
+            dataset = dataset.assign_coords({field: setting(dataset, field)})
+    data = dataset.reset_coords(["context_length", "skew", "num_tokens"])
+    data = data.assign(
+        {
+            name: data[name].broadcast_like(data["stationary_norm"])
+            for name in ("context_length", "skew", "num_tokens")
+        }
+    )
+    return data.stack(case=axes, create_index=False).transpose("case", ...)
+
+
+def at_start(data: xr.Dataset, variable: str) -> Values:
+    """Give a variable of every case at step 0."""
+    return data[variable].isel(step=0).to_numpy().astype(float)
+
+
+def is_usual(data: xr.Dataset, field: str) -> NDArray[np.bool_]:
+    """Tell which cases have the value of a field that most of them have."""
+    values, counts = np.unique(data[field].to_numpy(), return_counts=True)
+    return np.asarray(data[field].to_numpy() == values[counts.argmax()])
+
+
+def draw_lengths(axes: Axes, data: xr.Dataset) -> None:
+    """Draw the noise at the start against T, at the skew of most cases, with what is exact."""
+    lengths = data["context_length"].to_numpy()
+    usual = is_usual(data, "skew")
+    places = np.unique(lengths[usual])
+    for look in LOOKS:
+        cases = [usual & (lengths == length) for length in places]
+        measured = np.stack(
+            [band(at_start(data, look.noise)[case][:, None])[:, 0] for case in cases]
+        )
+        exact = [np.median(at_start(data, look.exact)[case]) for case in cases]
+        low, median, high = measured.T
+        axes.plot(places, exact, **EXACT, zorder=3, gid=f"exact {look.noise}")
+        axes.vlines(places, low, high, colors=look.colour, linewidth=1.0)
+        axes.plot(
+            places,
+            median,
+            **marker(look),
+            markersize=4,
+            zorder=4,
+            gid=f"median {look.noise}",
+        )
+    axes.plot(places, 1 / places, color="#777777", linestyle="--", linewidth=1.0, gid="drift")
+    axes.set(xscale="log", yscale="log", xlabel="context length $T$", title="at the start")
+    axes.set_ylabel(r"gradient of $\alpha_V$, one sample")
+
+
+def draw_spread(axes: Axes, data: xr.Dataset) -> None:
+    """Draw how many times smaller the variance is, against how far mu is from uniform."""
+    usual = is_usual(data, "context_length")
+    tokens = data["num_tokens"].to_numpy()
+    spread = np.sqrt(np.maximum(tokens * data["stationary_norm"].to_numpy() - 1, 0.0))[usual]
+    ratios = (at_start(data, LOOKS[0].noise) / at_start(data, LOOKS[1].noise))[usual] ** 2
+    skews = data["skew"].to_numpy()[usual]
+    shade = axes.scatter(
+        spread,
+        ratios,
+        c=skews,
+        s=9,
+        cmap="cividis",
+        norm=Normalize(1, max(3.0, skews.max())),
+        gid="ratios",
+    )
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.colorbar(shade, ax=axes, pad=0.02, aspect=30, format="{x:g}", label="skew $C$")
+    axes.set(yscale="log", xlabel=r"spread of $\mu$, $(N|\mu|^2 - 1)^{1/2}$")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylabel(r"variance, printed over $\mu$-orthogonal")
+    axes.set_title(f"at the start, $T$ = {data['context_length'].to_numpy()[usual][0]}")
+
+
+def draw_signal(axes: Axes, data: xr.Dataset) -> None:
+    """Draw noise and drift against the signal on the way, for the cases of the usual T."""
+    chosen = data.isel(case=is_usual(data, "context_length") & is_usual(data, "skew"))
+    signal = np.abs(chosen["alpha_value"].to_numpy()).ravel()
+    for look in LOOKS:
+        axes.plot(
+            signal,
+            chosen[look.noise].to_numpy().ravel(),
+            **marker(look),
+            markersize=2.5,
+            alpha=0.7,
+            gid=f"path {look.noise}",
+        )
+    axes.set(xscale="log", yscale="log", xlabel=r"signal $|\alpha_V|$")
+    axes.set_xlim(left=SMALLEST)
+    axes.set_ylabel("deviation over samples")
+    axes.set_title(f"on the way, $T$ = {chosen['context_length'].to_numpy()[0]}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def draw(results: Path, out: Path) -> list[Path]:
+    """Draw the figure from the dataset under `results` into `out` and return the files."""
+    return render("projector", STUDY, VARIABLES, plot, results, out)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(draw, __doc__))
