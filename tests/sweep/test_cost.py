@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from scbjax import noise
 from scbjax.sampling import COMPARE_LIMIT, POSITION_MAJOR_LIMIT
 from scbjax.sweep import chunks, cost
 from scbjax.sweep.cost import chunk_bytes, default_memory_bytes, readable_bytes, run_seconds
@@ -104,6 +105,15 @@ def test_the_refit_of_records_costs_time_and_memory() -> None:
     for values in (without, smaller):
         assert chunk_bytes(values, (1, 1), 1) < chunk_bytes(with_refit, (1, 1), 1)
         assert run_seconds(values, (1, 1)) < run_seconds(with_refit, (1, 1))
+
+
+def test_the_noise_of_records_costs_time_and_the_memory_of_a_piece() -> None:
+    assert cost._NOISE_PIECE == noise._PIECE_TOKENS
+    signal = program_of("record.variables=['alpha_value']")
+    measured = program_of("record.variables=['alpha_value_noise_mu']")
+    more = program_of("record.variables=['alpha_value_noise_mu']", "noise_samples=8192")
+    assert signal.seconds < measured.seconds < more.seconds
+    assert signal.memory_bytes < measured.memory_bytes == more.memory_bytes
 
 
 def test_the_start_of_a_transfer_costs_time_and_its_pretraining_memory() -> None:
