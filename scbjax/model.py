@@ -14,7 +14,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from scbjax.sampling import COMPARE_LIMIT, POSITION_MAJOR_LIMIT
+from scbjax.blocks import fill, sum_by_class
+from scbjax.sampling import POSITION_MAJOR_LIMIT
 from scbjax.sharding import COLUMNS, ROWS, WHOLE, Part, on_parts, split
 from scbjax.task import Task, product
 
@@ -79,17 +80,7 @@ def attend_part(attention: jax.Array, tokens: jax.Array, query: jax.Array) -> ja
     """Like :func:`attend`, for positions that are all on this device."""
     batch_size, num_tokens = tokens.shape[0], attention.shape[1]
     if num_tokens <= POSITION_MAJOR_LIMIT:
-        weights = product(attention, _one_hot(query, num_tokens, attention.dtype).T)
-        # Formed once, not again in the loop of each token.
-        weights = jax.lax.optimization_barrier(weights)
-        sums = [
-            jnp.sum(jnp.where(_as(tokens, n) == tokens.T, weights, 0.0), 0)
-            for n in range(1, num_tokens)
-        ]
-        # What the other tokens leave of the column's sum: one pass over the tokens less.
-        total = jnp.sum(attention, axis=0)[query]
-        sums = [total - sum(sums), *sums]
-        return jnp.stack(sums, axis=1)
+        return _attend_by_position(attention, tokens.T, query)
     weights = attention.T[query]
     # One flat scatter: its index arithmetic is a third of that of a scatter into two axes.
     first = jnp.arange(batch_size, dtype=jnp.int32) * num_tokens
@@ -116,15 +107,8 @@ def _attend_transpose_part(scores: jax.Array, tokens: jax.Array, query: jax.Arra
     """Like :func:`attend_transpose`, for positions that are all on this device."""
     num_tokens = scores.shape[1]
     if num_tokens <= POSITION_MAJOR_LIMIT:
-        values = jnp.broadcast_to(scores[None, :, 0], tokens.T.shape)
-        for n in range(1, num_tokens):
-            values = jnp.where(_as(tokens, n) == tokens.T, scores[None, :, n], values)
-        values = jax.lax.optimization_barrier(values)
-        return product(values, _one_hot(query, num_tokens, values.dtype))
-    values = look_up(scores, tokens)
-    if num_tokens > COMPARE_LIMIT:
-        return sum_by_query(values, query, num_tokens)
-    return product(values.T, _one_hot(query, num_tokens, values.dtype))
+        return _transpose_by_position(scores, tokens.T, query)
+    return sum_by_query(look_up(scores, tokens), query, num_tokens)
 
 
 def sum_by_query(values: jax.Array, query: jax.Array, num_tokens: int) -> jax.Array:
@@ -133,6 +117,37 @@ def sum_by_query(values: jax.Array, query: jax.Array, num_tokens: int) -> jax.Ar
     # Whole rows are added, in vector registers.
     rows: jax.Array = empty.at[query].add(values, mode="promise_in_bounds")
     return rows.T
+
+
+def _attend_by_position(attention: jax.Array, tokens: jax.Array, query: jax.Array) -> jax.Array:
+    """:func:`attend` for small vocabularies, from tokens [T, B].
+
+    For every token n the weights at its places are added, over samples in vector registers.
+    """
+    num_tokens = attention.shape[1]
+    by_query = _one_hot(query, num_tokens, attention.dtype).T
+    sums = sum_by_class(lambda rows: product(rows, by_query), attention, tokens, num_tokens)
+    # What the other tokens leave of the column's sum: one pass over the tokens less.
+    first = jnp.sum(attention, axis=0)[query] - jnp.sum(sums, axis=0)
+    return jnp.concatenate([first[None, :], sums]).T
+
+
+def _transpose_by_position(scores: jax.Array, tokens: jax.Array, query: jax.Array) -> jax.Array:
+    """:func:`attend_transpose` for small vocabularies, from tokens [T, B]."""
+    num_tokens = scores.shape[1]
+    by_query, by_token = _one_hot(query, num_tokens, scores.dtype), scores.T
+
+    def choose(first: jax.Array, rows: int) -> jax.Array:
+        own = jax.lax.dynamic_slice_in_dim(tokens, first, rows)
+        values = [by_token[None, n] for n in range(num_tokens)]
+        # A tournament: each bit of the token halves the number of values that are left.
+        for bit in range((num_tokens - 1).bit_length()):
+            odd = (own >> _as(own, bit)) & _as(own, 1) == 1
+            pairs = zip(values[::2], values[1::2], strict=False)
+            values = [jnp.where(odd, b, a) for a, b in pairs] + values[len(values) // 2 * 2 :]
+        return product(values[0], by_query)
+
+    return fill(choose, (tokens.shape[0], num_tokens), scores.dtype, tokens.shape[1])
 
 
 def look_up(scores: jax.Array, tokens: jax.Array) -> jax.Array:

@@ -7,14 +7,15 @@ which share mu draws them once.
 
 Tokens come from 32-bit words by integer arithmetic: 2^32 words are dealt out to the N tokens, and a
 token's probability is its share of them, off by less than 2^-22 (mostly the rounding of mu itself
-in float32).
+in float32). Up to N = 32 one word gives two or four tokens: the words are dealt out to pairs or
+quadruples, whose probabilities are off from the products of their tokens' by less than 2^-30.
 
 Words come from Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror & Shaw 2011), the generator
 behind JAX's default keys, in counter mode. It is written out here because, as plain arithmetic, it
-is compiled into the same loop as the draws that use it: up to N = 32 no array of random words is
-ever stored.
+is compiled into one loop, and a token can be computed from its place alone.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -23,15 +24,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scbjax.blocks import fill
 from scbjax.sharding import COLUMNS, ROWS, WHOLE, Part, on_parts
 from scbjax.task import Task
 
-# Up to this vocabulary size tokens are found by comparing a word with every threshold, above it by
-# one look-up in an alias table (measured: the two cost the same near here).
-COMPARE_LIMIT = 32
-# Up to this vocabulary size positions are the slow axis in memory, so that sums over positions and
-# choices by token run over samples in vector registers; above it samples are (measured).
-POSITION_MAJOR_LIMIT = 4
+# Up to this vocabulary size a word gives several tokens, and positions are the slow axis in memory,
+# so that sums over positions and choices by token run over samples in vector registers; above it a
+# word gives one token, and samples are the slow axis (measured).
+POSITION_MAJOR_LIMIT = 32
 
 _WORD = jnp.uint32
 _WORD_BITS = 32
@@ -68,8 +68,8 @@ class Sampler(NamedTuple):
     """The distribution functions of a task, computed once by :func:`make_sampler`.
 
     Attributes:
-        token_table: uint32; for N <= 32 the thresholds [N - 1] that a word is compared with, else
-            an alias table (see :func:`alias_table`).
+        token_table: uint32; an alias table of tokens, for N <= 32 of tuples of tokens (see
+            :func:`make_token_table`).
         block_cdf: [T / 32 + 1, N]; the distribution function of the positions, a column for each
             query, at the beginning of every block of 32 positions and at the end of the last. Where
             positions are split over devices, every part of them has such a table.
@@ -197,7 +197,60 @@ def draw_tokens(
     seed: jax.Array, stream: int, table: jax.Array, num_tokens: int, shape: tuple[int, ...]
 ) -> jax.Array:
     """Draws i.i.d. tokens of the given shape from a token table, in :func:`token_dtype`."""
+    if num_tokens <= POSITION_MAJOR_LIMIT:
+        return _draw_tuples(seed, stream, table, num_tokens, shape)
     return _from_pair(_word_pair(seed, stream, shape), table, num_tokens, shape[0])
+
+
+def draw_contexts(
+    seed: jax.Array, stream: int, table: jax.Array, num_tokens: int, shape: tuple[int, int]
+) -> jax.Array:
+    """Draws tokens [B, T], in the order in memory that suits the size of the vocabulary."""
+    if num_tokens <= POSITION_MAJOR_LIMIT:
+        return draw_tokens(seed, stream, table, num_tokens, shape[::-1]).T
+    return draw_tokens(seed, stream, table, num_tokens, shape)
+
+
+def _draw_tuples(
+    seed: jax.Array,
+    stream: int,
+    table: jax.Array,
+    num_tokens: int,
+    shape: tuple[int, ...],
+    start: jax.Array | int = 0,
+) -> jax.Array:
+    """Draws neighbours along the leading axis from one word, its top bits first.
+
+    The word of the tokens at rows ``c r .. c r + c - 1`` and column b, out of w columns, is the
+    first that Threefry gives for the counter ``(w r + b, stream)``: a token depends on its place
+    and on nothing else that is drawn, and those from row ``start`` on can be drawn alone. (The
+    second words are not used: XLA would compile a loop for each of the two, and compute both in
+    either.)
+    """
+    bits, count = _tuple_shape(num_tokens)
+    # A window that begins in the middle of a tuple ends in the middle of one more.
+    rows, columns = -(-shape[0] // count) + (not isinstance(start, int)), math.prod(shape[1:])
+    begin = jnp.asarray(start, jnp.int32) // count
+
+    def make_words(first: jax.Array, rows: int) -> jax.Array:
+        counter = jax.lax.iota(_WORD, rows * columns).reshape(rows, columns)
+        counter = counter + (begin + first).astype(_WORD) * _WORD(columns)
+        return threefry(seed, counter, jnp.full_like(counter, stream))[0]
+
+    # Stored: fused with the look-up, which uses them twice, they would be computed twice.
+    words = fill(make_words, (rows, columns), _WORD, columns)
+    shifts = jnp.arange(bits * (count - 1), -1, -bits, dtype=_WORD).reshape(1, count, 1)
+
+    def make_tokens(first: jax.Array, rows: int) -> jax.Array:
+        own = jax.lax.dynamic_slice_in_dim(words, first, rows)
+        tuples = _look_up(own, table).reshape(rows, 1, columns)
+        fields: jax.Array = (tuples >> shifts) & _WORD(2**bits - 1)
+        return fields.astype(token_dtype(num_tokens))
+
+    tokens = fill(make_tokens, (rows, count, columns), token_dtype(num_tokens), count * columns)
+    tokens = tokens.reshape(rows * count, *shape[1:])
+    drawn: jax.Array = jax.lax.dynamic_slice_in_dim(tokens, start - begin * count, shape[0])
+    return drawn
 
 
 def draw_positions(seed: jax.Array, stream: int, sampler: Sampler, query: jax.Array) -> jax.Array:
@@ -237,22 +290,13 @@ def _draw_contexts(
     count, num_tokens = sampler.pattern.shape
     shape = (query.shape[0], context_length)
     if part.count == 1:
-        tokens = _draw_whole(seed, sampler.token_table, num_tokens, shape)
+        tokens = draw_contexts(seed, _TOKENS, sampler.token_table, num_tokens, shape)
     else:
         window = (part.index * count, count)
         tokens = _draw_window(seed, sampler.token_table, num_tokens, shape, window)
     mine, position = _find_positions(sampler, query, level)
     source = _entry(tokens, jnp.arange(shape[0]), position).astype(jnp.int32)
     return tokens, part.total(jnp.where(mine, source, 0))
-
-
-def _draw_whole(
-    seed: jax.Array, table: jax.Array, num_tokens: int, shape: tuple[int, int]
-) -> jax.Array:
-    """All tokens [B, T] of a batch."""
-    if num_tokens <= POSITION_MAJOR_LIMIT:
-        return draw_tokens(seed, _TOKENS, table, num_tokens, shape[::-1]).T
-    return draw_tokens(seed, _TOKENS, table, num_tokens, shape)
 
 
 def _draw_window(
@@ -262,19 +306,14 @@ def _draw_window(
     shape: tuple[int, int],
     window: tuple[jax.Array | int, int],
 ) -> jax.Array:
-    """Columns ``start .. start + count`` of what :func:`_draw_whole` would return, [B, count]."""
+    """Columns ``start .. start + count`` of the contexts [B, T] of this shape, [B, count]."""
     start, count = window
     batch_size, context_length = shape
-    positions = (jnp.asarray(start) + jnp.arange(count)).astype(_WORD)
-    samples = jnp.arange(batch_size, dtype=_WORD)
+    start = jnp.asarray(start, jnp.int32)
     if num_tokens <= POSITION_MAJOR_LIMIT:
-        # The halves of the pairs lie in different windows: of each pair one word is used here.
-        half = _WORD(-(-context_length // 2))
-        second = (positions >= half)[:, None]
-        rows = jnp.where(second, positions[:, None] - half, positions[:, None])
-        pair = _words_of(seed, _TOKENS, rows * _WORD(batch_size) + samples[None, :])
-        return _to_tokens(jnp.where(second, pair[1], pair[0]), table, num_tokens).T
-    rows = samples[: -(-batch_size // 2), None]
+        return _draw_tuples(seed, _TOKENS, table, num_tokens, (count, batch_size), start).T
+    positions = (start + jnp.arange(count, dtype=jnp.int32)).astype(_WORD)
+    rows = jnp.arange(-(-batch_size // 2), dtype=_WORD)[:, None]
     pair = _words_of(seed, _TOKENS, rows * _WORD(context_length) + positions[None, :])
     return _from_pair(pair, table, num_tokens, batch_size)
 
@@ -362,11 +401,62 @@ def _entry(table: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
 
 
 def make_token_table(probabilities: jax.Array) -> jax.Array:
-    """What turns a word into a token: thresholds [N - 1] for N <= 32, else an alias table."""
+    """What turns words into tokens: an alias table, for N <= 32 of pairs or quadruples of tokens.
+
+    A tuple of c tokens, b bits each, is a number of b c bits, the first token in the top ones:
+    quadruples of 2 bits up to N = 4, pairs of 4 bits up to N = 16, pairs of 5 bits up to N = 32.
+
+    Args:
+        probabilities: mu [N].
+
+    Returns:
+        The table: uint32 [M], see :func:`alias_table`.
+    """
     counts = _word_counts(probabilities)
-    if counts.shape[0] > COMPARE_LIMIT:
+    num_tokens = counts.shape[0]
+    if num_tokens > POSITION_MAJOR_LIMIT:
         return alias_table(counts)
-    return jnp.cumsum(counts, dtype=_WORD)[:-1]
+    bits, count = _tuple_shape(num_tokens)
+    counts = jnp.zeros((2**bits,), _WORD).at[:num_tokens].set(counts)
+    for _ in range(count.bit_length() - 1):
+        counts = _pair_counts(counts)
+    return alias_table(counts)
+
+
+def _tuple_shape(num_tokens: int) -> tuple[int, int]:
+    """Bits of a token, and tokens that are drawn with one word."""
+    if num_tokens <= 4:
+        return 2, 4
+    return (4, 2) if num_tokens <= 16 else (5, 2)
+
+
+def _pair_counts(counts: jax.Array) -> jax.Array:
+    """Deals out 2^32 words to pairs (i, j): ``counts[i] counts[j] / 2^32``, off by less than one.
+
+    The words of i are cut where the running sum of the counts of j, scaled down, passes a whole
+    number. So i has exactly its words, and j its own up to one for each i that has any.
+    """
+    before = jnp.cumsum(counts, dtype=_WORD) - counts
+    # The sum wraps around: 0 is 2^32 behind the last token that has words.
+    started = jnp.cumsum((counts > 0).astype(jnp.int32)) - (counts > 0).astype(jnp.int32) > 0
+    cuts = jnp.where(
+        (started & (before == 0))[None, :],
+        counts[:, None],
+        _product_high(counts[:, None], before[None, :]),
+    )
+    ends = jnp.concatenate([cuts[:, 1:], counts[:, None]], axis=1)
+    dealt: jax.Array = (ends - cuts).ravel()
+    return dealt
+
+
+def _product_high(first: jax.Array, second: jax.Array) -> jax.Array:
+    """The top 32 bits of products of 32-bit numbers."""
+    half, mask = _WORD(_WORD_BITS // 2), _WORD(_HALF_RANGE - 1)
+    high, low = (first >> half, second >> half), (first & mask, second & mask)
+    middle = high[0] * low[1] + (low[0] * low[1] >> half)
+    carried = (middle & mask) + low[0] * high[1]
+    top: jax.Array = high[0] * high[1] + (middle >> half) + (carried >> half)
+    return top
 
 
 def alias_table(counts: jax.Array) -> jax.Array:
@@ -375,6 +465,10 @@ def alias_table(counts: jax.Array) -> jax.Array:
     A word's top m bits choose a cell; the other bits are compared with the cell's threshold: below
     it the token is the cell's own number, else the cell's alias. Both are packed in one 32-bit
     entry, threshold above, alias below, so that a draw is a single look-up.
+
+    Cells that lack words are filled up in order by those with too many, also in order; one that is
+    left with too few is itself filled up by the next. With running sums of what is lacked and of
+    what is left over, each cell finds its alias by itself (Huebschle-Schneider & Sanders 2019).
 
     Args:
         counts: words that belong to each token, uint32 [N], summing to 2^32.
@@ -385,51 +479,41 @@ def alias_table(counts: jax.Array) -> jax.Array:
     index_bits = _index_bits(counts.shape[0])
     cells = 2**index_bits
     capacity = _WORD(2 ** (_WORD_BITS - index_bits))
-    left = jnp.zeros((cells,), _WORD).at[: counts.shape[0]].set(counts)
-
-    def fill(_: int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        # The emptiest cell is filled up by the fullest one, and is finished.
-        left, entries = carry
-        poor, rich = jnp.argmin(left), jnp.argmax(left)
-        lacking = capacity - left[poor]
-        entry = (left[poor] << _WORD(index_bits)) | rich.astype(_WORD)
-        entries = entries.at[poor].set(jnp.where(lacking > 0, entry, entries[poor]))
-        return left.at[rich].add(-lacking).at[poor].set(capacity), entries
-
-    own = jnp.arange(cells, dtype=_WORD)
-    table: jax.Array = jax.lax.fori_loop(0, cells, fill, (left, own))[1]
+    counts = jnp.zeros((cells,), _WORD).at[: counts.shape[0]].set(counts)
+    poor = counts <= capacity
+    lacking = jnp.where(poor, capacity - counts, _WORD(0))
+    lacked = jnp.cumsum(lacking, dtype=_WORD)
+    spare = jnp.cumsum(jnp.where(poor, _WORD(0), counts - capacity), dtype=_WORD)
+    # Giving ends at the first poor cell that takes all that is left of a rich one, or more.
+    last_taker = jnp.minimum(jnp.searchsorted(lacked, spare), cells - 1)
+    threshold = jnp.where(poor, counts, capacity - (lacked[last_taker] - spare))
+    given = jnp.where(poor, lacked - lacking, spare)
+    alias = jnp.searchsorted(spare, given, side="right").astype(_WORD)
+    entries = (threshold << _WORD(index_bits)) | alias
+    # A threshold of a full cell has no room in the entry.
+    table: jax.Array = jnp.where(threshold == capacity, jnp.arange(cells, dtype=_WORD), entries)
     return table
 
 
 def _from_pair(
     pair: tuple[jax.Array, jax.Array], table: jax.Array, num_tokens: int, length: int
 ) -> jax.Array:
-    """The first tokens along the leading axis, given both halves of their words."""
-    if num_tokens > COMPARE_LIMIT:
-        return _from_alias_table(jnp.concatenate(pair)[:length], table, num_tokens)
-    halves = [_to_tokens(words, table, num_tokens) for words in pair]
-    return jnp.concatenate(halves)[:length]
-
-
-def _to_tokens(words: jax.Array, table: jax.Array, num_tokens: int) -> jax.Array:
-    dtype = token_dtype(num_tokens)
-    token = jnp.zeros(words.shape, dtype)
-    for index in range(num_tokens - 1):
-        token = token + (words >= table[index]).astype(dtype)
-    return token
-
-
-def _from_alias_table(words: jax.Array, table: jax.Array, num_tokens: int) -> jax.Array:
-    index_bits = _index_bits(num_tokens)
+    """The first tokens along the leading axis, given both halves of their words; for N > 32."""
     # Stored: the kernels of the look-up and of what uses it would each compute the words anew.
-    words = jax.lax.optimization_barrier(words)
+    words = jax.lax.optimization_barrier(jnp.concatenate(pair)[:length])
+    return _look_up(words, table, stored=True).astype(token_dtype(num_tokens))
+
+
+def _look_up(words: jax.Array, table: jax.Array, *, stored: bool = False) -> jax.Array:
+    """What each word gives by an alias table, whose entries may be stored before they are used."""
+    index_bits = _index_bits(table.shape[0])
     cell = words >> _WORD(_WORD_BITS - index_bits)
-    # A look-up fused with its use is compiled to scalar code.
-    entry = jax.lax.optimization_barrier(table.at[cell].get(mode="promise_in_bounds"))
-    mask = _WORD(2**index_bits - 1)
+    entry = table.at[cell].get(mode="promise_in_bounds")
+    if stored:  # a look-up fused with its use over a whole array is compiled to scalar code
+        entry = jax.lax.optimization_barrier(entry)
     own = (words & _WORD(2 ** (_WORD_BITS - index_bits) - 1)) < (entry >> _WORD(index_bits))
-    # An untouched cell has threshold 0 and itself as alias, which is right for a full cell.
-    return jnp.where(own, cell, entry & mask).astype(token_dtype(num_tokens))
+    # A full cell has threshold 0 and itself as alias.
+    return jnp.where(own, cell, entry & _WORD(2**index_bits - 1))
 
 
 def _word_pair(seed: jax.Array, stream: int, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:

@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from scbjax.model import Params, attend_part
-from scbjax.sampling import draw_from_columns, draw_positions, draw_tokens, make_sampler, make_seed
+from scbjax.sampling import (
+    draw_contexts,
+    draw_from_columns,
+    draw_positions,
+    draw_tokens,
+    make_sampler,
+    make_seed,
+)
 from scbjax.sharding import largest_rows
 from scbjax.task import (
     Task,
@@ -158,7 +165,7 @@ def refit_value(
     sampler = make_sampler(task)
     seed, table = make_seed(key), sampler.token_table
     query = draw_tokens(seed, 0, table, num_tokens, (num_samples,)).astype(jnp.int32)
-    tokens = draw_tokens(seed, 1, table, num_tokens, (num_samples, positions.shape[0]))
+    tokens = draw_contexts(seed, 1, table, num_tokens, (num_samples, positions.shape[0]))
     elsewhere = draw_tokens(seed, 2, table, num_tokens, (num_samples,)).astype(jnp.int32)
     position = draw_positions(seed, 3, sampler, query)
     here = positions.T[query] == position[:, None]

@@ -24,7 +24,14 @@ from scbjax import optim
 from scbjax.loss import loss, sample_gradients
 from scbjax.model import Params, init_params, sum_by_query
 from scbjax.observe import DEFAULT_RECORD, OBSERVABLES, View, observe
-from scbjax.sampling import COMPARE_LIMIT, Batch, draw_batch, fold_in, make_sampler, make_seed
+from scbjax.sampling import (
+    POSITION_MAJOR_LIMIT,
+    Batch,
+    draw_batch,
+    fold_in,
+    make_sampler,
+    make_seed,
+)
 from scbjax.stages import (
     estimated_signals,
     is_mirrored,
@@ -598,7 +605,7 @@ def _pretrained_value(key: jax.Array, source: Task, settings: Settings) -> jax.A
 
 def _goes_by_columns(task: Task, settings: Settings) -> bool:
     """Whether a step adds the gradient of each sample to the column of A that it asks for."""
-    return task.num_tokens > COMPARE_LIMIT and settings.optimizer != "raw_sgd"
+    return task.num_tokens > POSITION_MAJOR_LIMIT and settings.optimizer != "raw_sgd"
 
 
 def _move(

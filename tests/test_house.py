@@ -21,6 +21,7 @@ PACKAGE = ROOT / "scbjax"
 FLOORS = {
     "sharding": 0,
     "task": 0,
+    "blocks": 0,
     "sampling": 1,
     "model": 1,
     "theory": 1,

@@ -26,6 +26,7 @@ SMALLEST_EXPECTED = 5.0
 
 draw = jax.jit(sample_batch, static_argnums=2)
 quick_draw = quick_jit(sample_batch, static_argnums=2)
+make_table = quick_jit(sampling.make_token_table)
 draw_positions = jax.jit(sampling.draw_positions, static_argnums=1)
 
 
@@ -318,24 +319,34 @@ def test_threefry_gives_the_published_words() -> None:
         assert tuple(int(word) for word in got) == words
 
 
-def decode(table: Array, num_tokens: int) -> Array:
-    """How many of the 2^32 words give each token, from the table alone."""
-    if num_tokens <= sampling.COMPARE_LIMIT:
-        return np.diff(np.concatenate([[0], table.astype(np.int64), [2**32]]))
-    bits = (num_tokens - 1).bit_length()
+def decode(table: Array, size: int) -> Array:
+    """How many of the 2^32 words give each of the numbers below `size`, from the table alone."""
+    bits = len(table).bit_length() - 1
     words = 2 ** (32 - bits)
     own, alias = table.astype(np.int64) >> bits, table.astype(np.int64) % 2**bits
     assert np.all(own < words)
     counts = np.zeros(2**bits, np.int64)
     np.add.at(counts, np.arange(2**bits), own)
     np.add.at(counts, alias, words - own)
-    assert not np.any(counts[num_tokens:])
-    return counts[:num_tokens]
+    assert not np.any(counts[size:])
+    return counts[:size]
+
+
+def decode_tuples(table: Array, num_tokens: int) -> Array:
+    """How many words give each tuple of tokens, an axis for each: [N] for large vocabularies."""
+    if num_tokens > sampling.POSITION_MAJOR_LIMIT:
+        return decode(table, num_tokens)
+    bits = 2 if num_tokens <= 4 else 4 if num_tokens <= 16 else 5
+    count = (len(table).bit_length() - 1) // bits
+    counts = decode(table, len(table)).reshape((2**bits,) * count)
+    legal = counts[(slice(num_tokens),) * count]
+    assert legal.sum() == counts.sum()
+    return legal
 
 
 def skewed_laws() -> Iterator[Array]:
     rng = np.random.default_rng(0)
-    for size in (2, 3, 17, 32, 33, 256, 300, 1000):
+    for size in (2, 3, 4, 10, 17, 32, 33, 256, 300, 1000):
         yield np.full(size, 1 / size)
         yield rng.dirichlet(np.full(size, 0.1)) + 1e-12  # entries from 1e-12 to nearly 1
         tiny = rng.dirichlet(np.full(size, 5.0))
@@ -347,7 +358,8 @@ def skewed_laws() -> Iterator[Array]:
 @pytest.mark.parametrize("law", list(skewed_laws()), ids=lambda law: f"{len(law)}")
 def test_every_token_has_its_share_of_the_words(law: Array) -> None:
     law = (law / law.sum()).astype(np.float32)
-    counts = decode(np.asarray(quick_jit(sampling.make_token_table)(law)), len(law))
+    tuples = decode_tuples(np.asarray(make_table(law)), len(law))
+    counts = tuples.sum(axis=tuple(range(1, tuples.ndim)))
     exact = law.astype(np.float64) / law.astype(np.float64).sum()
     assert counts.sum() == 2**32
     assert counts.min() >= 1
@@ -358,13 +370,51 @@ def test_every_token_has_its_share_of_the_words(law: Array) -> None:
     assert np.all(np.abs(counts - exact * 2**32)[others] <= 2 + exact[others] * 2**32 * 2.0**-22)
 
 
+@pytest.mark.parametrize("law", list(skewed_laws()), ids=lambda law: f"{len(law)}")
+def test_tokens_of_one_word_are_independent(law: Array) -> None:
+    """Over all 2^32 words: joint laws and marginals are those of independent draws."""
+    law = (law / law.sum()).astype(np.float32)
+    tuples = decode_tuples(np.asarray(make_table(law)), len(law))
+    assert tuples.sum() == 2**32
+    if tuples.ndim == 1:
+        assert len(law) > sampling.POSITION_MAJOR_LIMIT
+        return
+    axes = range(tuples.ndim)
+    marginals = [tuples.sum(axis=tuple(a for a in axes if a != axis)) for axis in axes]
+    shares = marginals[0] / 2**32
+    product = functools.reduce(np.multiply.outer, [shares] * tuples.ndim) * 2**32
+    # A cut moves a tuple by less than a word, and a quadruple is made of pairs that were moved.
+    assert np.abs(tuples - product).max() <= (1 if tuples.ndim == 2 else 3)
+    for marginal in marginals[1:]:
+        assert np.abs(marginal - marginals[0]).max() < 2 * len(tuples) ** (tuples.ndim // 2)
+
+
+@pytest.mark.parametrize(("num_tokens", "shape"), [(3, (201, 7)), (20, (4099, 17)), (3, (5,))])
+def test_a_token_is_a_function_of_its_place(num_tokens: int, shape: tuple[int, ...]) -> None:
+    """Against a table of all words in NumPy; the second shape is drawn in several blocks."""
+    table = np.asarray(make_table(np.full(num_tokens, 1 / num_tokens)))
+    seed, stream = sampling.make_seed(jax.random.key(11)), 5
+    drawn = jax.jit(sampling.draw_tokens, static_argnums=(1, 3, 4))(
+        seed, stream, table, num_tokens, shape
+    )
+    cells, width = len(table).bit_length() - 1, math.prod(shape[1:])
+    bits, count = (2, 4) if num_tokens == 3 else (5, 2)
+    row, column = np.divmod(np.arange(math.prod(shape)), width)
+    counter = (row // count * width + column).astype(np.uint32)
+    words = sampling.threefry(seed, jnp.asarray(counter), jnp.full_like(counter, stream))[0]
+    cell, rest = np.divmod(np.asarray(words, np.int64), 2 ** (32 - cells))
+    number = np.where(rest < table[cell] >> cells, cell, table[cell] % 2**cells)
+    token = number // 2 ** (bits * (count - 1 - row % count)) % 2**bits
+    assert np.array_equal(np.asarray(drawn).ravel(), token)
+
+
 def test_words_are_turned_into_tokens_as_the_table_says() -> None:
     """Rare tokens are drawn as often as their share: of 4 10^7 words, 40 and 4000 are expected."""
     for size in (3, 40):
         law = np.full(size, 1.0)
         law[:2] = size * 1e-6, size * 1e-4
         law /= law.sum()
-        table = quick_jit(sampling.make_token_table)(law.astype(np.float32))
+        table = make_table(law.astype(np.float32))
         tokens = jax.jit(sampling.draw_tokens, static_argnums=(1, 3, 4))
         counts = np.zeros(size, np.int64)
         for key in jax.random.split(jax.random.key(7), 10):

@@ -18,11 +18,8 @@ from scbjax.sweep.fields import NOISE_RECORD
 # on their way to the disk and for everybody else.
 MEMORY_SHARE = 0.5
 
-SMALL_VOCABULARY = 4
+SMALL_VOCABULARY = 32
 """Vocabularies up to this size have programs of their own (`scbjax.sampling`)."""
-
-LOOK_UP_LIMIT = 32
-"""Above this size tokens are looked up and steps go by columns of A (`scbjax.sampling`)."""
 
 _FLOAT = 4  # bytes of a float32 or int32
 
@@ -36,9 +33,11 @@ _TEMPORARY_ATTENTIONS = 2.25
 # Arrays of the size of V [N, N] per trajectory: V, P and its distribution functions.
 _KEPT_VALUES = 3
 # Bytes per token of the batch, or per draw of the refit: what an outer point holds, what a
-# trajectory holds in a step, and in a refit; each for small vocabularies and for others.
-_OUTER_BYTES = (1.0, 10.0)
-_STEP_BYTES = (13.0, 1.5)
+# trajectory holds in a step, and in a refit; each for small vocabularies and for others. A step of
+# a small vocabulary works on a block of tokens at a time (`scbjax.blocks`).
+_OUTER_BYTES = (2.5, 10.0)
+_STEP_BYTES = (4.5, 1.5)
+BLOCK_TOKENS = 2**15
 _REFIT_BYTES = (17.0, 13.0)
 # Bytes per sample and token of the least-squares problem of the refit.
 _LEAST_SQUARES_BYTES = 2.0
@@ -48,15 +47,15 @@ COMPILE_SECONDS = 7.0
 
 # How many of two cores are busy on average.
 _BUSY_CORES = 1.6
-# Processor seconds to draw a token, by the size of the vocabulary.
-_DRAW_SIZES = (3, 10, 20, 32, 33)
-_DRAW_SECONDS = (0.6e-9, 4e-9, 4.3e-9, 5e-9, 2.5e-9)
-# Processor seconds of a trajectory: per token of a batch; per row and per entry of A in a step.
-_TOKEN_SECONDS = 2.1e-9
+# Processor seconds to draw a token, and those of a trajectory for each of them in a step, by the
+# size of the vocabulary.
+_TOKEN_SIZES = (3, 10, 20, 32, 33)
+_DRAW_SECONDS = (0.9e-9, 1.6e-9, 1.7e-9, 1.7e-9, 2.5e-9)
+_TOKEN_SECONDS = (0.6e-9, 1.7e-9, 2.8e-9, 4.5e-9, 4.5e-9)
+# Processor seconds of a trajectory per row and per entry of A in a step.
 _ROW_SECONDS = 25e-9
 _ENTRY_SECONDS = 2.5e-9
-# The same, per token and per entry, for vocabularies whose steps go by columns of A.
-_COLUMN_TOKEN_SECONDS = 4.5e-9
+# The same per entry for vocabularies whose steps go by columns of A.
 _COLUMN_ENTRY_SECONDS = 0.9e-9
 # Tokens that are drawn at a time for the noise of the gradients (`scbjax.noise`).
 _NOISE_PIECE = 2**18
@@ -103,7 +102,7 @@ def temporary_bytes(values: Mapping[str, Any]) -> int:
     if draws:
         samples = int(values["train.refit_samples"])
         refit += _LEAST_SQUARES_BYTES * samples * int(values["task.num_tokens"])
-    batch = max(_largest_tokens(values), min(_NOISE_PIECE, _noise_tokens(values)))
+    batch = max(_step_tokens(values), min(_NOISE_PIECE, _noise_tokens(values)))
     tokens = _by_size(values, _STEP_BYTES) * batch
     return math.ceil(_FLOAT * _TEMPORARY_ATTENTIONS * _entries(values) + max(tokens, refit))
 
@@ -116,7 +115,7 @@ def block_bytes(values: Mapping[str, Any], shape: tuple[int, int]) -> int:
 
 def step_bytes(values: Mapping[str, Any], inner: int) -> int:
     """Memory that the steps of an outer point go through again and again."""
-    each = _by_size(values, _STEP_BYTES) * _largest_tokens(values)
+    each = _by_size(values, _STEP_BYTES) * _step_tokens(values)
     each += _FLOAT * (1 + _TEMPORARY_ATTENTIONS) * _entries(values)
     return math.ceil(_by_size(values, _OUTER_BYTES) * _largest_tokens(values) + inner * each)
 
@@ -137,12 +136,14 @@ def run_seconds(values: Mapping[str, Any], shape: tuple[int, int]) -> float:
     """Estimated time of a grid of (outer, inner) trajectories on two CPU cores, once compiled."""
     outer, inner = shape
     tokens, entries = _tokens(values), _entries(values)
-    draw = tokens * float(np.interp(values["task.num_tokens"], _DRAW_SIZES, _DRAW_SECONDS))
-    if int(values["task.num_tokens"]) > LOOK_UP_LIMIT:
-        learn = tokens * _COLUMN_TOKEN_SECONDS + entries * _COLUMN_ENTRY_SECONDS
+    draw, learn = (
+        tokens * float(np.interp(values["task.num_tokens"], _TOKEN_SIZES, seconds))
+        for seconds in (_DRAW_SECONDS, _TOKEN_SECONDS)
+    )
+    if _is_small(values):
+        learn += entries * _ENTRY_SECONDS + rows(values) * _ROW_SECONDS
     else:
-        learn = tokens * _TOKEN_SECONDS + entries * _ENTRY_SECONDS
-        learn += rows(values) * _ROW_SECONDS
+        learn += entries * _COLUMN_ENTRY_SECONDS
     record = _refit_draws(values) * _REFIT_SECONDS
     record += len(values["record.variables"]) * (
         _VARIABLE_SECONDS + entries * _VARIABLE_ENTRY_SECONDS
@@ -199,6 +200,16 @@ def _largest_tokens(values: Mapping[str, Any]) -> int:
     return batch * rows(values)
 
 
+def _step_tokens(values: Mapping[str, Any]) -> int:
+    """Context tokens that a step works on at a time."""
+    tokens = _largest_tokens(values)
+    return min(tokens, BLOCK_TOKENS) if _is_small(values) else tokens
+
+
+def _is_small(values: Mapping[str, Any]) -> bool:
+    return int(values["task.num_tokens"]) <= SMALL_VOCABULARY
+
+
 def _entries(values: Mapping[str, Any]) -> int:
     """Entries of A."""
     return rows(values) * int(values["task.num_tokens"])
@@ -230,4 +241,4 @@ def _noise_tokens(values: Mapping[str, Any]) -> int:
 
 def _by_size(values: Mapping[str, Any], costs: tuple[float, float]) -> float:
     small, large = costs
-    return small if int(values["task.num_tokens"]) <= SMALL_VOCABULARY else large
+    return small if _is_small(values) else large

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from scbjax import noise
-from scbjax.sampling import COMPARE_LIMIT, POSITION_MAJOR_LIMIT
+from scbjax.blocks import BLOCK_ELEMENTS
+from scbjax.sampling import POSITION_MAJOR_LIMIT
 from scbjax.sweep import chunks, cost
 from scbjax.sweep.cost import chunk_bytes, default_memory_bytes, readable_bytes, run_seconds
 from scbjax.sweep.plan import Chunk, Program, make_plan
@@ -63,7 +64,7 @@ def test_memory_is_within_a_third_of_the_compiled_programs(
 
 def test_kinds_of_vocabularies_are_those_of_the_model() -> None:
     assert cost.SMALL_VOCABULARY == POSITION_MAJOR_LIMIT
-    assert cost.LOOK_UP_LIMIT == COMPARE_LIMIT
+    assert cost.BLOCK_TOKENS == BLOCK_ELEMENTS
 
 
 @pytest.mark.parametrize("override", ["context_length=1000", "batch_size=128", "num_tokens=4"])

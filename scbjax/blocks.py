@@ -1,0 +1,118 @@
+"""Arrays over positions, made or summed up block by block on a CPU.
+
+XLA compiles what is written as one expression into loops over whole arrays, which leave the cache,
+and computes a value anew in every loop that uses it. The body of a loop over blocks ends where it
+says, and what it holds stays in the cache. Accelerators get one block: they have the bandwidth, and
+would wait for the launch of every block.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Elements of a block: starting it takes no time in comparison, and 128 KiB stay in the cache.
+BLOCK_ELEMENTS = 2**15
+# Rows that are added before the sum is written. XLA forms a value that is used in more than 15
+# places once, and does not recompute it, element by element, for each.
+_TERMS = 20
+
+
+def has_blocks() -> bool:
+    """Whether there is more than one block on this backend."""
+    return jax.default_backend() == "cpu"
+
+
+def fill(
+    make: Callable[[jax.Array, int], jax.Array],
+    shape: tuple[int, ...],
+    dtype: jax.typing.DTypeLike,
+    width: int,
+) -> jax.Array:
+    """An array made in blocks of its leading axis.
+
+    Args:
+        make: gives ``count`` rows from row ``first`` on, of (first, count); first is an int32
+            scalar that may be traced.
+        shape: shape of the array.
+        dtype: its dtype.
+        width: elements that are worked on to make a row.
+
+    Returns:
+        The array.
+
+    Example:
+        >>> fill(lambda first, count: first + jnp.arange(count), (4,), jnp.int32, 1).tolist()
+        [0, 1, 2, 3]
+    """
+    rows = shape[0]
+    blocks = _count_blocks(rows, width)
+    if blocks == 1:
+        return make(jnp.zeros((), jnp.int32), rows)
+    count = -(-rows // blocks)
+
+    def write(index: jax.Array, array: jax.Array) -> jax.Array:
+        # The last block begins earlier where it would be shorter, and makes some rows once more.
+        first = jnp.minimum(index * count, rows - count)
+        return jax.lax.dynamic_update_slice_in_dim(array, make(first, count), first, axis=0)
+
+    array: jax.Array = _repeat(blocks, write, jnp.zeros(shape, dtype))
+    return array
+
+
+def sum_by_class(
+    weigh: Callable[[jax.Array], jax.Array], rows: jax.Array, classes: jax.Array, num_classes: int
+) -> jax.Array:
+    """Sums along the columns of weights, for each class but the first.
+
+    Args:
+        weigh: gives weights [R, B] of any number R of rows; linear.
+        rows: what the weights are made of, [T, ...].
+        classes: the class of every weight, unsigned integers [T, B].
+        num_classes: the number N of classes.
+
+    Returns:
+        The sums, [N - 1, B].
+
+    Example:
+        >>> classes = jnp.array([[1], [0], [1]], jnp.uint8)
+        >>> sum_by_class(lambda rows: rows, jnp.array([[1.0], [2.0], [4.0]]), classes, 2).tolist()
+        [[5.0]]
+    """
+    length, width = classes.shape
+    count = -(-length // (_TERMS * _count_blocks(length, width)))
+    blocks = -(-length // (_TERMS * count))
+    missing = max(0, _TERMS * count - length)
+    rows, classes = (jnp.pad(array, ((0, missing), (0, 0))) for array in (rows, classes))
+    others = jnp.arange(1, num_classes, dtype=classes.dtype)[:, None, None]
+
+    def add(index: jax.Array, sums: jax.Array) -> jax.Array:
+        begin = index * (_TERMS * count)
+        first = jnp.minimum(begin, max(length - _TERMS * count, 0))
+        own, mine = (
+            jax.lax.dynamic_slice_in_dim(array, first, _TERMS * count) for array in (rows, classes)
+        )
+        # The last block begins earlier where it would be shorter: some rows have been added before.
+        fresh = first + jnp.arange(_TERMS * count, dtype=jnp.int32) >= begin
+        weights = weigh(jnp.where(fresh[:, None], own, jnp.zeros((), own.dtype)))
+        for start in range(0, _TERMS * count, count):
+            part = slice(start, start + count)
+            chosen = jnp.where(mine[None, part] == others, weights[None, part], 0.0)
+            sums = sums + chosen
+        return sums
+
+    dtype = jax.eval_shape(weigh, rows).dtype
+    sums = _repeat(blocks, add, jnp.zeros((num_classes - 1, count, width), dtype))
+    return jnp.sum(sums, axis=1)
+
+
+def _count_blocks(rows: int, width: int) -> int:
+    return min(rows, -(-rows * width // BLOCK_ELEMENTS)) if has_blocks() else 1
+
+
+def _repeat(
+    times: int, function: Callable[[jax.Array, jax.Array], jax.Array], array: jax.Array
+) -> jax.Array:
+    repeated: jax.Array = jax.lax.fori_loop(np.int32(0), np.int32(times), function, array)
+    return repeated
