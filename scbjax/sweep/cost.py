@@ -136,10 +136,11 @@ def run_seconds(values: Mapping[str, Any], shape: tuple[int, int]) -> float:
     """Estimated time of a grid of (outer, inner) trajectories on two CPU cores, once compiled."""
     outer, inner = shape
     tokens, entries = _tokens(values), _entries(values)
-    draw, learn = (
+    draw, look = (
         tokens * float(np.interp(values["task.num_tokens"], _TOKEN_SIZES, seconds))
         for seconds in (_DRAW_SECONDS, _TOKEN_SECONDS)
     )
+    learn = look
     if _is_small(values):
         learn += entries * _ENTRY_SECONDS + rows(values) * _ROW_SECONDS
     else:
@@ -150,7 +151,7 @@ def run_seconds(values: Mapping[str, Any], shape: tuple[int, int]) -> float:
     )
     steps = int(values["train.steps"]) * (draw + inner * learn)
     steps *= 1 + _start_samples(values) / _samples(values)
-    fresh = _noise_tokens(values) / tokens * (draw + inner * tokens * _TOKEN_SECONDS)
+    fresh = _noise_tokens(values) / tokens * (draw + inner * look)
     return outer * (steps + _num_records(values) * (inner * record + fresh)) / _BUSY_CORES
 
 
