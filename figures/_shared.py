@@ -56,6 +56,7 @@ LOOKS: Final[Mapping[str, tuple[tuple[str, Any], ...]]] = {
     "raw_sgd": (("#777777", (0, (1, 1))), ("#AAAAAA", (0, (1, 1)))),
 }
 POPULATION_LOOK: Final[Mapping[str, Any]] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
+REAL_LOOK: Final[Mapping[str, Any]] = {"marker": "o", "markersize": 2.4, "linestyle": ""}
 STAGE_COLOUR: Final = "#888888"
 
 Plot = Callable[[xr.Dataset], Figure]
@@ -681,7 +682,7 @@ def add_legend(figure: Figure, data: xr.Dataset, arms: Sequence[Arm], *extra: st
         figure: the figure.
         data: the tidy dataset that it shows.
         arms: names and looks.
-        *extra: of "population", "rounded" and "refit", those that the figure draws.
+        *extra: of "population", "real", "rounded" and "refit", those that the figure draws.
     """
     grey: dict[str, Any] = {"color": "#666666"}
     star = Line2D([], [], **grey, linestyle="", marker="*", markersize=7.5)
@@ -695,6 +696,8 @@ def add_legend(figure: Figure, data: xr.Dataset, arms: Sequence[Arm], *extra: st
         entries[label] = (Patch(color="#cccccc"), Line2D([], [], **grey))
     if "population" in extra:
         entries["population path"] = Line2D([], [], **POPULATION_LOOK)
+    if "real" in extra:
+        entries["real mini-batches"] = Line2D([], [], **grey, **REAL_LOOK)
     if "rounded" in extra:
         entries[r"$A$ rounded, $V$ refitted"] = star
     if "refit" in extra:

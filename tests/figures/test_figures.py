@@ -27,7 +27,7 @@ Make = Callable[..., xr.Dataset]
 Store = Callable[[str, xr.Dataset], Path]
 
 FIGURES = Path(_shared.__file__).parent
-CURVES = ("quickstart", "fig1", "fig3", "scale")
+CURVES = ("quickstart", "fig1", "fig3", "fig6", "scale")
 NAMES = (*CURVES, "fig4", "projector")
 ARM = "optimizer_and_learning_rate_2"
 
@@ -453,6 +453,53 @@ def test_projector_draws_noise_against_length_spread_and_signal() -> None:
         rtol=1e-5,
     )
     assert len(line(right, "path alpha_value_noise_mu")) == 5 * 2 * 3
+
+
+def as_sizes(dataset: xr.Dataset) -> xr.Dataset:
+    """Give the panels of another study as those of figure 6."""
+    return dataset.isel(sparsity=[0, 1]).rename(sparsity="num_tokens")
+
+
+def test_fig6_has_a_column_for_each_vocabulary(dataset: xr.Dataset) -> None:
+    script = importlib.import_module("fig6")
+    data = as_sizes(dataset).assign_coords(num_tokens=[100, 500])
+    figure = script.plot(data)
+    titles = [axes.get_title() for axes in panels(figure) if axes.get_title()]
+    assert titles == ["$N = 100$", "$N = 500$"]
+    for place, axes in enumerate(panels(figure)):
+        variable = list(script.NAMES)[place // 2]
+        runs = data[variable].values[:, place % 2, 1].astype(float)
+        np.testing.assert_allclose(line(axes, "median 1")[:, 1], np.median(runs, axis=0))
+        assert not [item for item in axes.lines if str(item.get_gid()).startswith("real")]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_fig6_draws_real_runs_of_the_same_settings(
+    dataset: xr.Dataset, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    script = importlib.import_module("fig6")
+    simulated = as_sizes(dataset).assign_coords(num_tokens=[100, 500])
+    real = simulated.isel(seed=[0], num_tokens=[1], drop=False).isel({ARM: [0]})
+    if not same:
+        real = real.assign_attrs(settings='{"train.batch_size": 7}')
+    results = store("fig6", simulated)
+    store("scale", real)
+    drawn: list[Figure] = []
+    plot = script.plot
+
+    def keep(*datasets: xr.Dataset) -> Figure:
+        drawn.append(plot(*datasets))
+        return drawn[-1]
+
+    monkeypatch.setattr(script, "plot", keep)
+    script.draw(results, tmp_path / "out")
+    (figure,) = drawn
+    assert ("real mini-batches" in texts(figure)) == same
+    columns = [[item.get_gid() for item in axes.lines] for axes in panels(figure)[:2]]
+    assert ["real 0" in column for column in columns] == [False, same]
+    if same:
+        found = line(panels(figure)[1], "real 0")[:, 1]
+        np.testing.assert_allclose(found, real["alpha_value"].values[0, 0, 0])
 
 
 def test_every_figure_has_a_caption() -> None:

@@ -1,0 +1,134 @@
+"""Signals and distances to the population path at N = 100 and 500, T = 100000 (figure 6).
+
+The dataset comes from `scbjax run fig6`: simulated runs, in which a few hundred positions of the
+context stand for all of them. Where `scbjax run scale` has been run too, its runs on real
+mini-batches are drawn as points over them: same tasks, same settings, other noise. What to see: the
+paper claims that what figure 3 shows holds at these sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy.typing as npt
+import xarray as xr
+from _shared import (
+    DOUBLE_COLUMN,
+    REAL_LOOK,
+    Arm,
+    add_legend,
+    arms_of,
+    band,
+    draw_arm,
+    draw_population,
+    draw_stages,
+    horizontal,
+    linear_limits,
+    main,
+    open_study,
+    population_of,
+    render,
+    runs_of,
+    setting,
+    symbol,
+    tidy,
+    title,
+)
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+STUDY: Final = "fig6"
+REAL: Final = "scale"
+POPULATION: Final = {
+    "alpha_value": "population_alpha_value",
+    "alpha_attention": "population_alpha_attention",
+}
+NAMES: Final = {
+    "alpha_value": "signal in V",
+    "alpha_attention": "signal in A",
+    "delta_value": "off the path",
+    "delta_attention": "off the path",
+}
+VARIABLES: Final = ("stage", *NAMES, *POPULATION.values())
+# Settings in which a real run must agree to be drawn over the simulated ones.
+SAME: Final = ("context_length", "batch_size", "learning_rate_1", "learning_rate_2", "l1")
+
+
+def plot(dataset: xr.Dataset, real: xr.Dataset | None = None) -> Figure:
+    """Make the figure from the study's dataset and, if there is one, that of real runs."""
+    data = tidy(dataset, ["num_tokens"])
+    arms, sizes = arms_of(data), data["num_tokens"].to_numpy()
+    panels = [data.isel(num_tokens=index) for index in range(sizes.size)]
+    figure = Figure(figsize=(DOUBLE_COLUMN, 1.5 * len(NAMES) + 0.6))
+    grid = figure.subplots(len(NAMES), sizes.size, sharex=True, sharey="row", squeeze=False)
+    for row, variable in zip(grid, NAMES, strict=True):
+        drawn = [runs_of(panel, variable, arm) for panel in panels for arm in arms]
+        row[0].set_ylim(linear_limits(drawn))
+        for axes, panel in zip(row, panels, strict=True):
+            draw_panel(axes, panel, variable)
+        row[0].set_ylabel(f"{NAMES[variable]}, {symbol(data, variable)}")
+    for axes, size, panel in zip(grid[0], sizes, panels, strict=True):
+        title(axes, f"$N = {size}$" if "num_tokens" in data.coords else "", panel, arms)
+    for axes in grid[-1]:
+        axes.set_xlabel("iteration")
+    if real is not None:
+        draw_real(grid, sizes.tolist(), tidy(real, ["num_tokens"]), arms)
+    add_legend(figure, data, arms, "population", *(["real"] if real is not None else []))
+    return figure
+
+
+def draw_panel(axes: Axes, panel: xr.Dataset, variable: str) -> None:
+    """Draw one variable of every arm with, for a signal, its population path."""
+    arms = arms_of(panel)
+    x = [horizontal(panel, arm, "step") for arm in arms]
+    for here, arm in zip(x, arms, strict=True):
+        draw_arm(axes, here, runs_of(panel, variable, arm), arm)
+    if variable in POPULATION:
+        paths = [band(population_of(panel, POPULATION[variable], arm))[1] for arm in arms]
+        draw_population(axes, x, paths, arms)
+    draw_stages(axes, panel, arms, x)
+
+
+def draw_real(
+    grid: npt.NDArray[Any], sizes: Sequence[int], data: xr.Dataset, arms: Sequence[Arm]
+) -> None:
+    """Draw runs on real mini-batches as points, in the colour of the arm with their optimizer."""
+    looks = {arm.label.partition(",")[0]: arm.colour for arm in reversed(arms)}
+    for index, size in enumerate(data["num_tokens"].to_numpy()):
+        panel = data.isel(num_tokens=index)
+        for own in arms_of(panel):
+            colour = looks.get(own.label.partition(",")[0])
+            if size not in sizes or colour is None:
+                continue
+            for row, variable in zip(grid, NAMES, strict=True):
+                row[sizes.index(size)].plot(
+                    horizontal(panel, own, "step"),
+                    runs_of(panel, variable, own).T,
+                    **REAL_LOOK,
+                    color=colour,
+                    zorder=5,
+                    gid=f"real {own.index}",
+                )
+
+
+def same_settings(simulated: xr.Dataset, real: xr.Dataset) -> bool:
+    """Tell whether two datasets were made with the same task sizes, rates and batches."""
+    return all(setting(simulated, name) == setting(real, name) for name in SAME)
+
+
+def draw(results: Path, out: Path) -> list[Path]:
+    """Draw the figure from the dataset under `results` into `out` and return the files."""
+
+    def with_real(dataset: xr.Dataset) -> Figure:
+        if not (results / REAL / f"{REAL}.nc").is_file():
+            return plot(dataset)
+        real = open_study(results, REAL, VARIABLES)
+        return plot(dataset, real if same_settings(dataset, real) else None)
+
+    return render("fig6", STUDY, VARIABLES, with_real, results, out)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(draw, __doc__))
