@@ -1,0 +1,209 @@
+"""Samples to recovery against the context length, from scratch and by transfer (Theorem 4.1).
+
+The dataset comes from `scbjax run transfer`. What to see: the theorem says that a transfer, which
+starts from the transition matrix of a related task, needs a number of samples that grows as log T,
+where training from scratch needs a power of T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from _shared import (
+    DOUBLE_COLUMN,
+    LOOKS,
+    SUCCESS,
+    Values,
+    growth_exponent,
+    main,
+    render,
+    samples_for_share,
+    samples_to_recovery,
+)
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter, NullLocator
+
+STUDY: Final = "transfer"
+VARIABLES: Final = ("samples", "rounded_attention_distance", "rounded_value_distance")
+GUIDE: Final[dict[str, Any]] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
+SPREAD: Final = 0.06  # of the logarithm of T, between the dots of neighbouring arms
+MARKERS: Final = ("o", "s", "^")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The runs of one way to train.
+
+    Attributes:
+        label: its name.
+        look: colour and line style.
+        lengths: context lengths [points].
+        samples: to recovery, [points, runs]; of the settings that need the fewest.
+    """
+
+    label: str
+    look: tuple[str, Any]
+    lengths: Values
+    samples: Values
+
+
+def curves_of(dataset: xr.Dataset) -> list[Curve]:
+    """Read the ways to train and, where a context length has several settings, take the best.
+
+    Raises:
+        ValueError: the study does not vary the context length and the start together.
+    """
+    names = ("context_length", "start", "optimizer")
+    missing = [name for name in names if dataset.get(name) is None or dataset[name].ndim != 1]
+    dims = {dataset[name].dims for name in names if name not in missing}
+    if missing or len(dims) != 1:
+        raise ValueError(f"the figure needs {', '.join(names)} to vary along one axis, a zip")
+    ((along,),) = dims
+    samples = samples_to_recovery(dataset)
+    runs = samples.stack(run=[name for name in samples.dims if name != along], create_index=False)
+    table = runs.transpose(along, "run").to_numpy()
+    ways = list(zip(dataset["start"].to_numpy(), dataset["optimizer"].to_numpy(), strict=True))
+    lengths = dataset["context_length"].to_numpy().astype(float)
+    known = {
+        ("uniform", "proximal"): ("from scratch", LOOKS["sgd"][0]),
+        ("transfer", "proximal"): ("transfer", LOOKS["proximal"][0]),
+        ("transfer", "sgd"): ("transfer, SGD", LOOKS["proximal"][1]),
+    }
+    curves = []
+    for way, (label, look) in known.items():
+        rows = np.array([way == other for other in ways])
+        if rows.any():
+            xs = np.unique(lengths[rows])
+            best = [cheapest(table[rows & (lengths == x)]) for x in xs]
+            curves.append(Curve(label, look, xs, np.stack(best)))
+    return curves
+
+
+def cheapest(samples: Values) -> Values:
+    """Of several settings [settings, runs], the one with which 90% recover soonest: [runs]."""
+    best: Values = samples[int(np.argmin(samples_for_share(samples)))]
+    return best
+
+
+def plot(dataset: xr.Dataset) -> Figure:
+    """Make the figure from the study's dataset."""
+    curves = curves_of(dataset)
+    figure = Figure(figsize=(DOUBLE_COLUMN, 3.1))
+    left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
+    for place, curve in enumerate(curves):
+        draw_growth(left, curve, place, (place - (len(curves) - 1) / 2) * SPREAD)
+    draw_guide(left, curves)
+    ticks = np.unique(np.concatenate([curve.lengths for curve in curves]))
+    left.set(xscale="log", yscale="log", xlabel="context length $T$")
+    left.set_ylabel(f"samples until {SUCCESS:.0%} of runs recover")
+    left.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    left.xaxis.set_minor_locator(NullLocator())
+    for curve in curves:
+        if curve.label != "transfer, SGD":
+            draw_shares(right, curve)
+    right.set(xscale="log", xlabel="samples", ylabel="share of runs recovered", ylim=(0, 1.03))
+    label_ends(right, curves)
+    for axis in (left.yaxis, right.xaxis):
+        axis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
+        axis.set_minor_formatter(NullFormatter())
+    add_legend(figure, curves)
+    return figure
+
+
+def draw_growth(axes: Axes, curve: Curve, place: int, shift: float) -> None:
+    """Draw single runs as faint dots, where 90% recover as markers, and the fitted power of T."""
+    colour, linestyle = curve.look
+    x = curve.lengths * np.exp(shift)
+    dots = np.where(np.isfinite(curve.samples), curve.samples, np.nan)
+    axes.plot(x, dots, ".", color=colour, markersize=2, alpha=0.35)
+    costs = samples_for_share(curve.samples)
+    axes.plot(
+        x, costs, MARKERS[place], color=colour, markersize=4.5, zorder=5, gid=f"cost {curve.label}"
+    )
+    fine = np.isfinite(costs)
+    if fine.sum() > 1:
+        exponent = np.polyfit(np.log(curve.lengths[fine]), np.log(costs[fine]), 1)
+        fitted = np.exp(np.polyval(exponent, np.log(curve.lengths[fine])))
+        axes.plot(x[fine], fitted, color=colour, linestyle=linestyle, linewidth=1.0, zorder=4)
+
+
+def draw_guide(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Draw growth as log T from where the first transfer begins: the theorem's statement."""
+    for curve in curves:
+        cost = samples_for_share(curve.samples)
+        if curve.label == "transfer" and np.isfinite(cost[0]):
+            line = cost[0] * np.log(curve.lengths) / np.log(curve.lengths[0])
+            axes.plot(curve.lengths, line, **GUIDE, zorder=3, gid="theorem")
+
+
+def draw_shares(axes: Axes, curve: Curve) -> None:
+    """Draw the share of runs that have recovered after so many samples, a line for every T."""
+    colour = curve.look[0]
+    for place, runs in enumerate(curve.samples):
+        finite = np.sort(runs[np.isfinite(runs)])
+        x = np.concatenate([[1.0], finite, [np.inf]])
+        y = np.concatenate([[0.0], np.arange(1, len(finite) + 1), [len(finite)]]) / len(runs)
+        strength = (place + 1) / len(curve.samples)
+        axes.step(
+            x[:-1],
+            y[:-1],
+            where="post",
+            color=colour,
+            linewidth=0.6 + 1.0 * strength,
+            alpha=0.35 + 0.65 * strength,
+            gid=f"share {curve.label} {curve.lengths[place]:g}",
+        )
+    axes.axhline(SUCCESS, color="#cccccc", linewidth=0.5, zorder=0.5)
+
+
+def label_ends(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Limit the x axis to where runs recover, and write T at the first and the last line."""
+    finite = np.concatenate([curve.samples[np.isfinite(curve.samples)] for curve in curves])
+    if finite.size:
+        axes.set_xlim(0.8 * finite.min(), 1.3 * finite.max())
+    for curve in curves:
+        ends = {0, len(curve.lengths) - 1} if curve.label == "from scratch" else set()
+        for place in ends:
+            runs = curve.samples[place]
+            middle = np.median(runs)
+            if np.isfinite(middle):
+                axes.annotate(
+                    f"$T$ = {curve.lengths[place]:g}",
+                    (middle, 0.5),
+                    xytext=(4, -9),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color=curve.look[0],
+                )
+
+
+def add_legend(figure: Figure, curves: Sequence[Curve]) -> None:
+    """Put one legend above the panels, with the exponents and their intervals."""
+    entries: dict[str, Line2D] = {}
+    for place, curve in enumerate(curves):
+        label = curve.label
+        if len(curve.lengths) > 1:
+            low, exponent, high = growth_exponent(curve.lengths, curve.samples)
+            label += f": $T^{{{exponent:.2f}}}$ ({low:.2f} to {high:.2f})"
+        entries[label] = Line2D(
+            [], [], color=curve.look[0], linestyle=curve.look[1], marker=MARKERS[place],
+            markersize=4.5,
+        )  # fmt: skip
+    entries[r"theorem for transfer: $\propto \log T$"] = Line2D([], [], **GUIDE)
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=2)
+
+
+def draw(results: Path, out: Path) -> list[Path]:
+    """Draw the figure from the dataset under `results` into `out` and return the files."""
+    return render("transfer", STUDY, VARIABLES, plot, results, out)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(draw, __doc__))

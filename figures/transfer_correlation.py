@@ -1,0 +1,138 @@
+"""Recovery by transfer against how much the related task tells of the target (Theorem 4.1).
+
+The dataset comes from `scbjax run transfer_correlation`. The axis is the overlap
+(<P_hat, P>_mu - |mu|^2) / K_P of the related transition matrix with that of the target, which is
+alpha_V / theta at the start. What to see: the theorem asks for an overlap of at least |mu|^2 / K_P
+and a small theta; the figure shows how far below it transfer still works, and where it breaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from _shared import (
+    DOUBLE_COLUMN,
+    Values,
+    main,
+    render,
+    samples_to_recovery,
+    tidy,
+)
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+STUDY: Final = "transfer_correlation"
+VARIABLES: Final = (
+    "samples",
+    "rounded_attention_distance",
+    "rounded_value_distance",
+    "alpha_value",
+    "transition_signal",
+    "stationary_norm",
+)
+EDGES: Final = np.array([-1.0, -0.2, -0.05, 0.05, 0.15, 0.3, 0.5, 0.7, 0.9, 1.1])
+FEWEST: Final = 4  # runs that make a point
+COLOURS: Final = ("#56B4E9", "#009E73", "#0072B2", "#332288", "#AA4499")
+PRETRAINED: Final[dict[str, Any]] = {"color": "#D55E00", "linestyle": (0, (4, 1.2)), "marker": "s"}
+CONDITION: Final[dict[str, Any]] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """All runs with one theta and one kind of start.
+
+    Attributes:
+        label: its name.
+        look: of its line.
+        overlap: [runs].
+        samples: to recovery, [runs].
+    """
+
+    label: str
+    look: dict[str, Any]
+    overlap: Values
+    samples: Values
+
+    def binned(self) -> tuple[Values, Values, Values]:
+        """Mean overlap, share recovered and median samples of the bins with enough runs."""
+        place = np.digitize(self.overlap, EDGES)
+        bins = [place == number for number in np.unique(place)]
+        bins = [here for here in bins if here.sum() >= FEWEST]
+        shares = [np.isfinite(self.samples[here]).mean() for here in bins]
+        medians = [np.median(self.samples[here]) for here in bins]
+        return (
+            np.array([self.overlap[here].mean() for here in bins]),
+            np.array(shares),
+            np.array(medians),
+        )
+
+
+def arms_of(dataset: xr.Dataset) -> list[Arm]:
+    """Read the arms: one for each theta and start."""
+    data = tidy(dataset, ("correlation",))
+    theta, start = (data.coords[name].to_numpy() for name in ("theta", "start"))
+    overlap = data["alpha_value"].isel(step=0).to_numpy() / theta[:, None, None]
+    samples = samples_to_recovery(data).transpose("arm", "run", "correlation").to_numpy()
+    handed = sorted(set(theta[start == "transfer"]))
+    if len(handed) > len(COLOURS):
+        raise ValueError(
+            f"the study has {len(handed)} values of theta and the figure can tell "
+            f"{len(COLOURS)} apart; choose some"
+        )
+    arms = []
+    for index, (size, kind) in enumerate(zip(theta, start, strict=True)):
+        look: dict[str, Any] = PRETRAINED
+        label = rf"pretrained, $\theta$ = {size:g}"
+        if kind == "transfer":
+            look = {"color": COLOURS[handed.index(size)], "linestyle": "-", "marker": "o"}
+            label = rf"$\theta$ = {size:g}"
+        arms.append(Arm(label, look, overlap[index].ravel(), samples[index].ravel()))
+    return arms
+
+
+def plot(dataset: xr.Dataset) -> Figure:
+    """Make the figure from the study's dataset."""
+    arms = arms_of(dataset)
+    figure = Figure(figsize=(DOUBLE_COLUMN, 3.0))
+    left, right = figure.subplots(1, 2)
+    needed = float(np.median(dataset["stationary_norm"] / dataset["transition_signal"]))
+    for arm in arms:
+        x, share, median = arm.binned()
+        style = {**arm.look, "markersize": 3.5, "linewidth": 1.1}
+        left.plot(x, share, **style, gid=f"share {arm.label}")
+        dots = np.where(np.isfinite(arm.samples), arm.samples, np.nan)
+        right.plot(
+            arm.overlap, dots, ".", color=arm.look["color"], markersize=1.5, alpha=0.25, zorder=1
+        )
+        seen = np.isfinite(median)
+        right.plot(x[seen], median[seen], **style, gid=f"median {arm.label}")
+    for axes in (left, right):
+        axes.axvline(needed, **CONDITION, zorder=0.5, gid="condition")
+        axes.set_xlabel(r"overlap $(\langle\hat P,P\rangle_\mu-|\mu|^2)/K_P$ of $\hat P$ and $P$")
+    left.set(ylabel="share of runs recovered", ylim=(-0.03, 1.03))
+    right.set_ylabel("samples to recovery")
+    right.set_ylim(bottom=0)
+    right.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
+    add_legend(figure, arms)
+    return figure
+
+
+def add_legend(figure: Figure, arms: Sequence[Arm]) -> None:
+    """Put one legend above the panels."""
+    entries = {arm.label: Line2D([], [], **arm.look, markersize=3.5) for arm in arms}
+    entries[r"what the theorem asks for, $|\mu|^2/K_P$"] = Line2D([], [], **CONDITION)
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=3)
+
+
+def draw(results: Path, out: Path) -> list[Path]:
+    """Draw the figure from the dataset under `results` into `out` and return the files."""
+    return render("transfer_correlation", STUDY, VARIABLES, plot, results, out)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(draw, __doc__))

@@ -1,0 +1,268 @@
+"""The figures of transfer, on made-up datasets: what is counted, fitted, binned and drawn."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import _shared
+import numpy as np
+import pytest
+import transfer
+import transfer_correlation
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from numpy.typing import NDArray
+
+Store = Callable[[str, xr.Dataset], Path]
+
+LENGTHS = (1000, 4000, 16000)
+RUNS = 10
+EVERY = 500
+
+
+@pytest.fixture(autouse=True)
+def style() -> Iterator[None]:
+    with _shared.house_style():
+        yield
+
+
+def records(recovery: NDArray[np.float64], records: int = 200) -> dict[str, Any]:
+    """Records of runs that recover at given samples, [..., step]."""
+    samples = np.broadcast_to(np.arange(records) * EVERY, (*recovery.shape, records))
+    after = samples >= recovery[..., None]
+    return {
+        "samples": samples.astype(np.int32),
+        # V is near later than A in some runs and earlier in none.
+        "rounded_attention_distance": np.where(samples >= recovery[..., None] - EVERY, 0.02, 0.6),
+        "rounded_value_distance": np.where(after, 0.03, 0.5),
+    }
+
+
+def scaling(exponents: dict[tuple[str, str], float]) -> xr.Dataset:
+    """A study of the context length whose runs need 5000 (T / 1000)^b samples, give or take."""
+    rng = np.random.default_rng(0)
+    rows = [(*way, length) for way in exponents for length in LENGTHS]
+    need = [5000 * (length / 1000) ** exponents[start, arm] for start, arm, length in rows]
+    recovery = np.array(need)[:, None] * (1 + 0.1 * rng.random((len(rows), RUNS)))
+    recovery = np.ceil(recovery / EVERY) * EVERY
+    starts, optimizers, lengths = zip(*rows, strict=True)
+    return xr.Dataset(
+        {name: (("arm", "seed", "step"), value) for name, value in records(recovery).items()},
+        coords={
+            "start": ("arm", list(starts)),
+            "optimizer": ("arm", list(optimizers)),
+            "context_length": ("arm", list(lengths)),
+            "seed": np.arange(RUNS),
+        },
+        attrs={"settings": json.dumps({})},
+    )
+
+
+EXPONENTS = {
+    ("uniform", "proximal"): 1.0,
+    ("transfer", "proximal"): 0.0,
+    ("transfer", "sgd"): 0.0,
+}
+
+
+def correlations() -> xr.Dataset:
+    """A study of the correlation: runs recover where the overlap is above 0.2."""
+    theta, kinds = [0.1, 0.2, 0.2], ["transfer", "transfer", "pretrained"]
+    correlation = np.linspace(0, 1, 5)
+    rng = np.random.default_rng(1)
+    overlap = correlation + 0.1 * rng.standard_normal((RUNS, 5))
+    overlap = np.broadcast_to(overlap[None], (3, RUNS, 5)).clip(-0.9, 1.0)
+    recovery = np.where(overlap > 0.2, 4000 / np.maximum(overlap, 0.2), np.inf)
+    dims = ("arm", "seed", "correlation")
+    data = {name: ((*dims, "step"), value) for name, value in records(recovery).items()}
+    alpha = overlap[..., None] * np.array(theta)[:, None, None, None] * np.ones(200)
+    return xr.Dataset(
+        {
+            **data,
+            "alpha_value": ((*dims, "step"), alpha),
+            "transition_signal": (dims, np.full(overlap.shape, 0.4)),
+            "stationary_norm": (dims, np.full(overlap.shape, 0.36)),
+        },
+        coords={
+            "theta": ("arm", theta),
+            "start": ("arm", kinds),
+            "correlation": correlation,
+            "seed": np.arange(RUNS),
+        },
+        attrs={"settings": json.dumps({})},
+    )
+
+
+FIGURES: dict[ModuleType, Callable[[], xr.Dataset]] = {
+    transfer: lambda: scaling(EXPONENTS),
+    transfer_correlation: correlations,
+}
+
+
+@pytest.fixture(params=FIGURES, ids=lambda script: str(script.__name__))
+def script(request: pytest.FixtureRequest) -> ModuleType:
+    found: ModuleType = request.param
+    return found
+
+
+def panels(figure: Figure) -> list[Axes]:
+    return list(figure.axes)
+
+
+def line(axes: Axes, gid: str) -> NDArray[Any]:
+    (found,) = (item for item in axes.lines if item.get_gid() == gid)
+    return np.asarray(found.get_xydata())
+
+
+def texts(figure: Figure) -> list[Text]:
+    return [item for item in figure.findobj(Text) if item.get_text()]
+
+
+def test_recovery_is_the_first_record_at_which_both_distances_are_small() -> None:
+    values: dict[str, Any] = {
+        "samples": [0, 10, 20, 30],
+        "rounded_attention_distance": [[0.5, 0.05, 0.05, 0.5], [0.05, 0.5, 0.05, 0.05]],
+        "rounded_value_distance": [[0.5, 0.5, 0.09, 0.05], [0.5, 0.05, 0.1, np.nan]],
+    }
+    dataset = xr.Dataset(
+        {name: (("run", "step"), np.broadcast_to(value, (2, 4))) for name, value in values.items()}
+    )
+    np.testing.assert_array_equal(_shared.samples_to_recovery(dataset), [20.0, np.inf])
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 2.0), (0.75, 3.0), (0.76, np.inf)])
+def test_samples_for_a_share_of_the_runs(share: float, expected: float) -> None:
+    assert _shared.samples_for_share(np.array([3.0, np.inf, 1.0, 2.0]), share) == expected
+
+
+def test_an_exponent_and_its_interval_are_those_of_the_law() -> None:
+    rng = np.random.default_rng(2)
+    x = np.array([1000.0, 2000.0, 4000.0, 8000.0])
+    noise = np.exp(0.2 * rng.standard_normal((4, 30)))
+    found = _shared.growth_exponent(x, 7 * x[:, None] ** 1.2 * noise)
+    assert found[0] < 1.2 < found[2]
+    assert 0.03 < found[2] - found[0] < 0.5
+    exact = _shared.growth_exponent(x, np.tile(7 * x[:, None] ** 1.2, (1, 30)))
+    np.testing.assert_allclose(exact, 1.2, rtol=1e-9)
+    never = np.where(np.arange(30) < 10, np.inf, 7 * x[:, None])
+    assert np.isnan(_shared.growth_exponent(x, never)[1])
+
+
+def test_growth_is_drawn_as_the_dataset_has_it() -> None:
+    dataset = scaling(EXPONENTS)
+    figure = transfer.plot(dataset)
+    left, right = panels(figure)
+    samples = _shared.samples_to_recovery(dataset).to_numpy()
+    for place, label in enumerate(("from scratch", "transfer", "transfer, SGD")):
+        runs = samples[3 * place : 3 * place + 3]
+        np.testing.assert_array_equal(
+            line(left, f"cost {label}")[:, 1], np.sort(runs, axis=1)[:, int(0.9 * RUNS) - 1]
+        )
+    drawn = line(right, "share from scratch 4000")
+    middle = np.sort(samples[1])[4]
+    assert drawn[drawn[:, 0] == middle, 1].max() >= 0.5
+    assert drawn[-1, 1] == 1.0
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[0].startswith("from scratch: $T^{1.0")
+    assert labels[1].startswith("transfer: $T^{")
+    guide = line(left, "theorem")
+    np.testing.assert_allclose(guide[-1, 1] / guide[0, 1], np.log(16000) / np.log(1000), rtol=1e-9)
+
+
+def test_of_several_settings_the_cheapest_is_drawn() -> None:
+    dataset = scaling(EXPONENTS)
+    worse = dataset.isel(arm=[1]).copy(deep=True)
+    worse["samples"] = 3 * worse["samples"]
+    both = xr.concat([worse, dataset], dim="arm")
+    for found, expected in zip(transfer.curves_of(both), transfer.curves_of(dataset), strict=True):
+        np.testing.assert_array_equal(found.samples, expected.samples)
+
+
+def test_runs_that_never_recover_leave_the_rest_visible() -> None:
+    dataset = scaling(EXPONENTS)
+    dataset["rounded_value_distance"][{"arm": 2}] = 0.7
+    figure = transfer.plot(dataset)
+    figure.draw_without_rendering()
+    cost = line(panels(figure)[0], "cost from scratch")[:, 1]
+    assert np.isinf(cost[2])
+    assert np.isfinite(cost[:2]).all()
+
+
+def test_the_context_length_has_to_vary_with_the_start() -> None:
+    dataset = scaling(EXPONENTS).drop_vars("start")
+    with pytest.raises(ValueError, match="needs context_length, start, optimizer to vary along"):
+        transfer.plot(dataset)
+
+
+def test_shares_and_medians_are_those_of_the_bins() -> None:
+    dataset = correlations()
+    figure = transfer_correlation.plot(dataset)
+    left, right = panels(figure)
+    overlap = dataset["alpha_value"].isel(arm=1, step=0).to_numpy().ravel() / 0.2
+    samples = _shared.samples_to_recovery(dataset).isel(arm=1).to_numpy().ravel()
+    edges = transfer_correlation.EDGES
+    bins = [
+        (overlap >= low) & (overlap < high) for low, high in zip(edges, edges[1:], strict=False)
+    ]
+    bins = [here for here in bins if here.sum() >= transfer_correlation.FEWEST]
+    label = r"$\theta$ = 0.2"
+    drawn = line(left, f"share {label}")
+    np.testing.assert_allclose(drawn[:, 0], [overlap[here].mean() for here in bins])
+    np.testing.assert_allclose(drawn[:, 1], [np.isfinite(samples[here]).mean() for here in bins])
+    assert drawn[0, 1] < 0.5 < drawn[-1, 1]
+    medians = np.array([np.median(samples[here]) for here in bins])
+    np.testing.assert_allclose(line(right, f"median {label}")[:, 1], medians[np.isfinite(medians)])
+    assert line(left, "condition")[0, 0] == pytest.approx(0.9)
+
+
+def test_more_values_of_theta_than_colours_are_refused() -> None:
+    dataset = correlations()
+    many = xr.concat(
+        [
+            dataset.isel(arm=[0]).assign_coords(theta=("arm", [theta]))
+            for theta in np.linspace(0.1, 0.9, 6)
+        ],
+        dim="arm",
+    )
+    with pytest.raises(ValueError, match="6 values of theta and the figure can tell 5 apart"):
+        transfer_correlation.plot(many)
+
+
+def test_text_is_legible_and_the_legend_hides_no_panel(script: ModuleType) -> None:
+    figure = script.plot(FIGURES[script]())
+    figure.draw_without_rendering()
+    assert figure.get_figwidth() == _shared.DOUBLE_COLUMN
+    assert min(float(item.get_fontsize()) for item in texts(figure)) >= 7
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+    for axes in panels(figure):
+        taken = axes.get_tightbbox()
+        assert taken is not None
+        assert not taken.overlaps(box)
+
+
+def test_files_come_from_the_dataset_alone(
+    script: ModuleType, store: Store, tmp_path: Path
+) -> None:
+    results = store(script.STUDY, FIGURES[script]())
+    here = script.draw(results, tmp_path / "here")
+    assert [path.suffix for path in here] == [".png", ".pdf"]
+    path = Path(_shared.__file__).parent / f"{script.__name__}.py"
+    arguments = ["--results", str(results), "--out", str(tmp_path / "there")]
+    command = [sys.executable, str(path), *arguments]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=True)
+    there = [Path(name) for name in outcome.stdout.split()]
+    assert [path.read_bytes() for path in there] == [path.read_bytes() for path in here]
+    with pytest.raises(FileNotFoundError, match=rf"`scbjax run {script.STUDY}"):
+        script.draw(tmp_path, tmp_path)
