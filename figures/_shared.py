@@ -407,7 +407,7 @@ def growth_exponent(x: Values, samples: Values) -> Values:
         samples: [points, runs].
 
     Returns:
-        [3]: 2.5th percentile, the exponent, 97.5th percentile.
+        [3]: 2.5th percentile, the exponent, 97.5th percentile; NaN where fewer than 90% recover.
     """
     picks = np.random.default_rng(0).integers(samples.shape[1], size=(RESAMPLES, samples.shape[1]))
     costs = np.concatenate(
@@ -416,8 +416,10 @@ def growth_exponent(x: Values, samples: Values) -> Values:
     centred = np.log(x) - np.log(x).mean()
     with np.errstate(invalid="ignore"):
         slopes = centred @ np.log(costs) / (centred @ centred)
-    slopes = np.where(np.isfinite(slopes), slopes, np.nan)
-    low, high = np.nanpercentile(slopes, [2.5, 97.5])
+    seen = slopes[np.isfinite(slopes)]
+    if not np.isfinite(slopes[0]):
+        return np.full(3, np.nan)
+    low, high = np.percentile(seen, [2.5, 97.5])
     return np.array([low, slopes[0], high])
 
 

@@ -191,7 +191,8 @@ def add_legend(figure: Figure, curves: Sequence[Curve]) -> None:
         label = curve.label
         if len(curve.lengths) > 1:
             low, exponent, high = growth_exponent(curve.lengths, curve.samples)
-            label += f": $T^{{{exponent:.2f}}}$ ({low:.2f} to {high:.2f})"
+            if np.isfinite(exponent):
+                label += f": $T^{{{exponent:.2f}}}$ ({low:.2f} to {high:.2f})"
         entries[label] = Line2D(
             [], [], color=curve.look[0], linestyle=curve.look[1], marker=MARKERS[place],
             markersize=4.5,

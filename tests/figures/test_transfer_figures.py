@@ -210,9 +210,7 @@ def test_shares_and_medians_are_those_of_the_bins() -> None:
     overlap = dataset["alpha_value"].isel(arm=1, step=0).to_numpy().ravel() / 0.2
     samples = _shared.samples_to_recovery(dataset).isel(arm=1).to_numpy().ravel()
     edges = transfer_correlation.EDGES
-    bins = [
-        (overlap >= low) & (overlap < high) for low, high in zip(edges, edges[1:], strict=False)
-    ]
+    bins = [(overlap >= low) & (overlap < high) for low, high in pairwise(edges)]
     bins = [here for here in bins if here.sum() >= transfer_correlation.FEWEST]
     label = r"$\theta$ = 0.2"
     drawn = line(left, f"share {label}")
