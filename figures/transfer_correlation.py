@@ -101,10 +101,12 @@ def plot(dataset: xr.Dataset) -> Figure:
     figure = Figure(figsize=(DOUBLE_COLUMN, 3.0))
     left, right = figure.subplots(1, 2)
     needed = float(np.median(dataset["stationary_norm"] / dataset["transition_signal"]))
-    for arm in arms:
+    for place, arm in enumerate(arms):
         x, share, median = arm.binned()
         style = {**arm.look, "markersize": 3.5, "linewidth": 1.1}
-        left.plot(x, share, **style, gid=f"share {arm.label}")
+        # Arms that coincide are seen one inside the other.
+        inside = {"linewidth": 1.1 + 1.2 * (len(arms) - 1 - place), "linestyle": "-"}
+        left.plot(x, share, **{**style, **inside}, gid=f"share {arm.label}")
         dots = np.where(np.isfinite(arm.samples), arm.samples, np.nan)
         right.plot(
             arm.overlap, dots, ".", color=arm.look["color"], markersize=1.5, alpha=0.25, zorder=1
