@@ -105,9 +105,12 @@ def samples_of(key: jax.Array, task: Task, pieces: int) -> tuple[Array, Array, A
 
 
 @jax.jit
-@functools.partial(jax.vmap, in_axes=(0, None, None))
-def draw_pieces(index: jax.Array, seed: jax.Array, task: Task) -> Batch:
-    return draw_batch(fold_in(seed, index), make_sampler(task), B)
+def draw_pieces(indices: jax.Array, seed: jax.Array, task: Task) -> Batch:
+    def draw(index: jax.Array) -> Batch:
+        return draw_batch(fold_in(seed, index), make_sampler(task), B)
+
+    batches: Batch = jax.lax.map(draw, indices)
+    return batches
 
 
 @pytest.mark.parametrize(("scale_rates", "first_rate"), [(True, 0.8), (False, 3.0)])
