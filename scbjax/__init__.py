@@ -33,9 +33,17 @@ if TYPE_CHECKING:
         population_grad as population_grad,
         population_loss as population_loss,
     )
-    from scbjax.model import Params as Params, init_params as init_params, predict as predict
+    from scbjax.model import (
+        ATTENTION_MAPS as ATTENTION_MAPS,
+        AttentionMap as AttentionMap,
+        Params as Params,
+        init_params as init_params,
+        map_attention as map_attention,
+        predict as predict,
+    )
     from scbjax.observe import OBSERVABLES as OBSERVABLES
     from scbjax.optim import (
+        adam as adam,
         project_tangent as project_tangent,
         proximal_l1 as proximal_l1,
         raw_sgd as raw_sgd,
@@ -101,7 +109,7 @@ _EXPORTS = {
     ),
     "sampling": "Batch sample_batch",
     "sharding": "over_positions",
-    "model": "Params init_params predict",
+    "model": "ATTENTION_MAPS AttentionMap Params init_params map_attention predict",
     "theory": (
         "PathProjection PopulationPath Rates StepPrediction path_point population_path "
         "population_step predict_step project_on_path"
@@ -113,7 +121,7 @@ _EXPORTS = {
     "transfer": "first_step keep_large mix_value source_overlap",
     "simulate": "Simulation",
     "optim": (
-        "project_tangent proximal_l1 raw_sgd restore_column_sums scale_by_stationary "
+        "adam project_tangent proximal_l1 raw_sgd restore_column_sums scale_by_stationary "
         "scb_proximal scb_sgd"
     ),
 }

@@ -6,8 +6,12 @@ V [N, N] is the value (output) matrix, column ``a^(k)`` of A [T, N] holds the at
 the query is k, and X is the one-hot encoding of the context. ``V = P, A = Q`` is the ground truth.
 The one-hot tensor of shape (B, T, N) is never formed: ``h = X a`` is a sum of attention weights per
 token.
+
+What is trained need not be A itself: an :class:`AttentionMap` makes A of a parameter of the same
+shape, such as ``A = softmax(W)`` over the positions. Everything but the training step is about A.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -25,15 +29,72 @@ class Params(NamedTuple):
 
     Attributes:
         value: V [N, N].
-        attention: A [T, N]; column k for query k.
+        attention: A [T, N], column k for query k; or the parameter that an attention map makes A of
+            (:func:`map_attention`).
     """
 
     value: jax.Array
     attention: jax.Array
 
 
-def init_params(task: Task) -> Params:
+class AttentionMap(NamedTuple):
+    """A map from a parameter W [T, N] to the attention weights A [T, N], column by column.
+
+    With ``J = da/dw``, a gradient step on W moves a column of A by ``-eta J J^T g`` (to first order
+    in eta; g is the gradient in A): ``J J^T`` is the preconditioner that the map amounts to.
+
+    Attributes:
+        weights: W to A; the positions are the last axis but one, whatever axes stand in front.
+        start: T to the number that, in every entry of W, makes A uniform.
+        step_scale: T to the factor by which, at uniform A, ``J J^T`` multiplies what keeps the
+            column sums: a step on W is there a step on A with ``eta * step_scale(T)``.
+        gain: A to the diagonal of ``J J^T``, relative to what it is at uniform A; the shape of A.
+    """
+
+    weights: Callable[[jax.Array], jax.Array]
+    start: Callable[[int], float]
+    step_scale: Callable[[int], float]
+    gain: Callable[[jax.Array], jax.Array]
+
+
+def softmax_gain(attention: jax.Array) -> jax.Array:
+    """The diagonal of ``(diag(a) - a a^T)^2``, relative to uniform attention.
+
+    ``a_t^2 (1 - 2 a_t + |a|^2)`` for each entry of A [..., T, N], over its value
+    ``(1 - 1/T) / T^2`` at ``a_t = 1/T``.
+    """
+    context_length = attention.shape[-2]
+    size = jnp.sum(attention**2, axis=-2, keepdims=True)
+    uniform = (1.0 - 1.0 / context_length) / context_length**2
+    return attention**2 * (1.0 - 2.0 * attention + size) / uniform
+
+
+ATTENTION_MAPS: dict[str, AttentionMap] = {
+    "linear": AttentionMap(
+        weights=lambda attention: attention,
+        start=lambda context_length: 1.0 / context_length,
+        step_scale=lambda _: 1.0,
+        gain=jnp.ones_like,
+    ),
+    "softmax": AttentionMap(
+        weights=lambda logits: jax.nn.softmax(logits, axis=-2),
+        start=lambda _: 0.0,
+        step_scale=lambda context_length: 1.0 / context_length**2,
+        gain=softmax_gain,
+    ),
+}
+"""The maps by name: ``"linear"``, A is the parameter; ``"softmax"``, ``a^(k) = softmax(w^(k))``."""
+
+
+def init_params(task: Task, attention_map: str = "linear") -> Params:
     """The paper's start, ``V = mu 1^T`` and ``A = 1_T 1_N^T / T``, in the dtype of the task.
+
+    Args:
+        task: the task.
+        attention_map: a key of :data:`ATTENTION_MAPS`; for ``"softmax"`` the start is ``W = 0``.
+
+    Returns:
+        V [N, N], and the map's parameter [T, N].
 
     Example:
         >>> from scbjax.task import random_task
@@ -43,7 +104,29 @@ def init_params(task: Task) -> Params:
     """
     context_length, num_tokens = task.pattern.shape
     value = jnp.broadcast_to(task.stationary[:, None], (num_tokens, num_tokens))
-    return Params(value, split(jnp.full_like(task.pattern, 1.0 / context_length)))
+    start = ATTENTION_MAPS[attention_map].start(context_length)
+    return Params(value, split(jnp.full_like(task.pattern, start)))
+
+
+def map_attention(params: Params, attention_map: str) -> Params:
+    """The learner that a parameter stands for: V, and A in the place of the map's parameter.
+
+    What is differentiated through it, such as ``loss(map_attention(params, "softmax"), batch)``,
+    has its hand-written gradient in A continued by the map's own.
+
+    Args:
+        params: V [..., N, N] and the map's parameter [..., T, N].
+        attention_map: a key of :data:`ATTENTION_MAPS`.
+
+    Returns:
+        V and A, of the same shapes.
+
+    Example:
+        >>> logits = jnp.log(jnp.array([[3.0, 1.0], [1.0, 1.0]]))
+        >>> map_attention(Params(jnp.eye(2), logits), "softmax").attention.round(4).tolist()
+        [[0.75, 0.5], [0.25, 0.5]]
+    """
+    return params._replace(attention=ATTENTION_MAPS[attention_map].weights(params.attention))
 
 
 def predict(params: Params, tokens: jax.Array, query: jax.Array) -> jax.Array:

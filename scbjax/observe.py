@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from scbjax.loss import excess_loss
-from scbjax.model import Params
+from scbjax.model import ATTENTION_MAPS, Params
 from scbjax.noise import SignalNoise, initial_noise, signal_noise
 from scbjax.sharding import every_nth_row
 from scbjax.stages import population_refit, refit_value, round_attention, rounding_level
@@ -34,8 +34,9 @@ class View:
 
     Attributes:
         key: randomness for the refit of V and for the noise of a sample.
-        params: V [N, N] and A [T, N].
+        params: V [N, N] and A [T, N], whatever the parameter that A is made of.
         task: the task being learned.
+        attention_map: name of the map that makes A.
         batch_loss: the loss of the last mini-batch, at the parameters before its step.
         stage: 1, 2 or 3.
         samples: number of samples used so far.
@@ -53,6 +54,7 @@ class View:
         params: Params,
         task: Task,
         *,
+        attention_map: str = "linear",
         batch_loss: jax.Array,
         stage: jax.Array,
         samples: jax.Array,
@@ -67,6 +69,7 @@ class View:
         self.key = key
         self.params = params
         self.task = task
+        self.attention_map = attention_map
         self.batch_loss = batch_loss
         self.stage = stage
         self.samples = samples
@@ -116,6 +119,11 @@ class View:
         """The entries of A that stand out from the background of their column."""
         return count_nonzeros(self.params.attention)
 
+    @cached_property
+    def attention_gain(self) -> jax.Array:
+        """The diagonal of the preconditioner that the attention map amounts to, [T, N]."""
+        return ATTENTION_MAPS[self.attention_map].gain(self.params.attention)
+
     def distance(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """``|a - b|_mu``."""
         return self.norm(a - b)
@@ -129,6 +137,12 @@ class View:
         sizes = self.norm(a) * self.norm(b)
         tiny = jnp.finfo(sizes.dtype).tiny
         return mu_inner(a, b, self.task.stationary) / jnp.maximum(sizes, tiny)
+
+
+def mean_where(values: jax.Array, chosen: jax.Array) -> jax.Array:
+    """The mean of the chosen entries; 0 if there are none."""
+    total = jnp.sum(jnp.where(chosen, values, 0.0))
+    return total / jnp.maximum(jnp.sum(chosen), 1).astype(values.dtype)
 
 
 def count_nonzeros(attention: jax.Array) -> jax.Array:
@@ -266,6 +280,18 @@ OBSERVABLES: dict[str, Observable] = {
         lambda v: v.distance(population_refit(v.rounded_attention, v.task), v.task.transition),
         "distance of V to P, V fitted to the rounded A with the law of the task itself",
         r"$\|V^* - P\|_\mu$",
+        default=False,
+    ),
+    "attention_gain_support": Observable(
+        lambda v: mean_where(v.attention_gain, v.task.pattern > 0),
+        "effective preconditioner of A relative to its start, mean over the support of Q",
+        r"$(JJ^\top)_{tt}$ on $Q$",
+        default=False,
+    ),
+    "attention_gain_rest": Observable(
+        lambda v: mean_where(v.attention_gain, v.task.pattern == 0),
+        "effective preconditioner of A relative to its start, mean off the support of Q",
+        r"$(JJ^\top)_{tt}$ off $Q$",
         default=False,
     ),
     "alpha_value_noise_mu": Observable(

@@ -399,6 +399,26 @@ def raw_sgd(
     return _by_field(optax.sgd(learning_rate_value), optax.sgd(learning_rate_attention))
 
 
+def adam(
+    learning_rate_value: optax.ScalarOrSchedule, learning_rate_attention: optax.ScalarOrSchedule
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`optax.adam` on the raw gradients of V and A, each with its own rate."""
+    both = _by_field(optax.adam(learning_rate_value), optax.adam(learning_rate_attention))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra: object,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        # Optax raises a decay to an integer power, which strict promotion forbids.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = both.update(updates, state, params, **extra)
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(both.init, update_fn)
+
+
 def _by_field(
     value: optax.GradientTransformation, attention: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:

@@ -135,7 +135,18 @@ class Simulation:
     context_length: int
 
     def init(self, key: jax.Array, task: Task, settings: Settings) -> State:
-        """The state before the first step; see :func:`scbjax.train.init`."""
+        """The state before the first step; see :func:`scbjax.train.init`.
+
+        Raises:
+            ValueError: for Adam and for attention maps other than the linear one.
+        """
+        allowed = {"attention_map": ("linear",), "optimizer": ("proximal", "sgd", "raw_sgd")}
+        for name, choices in allowed.items():
+            if getattr(settings, name) not in choices:
+                raise ValueError(
+                    f"{name} is {getattr(settings, name)!r}; "
+                    f"in a simulation it must be one of {', '.join(choices)}"
+                )
         state = init_training(key, task, settings)
         uniform = jnp.full_like(task.pattern, 1.0 / self.context_length)
         return state._replace(params=state.params._replace(attention=uniform), opt_state=())

@@ -13,6 +13,7 @@ into segments anywhere between records and continued with bitwise the same resul
 
 import dataclasses
 import math
+from collections.abc import Collection
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -22,7 +23,7 @@ import optax
 
 from scbjax import optim
 from scbjax.loss import loss, sample_gradients
-from scbjax.model import Params, init_params, sum_by_query
+from scbjax.model import ATTENTION_MAPS, Params, init_params, map_attention, sum_by_query
 from scbjax.observe import DEFAULT_RECORD, OBSERVABLES, View, observe
 from scbjax.sampling import (
     POSITION_MAJOR_LIMIT,
@@ -46,8 +47,7 @@ from scbjax.task import Task, pattern_signal, transition_signal
 from scbjax.theory import Rates, population_step, signals
 from scbjax.transfer import first_step, keep_large, mix_value, on_tangent
 
-Optimizer = Literal["proximal", "sgd", "raw_sgd"]
-AttentionMap = Literal["linear"]
+Optimizer = Literal["proximal", "sgd", "raw_sgd", "adam"]
 L1Scaling = Literal["direct", "rate", "signal"]
 SwitchOn = Literal["parameters", "truth", "step"]
 Start = Literal["uniform", "transfer", "pretrained"]
@@ -58,9 +58,12 @@ _BATCHES, _REFITS, _FIRST_STEP, _PRETRAINING = range(4)
 # A step number that no trajectory reaches: "never".
 NEVER = 2**31 - 1
 
-_CHOICES: dict[str, tuple[str, ...]] = {
+PLAIN_OPTIMIZERS: tuple[Optimizer, ...] = ("raw_sgd", "adam")
+"""Those without eq. 4: the only ones for attention maps that make column sums one by themselves."""
+
+_CHOICES: dict[str, Collection[str]] = {
     "optimizer": get_args(Optimizer),
-    "attention_map": get_args(AttentionMap),
+    "attention_map": ATTENTION_MAPS,
     "geometry": optim.GEOMETRIES,
     "l1_scaling": get_args(L1Scaling),
     "switch_on": get_args(SwitchOn),
@@ -81,6 +84,7 @@ _NOT_NEGATIVE = (
     "learning_rate_1",
     "learning_rate_2",
     "learning_rate_3",
+    "attention_rate_ratio",
     "l1",
     "switch_level",
     "switch_step",
@@ -107,8 +111,10 @@ class Settings:
         steps: number of steps, a multiple of ``record_every``. Static.
         record_every: steps between records; stages are examined then too. Static.
         optimizer: ``"proximal"``; ``"sgd"``, preconditioned and projected without l1 and without
-            thresholding or rounding; or ``"raw_sgd"``, plain gradients. Static.
-        attention_map: ``"linear"``. Static.
+            thresholding or rounding; ``"raw_sgd"``, plain gradients; or ``"adam"``, Adam on plain
+            gradients. Static.
+        attention_map: ``"linear"``, or ``"softmax"`` with ``"raw_sgd"`` or ``"adam"``; see
+            :data:`scbjax.model.ATTENTION_MAPS`. Static.
         geometry: right projector of the V gradient, see :func:`scbjax.optim.project_tangent`.
             Static.
         scale_rates: whether eta_V = eta / K_Q and eta_A = eta / K_P, as in the theory, or both are
@@ -132,6 +138,8 @@ class Settings:
         learning_rate_1: eta in stage 1.
         learning_rate_2: eta in stage 2.
         learning_rate_3: eta in stage 3.
+        attention_rate_ratio: what eta is multiplied by for A, or for the parameter of another
+            attention map, with any optimizer and in any stage. ``first_rate`` is not.
         l1: lambda, used in stage 2.
         switch_level: signal at which stage 1 ends: the larger of the two for ``"truth"``, that of V
             for ``"parameters"``.
@@ -158,7 +166,7 @@ class Settings:
     steps: int = _static()
     record_every: int = _static()
     optimizer: Optimizer = _static("proximal")
-    attention_map: AttentionMap = _static("linear")
+    attention_map: str = _static("linear")
     geometry: optim.Geometry = _static("mu")
     scale_rates: bool = _static(True)
     l1_scaling: L1Scaling = _static("direct")
@@ -175,6 +183,7 @@ class Settings:
     learning_rate_1: float | jax.Array = 0.02
     learning_rate_2: float | jax.Array = 0.005
     learning_rate_3: float | jax.Array = 0.005
+    attention_rate_ratio: float | jax.Array = 1.0
     l1: float | jax.Array = 1e-4
     switch_level: float | jax.Array = 0.1
     switch_step: int | jax.Array = NEVER
@@ -188,11 +197,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Validates what is concrete; traced values pass."""
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
-                )
+        _check_choices(self)
         for name in _POSITIVE_INTEGERS:
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -231,6 +236,22 @@ class Settings:
         return 0 if self.start == "uniform" else self.first_samples
 
 
+def _check_choices(settings: Settings) -> None:
+    for name, choices in _CHOICES.items():
+        if getattr(settings, name) not in choices:
+            raise ValueError(
+                f"{name} is {getattr(settings, name)!r}; it must be one of {', '.join(choices)}"
+            )
+    if settings.attention_map == "linear":
+        return
+    for name, choices in {"optimizer": PLAIN_OPTIMIZERS, "start": ("uniform",)}.items():
+        if getattr(settings, name) not in choices:
+            raise ValueError(
+                f"{name} is {getattr(settings, name)!r}; with attention_map = "
+                f"{settings.attention_map!r} it must be one of {', '.join(choices)}"
+            )
+
+
 STATIC_FIELDS: tuple[str, ...] = tuple(
     f.name for f in dataclasses.fields(Settings) if f.metadata.get("static")
 )
@@ -244,12 +265,13 @@ class State(NamedTuple):
     """What a trajectory carries from step to step.
 
     Attributes:
-        params: V [N, N] and A [T, N].
+        params: V [N, N] and A [T, N], or the parameter of another attention map.
         opt_state: the optimiser's state.
         stage: 1, 2 or 3, int32.
         step: steps done, int32.
         flipped: whether the sign flip fired, boolean.
-        population: (alpha_V, alpha_A) of the noiseless recursion with the same rates.
+        population: (alpha_V, alpha_A) of the noiseless preconditioned recursion with the same
+            rates; that of A times the ``step_scale`` of the attention map.
         batch_loss: loss of the last mini-batch, NaN before the first.
     """
 
@@ -282,7 +304,8 @@ class Trajectory(NamedTuple):
     """A finished trajectory.
 
     Attributes:
-        params: the final V and A.
+        params: the final V and A, or the parameter of another attention map
+            (:func:`scbjax.model.map_attention` makes A of it).
         records: an array [records] for each observable; the first entry is the initial state.
         steps: the step numbers of the records, int32 [records].
     """
@@ -296,7 +319,7 @@ def init(key: jax.Array, task: Task, settings: Settings) -> State:
     """The state before the first step: ``V = mu 1^T``, ``A = 1 1^T / T``, stage 1.
 
     Args:
-        key: a PRNG key; the linear model's initialisation is deterministic and does not use it.
+        key: a PRNG key; the initialisation is deterministic and does not use it.
         task: the task.
         settings: the settings.
 
@@ -304,7 +327,7 @@ def init(key: jax.Array, task: Task, settings: Settings) -> State:
         The state.
     """
     del key
-    params = init_params(task)
+    params = init_params(task, settings.attention_map)
     zero_rates = Rates(jnp.zeros(()), jnp.zeros(()))
     if _goes_by_columns(task, settings):
         opt_state = _value_optimizer(task, settings, zero_rates).init(params.value)
@@ -387,7 +410,7 @@ def step(state: State, batch: Batch, task: Task, settings: Settings) -> tuple[St
         step=state.step + 1,
         population=population_step(
             *state.population,
-            rates,
+            rates._replace(attention=rates.attention * _step_scale(task, settings)),
             transition_signal=transition_signal(task),
             pattern_signal=pattern_signal(task),
             context_length=task.context_length,
@@ -413,7 +436,10 @@ def step_sizes(
     learning_rates = (settings.learning_rate_1, settings.learning_rate_2, settings.learning_rate_3)
     rate = jnp.stack([jnp.asarray(r, dtype) for r in learning_rates])[state.stage - 1]
     value = _per_signal(rate, signal) if settings.scale_rates else rate
-    attention = _per_signal(rate, transition_signal(task)) if settings.scale_rates else rate
+    attention = rate * jnp.asarray(settings.attention_rate_ratio, dtype)
+    attention = (
+        _per_signal(attention, transition_signal(task)) if settings.scale_rates else attention
+    )
     attention = jnp.where(state.stage == 3, 0.0, attention)
     l1 = jnp.asarray(settings.l1, dtype)
     if settings.l1_scaling == "rate":
@@ -428,12 +454,14 @@ def next_stage(state: State, task: Task, settings: Settings) -> State:
 
     Ending stage 1: the sign flip (if set and the solution is mirrored), then threshold-and-project.
     Ending stage 2: rounding; the noiseless recursion then has alpha_A = 1. Stage 2 ends for the
-    proximal arm only: the arms without l1 have no stage 3.
+    proximal arm only: the arms without l1 have no stage 3. For plain gradients the end of stage 1
+    changes the rate and nothing else.
     """
-    over = stage_is_over(state, settings, *_signals(state.params, task, settings))
+    params = map_attention(state.params, settings.attention_map)
+    over = stage_is_over(state, settings, *_signals(params, task, settings))
     if settings.optimizer != "proximal":
         over = over & (state.stage == 1)
-    if settings.optimizer == "raw_sgd":
+    if settings.optimizer in PLAIN_OPTIMIZERS:
         return _advance_if(state, over)
     ends = {1: _end_boosting, 2: _end_proximal}
     if settings.optimizer != "proximal":
@@ -526,8 +554,9 @@ def observe_state(
     """
     view = View(
         jax.random.fold_in(jax.random.fold_in(key, _REFITS), start),
-        state.params,
+        map_attention(state.params, settings.attention_map),
         task,
+        attention_map=settings.attention_map,
         batch_loss=state.batch_loss,
         stage=state.stage,
         samples=settings.samples_before + state.step * settings.batch_size,
@@ -605,14 +634,14 @@ def _pretrained_value(key: jax.Array, source: Task, settings: Settings) -> jax.A
 
 def _goes_by_columns(task: Task, settings: Settings) -> bool:
     """Whether a step adds the gradient of each sample to the column of A that it asks for."""
-    return task.num_tokens > POSITION_MAJOR_LIMIT and settings.optimizer != "raw_sgd"
+    return task.num_tokens > POSITION_MAJOR_LIMIT and settings.optimizer not in PLAIN_OPTIMIZERS
 
 
 def _move(
     state: State, batch: Batch, task: Task, settings: Settings, rates: Rates, l1: jax.Array
 ) -> tuple[tuple[jax.Array, Params], Params, optax.OptState]:
     """The loss and its gradient; the parameters after the step; and the optimiser's state."""
-    value, grads = jax.value_and_grad(loss)(state.params, batch)
+    value, grads = jax.value_and_grad(_mapped_loss)(state.params, batch, settings.attention_map)
     optimizer = _optimizer(task, settings, rates, l1)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     frozen = state.stage == 3
@@ -647,6 +676,14 @@ def _value_optimizer(
     return optim.value_descent(task.stationary, rates.value, settings.geometry)
 
 
+def _mapped_loss(params: Params, batch: Batch, attention_map: str) -> jax.Array:
+    return loss(map_attention(params, attention_map), batch)
+
+
+def _step_scale(task: Task, settings: Settings) -> float:
+    return ATTENTION_MAPS[settings.attention_map].step_scale(task.context_length)
+
+
 def _optimizer(
     task: Task, settings: Settings, rates: Rates, l1: jax.Array
 ) -> optax.GradientTransformationExtraArgs:
@@ -657,6 +694,8 @@ def _optimizer(
         return optim.scb_proximal(*both, l1, geometry=geometry)
     if settings.optimizer == "sgd":
         return optim.scb_sgd(*both, geometry=geometry)
+    if settings.optimizer == "adam":
+        return optim.adam(rates.value, rates.attention)
     return optim.raw_sgd(rates.value, rates.attention)
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from scbjax import optim, theory
 from scbjax.loss import excess_loss, loss, population_grad, population_loss
-from scbjax.model import Params, init_params, predict
+from scbjax.model import Params, init_params, map_attention, predict
 from scbjax.sampling import Batch, sample_batch
 from scbjax.task import Task
 
@@ -109,6 +109,37 @@ def test_gradient_in_double_precision(num_tokens: int) -> None:
     gradient = quick_jit(jax.grad(loss))(params, batch)
     assert gradient.attention.dtype == jnp.float64
     check_close(gradient, quick_jit(jax.grad(naive_loss))(params, batch), 1e-14)
+
+
+def softmax_loss(params: Params, batch: Batch) -> jax.Array:
+    return loss(map_attention(params, "softmax"), batch)
+
+
+def naive_softmax_loss(params: Params, batch: Batch) -> jax.Array:
+    weights = jnp.exp(params.attention)
+    attention = weights / jnp.sum(weights, axis=0, keepdims=True)
+    return naive_loss(params._replace(attention=attention), batch)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("num_tokens", [3, 20])
+def test_gradient_in_the_logits_of_softmax(num_tokens: int) -> None:
+    batch, exact = make_batch(num_tokens, 11, 30), make_params(num_tokens, 11, 2, "float64")
+    exact = exact._replace(attention=5.0 * exact.attention)
+    gradient = quick_jit(jax.grad(softmax_loss))(exact, batch)
+    expected = quick_jit(jax.grad(naive_softmax_loss))(exact, batch)
+    check_close(gradient, expected, 1e-13)
+    single = jax.tree.map(lambda array: array.astype(jnp.float32), exact)
+    check_close(quick_jit(jax.grad(softmax_loss))(single, batch), expected)
+
+
+@pytest.mark.usefixtures("x64")
+def test_gradient_in_the_logits_under_vmap_over_learners() -> None:
+    batch = make_batch(5, 11, 30)
+    learners = [make_params(5, 11, seed, "float64") for seed in range(3)]
+    found = quick_jit(jax.vmap(jax.grad(softmax_loss), (0, None)))(stack(learners), batch)
+    reference = quick_jit(jax.grad(naive_softmax_loss))
+    check_close(found, stack([reference(params, batch) for params in learners]), 1e-13)
 
 
 def by_chain_rule(function: Callable[[Params, Batch], jax.Array]) -> Callable[..., Params]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scbjax.model import Params, init_params, predict
+from scbjax.model import ATTENTION_MAPS, Params, init_params, map_attention, predict
 from scbjax.task import Task
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -129,3 +129,64 @@ def test_start_predicts_the_stationary_law(dtype: jax.typing.DTypeLike) -> None:
     case = make_case(3, 7, 4)
     out = quick_jit(predict)(Params(value, attention), case.tokens, case.query)
     np.testing.assert_allclose(out, np.tile(mu, (4, 1)), rtol=1e-6)
+
+
+# Attention maps
+
+
+def column_jacobian(name: str, column: Array) -> Array:
+    """``da/dw`` of one column, by automatic differentiation."""
+
+    def weights(parameter: jax.Array) -> jax.Array:
+        return ATTENTION_MAPS[name].weights(parameter[:, None])[:, 0]
+
+    return np.asarray(jax.jacobian(weights)(jnp.asarray(column)))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", list(ATTENTION_MAPS))
+def test_every_map_starts_uniform(name: str) -> None:
+    task = Task(jnp.eye(2), jnp.array([0.25, 0.75]), jnp.zeros((5, 2)))
+    start = init_params(task, name)
+    assert start.attention.dtype == jnp.float64
+    mapped = map_attention(start, name)
+    np.testing.assert_allclose(mapped.attention, np.full((5, 2), 0.2), rtol=1e-15)
+    assert mapped.value is start.value
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", list(ATTENTION_MAPS))
+def test_the_gain_is_the_diagonal_of_the_preconditioner(name: str) -> None:
+    parameter = np.random.default_rng(0).normal(size=(2, 7, 3))
+    entry = ATTENTION_MAPS[name]
+    uniform = column_jacobian(name, np.full(7, entry.start(7)))
+    found = entry.gain(entry.weights(jnp.asarray(parameter)))
+    assert found.shape == parameter.shape
+    for row, matrix in zip(found, parameter, strict=True):
+        for k, column in enumerate(matrix.T):
+            jacobian = column_jacobian(name, column)
+            expected = np.diag(jacobian @ jacobian.T) / np.diag(uniform @ uniform.T)
+            np.testing.assert_allclose(row[:, k], expected, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", list(ATTENTION_MAPS))
+def test_at_the_start_a_map_rescales_what_keeps_column_sums(name: str) -> None:
+    entry = ATTENTION_MAPS[name]
+    jacobian = column_jacobian(name, np.full(7, entry.start(7)))
+    tangent = np.eye(7) - 1 / 7
+    expected = entry.step_scale(7) * tangent
+    np.testing.assert_allclose(tangent @ jacobian @ jacobian.T @ tangent, expected, atol=1e-15)
+
+
+@pytest.mark.usefixtures("x64")
+def test_softmax_is_its_formula_and_its_jacobian_diag_a_minus_aa() -> None:
+    logits = 3 * np.random.default_rng(1).normal(size=(6, 2))
+    weights = np.exp(logits) / np.exp(logits).sum(axis=0)
+    found = map_attention(Params(jnp.eye(2), jnp.asarray(logits)), "softmax").attention
+    np.testing.assert_allclose(found, weights, rtol=1e-14)
+    shifted = map_attention(Params(jnp.eye(2), jnp.asarray(logits + 1000.0)), "softmax").attention
+    np.testing.assert_allclose(shifted, weights, rtol=1e-11)
+    for column, a in zip(logits.T, weights.T, strict=True):
+        expected = np.diag(a) - np.outer(a, a)
+        np.testing.assert_allclose(column_jacobian("softmax", column), expected, atol=1e-15)

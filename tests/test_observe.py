@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scbjax import noise, observe, stages
-from scbjax.model import Params, init_params
+from scbjax.model import Params, init_params, map_attention
 from scbjax.task import Task
 
 Array = np.ndarray
@@ -78,11 +78,14 @@ class Numbers:
         return total / 2
 
 
-def view(params: Params, task: Task, key: jax.Array | None = None) -> observe.View:
+def view(
+    params: Params, task: Task, key: jax.Array | None = None, attention_map: str = "linear"
+) -> observe.View:
     return observe.View(
         jax.random.key(0) if key is None else key,
         params,
         task,
+        attention_map=attention_map,
         batch_loss=jnp.asarray(0.25),
         stage=jnp.asarray(2, jnp.int32),
         samples=jnp.asarray(640, jnp.int32),
@@ -145,6 +148,8 @@ def expected(seed: int) -> dict[str, float]:
         "population_alpha_value": 0.5,
         "population_alpha_attention": 0.75,
         "population_refit_distance": n.norm(n.fitted(rounded) - n.p),
+        "attention_gain_support": 1.0,
+        "attention_gain_rest": 1.0,
         "alpha_value_noise_mu": float(measured.deviation.value_mu),
         "alpha_value_noise_paper": float(measured.deviation.value_paper),
         "alpha_attention_noise": float(measured.deviation.attention),
@@ -177,7 +182,8 @@ def test_every_observable_has_metadata_and_its_dtype(name: str) -> None:
 def test_the_table_names_what_studies_record() -> None:
     assert tuple(expected(0)) == EVERYTHING
     costly = [name for name in EVERYTHING if "noise" in name or "gradient" in name]
-    assert set(EVERYTHING) - set(observe.DEFAULT_RECORD) == {*costly, "population_refit_distance"}
+    special = ["population_refit_distance", "attention_gain_support", "attention_gain_rest"]
+    assert set(EVERYTHING) - set(observe.DEFAULT_RECORD) == {*costly, *special}
 
 
 def test_truth_and_start_have_their_obvious_records() -> None:
@@ -196,6 +202,37 @@ def test_truth_and_start_have_their_obvious_records() -> None:
     assert float(truth["rounded_attention_distance"]) == pytest.approx(0.0, abs=1e-6)
     assert int(truth["nonzeros"]) == Q * N
     assert int(start["nonzeros"]) == 0
+
+
+def softmax_gains(attention: Array, chosen: Array) -> float:
+    """The mean of ``(J J^T)_tt`` over its value at uniform attention, ``J = diag(a) - a a^T``."""
+
+    def diagonal(a: Array) -> Array:
+        jacobian = np.diag(a) - np.outer(a, a)
+        return np.diag(jacobian @ jacobian.T)
+
+    uniform = diagonal(np.full(T, 1 / T))
+    gains = np.stack([diagonal(a) / uniform for a in attention.T], axis=1)
+    return float(gains[chosen].mean())
+
+
+def test_gains_of_softmax_on_and_off_the_support() -> None:
+    numbers = Numbers(8)
+    logits = jnp.asarray(np.log(0.2 * numbers.q + 0.8 / T), jnp.float32)
+    mapped = map_attention(Params(jnp.eye(N), logits), "softmax")
+    names = ("attention_gain_support", "attention_gain_rest")
+    found = observe.observe(view(mapped, numbers.task(), attention_map="softmax"), names)
+    attention = np.asarray(mapped.attention, np.float64)
+    support, rest = (softmax_gains(attention, chosen) for chosen in (numbers.q > 0, numbers.q == 0))
+    assert support > 2 > 1 > rest
+    np.testing.assert_allclose([found[name] for name in names], [support, rest], rtol=1e-5)
+
+
+def test_the_gain_off_a_dense_support_is_zero() -> None:
+    numbers = Numbers(9)
+    dense = numbers.task()._replace(pattern=jnp.full((T, N), 1 / T))
+    found = observe.observe(view(numbers.params(), dense), ("attention_gain_rest",))
+    assert float(found["attention_gain_rest"]) == 0.0
 
 
 def test_similarity_of_nothing_is_zero() -> None:

@@ -667,6 +667,20 @@ def test_raw_sgd_is_plain_sgd_with_two_rates() -> None:
 
 
 @pytest.mark.usefixtures("x64")
+def test_adam_is_its_recursion_with_two_rates() -> None:
+    params, grads = random_params(0, jnp.float64), gradients(4, jnp.float64)
+    found, _ = run(optim.adam(0.1, 0.4), grads, params)
+    for name, rate in (("value", 0.1), ("attention", 0.4)):
+        expected = np.array(getattr(params, name))
+        mean, square = np.zeros_like(expected), np.zeros_like(expected)
+        for count, grad in enumerate((np.array(getattr(g, name)) for g in grads), start=1):
+            mean, square = 0.9 * mean + 0.1 * grad, 0.999 * square + 0.001 * grad**2
+            step = mean / (1 - 0.9**count) / (np.sqrt(square / (1 - 0.999**count)) + 1e-8)
+            expected = expected - rate * step
+        np.testing.assert_allclose(getattr(found, name), expected, rtol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
 def test_proximal_arm_without_l1_is_the_sgd_arm(rng: np.random.Generator) -> None:
     mu = random_mu(rng, N)
     start = Params(*map(jnp.asarray, on_invariants(rng, mu, T)))

@@ -362,6 +362,15 @@ def test_too_short_a_context() -> None:
         simulate(jax.random.key(0), task, QUICK, context_length=7)
 
 
+@pytest.mark.parametrize("attention_map", ["linear", "softmax"])
+def test_what_a_simulation_does_not_train(attention_map: str) -> None:
+    task = make_pair(jnp.float32).task
+    settings = change(QUICK, optimizer="adam", attention_map=attention_map)
+    field = "optimizer is 'adam'" if attention_map == "linear" else "attention_map is 'softmax'"
+    with pytest.raises(ValueError, match=f"{field}; in a simulation it must be one of"):
+        Simulation(T).init(jax.random.key(0), task, settings)
+
+
 def test_what_a_simulation_does_not_record() -> None:
     pair, settings = make_pair(jnp.float32), change(QUICK, record=("initial_noise_mu",))
     with pytest.raises(ValueError, match="record has 'initial_noise_mu'; a simulation has what"):

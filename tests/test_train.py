@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scbjax import observe, sampling, stages, theory, train as training
-from scbjax.model import Params
+from scbjax.model import Params, map_attention
 from scbjax.sampling import Batch, sample_batch
 from scbjax.task import (
     Task,
@@ -238,11 +238,139 @@ def test_raw_sgd_is_plain_gradient_descent() -> None:
         np.testing.assert_allclose(state.params.attention, numbers.a - 0.05 * attention, atol=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", ["proximal", "sgd", "raw_sgd"])
+SOFTMAX = change(
+    QUICK,
+    optimizer="raw_sgd",
+    attention_map="softmax",
+    scale_rates=False,
+    learning_rate_1=0.5,
+    attention_rate_ratio=40.0,
+    switch_level=float("inf"),
+)
+
+
+def softmax_state(task: Task, scale: float) -> State:
+    """Off the path in V, and with logits of the given size, in the dtype of the task."""
+    rng = np.random.default_rng(11)
+    start = init(jax.random.key(0), task, SOFTMAX)
+    value = start.params.value + jnp.asarray(
+        0.2 * rng.normal(size=(N, N)), start.params.value.dtype
+    )
+    logits = jnp.asarray(scale * rng.normal(size=(T, N)), value.dtype)
+    return start._replace(params=Params(value, logits))
+
+
+def test_softmax_logits_descend_by_the_jacobian_of_softmax() -> None:
+    task = make_task()
+    state, batch = softmax_state(task, 1.5), draw(2, task)
+    after, info = one_step(state, batch, task, SOFTMAX)
+    numbers = to_numbers(task, state.params)
+    weights = np.exp(numbers.a) / np.exp(numbers.a).sum(axis=0)
+    loss, value, attention = naive_loss_and_gradients(numbers._replace(a=weights), batch)
+    columns = zip(weights.T, attention.T, strict=True)
+    logits = np.stack([(np.diag(a) - np.outer(a, a)) @ g for a, g in columns], axis=1)
+    np.testing.assert_allclose(info.loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(after.params.value, numbers.v - 0.5 * value, atol=1e-6)
+    np.testing.assert_allclose(after.params.attention, numbers.a - 20 * logits, atol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_near_uniform_softmax_steps_are_linear_steps_with_a_rescaled_rate() -> None:
+    """The preconditioner ``(diag(a) - a a^T)^2`` is ``(I - 1 1^T / T) / T^2`` up to ``O(|w|)``."""
+    task = jax.tree.map(lambda array: array.astype(jnp.float64), make_task())
+    batch, deviations = draw(3, task), []
+    for scale in (1e-3, 1e-4):
+        state = softmax_state(task, scale)
+        before = map_attention(state.params, "softmax")
+        # The rate of W, 20 at the size of 1e-3, shrinks too: the claim is about small steps.
+        settings = change(SOFTMAX, attention_rate_ratio=4e4 * scale)
+        after, _ = one_step(state, batch, task, settings)
+        moved = map_attention(after.params, "softmax").attention - before.attention
+        _, _, gradient = naive_loss_and_gradients(to_numbers(task, before), batch)
+        linear = -0.5 * 4e4 * scale / T**2 * (gradient - gradient.mean(axis=0))
+        deviations.append(np.abs(moved - linear).max() / np.abs(linear).max())
+    assert deviations[0] < 0.1
+    assert deviations[1] == pytest.approx(deviations[0] / 10, rel=0.1)
+
+
+def test_what_is_seen_of_softmax_is_the_attention() -> None:
+    task, key = make_task(), jax.random.key(3)
+    record = ("attention_distance", "rounded_attention_distance", "attention_gain_support", "stage")
+    settings = change(SOFTMAX, record=record, switch_level=0.3, learning_rate_2=0.5, steps=240)
+    trajectory = run(key, task, settings)
+    mapped = map_attention(trajectory.params, "softmax")
+    numbers = to_numbers(task, mapped)
+    assert numbers.a.min() > 0
+    np.testing.assert_allclose(numbers.a.sum(axis=0), 1.0, rtol=1e-5)
+    distance = np.sqrt(numbers.inner(numbers.a - numbers.q, numbers.a - numbers.q))
+    records = trajectory.records
+    np.testing.assert_allclose(records["attention_distance"][-1], distance, rtol=1e-5)
+    assert distance < 0.5 * records["attention_distance"][0]
+    rounded = np.where(numbers.a >= 0.25 / Q, numbers.a, 0.0)
+    rounded /= rounded.sum(axis=0)
+    expected = np.sqrt(numbers.inner(rounded - numbers.q, rounded - numbers.q))
+    np.testing.assert_allclose(records["rounded_attention_distance"][-1], expected, rtol=1e-4)
+    assert float(records["attention_gain_support"][-1]) > 2
+    assert int(records["stage"][0]) == 1
+    assert int(records["stage"][-1]) == 2
+
+
+def test_a_stage_of_softmax_ends_by_the_signal_of_its_attention() -> None:
+    task = make_task()
+    settings = change(SOFTMAX, switch_on="truth", switch_level=0.5)
+    for alpha, stage in ((0.45, 1), (0.55, 2)):
+        _, attention = to_numbers(task, init(jax.random.key(0), task, QUICK).params).path_point(
+            0.0, alpha
+        )
+        state = init(jax.random.key(0), task, settings)
+        logits = jnp.asarray(np.log(attention), jnp.float32)
+        state = state._replace(params=state.params._replace(attention=logits))
+        after = end_stage(state, task, settings)
+        assert int(after.stage) == stage
+        chex.assert_trees_all_equal(after.params, state.params)
+
+
+def test_the_recursion_of_softmax_has_the_rescaled_rate() -> None:
+    task = make_task()
+    state = softmax_state(task, 0.1)._replace(population=(jnp.asarray(0.3), jnp.asarray(0.2)))
+    after, _ = one_step(state, draw(0, task), task, SOFTMAX)
+    numbers = to_numbers(task, state.params)
+    expected = 0.2 + 20 / T**2 * numbers.k_p * (1 - 0.06) * 0.3
+    np.testing.assert_allclose(after.population[1], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["proximal", "sgd", "raw_sgd", "adam"])
+@pytest.mark.parametrize("scale_rates", [True, False])
+def test_the_rate_of_the_attention_is_its_ratio_times_that_of_the_value(
+    optimizer: Any,  # noqa: ANN401
+    scale_rates: bool,
+) -> None:
+    task = make_task()
+    settings = change(QUICK, optimizer=optimizer, scale_rates=scale_rates, attention_rate_ratio=3.0)
+    state = noisy_state(task, 2, settings)
+    rates, l1 = training.step_sizes(state, task, change(settings, l1_scaling="rate"))
+    numbers = to_numbers(task, state.params)
+    scales = (numbers.k_q, numbers.k_p) if scale_rates else (1.0, 1.0)
+    np.testing.assert_allclose(rates, (0.05 / scales[0], 0.15 / scales[1]), rtol=1e-5)
+    np.testing.assert_allclose(l1, 1e-3 * 0.15 / scales[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "attention_map"),
+    [
+        ("proximal", "linear"),
+        ("sgd", "linear"),
+        ("raw_sgd", "linear"),
+        ("adam", "linear"),
+        ("adam", "softmax"),
+    ],
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.usefixtures("x64")
-def test_state_keeps_its_types(optimizer: Any, dtype: str) -> None:  # noqa: ANN401
-    settings = change(QUICK, optimizer=optimizer, record=observe.DEFAULT_RECORD)
+def test_state_keeps_its_types(optimizer: Any, attention_map: str, dtype: str) -> None:  # noqa: ANN401
+    settings = change(
+        QUICK, optimizer=optimizer, attention_map=attention_map, record=observe.DEFAULT_RECORD
+    )
     key = jax.random.key(0)
     draw = functools.partial(
         random_task, num_tokens=N, context_length=T, sparsity=Q, dtype=jnp.dtype(dtype)
@@ -382,7 +510,7 @@ def test_the_flip_is_an_option_and_needs_a_mirrored_state_at_the_switch() -> Non
     assert not bool(later.flipped)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "raw_sgd"])
+@pytest.mark.parametrize("optimizer", ["sgd", "raw_sgd", "adam"])
 def test_arms_without_l1_are_neither_cut_nor_rounded(optimizer: Any) -> None:  # noqa: ANN401
     task = make_task()
     settings = change(QUICK, optimizer=optimizer, stop_level=0.0)
@@ -804,8 +932,25 @@ def test_the_recipe_recovers_every_task() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer": "adam"}, "optimizer is 'adam'; it must be one of proximal, sgd, raw_sgd"),
-        ({"attention_map": "tanh"}, "attention_map is 'tanh'; it must be one of linear"),
+        (
+            {"optimizer": "sdg"},
+            "optimizer is 'sdg'; it must be one of proximal, sgd, raw_sgd, adam",
+        ),
+        ({"attention_map": "tanh"}, "attention_map is 'tanh'; it must be one of linear, softmax"),
+        *[
+            (
+                {"attention_map": "softmax", "optimizer": name},
+                f"optimizer is '{name}'; with attention_map = 'softmax' it must be one of raw_sgd",
+            )
+            for name in ("proximal", "sgd")
+        ],
+        *[
+            (
+                {"attention_map": "softmax", "optimizer": "adam", "start": name},
+                f"start is '{name}'; with attention_map = 'softmax' it must be one of uniform",
+            )
+            for name in ("transfer", "pretrained")
+        ],
         ({"geometry": "flat"}, "geometry is 'flat'; it must be one of mu, paper"),
         ({"l1_scaling": "none"}, "l1_scaling is 'none'; it must be one of direct, rate, signal"),
         ({"switch_on": "loss"}, "switch_on is 'loss'; it must be one of parameters, truth, step"),

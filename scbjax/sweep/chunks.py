@@ -18,6 +18,7 @@ import numpy.typing as npt
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from scbjax import train
+from scbjax.model import map_attention
 from scbjax.observe import OBSERVABLES
 from scbjax.sharding import shard_map
 from scbjax.simulate import Simulation
@@ -127,8 +128,8 @@ class ChunkResult:
 
     Attributes:
         arrays: ``[outer, inner, ...]`` without padding: recorded variables [records], constants,
-            and, if kept, ``value`` and ``attention``, and ``value_snapshots`` and
-            ``attention_snapshots`` [snapshots, ...].
+            and, if kept, ``value`` and ``attention``, ``transition``, ``stationary`` and
+            ``pattern``, and ``value_snapshots`` and ``attention_snapshots`` [snapshots, ...].
         run_seconds: time in segments.
         compile_seconds: time in the compiler; zero where the program was compiled before.
     """
@@ -258,23 +259,47 @@ class _ChunkRun:
         self.done += count
         self.run_seconds += seconds
         if self._step in self._study.snapshots:
-            params = jax.device_get(self._carry.state.params)
-            self._snapshots.append((params.value, params.attention))
+            params = self._params()
+            self._snapshots.append((params["value"], params["attention"]))
         latest = self._trim(np.asarray(latest))
         return Segment(self._chunk, count, self.done, seconds, latest, self._checkpoint)
 
     def results(self) -> HostArrays:
         """The arrays of a finished chunk."""
-        state, records = jax.device_get(self._carry)
+        records = jax.device_get(self._carry.records)
         arrays: HostArrays = {name: np.moveaxis(kept, 0, 2) for name, kept in records.items()}
         arrays.update(jax.device_get(self._constants))
         if self._study.final:
-            arrays.update(state.params._asdict())
+            arrays.update(self._params())
+        if self._study.truth:
+            arrays.update(self._truth())
         if self._snapshots:
             values, attentions = zip(*self._snapshots, strict=True)
             arrays["value_snapshots"] = np.stack(values, axis=2)
             arrays["attention_snapshots"] = np.stack(attentions, axis=2)
         return {name: np.ascontiguousarray(self._trim(array)) for name, array in arrays.items()}
+
+    def _params(self) -> HostArrays:
+        """V and A as they stand, [outer, inner, ...]."""
+        name = self._program.fixed["model.attention_map"]
+        params = map_attention(self._carry.state.params, name)
+        arrays: HostArrays = jax.device_get(params)._asdict()
+        return arrays
+
+    def _truth(self) -> HostArrays:
+        """P, mu and Q of every trajectory, those of an outer point repeated along the inner layer.
+
+        ``pattern`` is mapped there by itself where the sparsity is.
+        """
+        tasks, shape = jax.device_get(self._tasks), self._program.chunk_shape
+        mapped = _task_axes(self._inputs)
+        return {
+            name: np.broadcast_to(
+                array if axis == 0 else array[:, None],
+                (*shape, *array.shape[2 if axis == 0 else 1 :]),
+            )
+            for name, array, axis in zip(Task._fields, tasks, mapped, strict=True)
+        }
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continues from a checkpoint instead of from the start."""

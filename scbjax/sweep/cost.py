@@ -30,6 +30,8 @@ with 2 MB it is slower again because fewer trajectories share their draws)."""
 # Arrays of the size of A [T, N] per trajectory: A before and after, and Q; temporaries of a step.
 _KEPT_ATTENTIONS = 2
 _TEMPORARY_ATTENTIONS = 2.25
+# Adam keeps the means of the gradients and of their squares.
+_ADAM_MOMENTS = 2
 # Arrays of the size of V [N, N] per trajectory: V, P and its distribution functions.
 _KEPT_VALUES = 3
 # Bytes per token of the batch, or per draw of the refit: what an outer point holds, what a
@@ -91,7 +93,9 @@ def outer_bytes(values: Mapping[str, Any]) -> int:
 def kept_bytes(values: Mapping[str, Any]) -> int:
     """Memory that a trajectory holds all the time: its state, its task and its records."""
     records = len(values["record.variables"]) * _num_records(values)
-    matrices = _KEPT_ATTENTIONS * _entries(values) + _KEPT_VALUES * _value_entries(values)
+    moments = _ADAM_MOMENTS if values["train.optimizer"] == "adam" else 0
+    matrices = (_KEPT_ATTENTIONS + moments) * _entries(values)
+    matrices += (_KEPT_VALUES + moments) * _value_entries(values)
     return math.ceil(_FLOAT * (matrices + records))
 
 

@@ -3,8 +3,9 @@
 Dimensions are the axes of the study, in its order, and ``step``. Coordinates hold the real values
 of the fields. Along them run the recorded variables; over the axes alone K_P, K_Q and ``|mu|^2`` of
 each task (``transition_signal``, ``pattern_signal``, ``stationary_norm``); and, if the study keeps
-them, the final V and A (``value``, ``attention``) and their snapshots along ``snapshot``
-(``value_snapshots``, ``attention_snapshots``).
+them, the final V and A (``value``, ``attention``), their snapshots along ``snapshot``
+(``value_snapshots``, ``attention_snapshots``), and P, mu and Q (``transition``, ``stationary``,
+``pattern``). A is the attention itself, whatever map makes it.
 """
 
 import hashlib
@@ -33,6 +34,9 @@ Description = Mapping[str, str]
 _MATRIX_DIMS: Mapping[str, tuple[str, ...]] = {
     "value": ("token_out", "token_in"),
     "attention": ("position", "query"),
+    "transition": ("token_out", "token_in"),
+    "stationary": ("token_in",),
+    "pattern": ("position", "query"),
     "value_snapshots": ("snapshot", "token_out", "token_in"),
     "attention_snapshots": ("snapshot", "position", "query"),
 }
@@ -55,6 +59,9 @@ DESCRIPTIONS: Mapping[str, Description] = {
     },
     "value": {"long_name": "final value matrix", "units": "1", "symbol": "$V$"},
     "attention": {"long_name": "final attention matrix", "units": "1", "symbol": "$A$"},
+    "transition": {"long_name": "transition matrix", "units": "1", "symbol": "$P$"},
+    "stationary": {"long_name": "stationary distribution", "units": "1", "symbol": r"$\mu$"},
+    "pattern": {"long_name": "attention pattern", "units": "1", "symbol": "$Q$"},
     "value_snapshots": {"long_name": "value matrix", "units": "1", "symbol": "$V$"},
     "attention_snapshots": {"long_name": "attention matrix", "units": "1", "symbol": "$A$"},
     "step": {"long_name": "iteration", "units": "1", "symbol": r"$\tau$"},
@@ -135,6 +142,8 @@ def _variables(plan: Plan) -> Iterator[str]:
     yield from _CONSTANTS
     if plan.study.final:
         yield from ("value", "attention")
+    if plan.study.truth:
+        yield from ("transition", "stationary", "pattern")
     if plan.study.snapshots:
         yield from ("value_snapshots", "attention_snapshots")
 
@@ -175,7 +184,7 @@ def _frame(plan: Plan, attributes: Mapping[str, Any]) -> "xarray.Dataset":
     if study.snapshots:
         snapshots = np.asarray(study.snapshots, np.int32)
         coords["snapshot"] = ("snapshot", snapshots, DESCRIPTIONS["snapshot"])
-    if study.final or study.snapshots:
+    if study.final or study.truth or study.snapshots:
         tokens, length = study.base["task.num_tokens"], study.base["task.context_length"]
         sizes = {"token_out": tokens, "token_in": tokens, "position": length, "query": tokens}
         for dim, size in sizes.items():

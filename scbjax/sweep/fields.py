@@ -72,6 +72,8 @@ NOISE_RECORD: tuple[str, ...] = (
 RECORDABLE: tuple[str, ...] = (
     *DEFAULT_RECORD,
     "population_refit_distance",
+    "attention_gain_support",
+    "attention_gain_rest",
     *NOISE_RECORD,
     "initial_noise_mu",
     "initial_noise_paper",
@@ -275,8 +277,8 @@ _MODEL = (
         "linear",
         "static",
         "inner",
-        "Map from A to attention weights",
-        Choice(("linear",)),
+        "What makes the attention A: linear, trained itself; softmax, over the positions of logits",
+        Choice(("linear", "softmax")),
     ),
 )
 
@@ -310,8 +312,8 @@ _TRAIN = (
         "proximal",
         "static",
         "inner",
-        "proximal (eq. 4 to 6), sgd (without l1 and thresholding) or raw_sgd (plain gradients)",
-        Choice(("proximal", "sgd", "raw_sgd")),
+        "proximal (eq. 4 to 6), sgd (no l1, no thresholds), raw_sgd or adam (plain gradients)",
+        Choice(("proximal", "sgd", "raw_sgd", "adam")),
     ),
     Field(
         "train.geometry",
@@ -411,6 +413,15 @@ _TRAIN = (
         "traced",
         "inner",
         "Rate eta of stage 3",
+        _NONNEGATIVE,
+    ),
+    Field(
+        "train.attention_rate_ratio",
+        float,
+        1.0,
+        "traced",
+        "inner",
+        "Rate of A, or of the logits that make it, over that of V, before scale_rates",
         _NONNEGATIVE,
     ),
     Field("train.l1", float, 1e-4, "traced", "inner", "Weight lambda of the l1 norm", _NONNEGATIVE),
@@ -555,6 +566,15 @@ _RECORD = (
         "run",
         "inner",
         "Keep the final V and A",
+        sweepable=False,
+    ),
+    Field(
+        "record.truth",
+        bool,
+        False,
+        "run",
+        "inner",
+        "Keep P, mu and Q of every task",
         sweepable=False,
     ),
     Field(

@@ -128,6 +128,11 @@ class Study:
         return bool(self.base["record.final"])
 
     @property
+    def truth(self) -> bool:
+        """Whether P, mu and Q are kept."""
+        return bool(self.base["record.truth"])
+
+    @property
     def snapshots(self) -> tuple[int, ...]:
         """Steps at which V and A are kept."""
         return tuple(self.base["record.snapshots"])
@@ -417,6 +422,19 @@ class _Relation:
     sentence: str
 
 
+_ATTENTION_RELATIONS = (
+    _Relation(
+        ("train.optimizer", "model.attention_map"),
+        lambda optimizer, attention: attention == "linear" or optimizer in ("raw_sgd", "adam"),
+        "train.optimizer = '{}' has no meaning with model.attention_map = '{}', "
+        "which needs raw_sgd or adam; a [[zip]] gives each map its own",
+    ),
+    _Relation(
+        ("train.start", "model.attention_map"),
+        lambda start, attention: attention == "linear" or start == "uniform",
+        "train.start = '{}' has no meaning with model.attention_map = '{}', which needs uniform",
+    ),
+)
 _RELATIONS = (
     _Relation(
         ("task.sparsity", "task.context_length"),
@@ -432,6 +450,18 @@ _RELATIONS = (
         ("train.start", "task.tagged_positions", "task.context_length"),
         lambda start, tagged, length: start == "uniform" or tagged is None or tagged >= length,
         "train.start = '{}' has no simulation; leave out task.tagged_positions = {}",
+    ),
+    _Relation(
+        ("model.attention_map", "task.tagged_positions", "task.context_length"),
+        lambda attention, tagged, length: (
+            attention == "linear" or tagged is None or tagged >= length
+        ),
+        "model.attention_map = '{}' has no simulation; leave out task.tagged_positions = {}",
+    ),
+    _Relation(
+        ("train.optimizer", "task.tagged_positions", "task.context_length"),
+        lambda optimizer, tagged, length: optimizer != "adam" or tagged is None or tagged >= length,
+        "train.optimizer = '{}' has no simulation; leave out task.tagged_positions = {}",
     ),
     _Relation(
         ("record.variables", "task.tagged_positions", "task.context_length"),
@@ -461,6 +491,7 @@ _RELATIONS = (
         lambda switch_on, step: switch_on != "step" or step < INT32_MAX,
         "train.switch_on = '{}' needs a train.switch_step below {}",
     ),
+    *_ATTENTION_RELATIONS,
     _Relation(
         ("train.steps", "train.batch_size", "train.start", "transfer.first_samples"),
         lambda steps, batch, start, first: (
@@ -505,17 +536,18 @@ def _check_kept_parameters(study: Study) -> None:
                 f"record.snapshots must be multiples of train.record_every = {every} "
                 f"up to train.steps = {steps}, got {step}"
             )
-    if study.final or study.snapshots:
+    if study.final or study.truth or study.snapshots:
         tagged = study.base.get("task.tagged_positions", 0)
         if tagged is not None:
             raise StudyError(
-                "record.final and record.snapshots need all positions, but task.tagged_positions "
+                "record.final, record.truth and record.snapshots need all positions, but "
+                "task.tagged_positions "
                 + (f"= {tagged} leaves most of them out" if tagged else "is an axis")
             )
         for path in ("task.num_tokens", "task.context_length"):
             if path not in study.base:
                 raise StudyError(
-                    f"record.final and record.snapshots need V and A of one shape, "
+                    f"record.final, record.truth and record.snapshots need matrices of one shape, "
                     f"but {path} is an axis"
                 )
 

@@ -128,6 +128,12 @@ def test_the_start_of_a_transfer_costs_time_and_its_pretraining_memory() -> None
     assert uniform.memory_bytes == transfer.memory_bytes < pretrained.memory_bytes
 
 
+def test_adam_keeps_two_moments_of_every_parameter() -> None:
+    values = program_of("optimizer='raw_sgd'").fixed
+    adam = program_of("optimizer='adam'").fixed
+    assert cost.kept_bytes(adam) - cost.kept_bytes(values) == 2 * 4 * (500 * 3 + 3 * 3)
+
+
 def test_half_of_the_memory_is_the_default() -> None:
     found = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     assert found is not None

@@ -27,6 +27,7 @@ record_every = 10
 [record]
 variables = ["attention_distance", "stage"]
 final = true
+truth = true
 snapshots = [0, 20]
 [axes]
 seed = [5, 3]
@@ -53,6 +54,9 @@ def fill(plan: Plan, store: Store) -> None:
         "stationary_norm": (),
         "value": (3, 3),
         "attention": (20, 3),
+        "transition": (3, 3),
+        "stationary": (3,),
+        "pattern": (20, 3),
         "value_snapshots": (2, 3, 3),
         "attention_snapshots": (2, 20, 3),
     }
@@ -89,6 +93,9 @@ def test_dimensions_are_the_axes_and_step(dataset: xarray.Dataset) -> None:
     assert dataset.transition_signal.dims == axes
     assert dataset.value.dims == (*axes, "token_out", "token_in")
     assert dataset.attention.dims == (*axes, "position", "query")
+    assert dataset.transition.dims == (*axes, "token_out", "token_in")
+    assert dataset.stationary.dims == (*axes, "token_in")
+    assert dataset.pattern.dims == (*axes, "position", "query")
     assert dataset.value_snapshots.dims == (*axes, "snapshot", "token_out", "token_in")
     assert dataset.attention_snapshots.dims == (*axes, "snapshot", "position", "query")
     assert dict(dataset.sizes) == {

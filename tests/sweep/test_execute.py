@@ -191,6 +191,39 @@ def test_arms_of_a_seed_share_a_program_the_task_and_the_batches(tmp_path: Path)
     assert len(np.unique(sgd.batch_loss[first])) == 2  # other data seeds, other batches
 
 
+def test_attention_maps_share_tasks_and_batches_across_programs(tmp_path: Path) -> None:
+    # With A held at its start, V is the same function of the batches whatever the map.
+    study = make_study(
+        "axes.seed=[0, 1]", "sparsity=2", "optimizer='raw_sgd'", "scale_rates=false",
+        "axes.attention_map=['linear', 'softmax']", "axes.attention_rate_ratio=[0.0, 1000.0]",
+        "learning_rate_1=0.5", "switch_level=inf", "record.truth=true", "record.final=true",
+        "record.snapshots=[40]", "record.variables=['attention_distance', 'batch_loss']",
+    )  # fmt: skip
+    plan = make_plan(study)
+    assert len(plan.programs) == 2
+    dataset = load(run(plan, tmp_path / "out"))
+    for seed in (0, 1):
+        kept = dataset.sel(seed=seed).isel(attention_map=0, attention_rate_ratio=0)
+        for name, array in draw_task(key_of(seed, 0), sparsity=2)._asdict().items():
+            np.testing.assert_allclose(kept[name], array, rtol=1e-6, atol=1e-7)
+    frozen, moving = (dataset.sel(attention_rate_ratio=ratio) for ratio in (0, 1000))
+    linear, softmax = (frozen.sel(attention_map=name) for name in ("linear", "softmax"))
+    np.testing.assert_allclose(linear.value, softmax.value, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(linear.batch_loss[:, 1:], softmax.batch_loss[:, 1:], rtol=1e-5)
+    assert abs(linear.value[0] - linear.value[1]).max() > 0.01  # other seeds, other batches
+    np.testing.assert_allclose(frozen.attention, 1 / 50, rtol=1e-5)
+    # What is kept of softmax is the attention, not the logits.
+    found = moving.sel(attention_map="softmax")
+    np.testing.assert_allclose(found.attention.sum("position"), 1, rtol=1e-5)
+    assert (found.attention > 0).all()
+    assert found.attention.max() > 0.1
+    np.testing.assert_array_equal(found.attention_snapshots.isel(snapshot=0), found.attention)
+    distance = ((found.attention - found.pattern) ** 2 * found.stationary.values[:, None, :]).sum(
+        ["position", "query"]
+    ) ** 0.5
+    np.testing.assert_allclose(found.attention_distance.isel(step=-1), distance, rtol=1e-5)
+
+
 class Kept(NamedTuple):
     """A plan that has been run, with its compiled program for further runs."""
 

@@ -244,7 +244,10 @@ BAD_FILES = {
     "misspelt field": ("lerning_rate_1 = 1", ["'train.lerning_rate_1'", "'train.learning_rate_1'"]),
     "field of another table": ("sparsity = 1", ["'train.sparsity'", "'task.sparsity'"]),
     "misspelt table": ("[modle]\nx = 1", ["unknown table 'modle'", "did you mean 'model'?"]),
-    "unknown table": ("[zzzz]\nx = 1", ["unknown table 'zzzz'", "task, model, train, record"]),
+    "unknown table": (
+        "[zzzz]\nx = 1",
+        ["unknown table 'zzzz'", "task, model, train, transfer, record"],
+    ),
     "string for number": ("l1 = 'a'", ["train.l1", "a finite number of at least 0", "got 'a'"]),
     "bool for integer": ("refit_samples = true", ["train.refit_samples", "integer", "got true"]),
     "bool for number": ("l1 = true", ["train.l1", "number", "got true"]),
@@ -338,6 +341,18 @@ BAD_FILES = {
     "final of a simulation": (
         "[record]\nfinal = true\n[axes]\ntagged_positions = [9, 50]",
         ["record.final", "task.tagged_positions is an axis"],
+    ),
+    "simulation of Adam": (
+        "optimizer = 'adam'\n[axes]\ntagged_positions = [9, 50]",
+        ["train.optimizer = 'adam' has no simulation", "task.tagged_positions = 9"],
+    ),
+    "simulation of softmax": (
+        "optimizer = 'raw_sgd'\n[axes]\ntagged_positions = [9, 50]\nattention_map = ['softmax']",
+        ["model.attention_map = 'softmax' has no simulation", "task.tagged_positions = 9"],
+    ),
+    "truth of a simulation": (
+        "[record]\ntruth = true\n[axes]\ntagged_positions = [9, 50]",
+        ["record.truth", "task.tagged_positions is an axis"],
     ),
     "too many trajectories": (
         "[axes]\nseed = { range = [0, 10000] }\ntask_seed = { range = [0, 10000] }",
@@ -452,6 +467,28 @@ def test_an_override_that_doesnt_fit_the_rest(override: str, parts: list[str]) -
     said = message(zipped, (override,))
     assert said.startswith("x.toml with ")
     assert [part for part in [override, *parts] if part not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ((), "train.optimizer = 'proximal' has no meaning with model.attention_map = 'softmax'"),
+        (("optimizer=sgd",), "train.optimizer = 'sgd' has no meaning"),
+        (("axes.optimizer=['adam', 'sgd']",), "train.optimizer = 'sgd' has no meaning"),
+        (("optimizer=adam", "start=transfer"), "train.start = 'transfer' has no meaning"),
+        (("optimizer=raw_sgd", "start=pretrained"), "train.start = 'pretrained' has no meaning"),
+        (("optimizer=raw_sgd",), ""),
+        (("axes.optimizer=['adam', 'raw_sgd']",), ""),
+    ],
+)
+def test_other_attention_maps_are_learned_by_plain_gradients(
+    overrides: tuple[str, ...], sentence: str
+) -> None:
+    overrides = ("attention_map=softmax", *overrides)
+    if sentence:
+        assert sentence in message("", overrides)
+    else:
+        assert parse("", overrides).base["model.attention_map"] == "softmax"
 
 
 @pytest.mark.parametrize(
@@ -597,7 +634,9 @@ def columns(field: Field) -> st.SearchStrategy[list[Any]]:
     return st.lists(values_of(field), min_size=1, max_size=4, unique=True)
 
 
-FREE = [field for field in FIELDS.values() if field.sweepable and field.path != "train.switch_on"]
+# Other maps, ends of stage 1 and starts need companions among the other fields.
+BOUND = ("train.switch_on", "model.attention_map", "train.start")
+FREE = [field for field in FIELDS.values() if field.sweepable and field.path not in BOUND]
 SIZES = (
     "task.num_tokens",
     "task.context_length",
@@ -645,7 +684,14 @@ def test_what_a_study_accepts_a_trajectory_accepts(data: st.DataObject) -> None:
     for field in FIELDS.values():
         if field.table in {"train", "model"} and field.short not in settings:
             settings[field.short] = data.draw(values_of(field), label=field.path)
-    train.Settings(**settings)
+    if all(
+        relation.holds(*(settings[path.rpartition(".")[2]] for path in relation.fields))
+        for relation in study._ATTENTION_RELATIONS
+    ):
+        train.Settings(**settings)
+    else:
+        with pytest.raises(ValueError, match="with attention_map = 'softmax'"):
+            train.Settings(**settings)
 
 
 # ---------------------------------------------------------------------------- anything at all
