@@ -44,19 +44,27 @@ RECOVERED: Final = 0.1  # distances to P and Q below which a rounded solution is
 SUCCESS: Final = 0.9  # share of the runs that has to recover
 RESAMPLES: Final = 2000  # of the seeds, for the interval of an exponent
 SEED_FIELDS: Final = frozenset({"seed", "task_seed", "data_seed", "init_seed"})
+# Of matrices: never an axis of a study.
+MATRIX_DIMS: Final = frozenset({"snapshot", "token_out", "token_in", "position", "query"})
+KIND_FIELDS: Final = frozenset({"attention_map", "optimizer"})  # what a look stands for
 SIGNALS: Final = ("alpha_value", "alpha_attention")
 PANEL: Final = ("stage", *SIGNALS)  # what every panel against the iteration reads
 OPTIMIZER_NAMES: Final[Mapping[str, str]] = {
     "proximal": "proximal",
     "sgd": "SGD",
     "raw_sgd": "raw SGD",
+    "adam": "Adam",
 }
 GEOMETRY_NAMES: Final[Mapping[str, str]] = {"paper": "as printed", "mu": "working settings"}
 # Colours of Okabe & Ito; one family of looks for each optimizer, in the order of the study's arms.
+# Arms with another attention map than the linear one are families of their own.
 LOOKS: Final[Mapping[str, tuple[tuple[str, Any], ...]]] = {
     "proximal": (("#0072B2", "-"), ("#009E73", "-"), ("#56B4E9", "-")),
     "sgd": (("#D55E00", (0, (4, 1.2))), ("#E69F00", (0, (4, 1, 1, 1))), ("#CC79A7", (0, (2, 1)))),
     "raw_sgd": (("#777777", (0, (1, 1))), ("#AAAAAA", (0, (1, 1)))),
+    "adam": (("#E69F00", (0, (1, 1))),),
+    "softmax raw_sgd": (("#CC79A7", (0, (4, 1.2))),),
+    "softmax adam": (("#000000", (0, (4, 1, 1, 1))),),
 }
 POPULATION_LOOK: Final[Mapping[str, Any]] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
 REAL_LOOK: Final[Mapping[str, Any]] = {"marker": "o", "markersize": 2.4, "linestyle": ""}
@@ -65,6 +73,7 @@ STAGE_COLOUR: Final = "#888888"
 Plot = Callable[[xr.Dataset], Figure]
 Draw = Callable[[Path, Path], list[Path]]
 Values = NDArray[np.float64]
+Kind = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,7 @@ def tidy(dataset: xr.Dataset, panels: Sequence[str] = ()) -> xr.Dataset:
     dimension `arm`, with its settings as coordinates.
 
     Args:
-        dataset: variables over all of the study's axes, some of them over `step` too.
+        dataset: variables over all of the study's axes, some of them over `step` or matrices too.
         panels: the fields that the figure spreads over its panels; one that the study does not
             vary gets length one.
 
@@ -177,7 +186,7 @@ def tidy(dataset: xr.Dataset, panels: Sequence[str] = ()) -> xr.Dataset:
             dataset = dataset.expand_dims(name)
         elif name not in dataset.dims:  # the field is part of a zip
             dataset = dataset.swap_dims({dataset[name].dims[0]: name})
-    axes = [name for name in dataset.dims if name not in {"step", *panels}]
+    axes = [name for name in dataset.dims if name not in {"step", *panels, *MATRIX_DIMS}]
     runs = [name for name in axes if _fields_along(dataset, name) <= SEED_FIELDS]
     arms = [name for name in axes if name not in runs]
     for name, parts in (("run", runs), ("arm", arms)):
@@ -206,49 +215,68 @@ def arms_of(dataset: xr.Dataset, group: str | None = None) -> list[Arm]:
         ValueError: more arms of one optimizer than can be told apart in a figure.
     """
     fields = {str(name): item for name, item in dataset.coords.items() if item.dims == ("arm",)}
-    optimizers = optimizers_of(dataset)
+    optimizers, kinds = optimizers_of(dataset), kinds_of(dataset)
     groups = [str(value) for value in np.asarray(fields.get(str(group), optimizers))]
-    fields.pop("optimizer", None)
-    families = list(zip(optimizers, groups, strict=True))
-    apart: dict[str, set[str]] = {optimizer: set() for optimizer in optimizers}
+    fields = {name: values for name, values in fields.items() if name not in KIND_FIELDS}
+    families = list(zip(kinds, groups, strict=True))
+    apart: dict[Kind, set[str]] = {kind: set() for kind in kinds}
     for family in set(families):
         members = [index for index, other in enumerate(families) if other == family]
         apart[family[0]] |= {
             name for name, values in fields.items() if len(np.unique(values[members])) > 1
         }
     labels = []
-    for index, optimizer in enumerate(optimizers):
+    for index, kind in enumerate(kinds):
         told = [
             f"{values.attrs.get('symbol', name)} = {worded(values[index].item())}"
             for name, values in fields.items()
-            if name in apart[optimizer]
+            if name in apart[kind]
         ]
-        labels.append(", ".join([OPTIMIZER_NAMES.get(optimizer, optimizer), *told]))
+        labels.append(", ".join([*_names_of(kind, kinds), *told]))
     return [
-        Arm(index, label, *_look(dataset, optimizers, labels, index), optimizers[index])
+        Arm(index, label, *_look(dataset, kinds, labels, index), optimizers[index])
         for index, label in enumerate(labels)
     ]
 
 
 def optimizers_of(dataset: xr.Dataset) -> list[str]:
     """Give the optimizer of each arm of a tidy dataset."""
-    same = [str(setting(dataset, "optimizer", "proximal"))] * dataset.sizes["arm"]
-    return [str(name) for name in np.asarray(dataset.coords.get("optimizer", same)).ravel()]
+    return _along_arms(dataset, "optimizer", "proximal")
+
+
+def kinds_of(dataset: xr.Dataset) -> list[Kind]:
+    """Give what the look of each arm stands for: its attention map and its optimizer."""
+    maps = _along_arms(dataset, "attention_map", "linear")
+    return list(zip(maps, optimizers_of(dataset), strict=True))
+
+
+def _along_arms(dataset: xr.Dataset, field: str, default: str) -> list[str]:
+    """Give a field's value in every arm, whether the study varies it or not."""
+    same = [str(setting(dataset, field, default))] * dataset.sizes["arm"]
+    return [str(value) for value in np.asarray(dataset.coords.get(field, same)).ravel()]
+
+
+def _names_of(kind: Kind, kinds: Sequence[Kind]) -> list[str]:
+    """Give the words for a kind of arm: its map where one of the study's is not linear."""
+    attention_map, optimizer = kind
+    linear = all(other == "linear" for other, _ in kinds)
+    return [attention_map] * (not linear) + [OPTIMIZER_NAMES.get(optimizer, optimizer)]
 
 
 def _look(
-    dataset: xr.Dataset, optimizers: Sequence[str], labels: Sequence[str], index: int
+    dataset: xr.Dataset, kinds: Sequence[Kind], labels: Sequence[str], index: int
 ) -> tuple[str, Any]:
-    """Give an arm the look that its label has among those of its optimizer."""
-    optimizer = optimizers[index]
-    pairs = zip(optimizers, labels, strict=True)
-    known = list(dict.fromkeys(label for other, label in pairs if other == optimizer))
+    """Give an arm the look that its label has among those of its map and its optimizer."""
+    kind = attention_map, optimizer = kinds[index]
+    pairs = zip(kinds, labels, strict=True)
+    known = list(dict.fromkeys(label for other, label in pairs if other == kind))
     looks = LOOKS.get(optimizer, LOOKS["proximal"])
+    looks = LOOKS.get(f"{attention_map} {optimizer}", looks)
     if len(known) > len(looks):
         name, values = next(
             (name, item)
             for name, item in dataset.coords.items()
-            if item.dims == ("arm",) and name != "optimizer"
+            if item.dims == ("arm",) and name not in KIND_FIELDS
         )
         raise ValueError(
             f"the study has {len(known)} arms with optimizer {optimizer} and the figure can "

@@ -28,7 +28,7 @@ Store = Callable[[str, xr.Dataset], Path]
 
 FIGURES = Path(_shared.__file__).parent
 CURVES = ("quickstart", "fig1", "fig3", "fig6", "scale")
-NAMES = (*CURVES, "fig4", "projector")
+NAMES = (*CURVES, "fig2", "fig4", "projector")
 # Not against the iteration; tested in files of their own.
 OTHERS = ("transfer", "transfer_correlation")
 ARM = "optimizer_and_learning_rate_2"
@@ -43,6 +43,12 @@ def script(request: pytest.FixtureRequest) -> ModuleType:
 def curves(request: pytest.FixtureRequest) -> ModuleType:
     """Give a script that draws arms against iterations or samples."""
     return importlib.import_module(request.param)
+
+
+@pytest.fixture(scope="module")
+def maps_dataset(dataset: xr.Dataset) -> xr.Dataset:
+    """Give a dataset with an arm of linear attention and two of softmax, and their matrices."""
+    return with_matrices(dataset)
 
 
 @pytest.fixture(autouse=True)
@@ -81,12 +87,49 @@ def build_noise() -> xr.Dataset:
     )
 
 
+def with_matrices(dataset: xr.Dataset, length: int = 12, tokens: int = 4) -> xr.Dataset:
+    """Turn a dataset into one of attention maps, with the matrices that its runs learned."""
+    data = dataset.sel(sparsity=2, drop=True).drop_vars("learning_rate_2")
+    data = data.rename_dims({ARM: "arm"}).assign_coords(
+        optimizer=("arm", ["proximal", "raw_sgd", "adam"]),
+        attention_map=("arm", ["linear", "softmax", "softmax"]),
+    )
+    rng = np.random.default_rng(7)
+    shape = data.sizes["seed"], 1, 1, 1
+    pattern = rng.dirichlet(np.full(length, 0.1), (*shape[:1], 1, tokens)).swapaxes(-1, -2)
+    transition = rng.dirichlet(np.full(tokens, 0.5), (*shape[:1], 1, tokens)).swapaxes(-1, -2)
+    noise = rng.random((data.sizes["seed"], 3, 1, 1))
+    learned = pattern + 0.1 * noise * rng.normal(size=(data.sizes["seed"], 3, length, tokens))
+    value = transition + 0.1 * noise * rng.normal(size=(data.sizes["seed"], 3, tokens, tokens))
+    ones = np.ones((1, 3, 1, 1))
+    dims = {"attention": ("position", "query"), "value": ("token_out", "token_in")}
+    matrices: dict[str, Any] = {
+        "pattern": (("seed", "arm", *dims["attention"]), pattern * ones, {"symbol": "$Q$"}),
+        "transition": (("seed", "arm", *dims["value"]), transition * ones, {"symbol": "$P$"}),
+        "attention": (("seed", "arm", *dims["attention"]), learned),
+        "value": (("seed", "arm", *dims["value"]), value),
+    }
+    mu = rng.dirichlet(np.ones(tokens), (data.sizes["seed"], 1)) * ones[:, :, 0]
+    gain = np.exp(3 * data["alpha_attention"] * (data["attention_map"] == "softmax"))
+    return data.assign(
+        matrices
+        | {
+            "stationary": (("seed", "arm", "token_in"), mu),
+            "excess_loss": 0.1 * data["attention_distance"] ** 2,
+            "attention_gain_support": gain,
+            "attention_gain_rest": 1 / gain,
+        }
+    )
+
+
 def suited(script: ModuleType, dataset: xr.Dataset) -> xr.Dataset:
     """Cut the dataset to what the script's study holds: only the quickstart sweeps sparsity."""
     if script.__name__ == "scale":
         return dataset.isel({ARM: [0, 1], "sparsity": [0, 2]}).rename(sparsity="num_tokens")
     if script.__name__ == "projector":
         return build_noise()
+    if script.__name__ == "fig2":
+        return with_matrices(dataset)
     if script.__name__ == "quickstart":
         return dataset.isel({ARM: [0, 1]})
     return dataset.sel(sparsity=2, drop=True)
@@ -502,6 +545,90 @@ def test_fig6_draws_real_runs_of_the_same_settings(
     if same:
         found = line(panels(figure)[1], "real 0")[:, 1]
         np.testing.assert_allclose(found, real["alpha_value"].values[0, 0, 0])
+
+
+def shown_run(figure: Figure, data: xr.Dataset) -> int:
+    """The run whose pattern is in the first panel."""
+    (image,) = panels(figure)[0].images
+    shown = np.asarray(image.get_array())
+    (run,) = np.flatnonzero((data["pattern"].values[:, 0] == shown).all(axis=(1, 2)))
+    return int(run)
+
+
+def test_fig2_shows_the_matrices_of_one_run_on_one_scale(maps_dataset: xr.Dataset) -> None:
+    figure = importlib.import_module("fig2").plot(maps_dataset)
+    run = shown_run(figure, maps_dataset)
+    heat_maps = [axes.images[0] for axes in panels(figure) if axes.images]
+    for row, (truth, learned) in enumerate((("pattern", "attention"), ("transition", "value"))):
+        images = heat_maps[4 * row : 4 * row + 4]
+        for arm, image in enumerate(images[1:]):
+            np.testing.assert_array_equal(image.get_array(), maps_dataset[learned].values[run, arm])
+        np.testing.assert_array_equal(images[0].get_array(), maps_dataset[truth].values[run, 0])
+        (limits,) = {image.get_clim() for image in images}
+        shown = [np.asarray(image.get_array()) for image in images]
+        assert limits == (min(0.0, np.min([a.min() for a in shown])), max(a.max() for a in shown))
+
+
+def cosines(data: xr.Dataset, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """Run by run, with the weights mu of the columns."""
+    found = []
+    for first, second, mu in zip(a, b, data["stationary"].values[:, 0], strict=True):
+        x, y = (matrix @ np.diag(np.sqrt(mu)) for matrix in (first, second))
+        found.append((x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y))
+    return np.array(found)
+
+
+def test_fig2_writes_the_cosines_of_all_runs(maps_dataset: xr.Dataset) -> None:
+    data = maps_dataset
+    figure = importlib.import_module("fig2").plot(data)
+    titles = [axes.get_title().splitlines() for axes in panels(figure) if axes.images]
+    assert titles[0] == ["truth, $Q$, one run of 4", "cosines: median [10\u201390%]"]
+    assert [lines[0] for lines in titles[1:4]] == [
+        "linear, proximal",
+        "softmax, raw SGD",
+        "softmax, Adam",
+    ]
+    for place, (learned, truth) in ((0, ("attention", "pattern")), (4, ("value", "transition"))):
+        letter = "$Q$" if place == 0 else "$P$"
+        linear = data[learned].values[:, 0]
+        for arm in range(3):
+            matrix = data[learned].values[:, arm]
+            expected = {letter: cosines(data, matrix, data[truth].values[:, arm])}
+            if arm:
+                expected["linear"] = cosines(data, matrix, linear)
+            lines = [line for line in titles[place + 1 + arm] if line.startswith("to ")]
+            for line, (name, values) in zip(lines, expected.items(), strict=True):
+                low, median, high = np.percentile(values, [10, 50, 90])
+                assert line == f"to {name} {median:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def test_fig2_shows_the_run_in_the_middle(maps_dataset: xr.Dataset) -> None:
+    attention = maps_dataset["attention"].values
+    agreement = [cosines(maps_dataset, attention[:, arm], attention[:, 0]) for arm in (1, 2)]
+    run = shown_run(importlib.import_module("fig2").plot(maps_dataset), maps_dataset)
+    assert np.argsort(np.mean(agreement, axis=0))[2] == run  # of four: the upper median
+
+
+def test_fig2_draws_the_loss_and_the_preconditioner(maps_dataset: xr.Dataset) -> None:
+    figure = importlib.import_module("fig2").plot(maps_dataset)
+    losses, gains = (axes for axes in panels(figure) if axes.get_xlabel() == "iteration")
+    for arm in range(3):
+        runs = maps_dataset.isel(arm=arm)
+        expected = np.median(runs["excess_loss"].values.astype(float), axis=0)
+        np.testing.assert_allclose(line(losses, f"median {arm}")[:, 1], expected, rtol=1e-6)
+        drawn = [item for item in gains.lines if item.get_gid() == f"median {arm}"]
+        for item, name in zip(drawn, ("support", "rest"), strict=True):
+            values = runs[f"attention_gain_{name}"].values.astype(float)
+            np.testing.assert_allclose(
+                np.asarray(item.get_ydata()), np.median(values, axis=0), rtol=1e-6
+            )
+    labels = {item.get_text(): item.get_position()[1] for item in gains.texts}
+    assert labels["on the support of $Q$"] > 1 > labels["off it"]
+
+
+def test_fig2_of_one_run_claims_no_spread(maps_dataset: xr.Dataset) -> None:
+    figure = importlib.import_module("fig2").plot(maps_dataset.isel(seed=[0]))
+    assert not any("[" in text or "median" in text for text in texts(figure))
 
 
 def test_every_figure_has_a_caption() -> None:

@@ -94,6 +94,29 @@ def test_an_arm_looks_the_same_whatever_it_is_compared_with(dataset: xr.Dataset)
     assert [arm.label for arm in two] == ["SGD", "proximal"]
 
 
+def test_attention_maps_have_looks_of_their_own_and_are_named() -> None:
+    values = np.arange(3 * 2 * 4 * 5.0).reshape(3, 2, 4, 5)
+    stored = xr.Dataset(
+        {"attention": (("arm", "seed", "position", "query"), values)},
+        coords={
+            "seed": [0, 1],
+            "optimizer": ("arm", ["proximal", "raw_sgd", "adam"]),
+            "attention_map": ("arm", ["linear", "softmax", "softmax"]),
+            "learning_rate_1": ("arm", [0.02, 1.0, 0.003]),
+        },
+    )
+    tidy = _shared.tidy(stored)
+    assert tidy["attention"].dims == ("arm", "run", "position", "query")
+    arms = _shared.arms_of(tidy)
+    assert [arm.label for arm in arms] == ["linear, proximal", "softmax, raw SGD", "softmax, Adam"]
+    assert len({(arm.colour, str(arm.linestyle)) for arm in arms}) == 3
+    assert arms[0].colour == _shared.LOOKS["proximal"][0][0]
+    softmax = _shared.arms_of(_shared.tidy(stored.isel(arm=[1, 2])))
+    assert [(arm.label, arm.colour) for arm in softmax] == [
+        (arm.label, arm.colour) for arm in arms[1:]
+    ]
+
+
 def test_more_arms_than_looks_is_one_clear_sentence() -> None:
     many = xr.Dataset(
         {"stage": (("l1", "step"), np.ones((7, 2)))}, coords={"l1": np.arange(7.0), "step": [0, 1]}
