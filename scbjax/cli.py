@@ -482,7 +482,11 @@ def _list_row(study: Study) -> tuple[str, ...]:
 
 def _describe_study(study: Study) -> list[str]:
     lines = [f"{study.name}: {study.title}", study.question, ""]
-    values = {path: value for path, value in study.base.items() if value is not None}
+    values = {
+        path: value
+        for path, value in study.base.items()
+        if value is not None and (is_search(study) or FIELDS[path].table != "search")
+    }
     lines += _aligned([(path, _text(value)) for path, value in values.items()])
     lines += ["", "axes"]
     for axis in study.axes:

@@ -1,0 +1,177 @@
+"""Samples to recovery against context length, vocabulary and sparsity, before and after stage 1.
+
+The dataset comes from `scbjax run complexity`: for every size, geometry and batch size the rate of
+stage 1 with which 90% of the seeds recover Q with the fewest samples. The figure takes the best
+batch size too. What to see: samples of stage 1 grow as a power of T, of a higher power with the
+projector as printed; samples after it hardly grow.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import xarray as xr
+from _shared import DOUBLE_COLUMN, Values, main, render, setting
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+STUDY: Final = "complexity"
+GOAL, SWITCH, RATE = "samples_to_goal", "samples_to_switch", "learning_rate_1"
+VARIABLES: Final = (GOAL, SWITCH, RATE)
+SIZES: Final = {"context_length": "$T$", "num_tokens": "$N$", "sparsity": "$Q$"}
+NAMES: Final = {
+    "context_length": "context length",
+    "num_tokens": "vocabulary",
+    "sparsity": "sparsity",
+}
+LOOKS: Final[dict[str, dict[str, Any]]] = {
+    "mu": {"color": "#0072B2", "marker": "o"},
+    "paper": {"color": "#D55E00", "marker": "s"},
+}
+GEOMETRIES: Final = {"mu": r"$\mu$-orthogonal", "paper": "as printed"}
+PARTS: Final[dict[str, Any]] = {"total": "-", "stage 1": "--", "after stage 1": ":"}
+LABEL_GAP: Final = 0.05  # of the height of a panel
+RESAMPLES: Final = 400
+FEWEST: Final = 3  # points of a fit
+INTERVAL: Final = (5.0, 95.0)  # percentiles over resampled seeds
+
+
+def plot(dataset: xr.Dataset) -> Figure:
+    """Make the figure from the study's dataset."""
+    dataset = dataset.transpose("size", "geometry", "batch_size", "seed", "probe")
+    figure = Figure(figsize=(DOUBLE_COLUMN, 3.0))
+    panels = figure.subplots(1, len(SIZES), sharey=True)
+    for axes, field in zip(panels, SIZES, strict=True):
+        rows = rows_of(dataset, field)
+        labels = [
+            label
+            for index, geometry in enumerate(dataset["geometry"].to_numpy())
+            for label in draw_geometry(
+                axes, dataset.isel(size=rows, geometry=index), field, str(geometry)
+            )
+        ]
+        ticks = np.unique(dataset[field].to_numpy()[rows])
+        axes.set(xscale="log", yscale="log", xlabel=f"{NAMES[field]}, {SIZES[field]}")
+        axes.minorticks_off()
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        # Room for the exponents at the right ends of the lines.
+        axes.set_xlim(0.8 * ticks[0], ticks[-1] * (ticks[-1] / ticks[0]) ** 0.75)
+        write_labels(axes, ticks[-1], labels)
+    share = float(str(setting(dataset, "share")))
+    panels[0].set_ylabel(f"samples until {share:.0%} of {dataset.sizes['seed']} seeds recover")
+    entries = {
+        GEOMETRIES.get(str(name), str(name)): Line2D([], [], **LOOKS[str(name)], markersize=3.5)
+        for name in dataset["geometry"].to_numpy()
+    }
+    entries |= {
+        name: Line2D([], [], color="#666666", linestyle=style) for name, style in PARTS.items()
+    }
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=len(entries))
+    return figure
+
+
+def rows_of(dataset: xr.Dataset, field: str) -> list[int]:
+    """Rows of the study's sizes that vary one field and have the usual values of the others."""
+    table = {name: dataset[name].to_numpy() for name in SIZES}
+    others = [name for name in SIZES if name != field]
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for row in range(dataset.sizes["size"]):
+        groups.setdefault(tuple(table[name][row] for name in others), []).append(row)
+    rows = max(groups.values(), key=lambda rows: len({table[field][row] for row in rows}))
+    return sorted(rows, key=lambda row: float(table[field][row]))
+
+
+class Label(NamedTuple):
+    """What stands at the end of a line."""
+
+    y: float
+    text: str
+    colour: str
+
+
+def draw_geometry(axes: Axes, part: xr.Dataset, field: str, geometry: str) -> list[Label]:
+    """Draw the samples in all, in stage 1 and after it; return the fitted exponents."""
+    labels = []
+    x = part[field].to_numpy().astype(float)
+    share = float(str(setting(part, "share")))
+    goal, switch = (part[name].to_numpy().astype(float) for name in (GOAL, SWITCH))
+    found = costs(goal, switch, share)
+    rng = np.random.default_rng(0)
+    resampled = []
+    for _ in range(RESAMPLES):
+        pick = rng.integers(0, goal.shape[2], goal.shape[2])
+        resampled.append(costs(goal[:, :, pick], switch[:, :, pick], share))
+    for name, style in PARTS.items():
+        shown = np.isfinite(found[name])
+        if not shown.any():
+            continue
+        look = LOOKS[geometry]
+        axes.plot(x[shown], found[name][shown], linestyle=style, markersize=3.5, **look)
+        slope = exponent(x, found[name])
+        if not np.isfinite(slope):
+            continue
+        low, high = np.nanpercentile([exponent(x, draw[name]) for draw in resampled], INTERVAL)
+        text = f"{SIZES[field]}$^{{{slope:.2f}}}$ [{low:.2f}, {high:.2f}]"
+        labels.append(Label(float(found[name][shown][-1]), text, look["color"]))
+    return labels
+
+
+def write_labels(axes: Axes, x: float, labels: list[Label]) -> None:
+    """Write labels right of x at the heights of their lines, moved apart where they would touch."""
+    low, high = np.log(axes.get_ylim())
+    floor = -np.inf
+    for label in sorted(labels):
+        height = max(floor, (np.log(label.y) - low) / (high - low))
+        floor = height + LABEL_GAP
+        axes.annotate(
+            label.text,
+            (x, np.exp(low + height * (high - low))),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=6,
+            color=label.colour,
+        )
+
+
+def costs(goal: Values, switch: Values, share: float) -> dict[str, Values]:
+    """Samples in all, in stage 1 and after it, with the best batch size and rate of every size.
+
+    Args:
+        goal: samples until recovery, [sizes, batches, seeds, probes].
+        switch: samples until the end of stage 1, likewise.
+        share: of the seeds that have to get there.
+    """
+    needed = int(np.ceil(share * goal.shape[2] - 1e-9)) - 1
+    total = np.sort(goal, axis=2)[:, :, needed].reshape(len(goal), -1)
+    with np.errstate(invalid="ignore"):
+        after = np.sort(np.where(np.isfinite(goal), goal - switch, np.inf), axis=2)[:, :, needed]
+    before = np.sort(switch, axis=2)[:, :, needed].reshape(len(goal), -1)
+    rows, best = np.arange(len(goal)), total.argmin(axis=1)
+    least = total[rows, best]
+    lost = ~np.isfinite(least)
+    return {
+        "total": np.where(lost, np.nan, least),
+        "stage 1": np.where(lost, np.nan, before[rows, best]),
+        "after stage 1": np.where(lost, np.nan, after.reshape(len(goal), -1)[rows, best]),
+    }
+
+
+def exponent(x: Values, y: Values) -> float:
+    """Slope of the logarithms; NaN for too few points."""
+    seen = np.isfinite(y) & (y > 0)
+    if seen.sum() < FEWEST:
+        return np.nan
+    return float(np.polyfit(np.log(x[seen]), np.log(y[seen]), 1)[0])
+
+
+def draw(results: Path, out: Path) -> list[Path]:
+    """Draw the figure from the dataset under `results` into `out` and return the files."""
+    return render("complexity", STUDY, VARIABLES, plot, results, out)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(draw, __doc__))

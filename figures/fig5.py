@@ -1,0 +1,101 @@
+"""Distances to the truth and excess loss for three vocabulary sizes (figure 5).
+
+The dataset comes from `scbjax run fig5`. What to see: whether proximal steps end nearer to the
+truth than SGD at every N, and what the weight of the l1 norm has to be: a fixed one, or one that
+follows the signal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import xarray as xr
+from _shared import (
+    ATTENTION,
+    DOUBLE_COLUMN,
+    VALUE,
+    Arm,
+    add_legend,
+    arms_of,
+    band,
+    distance_limits,
+    draw_arm,
+    draw_distance,
+    draw_stages,
+    horizontal,
+    log_axis,
+    log_limits,
+    main,
+    render,
+    runs_of,
+    symbol,
+    tidy,
+    title,
+)
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+STUDY: Final = "fig5"
+LOSS: Final = "excess_loss"
+VARIABLES: Final = ("samples", LOSS, *VALUE.variables, *ATTENTION.variables)
+SCALE_FREE: Final = r"\,\eta\,\alpha_V"
+
+
+def plot(dataset: xr.Dataset) -> Figure:
+    """Make the figure from the study's dataset."""
+    data = tidy(dataset, ["num_tokens"])
+    arms = [renamed(arm, data) for arm in arms_of(data)]
+    sizes = data["num_tokens"].to_numpy()
+    figure = Figure(figsize=(DOUBLE_COLUMN, 6.0))
+    grid = figure.subplots(3, len(sizes), squeeze=False, sharex=True)
+    for row, distance in enumerate((VALUE, ATTENTION)):
+        limits = distance_limits(data, distance, log=True)
+        for column, axes in enumerate(grid[row]):
+            log_axis(axes, limits)
+            draw_distance(axes, data.isel(num_tokens=column), arms, distance)
+        grid[row][0].set_ylabel(f"{distance.name}\n{symbol(data, distance.drawn)}")
+    losses = [
+        band(runs_of(data.isel(num_tokens=n), LOSS, arm)) for n in range(len(sizes)) for arm in arms
+    ]
+    for column, axes in enumerate(grid[2]):
+        log_axis(axes, log_limits(losses, floor=1e-5))
+        draw_loss(axes, data.isel(num_tokens=column), arms)
+        axes.set_xlabel("iteration")
+    grid[2][0].set_ylabel(f"excess loss\n{symbol(data, LOSS)}")
+    for size, axes, column in zip(sizes, grid[0], range(len(sizes)), strict=True):
+        title(axes, f"$N = {size}$", data.isel(num_tokens=column), arms)
+    for axes in grid[:, 1:].flat:
+        axes.tick_params(labelleft=False)
+    add_legend(figure, data, arms, "population", "rounded")
+    return figure
+
+
+def draw_loss(axes: Axes, panel: xr.Dataset, arms: list[Arm]) -> None:
+    """Draw the excess loss of every arm; it can only be seen where it is above zero."""
+    x = [horizontal(panel, arm, "step") for arm in arms]
+    for here, arm in zip(x, arms, strict=True):
+        draw_arm(axes, here, runs_of(panel, LOSS, arm), arm)
+    draw_stages(axes, panel, arms, x)
+
+
+def renamed(arm: Arm, data: xr.Dataset) -> Arm:
+    """Name an arm by its threshold: a number, or a multiple of the rate times the signal."""
+    label = arm.label
+    if "l1_scaling" in data.coords:
+        scaling = str(data["l1_scaling"].to_numpy()[arm.index])
+        parts = [part for part in label.split(", ") if not part.startswith("l1_scaling")]
+        label = ", ".join(parts)
+        if scaling == "signal":
+            label = f"{label}${SCALE_FREE}$"
+    return replace(arm, label=label)
+
+
+def draw(results: Path, out: Path) -> list[Path]:
+    """Draw the figure from the dataset under `results` into `out` and return the files."""
+    return render("fig5", STUDY, VARIABLES, plot, results, out)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(draw, __doc__))

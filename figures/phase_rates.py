@@ -1,0 +1,107 @@
+"""Share of the seeds that recover the task, over the weight of the l1 norm and the rate of stage 2.
+
+The dataset comes from `scbjax run phase_rates`. What to see: the region in which every seed is
+recovered after rounding; how near A is to Q without rounding; and where the signal has been
+thresholded away.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import xarray as xr
+from _shared import DOUBLE_COLUMN, Values, main, render, setting, symbol
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+STUDY: Final = "phase_rates"
+FIELDS: Final = ("l1", "learning_rate_2")
+RECOVERED: Final = 0.1
+ROUNDED: Final = ("rounded_attention_distance", "rounded_value_distance")
+DISTANCE: Final = "attention_distance"
+VARIABLES: Final = (*ROUNDED, DISTANCE)
+SHARES: Final = np.linspace(0.0, 1.0, 11)
+WRITTEN: Final = 0.5  # cells of at least this share of the scale get dark text
+
+
+def plot(dataset: xr.Dataset) -> Figure:
+    """Make the figure from the study's dataset."""
+    last = dataset.isel(step=-1)
+    recovered = xr.ones_like(last[ROUNDED[0]], dtype=bool)
+    for name in ROUNDED:
+        recovered &= last[name] < RECOVERED
+    share = over_runs(recovered.astype(float), "mean")
+    distance = over_runs(last[DISTANCE], "median")
+    figure = Figure(figsize=(DOUBLE_COLUMN, 3.0))
+    left, right = figure.subplots(1, 2, sharey=True)
+    norm = BoundaryNorm(SHARES, 256)
+    draw_map(left, dataset, share, norm, "viridis")
+    finite = distance[np.isfinite(distance)]
+    limits = LogNorm(finite.min(), min(1.0, finite.max())) if finite.size else Normalize(0, 1)
+    draw_map(right, dataset, distance, limits, "viridis_r")
+    runs = last[ROUNDED[0]].size // share.size
+    left.set_title(f"share of {runs} seeds recovered after rounding")
+    right.set_title(f"{symbol(dataset, DISTANCE)} without rounding (median)")
+    left.set_ylabel(rf"rate of stage 2, {symbol(dataset, FIELDS[1])}")
+    for axes in (left, right):
+        axes.set_xlabel(rf"weight of the l1 norm, {symbol(dataset, FIELDS[0])}")
+        bar = figure.colorbar(axes.collections[0], ax=axes, pad=0.02)
+        bar.ax.yaxis.set_major_formatter("{x:g}")
+        bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    length, batch = setting(dataset, "context_length"), setting(dataset, "batch_size")
+    figure.suptitle(
+        f"$T = {length}$, $B = {batch}$, {setting(dataset, 'steps')} iterations", fontsize=8
+    )
+    return figure
+
+
+def over_runs(values: xr.DataArray, how: str) -> Values:
+    """Reduce everything but the two fields: [rates, weights]."""
+    others = [name for name in values.dims if name not in FIELDS]
+    reduced = getattr(values, how)(others)
+    return np.asarray(reduced.transpose(FIELDS[1], FIELDS[0]).to_numpy(), float)
+
+
+def draw_map(
+    axes: Axes, dataset: xr.Dataset, values: Values, norm: Normalize, colours: str
+) -> None:
+    """Draw a heat map over the two fields, with its numbers."""
+    x, y = (dataset[name].to_numpy() for name in FIELDS)
+    mesh = axes.pcolormesh(edges(x), edges(y), values, norm=norm, cmap=colours)
+    axes.set(xscale="log", yscale="log")
+    axes.minorticks_off()
+    axes.set_yticks(y, [f"{value:g}" for value in y])
+    for row, column in np.ndindex(*values.shape):
+        value = values[row, column]
+        red, green, blue, _ = mesh.to_rgba(np.array([value]))[0]
+        light = 0.3 * red + 0.59 * green + 0.11 * blue > WRITTEN
+        text = f"{value:.2f}".removeprefix("0") if np.isfinite(value) else "\u2013"
+        axes.text(
+            float(x[column]),
+            float(y[row]),
+            text,
+            ha="center",
+            va="center",
+            fontsize=5.5,
+            color="black" if light else "white",
+        )
+
+
+def edges(centres: Values) -> Values:
+    """Edges of cells around evenly spaced logarithms."""
+    logs = np.log(centres)
+    half = 0.5 * (logs[1] - logs[0]) if len(logs) > 1 else 0.5
+    return np.asarray(np.exp(np.append(logs - half, logs[-1] + half)))
+
+
+def draw(results: Path, out: Path) -> list[Path]:
+    """Draw the figure from the dataset under `results` into `out` and return the files."""
+    return render("phase_rates", STUDY, VARIABLES, plot, results, out)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(draw, __doc__))

@@ -1,0 +1,70 @@
+"""Recovery over seeds and sparsity: 64 seeds by 64 levels.
+
+The dataset comes from `scbjax run sparsity`. What to see: up to which sparsity every seed is
+recovered, how the distances before and after rounding grow with it, and how many samples it takes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import xarray as xr
+from _shared import DOUBLE_COLUMN, Arm, Values, draw_arm, main, render, setting, symbol
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+STUDY: Final = "sparsity"
+LEVEL: Final = "sparsity"
+ROUNDED: Final = "rounded_attention_distance"
+DISTANCES: Final = {"attention_distance": "#0072B2", ROUNDED: "#D55E00"}
+VARIABLES: Final = (*DISTANCES, "samples", "stage")
+RECOVERED: Final = 0.1
+
+
+def plot(dataset: xr.Dataset) -> Figure:
+    """Make the figure from the study's dataset."""
+    data = dataset.transpose("seed", LEVEL, "step")
+    levels = data[LEVEL].to_numpy().astype(float)
+    figure = Figure(figsize=(DOUBLE_COLUMN, 2.6))
+    share, distances, samples = figure.subplots(1, 3)
+    recovered = data[ROUNDED].to_numpy() < RECOVERED
+    share.plot(levels, recovered[..., -1].mean(axis=0), color="#0072B2", marker=".")
+    share.set(ylabel=f"share of {data.sizes['seed']} seeds recovered", ylim=(-0.03, 1.03))
+    for index, (name, colour) in enumerate(DISTANCES.items()):
+        arm = Arm(index, symbol(data, name), colour, "-")
+        draw_arm(distances, levels, data[name].to_numpy()[..., -1].astype(float), arm, faint=False)
+        distances.lines[-1].set_label(arm.label)
+    distances.axhline(RECOVERED, color="#888888", linewidth=0.8, linestyle=":")
+    distances.set(ylabel=r"distance to $Q$ after training", ylim=(0, None))
+    distances.legend(fontsize=7)
+    needed = samples_needed(recovered, data["samples"].to_numpy().astype(float))
+    draw_arm(samples, levels, needed, Arm(0, "", "#0072B2", "-"), faint=False)
+    samples.set(ylabel="samples of the recovered (thousands)", ylim=(0, None))
+    samples.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}")
+    for axes in (share, distances, samples):
+        axes.set_xlabel(f"sparsity, {symbol(data, LEVEL) if LEVEL in data else '$Q$'}")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    figure.suptitle(
+        f"$T = {setting(dataset, 'context_length')}$, $B = {setting(dataset, 'batch_size')}$: "
+        f"median and 10\u201390% of {data.sizes['seed']} seeds",
+        fontsize=8,
+    )
+    return figure
+
+
+def samples_needed(recovered: np.ndarray, samples: Values) -> Values:
+    """Samples [seeds, levels] at the first record that is recovered; NaN where none is."""
+    first = recovered.argmax(axis=-1)[..., None]
+    found = np.take_along_axis(samples, first, axis=-1)[..., 0]
+    return np.where(recovered.any(axis=-1), found, np.nan)
+
+
+def draw(results: Path, out: Path) -> list[Path]:
+    """Draw the figure from the dataset under `results` into `out` and return the files."""
+    return render("sparsity", STUDY, VARIABLES, plot, results, out)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(draw, __doc__))
