@@ -49,8 +49,11 @@ lint: $(STAMP)  ## ruff and mypy
 docs: $(STAMP)  ## write the generated pages of docs/
 	$(BIN)/python docs/generate.py
 
-figures: $(STAMP)  ## draw every figure whose dataset is in results/
-	$(BIN)/scbjax figure all
+figures: $(STAMP)  ## run every study in its small size, and draw every figure from that
+	set -e; for study in $(sort $(basename $(notdir $(wildcard sweeps/*.toml)))); do \
+		$(BIN)/scbjax run $$study --small --no-figure; \
+	done
+	$(BIN)/scbjax figure all --results results/small --out figures/out/small
 
 bench: $(STAMP)  ## run every benchmark, against PyTorch too if it is installed, and renew its tables
 	$(BIN)/scbjax bench --all

@@ -41,6 +41,9 @@ INTERVAL: Final = (5.0, 95.0)  # percentiles over resampled seeds
 
 def plot(dataset: xr.Dataset) -> Figure:
     """Make the figure from the study's dataset."""
+    for name in ("geometry", "batch_size"):
+        if name not in dataset.dims:
+            dataset = dataset.expand_dims({name: [setting(dataset, name)]})
     dataset = dataset.transpose("size", "geometry", "batch_size", "seed", "probe")
     figure = Figure(figsize=(DOUBLE_COLUMN, 3.0))
     panels = figure.subplots(1, len(SIZES), sharey=True)

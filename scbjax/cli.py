@@ -35,6 +35,7 @@ EXIT_INTERRUPTED = 130
 """What a shell reports of a process that SIGINT ended: 128 + 2."""
 
 RESULTS = "results"
+SMALL = "small"
 PICTURES = "figures/out"
 DESCRIPTION = (
     "Sweeps of linear transformers that learn sparse contextual bigrams. "
@@ -56,6 +57,9 @@ Overrides: TypeAlias = Annotated[
         metavar="FIELD=VALUE",
         help="Set a field (train.steps=2000) or an axis (axes.l1=[1e-4, 1e-3]).",
     ),
+]
+Small: TypeAlias = Annotated[
+    bool, tyro.conf.arg(help="The study's own small size, which takes seconds.")
 ]
 Memory: TypeAlias = Annotated[
     str | None,
@@ -89,6 +93,7 @@ class Run:
         str | None, tyro.conf.arg(metavar="DIR", help="Where results go, if not results/STUDY.")
     ] = None
     memory: Memory = None
+    small: Small = False
     force: Annotated[bool, tyro.conf.arg(help="Start anew, whatever the directory holds.")] = False
     no_figure: Annotated[bool, tyro.conf.arg(help="Don't draw the study's figures.")] = False
     cpu_devices: CpuDevices = "auto"
@@ -101,7 +106,7 @@ class Run:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        study, memory_bytes = load_study(self.study, self.overrides), read_bytes(self.memory)
+        study, memory_bytes = self._study(), read_bytes(self.memory)
         out = self._directory(study)
         _check_writable(out)
         self._start_jax()
@@ -140,19 +145,24 @@ class Run:
         make_cpu_devices(count)
         _devices()  # which fails with a sentence if there are none
 
+    def _study(self) -> Study:
+        return load_study(self.study, self.overrides, small=self.small)
+
     def _directory(self, study: Study) -> Path:
         from scbjax.sweep.store import default_out
 
         if self.out is not None:
             return Path(_checked_path(self.out))
+        results = Path(RESULTS) / SMALL if self.small else Path(RESULTS)
         # Without --force, other settings than those of results/STUDY get a directory of their own.
-        return Path(RESULTS) / study.name if self.force else default_out(study, Path(RESULTS))
+        return results / study.name if self.force else default_out(study, results)
 
     def _command(self) -> str:
         """The command line without --force, which would begin anew."""
         words = ["scbjax", "run", self.study]
         words += [word for override in self.overrides for word in ("--set", override)]
         words += ["--out", self.out] if self.out is not None else []
+        words += ["--small"] if self.small else []
         return shlex.join(words)
 
 
@@ -186,10 +196,12 @@ class Show:
     overrides: Overrides = ()
     memory: Memory = None
     cpu_devices: CpuDevices = "auto"
+    small: Small = False
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        study, memory_bytes = load_study(self.study, self.overrides), read_bytes(self.memory)
+        study = load_study(self.study, self.overrides, small=self.small)
+        memory_bytes = read_bytes(self.memory)
         from scbjax.sweep.backend import read_cpu_devices, usable_cores
         from scbjax.sweep.plan import make_plan
 
@@ -400,9 +412,9 @@ def _split_at_rules(lines: Sequence[str]) -> list[list[str]]:
     return sections
 
 
-def load_study(name: str, overrides: Sequence[str]) -> Study:
+def load_study(name: str, overrides: Sequence[str], *, small: bool = False) -> Study:
     """Reads a study, and checks it as a search if it is one."""
-    study = read_study(name, overrides)
+    study = read_study(name, overrides, small=small)
     if is_search(study):
         check_search(study)
     return study

@@ -89,6 +89,7 @@ MAX_TRAJECTORIES = 10_000_000
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _TEXTS = ("title", "question")
+_SMALL = "small"
 
 Table: TypeAlias = Mapping[str, Any]
 
@@ -173,13 +174,16 @@ def find_studies() -> list[Path]:
     return [found[name] for name in sorted(found)]
 
 
-def load_study(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Study:
+def load_study(
+    path_or_name: str | Path, overrides: Sequence[str] = (), *, small: bool = False
+) -> Study:
     """Reads and checks a study.
 
     Args:
         path_or_name: path of a study file, or the name of one in ``sweeps/``.
         overrides: settings such as ``train.steps=2000``, ``l1=1e-4`` or ``axes.l1=[1e-4, 1e-3]``;
             a single value for a field that is an axis takes the axis away; the last one wins.
+        small: take the study's own small size, a list of overrides called ``small``, first.
 
     Returns:
         The study.
@@ -189,11 +193,16 @@ def load_study(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Study
     """
     path = _locate(str(path_or_name))
     text = _read_text(path)
-    return parse_study(text, path.stem, overrides, source=str(path))
+    return parse_study(text, path.stem, overrides, source=str(path), small=small)
 
 
 def parse_study(
-    text: str, name: str, overrides: Sequence[str] = (), *, source: str = "study"
+    text: str,
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    source: str = "study",
+    small: bool = False,
 ) -> Study:
     """Reads and checks a study from TOML text; see `load_study`.
 
@@ -202,6 +211,7 @@ def parse_study(
         name: the study's name.
         overrides: as for `load_study`.
         source: what error messages call the text.
+        small: as for `load_study`.
 
     Raises:
         StudyError: the text or an override is wrong.
@@ -210,13 +220,17 @@ def parse_study(
     table = _parse_toml(text, source)
     try:
         draft = _read_document(table)
+        smaller = _read_small(table)
     except StudyError as error:
         raise StudyError(f"{source}: {error}") from None
-    for override in overrides:
+    if small and not smaller:
+        raise StudyError(f"{source} has no small size: give it a list of overrides called {_SMALL}")
+    given = [(f"{source}: {_SMALL}", override) for override in smaller if small]
+    for origin, override in [*given, *(("--set", override) for override in overrides)]:
         try:
             draft = _override(draft, override)
         except StudyError as error:
-            raise StudyError(f"--set {shown(override)}: {error}") from None
+            raise StudyError(f"{origin} {shown(override)}: {error}") from None
     try:
         return _resolve(draft, name)
     except StudyError as error:
@@ -293,7 +307,7 @@ def _read_document(document: Table) -> _Draft:
             values.update(_read_table(key, raw))
         elif key in FIELDS:
             values[key] = read_value(FIELDS[key], raw)
-        elif key not in (*_TEXTS, "axes", "zip"):
+        elif key not in (*_TEXTS, _SMALL, "axes", "zip"):
             raise _unknown_key(key, raw)
     axes = (*read_axes(document.get("axes", {})), *read_zips(document.get("zip", [])))
     for path in (path for axis in axes for path in axis.fields):
@@ -302,6 +316,16 @@ def _read_document(document: Table) -> _Draft:
     check_axes(axes)
     texts = {key: _read_line(key, document[key]) for key in _TEXTS if key in document}
     return _Draft(texts, values, axes)
+
+
+def _read_small(document: Table) -> tuple[str, ...]:
+    """The overrides that make a study small."""
+    raw = document.get(_SMALL, [])
+    if not isinstance(raw, list) or not all(isinstance(entry, str) for entry in raw):
+        raise StudyError(
+            f"{_SMALL} must be a list of overrides such as 'steps=40', got {shown(raw)}"
+        )
+    return tuple(raw)
 
 
 def _unknown_key(key: str, raw: object) -> StudyError:

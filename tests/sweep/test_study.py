@@ -15,6 +15,8 @@ from hypothesis import assume, given
 from scbjax import observe, task, train
 from scbjax.sweep import fields, study
 from scbjax.sweep.fields import FIELDS, INT32_MAX, Choice, Field, Interval, find_field
+from scbjax.sweep.plan import make_plan
+from scbjax.sweep.search import check_search, first_studies, is_search
 from scbjax.sweep.study import (
     Axis,
     Study,
@@ -787,3 +789,43 @@ def test_studies_of_the_checkout_are_sound(path: Path) -> None:
     assert read.title != read.name
     assert read.question
     assert parse_study(to_toml(read), read.name) == read
+
+
+SHIPPED = sorted((Path(__file__).parents[2] / "sweeps").glob("*.toml"), key=lambda path: path.stem)
+SMALL_TOKENS = 2e9
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_study_has_a_small_size(path: Path) -> None:
+    """It is the same study with fewer and shorter runs, so that all of them take minutes."""
+    whole, small = load_study(path), load_study(path, small=True)
+    if is_search(small):
+        check_search(small)
+    parts = first_studies(small) if is_search(small) else [small]
+    assert sum(make_plan(part).tokens for part in parts) < SMALL_TOKENS
+    assert small.variables == whole.variables
+    assert small.num_trajectories < whole.num_trajectories
+
+
+def test_small_comes_before_other_overrides() -> None:
+    """What the command line says holds in the small size too."""
+    text = MINIMAL.replace("title", 'small = ["l1=0.5", "steps=20"]\ntitle', 1)
+    base = parse_study(text, "mine", ["l1=0.25"], small=True).base
+    assert (base["train.l1"], base["train.steps"]) == (0.25, 20)
+    assert parse_study(text, "mine").base["train.steps"] == 100
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("", "no small size"),
+        ("small = 3", "must be a list of overrides"),
+        ("small = [1]", "must be a list of overrides"),
+        ('small = ["stps=3"]', "small 'stps=3': unknown field"),
+    ],
+)
+def test_a_small_size_that_is_wrong_is_one_sentence(line: str, sentence: str) -> None:
+    """The same kind of error as for an override on the command line."""
+    text = MINIMAL.replace("title", f"{line}\ntitle", 1)
+    with pytest.raises(StudyError, match=sentence):
+        parse_study(text, "mine", small=True)
