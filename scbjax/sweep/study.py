@@ -614,10 +614,13 @@ def fingerprint(study: Study) -> str:
     """Returns a hexadecimal digest of what a study computes.
 
     Studies that differ only in name, title or question have the same fingerprint; another order of
-    the axes is another layout of the results and another fingerprint.
+    the axes is another layout of the results and another fingerprint. Fields at their default don't
+    count, so that a field which a later version adds leaves the results of this one in use.
     """
     content = {
-        "base": dict(study.base),
+        "base": {
+            path: value for path, value in study.base.items() if value != FIELDS[path].default
+        },
         "axes": [[axis.name, axis.fields, axis.values] for axis in study.axes],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
