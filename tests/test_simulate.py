@@ -395,7 +395,7 @@ def test_medians_of_simulated_runs_are_inside_the_band_of_real_ones(
         return train.train(jax.random.fold_in(key, 1), task, settings).records
 
     def simulated(key: jax.Array) -> dict[str, jax.Array]:
-        task = draw(key, context_length=100)
+        task = draw(key, context_length=256)
         key = jax.random.fold_in(key, 2)
         return simulate(key, task, settings, context_length=length).records
 
