@@ -641,6 +641,8 @@ TABLES: tuple[str, ...] = tuple(dict.fromkeys(f.table for f in FIELDS.values() i
 """The tables of a study file that hold fields."""
 
 _SHORT: Mapping[str, str] = MappingProxyType({field.short: path for path, field in FIELDS.items()})
+# Those of searches are few users' and would make the list of all twice as hard to read.
+_COMMON = [field.short for field in FIELDS.values() if field.table != "search"]
 
 
 def shown(value: object) -> str:
@@ -687,7 +689,7 @@ def find_field(name: str) -> Field:
         hint = f"; did you mean '{_SHORT[short]}'?"
     else:
         hint = nearest(name, [*FIELDS, *_SHORT] if not table else FIELDS)
-    known = _in_table(table) if table in TABLES else _SHORT
+    known = _in_table(table) if table in TABLES else _COMMON
     raise StudyError(f"unknown field {shown(name)}{hint or f' (fields: {_listed(known)})'}")
 
 
