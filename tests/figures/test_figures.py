@@ -30,7 +30,8 @@ FIGURES = Path(_shared.__file__).parent
 CURVES = ("quickstart", "fig1", "fig3", "fig6", "scale")
 NAMES = (*CURVES, "fig2", "fig4", "projector")
 # Not against the iteration; tested in files of their own.
-OTHERS = ("transfer", "transfer_correlation")
+RECOVERY = ("complexity", "fig5", "phase_rates", "phase_samples", "sparsity")
+OTHERS = ("transfer", "transfer_correlation", *RECOVERY)
 ARM = "optimizer_and_learning_rate_2"
 
 
