@@ -541,7 +541,7 @@ def test_interrupted_and_continued(checkout: Path, capsys: pytest.CaptureFixture
 def test_interrupted_before_there_is_anything_to_save(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "load_study", interrupt)
