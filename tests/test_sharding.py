@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 DEVICES, BATCH = 8, 7
-NUM_TOKENS = (3, 6, 40)
+NUM_TOKENS = (3, 40)
 # In float64, where the order of sums shows in the last digits and a different draw does not.
 COMMON = """
 import json, re, sys

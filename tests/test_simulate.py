@@ -206,6 +206,7 @@ def compare_noise(geometry: optim.Geometry, count: int, each: int = EACH) -> Non
     assert np.abs(covariances).max() < 4.5, named
 
 
+@pytest.mark.slow
 def test_noise_has_the_moments_of_mini_batches() -> None:
     compare_noise("mu", 20_000)
 

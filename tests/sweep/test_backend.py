@@ -90,6 +90,7 @@ def test_the_second_process_compiles_nothing_and_gets_the_same_bits(tmp_path: Pa
         assert float(first.attention_distance.min()) > 0
 
 
+@pytest.mark.slow
 def test_programs_are_not_kept_where_they_should_not_or_can_not(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     home = {"XDG_CACHE_HOME": str(tmp_path / "file")}

@@ -144,6 +144,7 @@ def test_a_sweep_equals_the_loop_over_single_runs(tmp_path: Path) -> None:
         np.testing.assert_allclose(dataset[name], records, rtol=1e-4, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_simulation_equals_single_simulations(tmp_path: Path) -> None:
     study = make_study("context_length=1000", "tagged_positions=20")
     dataset = load(run(make_plan(study), tmp_path / "out"))
@@ -191,6 +192,7 @@ def test_arms_of_a_seed_share_a_program_the_task_and_the_batches(tmp_path: Path)
     assert len(np.unique(sgd.batch_loss[first])) == 2  # other data seeds, other batches
 
 
+@pytest.mark.slow
 def test_attention_maps_share_tasks_and_batches_across_programs(tmp_path: Path) -> None:
     # With A held at its start, V is the same function of the batches whatever the map.
     study = make_study(
@@ -252,6 +254,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Kept:
     return keep(make_plan_of(study, 2, 2), tmp_path_factory.mktemp("cut") / "out")
 
 
+@pytest.mark.slow
 def test_tagging_all_positions_is_no_simulation(tmp_path: Path, whole: Kept) -> None:
     study = make_study("tagged_positions=50")
     assert_same_bits(load(run(make_plan(study, cache_bytes=None), tmp_path / "out")), whole.dataset)
@@ -412,6 +415,7 @@ correlation = [0.0, 0.5, 1.0]
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_of_transfers_equals_single_runs(tmp_path: Path) -> None:
     study = parse_study(TRANSFER, "study")
     plan = plan_with_layout(study, [(4, 3, 2)])  # two blocks
