@@ -143,17 +143,35 @@ def largest_rows(matrix: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 
     def find(part: Part, matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
         values, rows = jax.lax.top_k(matrix.T, min(count, matrix.shape[0]))
-        if part.count == 1:
-            return values.T, rows.T
-        # Candidates in the order of their rows, so that ties are broken as in one part.
-        values = part.gather(values).swapaxes(0, 1).reshape(matrix.shape[1], -1)
-        rows = part.gather(rows + part.index * matrix.shape[0]).swapaxes(0, 1)
-        rows = rows.reshape(values.shape)
-        best, which = jax.lax.top_k(values, count)
-        return best.T, jnp.take_along_axis(rows, which, axis=1).T
+        values, rows = merge_largest(part, values, rows + part.index * matrix.shape[0], count)
+        return values.T, rows.T
 
     found: tuple[jax.Array, jax.Array] = on_parts(find, (ROWS,), (WHOLE, WHOLE))(matrix)
     return found
+
+
+def merge_largest(
+    part: Part, values: jax.Array, rows: jax.Array, count: int
+) -> tuple[jax.Array, jax.Array]:
+    """The largest of what all parts have found, in falling order, for use inside `on_parts`.
+
+    Args:
+        part: the device's part.
+        values: the largest values of the part, [C, found], in falling order.
+        rows: the rows where they stand in the whole, [C, found].
+        count: how many are wanted.
+
+    Returns:
+        Values and rows, [C, count], the same on every device.
+    """
+    if part.count == 1:
+        return values, rows
+    # Candidates in the order of their rows, so that ties are broken as in one part.
+    values, rows = (
+        part.gather(array).swapaxes(0, 1).reshape(array.shape[0], -1) for array in (values, rows)
+    )
+    best, which = jax.lax.top_k(values, count)
+    return best, jnp.take_along_axis(rows, which, axis=1)
 
 
 def every_nth_row(matrix: jax.Array, stride: int) -> jax.Array:

@@ -18,8 +18,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.random import threefry_2x32
 
-from scbjax.sharding import largest_rows, split
+from scbjax.sharding import WHOLE, Part, merge_largest, on_parts, split
 
 # |mu|^2 of a random task stays below this for N >= 3, so that K_P >= |mu|^2 (Assumption 2.1 (c)),
 # which needs |mu|^2 <= 1/2 since K_P <= 1 - |mu|^2, is always within reach.
@@ -551,8 +552,7 @@ def _random_pattern(
     """Columns with uniform supports, nested as the sparsity grows, and weights in [1/(CQ), C/Q]."""
     context_length, num_tokens = shape
     key_position, key_weight = jax.random.split(key)
-    scores = jax.random.uniform(key_position, (num_tokens, context_length))
-    positions = largest_rows(scores.T, max_sparsity)[1].T
+    positions = _random_positions(key_position, shape, max_sparsity)
     # A key of its own for every rank, so that the weights drawn do not depend on the static bound.
     ranks = jnp.arange(max_sparsity)
 
@@ -570,3 +570,36 @@ def _random_pattern(
     weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
     pattern = split(jnp.zeros(shape, dtype))
     return pattern.at[positions, jnp.arange(num_tokens)[:, None]].set(weights.astype(dtype))
+
+
+def _random_positions(key: jax.Array, shape: tuple[int, int], count: int) -> jax.Array:
+    """For each token, ``count`` of the positions in random order, [N, count].
+
+    They are the rows of the largest entries of ``jax.random.uniform(key, (N, T)).T``. The scores of
+    one token are drawn at a time: all of them at once would take four times the memory of Q.
+    """
+    context_length, num_tokens = shape
+    words = jax.random.key_data(key)
+    # Two words are a key of Threefry; those of other generators stand for one.
+    seed = words if words.shape[-1] == 2 else jax.random.bits(key, (2,), jnp.uint32)
+    counts = np.arange(num_tokens, dtype=np.uint64) * np.uint64(context_length)
+    starts = tuple(jnp.asarray(w, jnp.uint32) for w in (counts >> 32, counts & 0xFFFFFFFF))
+
+    def find(part: Part, seed: jax.Array) -> jax.Array:
+        length = context_length // part.count
+        first = part.index * length
+
+        def of_token(start: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            high, low = start
+            own = low + (first + jnp.arange(length)).astype(jnp.uint32)
+            counter = jnp.concatenate([high + (own < low).astype(jnp.uint32), own])
+            drawn = threefry_2x32(seed, counter)
+            bits = drawn[:length] ^ drawn[length:]
+            # As many bits as float32 has, in which searches are fast.
+            return jax.lax.top_k((bits >> 9).astype(jnp.float32), min(count, length))
+
+        scores, rows = jax.lax.map(of_token, starts)
+        return merge_largest(part, scores, rows + first, count)[1]
+
+    positions: jax.Array = on_parts(find, (WHOLE,), WHOLE)(seed)
+    return positions
