@@ -550,7 +550,7 @@ def _random_pattern(
     dtype: jax.typing.DTypeLike,
 ) -> jax.Array:
     """Columns with uniform supports, nested as the sparsity grows, and weights in [1/(CQ), C/Q]."""
-    context_length, num_tokens = shape
+    num_tokens = shape[1]
     key_position, key_weight = jax.random.split(key)
     positions = _random_positions(key_position, shape, max_sparsity)
     # A key of its own for every rank, so that the weights drawn do not depend on the static bound.

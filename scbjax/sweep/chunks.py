@@ -418,12 +418,18 @@ def _prepare(program: Program, shape: tuple[int, int], inputs: Inputs) -> Prepar
             state = _over_grid(program, block, partial(_start_from, program), own, tasks, state)
         return tasks, state, constants
 
-    numbers = jnp.arange(shape[0] // program.block, dtype=jnp.int32)
-    if numbers.size == 1:  # which a map would hold twice
-        tasks, state, constants = make(numbers[0])
+    count = shape[0] // program.block
+    if count == 1:
+        tasks, state, constants = make(jnp.zeros((), jnp.int32))
     else:
-        made = jax.lax.map(make, numbers)
-        tasks, state, constants = jax.tree.map(lambda a: a.reshape(shape[0], *a.shape[2:]), made)
+        # Not by a map, whose result would be held twice.
+        made = jax.tree.map(
+            lambda part: jnp.zeros((shape[0], *part.shape[1:]), part.dtype),
+            jax.eval_shape(make, jnp.zeros((), jnp.int32)),
+        )
+        tasks, state, constants = jax.lax.fori_loop(
+            0, count, lambda number, made: _put(made, make(number), number * program.block), made
+        )
     records = {
         name: jnp.zeros((program.num_records, *shape), OBSERVABLES[name].dtype)
         for name in _variables(program)
