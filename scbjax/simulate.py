@@ -31,7 +31,7 @@ on the signals and on the norms of the remainders. Hence this form.
 """
 
 import dataclasses
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -43,15 +43,17 @@ from scbjax.loss import excess_loss
 from scbjax.model import Params, attend, attend_transpose
 from scbjax.observe import DEFAULT_RECORD, View, observe, stands_out
 from scbjax.sampling import Batch, draw_batch, fold_in, make_sampler, make_seed
-from scbjax.stages import estimated_signals, mirror, rounding_level
+from scbjax.stages import estimated_signals, mirror, round_attention, rounding_level
 from scbjax.task import Task, mu_inner, pattern_signal, product, transition_signal
 from scbjax.theory import PathProjection, path_point, population_step, ratio, signals
 from scbjax.train import (
     Settings,
     State,
     Trajectory,
+    as_trajectory,
+    end_stage,
+    in_stretches,
     init as init_training,
-    stage_is_over,
     step_sizes,
 )
 
@@ -256,29 +258,13 @@ class Simulation:
     def next_stage(self, state: State, task: Task, settings: Settings) -> State:
         """Ends stage 1 or 2 if it is over; see :func:`scbjax.train.next_stage`."""
         strengths = self._strengths(state.params, task, settings)
-        over = stage_is_over(state, settings, *strengths)
-        if settings.optimizer != "proximal":
-            over = over & (state.stage == 1)
-        later = state._replace(stage=state.stage + over.astype(jnp.int32))
-        if settings.optimizer == "raw_sgd":
-            return later
-        first, second = over & (state.stage == 1), over & (state.stage == 2)
-        params, each = state.params, repeats(task.pattern, self.context_length)
-        if settings.flip:
-            flips = first & (jnp.sum(each * params.attention**3) < 0)
-            mirrored = mirror(params, task, self.context_length)
-            params = jax.tree.map(lambda a, b: jnp.where(flips, a, b), mirrored, params)
-            later = later._replace(flipped=state.flipped | flips)
-        if settings.optimizer == "proximal":
-            threshold = jnp.asarray(settings.threshold, params.attention.dtype)
-            level = rounding_level(task, threshold * strengths[0])
-            kept = jnp.where(params.attention < level, 0.0, params.attention)
-            cut = jnp.where(first & (threshold > 0), self._restore(kept, task), params.attention)
-            rounded = self.round(params.attention, task, settings.rounding_level)
-            params = params._replace(attention=jnp.where(second, rounded, cut))
-            reached = jnp.where(second, 1.0, state.population[1])
-            later = later._replace(population=(state.population[0], reached))
-        return later._replace(params=params)
+        return end_stage(
+            state,
+            settings,
+            strengths,
+            partial(self._end_boosting, task=task, settings=settings, strength=strengths[0]),
+            partial(self._end_proximal, task=task, settings=settings),
+        )
 
     def advance(
         self,
@@ -294,25 +280,17 @@ class Simulation:
         seed = make_seed(jax.random.fold_in(key, _TAGGED))
         key_others = jax.random.fold_in(key, _OTHERS)
 
-        def one_step(state: State, index: jax.Array) -> tuple[State, None]:
+        def one_step(state: State, index: jax.Array) -> State:
             batch = draw_batch(fold_in(seed, index), sampler, settings.batch_size)
             own = jax.random.fold_in(key_others, index)
             others = draw_others(own, task.stationary, settings.batch_size)
-            return self.step(state, batch, others, task, settings), None
+            return self.step(state, batch, others, task, settings)
 
-        def one_record(
-            carry: tuple[State, jax.Array], _: None
-        ) -> tuple[tuple[State, jax.Array], dict[str, jax.Array]]:
-            state, done = carry
-            steps = done + jnp.arange(settings.record_every, dtype=jnp.int32)
-            state, _ = jax.lax.scan(one_step, state, steps)
+        def end_stretch(state: State, done: jax.Array) -> tuple[State, dict[str, jax.Array]]:
             state = self.next_stage(state, task, settings)
-            done = done + settings.record_every
-            return (state, done), self.observe_state(key, task, settings, state, done)
+            return state, self.observe_state(key, task, settings, state, done)
 
-        carry = (state, jnp.asarray(start, jnp.int32))
-        (state, _), records = jax.lax.scan(one_record, carry, None, length=num_records)
-        return state, records
+        return in_stretches(one_step, end_stretch, state, start, settings, num_records)
 
     def observe_state(
         self,
@@ -362,15 +340,31 @@ class Simulation:
 
     def round(self, attention: jax.Array, task: Task, share: jax.Array | float) -> jax.Array:
         """As :func:`scbjax.stages.round_attention`, with sums over all positions."""
-        level = rounding_level(task, share)
-        keep = (attention >= level) & (attention > 0)
-        rows = jnp.arange(attention.shape[0])[:, None]
-        kept = jnp.where(keep, attention, 0.0)
-        largest = rows == jnp.argmax(attention, axis=0, keepdims=True)
-        kept = jnp.where(jnp.any(keep, axis=0), kept, largest.astype(attention.dtype))
         each = repeats(task.pattern, self.context_length)
-        rounded = kept / jnp.sum(each * kept, axis=0, keepdims=True)
-        return jnp.where(jnp.all(jnp.isfinite(attention), axis=0), rounded, jnp.nan)
+        return round_attention(attention, rounding_level(task, share), each)
+
+    def _end_boosting(
+        self, state: State, task: Task, settings: Settings, strength: jax.Array
+    ) -> State:
+        params, each = state.params, repeats(task.pattern, self.context_length)
+        if settings.flip:
+            flips = jnp.sum(each * params.attention**3) < 0
+            mirrored = mirror(params, task, self.context_length)
+            params = jax.tree.map(lambda a, b: jnp.where(flips, a, b), mirrored, params)
+            state = state._replace(flipped=state.flipped | flips)
+        if settings.optimizer == "proximal":
+            threshold = jnp.asarray(settings.threshold, params.attention.dtype)
+            level = rounding_level(task, threshold * strength)
+            kept = jnp.where(params.attention < level, 0.0, params.attention)
+            cut = jnp.where(threshold > 0, self._restore(kept, task), params.attention)
+            params = params._replace(attention=cut)
+        return state._replace(params=params)
+
+    def _end_proximal(self, state: State, task: Task, settings: Settings) -> State:
+        rounded = self.round(state.params.attention, task, settings.rounding_level)
+        population = (state.population[0], jnp.ones_like(state.population[1]))
+        params = state.params._replace(attention=rounded)
+        return state._replace(params=params, population=population)
 
     def _strengths(
         self, params: Params, task: Task, settings: Settings
@@ -486,13 +480,11 @@ def simulate(key: jax.Array, task: Task, settings: Settings, *, context_length: 
             f"it must be at least the {task.context_length} positions of the task"
         )
     simulation = Simulation(context_length)
-    num_records = settings.steps // settings.record_every
     state = simulation.init(key, task, settings)
     first = simulation.observe_state(key, task, settings, state, 0)
+    num_records = settings.steps // settings.record_every
     state, later = simulation.advance(key, task, settings, state, 0, num_records)
-    records = {name: jnp.concatenate([first[name][None], later[name]]) for name in settings.record}
-    steps = jnp.arange(num_records + 1, dtype=jnp.int32) * settings.record_every
-    return Trajectory(state.params, records, steps)
+    return as_trajectory(state, first, later, settings)
 
 
 def _value_direction(update: jax.Array, mu: jax.Array, geometry: optim.Geometry) -> jax.Array:

@@ -90,10 +90,13 @@ def threshold_and_project(attention: jax.Array, level: jax.Array) -> jax.Array:
     return kept + (1.0 - jnp.sum(kept, axis=0, keepdims=True)) / attention.shape[0]
 
 
-def round_attention(attention: jax.Array, level: jax.Array) -> jax.Array:
+def round_attention(
+    attention: jax.Array, level: jax.Array, each: jax.Array | None = None
+) -> jax.Array:
     """Keeps ``a_t >= level`` and divides every column of A [T, N] by its sum (start of stage 3).
 
-    A column in which nothing reaches the level keeps its largest entry.
+    A column in which nothing reaches the level keeps its largest entry. In the sum a row counts
+    ``each`` [T, N] times, if that is given.
 
     Example:
         >>> round_attention(jnp.array([[0.6], [0.2], [0.1]]), jnp.array(0.2)).ravel().tolist()
@@ -107,7 +110,8 @@ def round_attention(attention: jax.Array, level: jax.Array) -> jax.Array:
     largest = rows == first
     kept = jnp.where(keep, attention, 0.0)
     kept = jnp.where(jnp.any(keep, axis=0), kept, largest.astype(attention.dtype))
-    rounded = kept / jnp.sum(kept, axis=0, keepdims=True)
+    counted = kept if each is None else each * kept
+    rounded = kept / jnp.sum(counted, axis=0, keepdims=True)
     # Comparisons with NaN are false: without this a diverged column would come out as a one-hot
     # vector.
     return jnp.where(jnp.all(jnp.isfinite(attention), axis=0), rounded, jnp.nan)

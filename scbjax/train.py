@@ -6,14 +6,13 @@ arithmetic, not by Python branches, so that every trajectory under ``vmap`` goes
 at its own pace. Whether a stage is over is decided when a record is taken, every ``record_every``
 steps.
 
-Randomness: the mini-batch of step t depends on the key and on t alone, so that a
-    trajectory can be cut
-into segments anywhere between records and continued with bitwise the same result.
+Randomness: the mini-batch of step t depends on the key and on t alone, so that a trajectory can be
+cut into segments anywhere between records and continued with bitwise the same result.
 """
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -458,24 +457,40 @@ def next_stage(state: State, task: Task, settings: Settings) -> State:
     changes the rate and nothing else.
     """
     params = map_attention(state.params, settings.attention_map)
-    over = stage_is_over(state, settings, *_signals(params, task, settings))
+    strengths = _signals(params, task, settings)
+    ends = (partial(end, task=task, settings=settings) for end in (_end_boosting, _end_proximal))
+    return end_stage(state, settings, strengths, *ends)
+
+
+def end_stage(
+    state: State,
+    settings: Settings,
+    strengths: tuple[jax.Array, jax.Array],
+    end_boosting: Callable[[State], State],
+    end_proximal: Callable[[State], State],
+) -> State:
+    """Ends stage 1 or 2 if it is over, given what each end does; see :func:`next_stage`.
+
+    Args:
+        state: the state.
+        settings: the settings.
+        strengths: the strengths of both signals, scalars.
+        end_boosting: what the end of stage 1 does to the state, apart from its stage.
+        end_proximal: the same for stage 2.
+    """
+    over = stage_is_over(state, settings, *strengths)
     if settings.optimizer != "proximal":
         over = over & (state.stage == 1)
+    ended = state._replace(stage=state.stage + over.astype(jnp.int32))
     if settings.optimizer in PLAIN_OPTIMIZERS:
-        return _advance_if(state, over)
-    ends = {1: _end_boosting, 2: _end_proximal}
+        return ended
+    ends = {1: end_boosting, 2: end_proximal}
     if settings.optimizer != "proximal":
         del ends[2]
-    ended = _advance_if(state, over)
     for stage, end in ends.items():
         # A branch for a single trajectory, to which the ends of stages cost nothing until they
         # come; under vmap both sides are computed.
-        ended = jax.lax.cond(
-            over & (state.stage == stage),
-            partial(end, task=task, settings=settings),
-            lambda state: state,
-            ended,
-        )
+        ended = jax.lax.cond(over & (state.stage == stage), end, lambda state: state, ended)
     return ended
 
 
@@ -505,24 +520,58 @@ def advance(
     sampler = make_sampler(task)
     seed = make_seed(jax.random.fold_in(key, _BATCHES))
 
-    # The number of the step is counted along, not read off a list: that would grow with the steps.
-    def one_step(carry: tuple[State, jax.Array], _: None) -> tuple[tuple[State, jax.Array], None]:
-        state, index = carry
+    def one_step(state: State, index: jax.Array) -> State:
         batch = draw_batch(fold_in(seed, index), sampler, settings.batch_size)
         state = step(stored(state, task, settings), batch, task, settings)[0]
-        return (stored(state, task, settings), index + 1), None
+        return stored(state, task, settings)
 
-    def one_record(
-        carry: tuple[State, jax.Array], _: None
-    ) -> tuple[tuple[State, jax.Array], dict[str, jax.Array]]:
-        (state, done), _ = jax.lax.scan(one_step, carry, None, length=settings.record_every)
+    def end_stretch(state: State, done: jax.Array) -> tuple[State, dict[str, jax.Array]]:
         state = next_stage(stored(state, task, settings), task, settings)
         record = observe_state(key, task, settings, state, done)
-        return (stored(state, task, settings), done), record
+        return stored(state, task, settings), record
 
-    carry = (stored(state, task, settings), jnp.asarray(start, jnp.int32))
-    (state, _), records = jax.lax.scan(one_record, carry, None, length=num_records)
+    state = stored(state, task, settings)
+    state, records = in_stretches(one_step, end_stretch, state, start, settings, num_records)
     return stored(state, task, settings), records
+
+
+def in_stretches(
+    one_step: Callable[[State, jax.Array], State],
+    end_stretch: Callable[[State, jax.Array], tuple[State, dict[str, jax.Array]]],
+    state: State,
+    start: jax.Array | int,
+    settings: Settings,
+    num_records: int,
+) -> tuple[State, dict[str, jax.Array]]:
+    """The loops of :func:`advance`: stretches of ``record_every`` steps, each ended by a record.
+
+    Args:
+        one_step: the next state, of a state and the number of the step.
+        end_stretch: the next state and a record, of a state and the number of steps done.
+        state: the state after ``start`` steps.
+        start: number of steps done.
+        settings: the settings.
+        num_records: number of stretches; static.
+
+    Returns:
+        The new state, and the records in a row.
+    """
+
+    # The number of the step is counted along, not read off a list: that would grow with the steps.
+    def count_step(carry: tuple[State, jax.Array], _: None) -> tuple[tuple[State, jax.Array], None]:
+        state, index = carry
+        return (one_step(state, index), index + 1), None
+
+    def stretch(
+        carry: tuple[State, jax.Array], _: None
+    ) -> tuple[tuple[State, jax.Array], dict[str, jax.Array]]:
+        (state, done), _ = jax.lax.scan(count_step, carry, None, length=settings.record_every)
+        state, record = end_stretch(state, done)
+        return (state, done), record
+
+    carry = (state, jnp.asarray(start, jnp.int32))
+    (state, _), records = jax.lax.scan(stretch, carry, None, length=num_records)
+    return state, records
 
 
 def stored(state: State, task: Task, settings: Settings) -> State:
@@ -597,17 +646,24 @@ def train(key: jax.Array, task: Task, settings: Settings, source: Task | None = 
         >>> trajectory.steps.tolist(), trajectory.records["value_distance"].shape
         ([0, 20, 40], (3,))
     """
-    num_records = settings.steps // settings.record_every
     state = init(key, task, settings)
     if settings.start != "uniform":
         if source is None:
             raise ValueError(f"start is {settings.start!r}; it needs a source, a related task")
         state = start_from(key, source, task, settings, state)
     first = observe_state(key, task, settings, state, 0)
+    num_records = settings.steps // settings.record_every
     state, later = advance(key, task, settings, state, 0, num_records)
+    return as_trajectory(state, first, later, settings)
+
+
+def as_trajectory(
+    state: State, first: dict[str, jax.Array], later: dict[str, jax.Array], settings: Settings
+) -> Trajectory:
+    """The trajectory that ends in a state, with the record of the initial state in front."""
     records = {name: jnp.concatenate([first[name][None], later[name]]) for name in settings.record}
-    steps = jnp.arange(num_records + 1, dtype=jnp.int32) * settings.record_every
-    return Trajectory(state.params, records, steps)
+    steps = jnp.arange(settings.steps // settings.record_every + 1, dtype=jnp.int32)
+    return Trajectory(state.params, records, steps * settings.record_every)
 
 
 def _pretrained_value(key: jax.Array, source: Task, settings: Settings) -> jax.Array:
@@ -745,10 +801,6 @@ def _end_proximal(state: State, task: Task, settings: Settings) -> State:
     rounded = round_attention(state.params.attention, rounding_level(task, share))
     population = (state.population[0], jnp.ones_like(state.population[1]))
     return state._replace(params=state.params._replace(attention=rounded), population=population)
-
-
-def _advance_if(state: State, over: jax.Array) -> State:
-    return state._replace(stage=state.stage + over.astype(jnp.int32))
 
 
 def _where(condition: jax.Array, yes: Params, no: Params) -> Params:

@@ -357,6 +357,15 @@ def test_stages_and_records_are_those_of_all_positions(
         assert kept.sum() > SUPPORT * N  # false positives too
 
 
+def test_nothing_grows_with_the_steps_of_a_stretch() -> None:
+    task, settings = draw_task(context_length=40), change(QUICK, steps=7919, record_every=7919)
+    program = jax.make_jaxpr(partial(simulate, context_length=1000))(
+        jax.random.key(0), task, settings
+    )
+    assert "length=7919" in str(program)
+    assert "[7919" not in str(program)  # the shape of a list of all steps
+
+
 def test_too_short_a_context() -> None:
     task = draw_task(context_length=8)
     with pytest.raises(ValueError, match="context_length is 7; it must be at least the 8 posi"):
