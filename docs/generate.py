@@ -30,6 +30,7 @@ MODULES = (
     "scbjax.sharding",
     "scbjax.sweep.fields",
     "scbjax.sweep.axes",
+    "scbjax.sweep.definition",
     "scbjax.sweep.study",
     "scbjax.sweep.plan",
     "scbjax.sweep.chunks",

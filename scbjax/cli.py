@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Protocol, TypeAlias
 import tyro
 
 import scbjax
+from scbjax.sweep.cells import cells_of, is_search
 from scbjax.sweep.fields import FIELDS, StudyError, shown
-from scbjax.sweep.search import check_search, first_studies, is_search
-from scbjax.sweep.study import Study, find_studies, load_study as read_study
+from scbjax.sweep.search import first_studies
+from scbjax.sweep.study import Study, find_studies, load_study
 
 if TYPE_CHECKING:
     import jax
@@ -412,14 +413,6 @@ def _split_at_rules(lines: Sequence[str]) -> list[list[str]]:
     return sections
 
 
-def load_study(name: str, overrides: Sequence[str], *, small: bool = False) -> Study:
-    """Reads a study, and checks it as a search if it is one."""
-    study = read_study(name, overrides, small=small)
-    if is_search(study):
-        check_search(study)
-    return study
-
-
 def _checked_path(text: str) -> str:
     if not text or "\0" in text:
         raise StudyError(f"a path must not be empty or hold a null character, got {shown(text)}")
@@ -535,7 +528,6 @@ def _describe_search(study: Study) -> list[str]:
     """What each cell of a search costs, all rounds together."""
     from scbjax.sweep.plan import make_plan
     from scbjax.sweep.progress import readable_count, readable_seconds
-    from scbjax.sweep.search import cells_of
 
     rounds = study.base["search.rounds"]
     plans = [make_plan(part) for part in first_studies(study)]

@@ -106,7 +106,8 @@ def test_contributing_examples_run(tmp_path: Path) -> None:
 def test_example_study_is_valid() -> None:
     """The fragments of docs/studies.md, one after the other, make a study."""
     text = "".join(code for _, code in blocks("docs/studies.md", "toml"))
-    study = parse_study(text, "example")
+    search = "record.variables=['rounded_attention_distance', 'samples', 'stage']"
+    study = parse_study(text, "example", [search])
     assert [axis.name for axis in study.axes] == ["seed", "batch_size", "l1", "arm"]
     assert study.num_trajectories == 16 * 2 * 5 * 3
 

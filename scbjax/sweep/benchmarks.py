@@ -13,17 +13,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scbjax.sweep.fields import StudyError, nearest, shown
-from scbjax.sweep.study import search_path
+from scbjax.sweep.fields import StudyError
+from scbjax.sweep.scripts import find_script, find_scripts
+
+FOLDER = "sweeps/benchmarks"
 
 
 def find_benchmarks() -> dict[str, Path]:
     """Returns the benchmark scripts of the current directory and the checkout, by name."""
-    found: dict[str, Path] = {}
-    for folder in search_path("sweeps"):
-        for path in sorted((folder / "benchmarks").glob("[!_]*.py")):
-            found.setdefault(path.stem, path)
-    return found
+    return find_scripts(FOLDER)
 
 
 def find_benchmark(name: str) -> Path:
@@ -32,11 +30,7 @@ def find_benchmark(name: str) -> Path:
     Raises:
         StudyError: no script has that name; the nearest one is suggested.
     """
-    found = find_benchmarks()
-    if name in found:
-        return found[name]
-    known = f" (benchmarks: {', '.join(found)})" if found else ": no folder of them was found"
-    raise StudyError(f"no benchmark is called {shown(name)}{nearest(name, found) or known}")
+    return find_script(FOLDER, name, "benchmark")
 
 
 def summary_of(script: Path) -> str:

@@ -23,7 +23,7 @@ from scbjax.sweep.axes import Axis
 from scbjax.sweep.fields import FIELDS, StudyError
 from scbjax.sweep.plan import Plan
 from scbjax.sweep.store import Store, atomic_file
-from scbjax.sweep.study import Study, to_toml
+from scbjax.sweep.study import Study, fingerprint, to_toml
 
 if TYPE_CHECKING:
     import xarray
@@ -189,20 +189,20 @@ def _frame(plan: Plan, attributes: Mapping[str, Any]) -> "xarray.Dataset":
         sizes = {"token_out": tokens, "token_in": tokens, "position": length, "query": tokens}
         for dim, size in sizes.items():
             coords[dim] = (dim, np.arange(size, dtype=np.int32), DESCRIPTIONS[dim])
-    attrs = {
+    return xarray.Dataset(coords=coords, attrs={**study_attributes(study), **attributes})
+
+
+def study_attributes(study: Study) -> dict[str, str]:
+    """What a dataset says of its study: as a text that makes it again, and all settings in JSON."""
+    settings = {path: _plain(value) for path, value in study.base.items()}
+    return {
         "title": study.title,
         "question": study.question,
         "name": study.name,
         "study": to_toml(study),
-        "settings": json.dumps(plain_settings(study)),
-        "fingerprint": plan.fingerprint,
+        "settings": json.dumps(settings),
+        "fingerprint": fingerprint(study),
     }
-    return xarray.Dataset(coords=coords, attrs={**attrs, **attributes})
-
-
-def plain_settings(study: Study) -> dict[str, Any]:
-    """The values that hold for a whole study, by dotted path, in strict JSON."""
-    return {path: _plain(value) for path, value in study.base.items()}
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any value of a field

@@ -15,20 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scbjax.sweep.fields import StudyError, nearest, shown
-from scbjax.sweep.study import search_path
+from scbjax.sweep.fields import StudyError
+from scbjax.sweep.scripts import find_script, find_scripts
+
+FOLDER = "figures"
 
 
 def find_figures() -> dict[str, Path]:
-    """Returns the figure scripts of the current directory and the checkout, by name.
-
-    Names that begin with an underscore are helpers of the scripts.
-    """
-    found: dict[str, Path] = {}
-    for folder in search_path("figures"):
-        for path in sorted(folder.glob("[!_]*.py")):
-            found.setdefault(path.stem, path)
-    return found
+    """Returns the figure scripts of the current directory and the checkout, by name."""
+    return find_scripts(FOLDER)
 
 
 def find_figure(name: str) -> Path:
@@ -37,11 +32,7 @@ def find_figure(name: str) -> Path:
     Raises:
         StudyError: no script has that name; the nearest one is suggested.
     """
-    found = find_figures()
-    if name in found:
-        return found[name]
-    known = f" (figures: {', '.join(found)})" if found else ": no folder 'figures' was found"
-    raise StudyError(f"no figure is called {shown(name)}{nearest(name, found) or known}")
+    return find_script(FOLDER, name, "figure")
 
 
 def study_of(script: Path) -> str:

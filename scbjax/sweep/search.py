@@ -14,10 +14,8 @@ was. At the end all probes become one dataset.
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -27,8 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from scbjax.sweep.axes import Axis
-from scbjax.sweep.fields import FIELDS, INT32_MAX, StudyError, find_field, shown
-from scbjax.sweep.study import Study, fingerprint, to_toml
+from scbjax.sweep.cells import Cell, cell_axes, cells_of, seed_axes
+from scbjax.sweep.definition import Study
+from scbjax.sweep.fields import FIELDS, find_field
 
 if TYPE_CHECKING:
     import xarray
@@ -36,103 +35,10 @@ if TYPE_CHECKING:
 SAMPLES_TO_GOAL = "samples_to_goal"
 SAMPLES_TO_SWITCH = "samples_to_switch"
 
-_LENGTH, _BATCH, _STEPS, _EVERY = (
-    "task.context_length",
-    "train.batch_size",
-    "train.steps",
-    "train.record_every",
-)
 _DIGITS = 6  # of the values tried: fewer would not tell neighbours apart, more are not needed
 
 Floats = npt.NDArray[np.float64]
 Measure = Callable[[Study, Path], "xarray.Dataset"]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One combination of the axes that are neither seeds nor searched.
-
-    Attributes:
-        index: its place among the cells, in the order of the study's axes.
-        values: the fields that it fixes, by dotted path.
-        study: the study of the cell, with the axes of seeds alone.
-    """
-
-    index: int
-    values: Mapping[str, Any]
-    study: Study
-
-
-def is_search(study: Study) -> bool:
-    """Whether a study looks for the best value of a field."""
-    return study.base["search.field"] is not None
-
-
-def check_search(study: Study) -> None:
-    """Checks what the fields of a search say together.
-
-    Raises:
-        StudyError: the field can't be searched, the range is empty, or the goal isn't recorded.
-    """
-    field = find_field(study.base["search.field"])
-    first, last = study.base["search.first"], study.base["search.last"]
-    if field.kind != "traced" or field.type is not float or field.layer != "inner":
-        raise StudyError(
-            f"search.field must be a number that only the learner sees, such as "
-            f"train.learning_rate_1, got {shown(study.base['search.field'])}"
-        )
-    if any(field.path in axis.fields for axis in study.axes):
-        raise StudyError(f"{field.path} is searched and is an axis as well; keep one of them")
-    if first is None or last is None or not first < last:
-        raise StudyError(
-            f"search.first and search.last must be given, the first below the last, "
-            f"got {shown(first)} and {shown(last)}"
-        )
-    needed = {study.base["search.goal"], "samples", "stage"}
-    if missing := sorted(needed - set(study.variables)):
-        raise StudyError(f"a search needs {', '.join(missing)} in record.variables")
-    for cell in cells_of(study):
-        if cell.study.base[_STEPS] * cell.study.base[_BATCH] > INT32_MAX:
-            raise StudyError(
-                f"search.growth = {study.base['search.growth']} makes runs of more than "
-                f"{INT32_MAX} samples at {_LENGTH} = {cell.study.base[_LENGTH]}"
-            )
-
-
-def seed_axes(study: Study) -> tuple[Axis, ...]:
-    """The axes whose points are repetitions."""
-    return tuple(axis for axis in study.axes if _is_seed(axis))
-
-
-def cell_axes(study: Study) -> tuple[Axis, ...]:
-    """The axes whose points are searched one by one."""
-    return tuple(axis for axis in study.axes if not _is_seed(axis))
-
-
-def cells_of(study: Study) -> Iterator[Cell]:
-    """The cells of a search.
-
-    All runs of a search take the same number of records. Those with the smallest batch size and
-    context length take the steps that the study gives; the others as many as make the same number
-    of samples, times the power of the context length that the study asks for.
-    """
-    axes = cell_axes(study)
-    length, batch = (_smallest(study, path) for path in (_LENGTH, _BATCH))
-    for index, rows in enumerate(itertools.product(*(axis.values for axis in axes))):
-        values = {
-            path: value
-            for axis, row in zip(axes, rows, strict=True)
-            for path, value in zip(axis.fields, row, strict=True)
-        }
-        base = {**study.base, **values}
-        grown = (base[_LENGTH] / length) ** study.base["search.growth"]
-        every = max(1, round(study.base[_EVERY] * grown * batch / base[_BATCH]))
-        records = study.base[_STEPS] // study.base[_EVERY]
-        base.update({_EVERY: every, _STEPS: every * records})
-        base.update({path: FIELDS[path].default for path in base if FIELDS[path].table == "search"})
-        yield Cell(
-            index, values, replace(study, base=MappingProxyType(base), axes=seed_axes(study))
-        )
 
 
 def first_values(first: float, last: float, points: int) -> tuple[float, ...]:
@@ -278,7 +184,7 @@ def _probes(study: Study, dataset: xarray.Dataset, values: Sequence[float]) -> _
 def _dataset(study: Study, found: Sequence[_Probes]) -> xarray.Dataset:
     import xarray
 
-    from scbjax.sweep.dataset import axis_coords, plain_settings
+    from scbjax.sweep.dataset import axis_coords, study_attributes
 
     cells, seeds = cell_axes(study), seed_axes(study)
     cell_names, seed_names = ([axis.name for axis in axes] for axes in (cells, seeds))
@@ -314,30 +220,8 @@ def _dataset(study: Study, found: Sequence[_Probes]) -> xarray.Dataset:
             ),
         },
         coords=coords,
-        attrs={
-            "title": study.title,
-            "question": study.question,
-            "name": study.name,
-            "study": to_toml(study),
-            "settings": json.dumps(plain_settings(study)),
-            "fingerprint": fingerprint(study),
-        },
+        attrs=study_attributes(study),
     )
-
-
-def _smallest(study: Study, path: str) -> int:
-    if path in study.base:
-        return int(study.base[path])
-    (values,) = (
-        [row[axis.fields.index(path)] for row in axis.values]
-        for axis in study.axes
-        if path in axis.fields
-    )
-    return int(min(values))
-
-
-def _is_seed(axis: Axis) -> bool:
-    return all(FIELDS[path].kind == "data" for path in axis.fields)
 
 
 def _rounded(values: Floats) -> tuple[float, ...]:
