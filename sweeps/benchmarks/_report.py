@@ -120,24 +120,38 @@ def sweep_table(payload: Payload) -> str:
     """Seconds of sweeps, and how they compare with one trajectory at a time."""
     rows = []
     for series in payload["series"]:
-        one = series["rows"][0]["run_seconds"]["median"]
         for row in series["rows"]:
             start = (str(series["devices"]), series["axis"], str(row["trajectories"]))
             if "left_out" in row:
-                rows.append((*start, "", row["left_out"], "", ""))
+                rows.append((*start, "", row["left_out"], "", "", ""))
                 continue
-            times = row["run_seconds"]["median"] / one
             rows.append(
                 (
                     *start,
                     str(row["chunks"]),
                     told(row["run_seconds"]),
-                    digits(times),
+                    told(row["times_one"]),
+                    told(row["times_one"], 1 / row["trajectories"]),
                     digits(row["compile_seconds"]),
                 )
             )
-    header = ("devices", "axis", "trajectories", "chunks", "seconds", "times one", "compiling, s")
+    header = ("devices", "axis", "S", "chunks", "seconds", "times one trajectory",
+              "times S trajectories", "compiling, s")  # fmt: skip
     return table(header, rows)
+
+
+def grid_table(payload: Payload) -> str:
+    """What a mixed grid compiles."""
+    grid = payload["grid"]
+    cells = (
+        f"{len(grid['lengths'])} values of T by {grid['trajectories'] // len(grid['lengths'])}",
+        str(grid["chunks"]),
+        str(len(grid["compiled"])),
+        str(len(grid["compilations"])),
+        ", ".join(digits(seconds) for seconds in grid["compilations"]),
+    )
+    header = ("grid", "chunks", "programs", "compilations", "seconds of each")
+    return table(header, [cells])
 
 
 def growth_table(payload: Payload) -> str:
@@ -159,9 +173,21 @@ def large_table(payload: Payload) -> str:
     rows = []
     for row in payload["rows"]:
         sizes = (str(row["num_tokens"]), str(row["context_length"]), str(row["batch_size"]))
-        times = (digits(1e3 * row["step_seconds"]), digits(1e3 * row["record_seconds"]))
-        rows.append((*sizes, *times, digits(row["peak_bytes"] / 2**30)))
-    return table(("N", "T", "B", "ms per step", "ms per record", "peak, GiB"), rows)
+        run = (str(row["steps"]), digits(row["seconds"]), told(row["step_seconds"], 1e3))
+        rows.append((*sizes, *run, digits(row["peak_bytes"] / 2**30)))
+    return table(("N", "T", "B", "steps", "seconds", "ms per step", "peak, GiB"), rows)
+
+
+def split_table(payload: Payload) -> str:
+    """Time of a step of one trajectory on one device and on all of them."""
+    split = payload["split"]
+    sizes = tuple(str(split[key]) for key in ("num_tokens", "context_length", "batch_size"))
+    steps = [[second / row["work"] for second in row["seconds"]] for row in split["rows"]]
+    rows = [
+        (*sizes, row["name"], told(spread(seconds), 1e3))
+        for row, seconds in zip(split["rows"], steps, strict=True)
+    ]
+    return table(("N", "T", "B", f"of {split['devices']} devices", "ms per step"), rows)
 
 
 def startup_table(payload: Payload) -> str:
@@ -180,8 +206,10 @@ def memory_table(payload: Payload) -> str:
         if planned is not None:
             estimate = (digits(planned / MIB), digits(planned / row["bytes"]))
         sizes = (str(row["num_tokens"]), str(row["trajectories"]))
-        rows.append((row["name"], *sizes, digits(row["bytes"] / MIB), *estimate))
-    return table(("", "N", "S", "MiB", "planned, MiB", "planned / measured"), rows)
+        measured = (digits(row["bytes"] / MIB), *estimate, digits(row["process_bytes"] / MIB))
+        rows.append((row["name"], *sizes, *measured))
+    header = ("", "N", "S", "MiB", "planned, MiB", "planned / measured", "process, MiB")
+    return table(header, rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[Payload], str]]] = {
@@ -190,12 +218,14 @@ TABLES: dict[str, tuple[str, Callable[[Payload], str]]] = {
     "sampler": ("sampler", sampler_table),
     "trajectory": ("trajectory", trajectory_table),
     "sweep": ("sweep", sweep_table),
+    "grid": ("sweep", grid_table),
     "growth": ("growth", growth_table),
     "large": ("large", large_table),
+    "split": ("large", split_table),
     "startup": ("startup", startup_table),
     "memory": ("memory", memory_table),
 }
-PICTURED = frozenset(TABLES) - {"parts"}
+PICTURED = frozenset(TABLES) - {"parts", "grid", "split"}
 
 
 def section(name: str) -> str:

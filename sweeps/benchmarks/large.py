@@ -1,10 +1,12 @@
-"""The sizes that the paper only simulated: time of a step and of a record, and peak memory.
+"""The sizes that the paper only simulated: time of a run and of its steps, and peak memory.
 
 N = 100 and 500 at T = 100000, and N = 500 at T = 1000000, with B = 64: one trajectory, in a process
-of its own for each size. What a step costs follows from the difference between two runs of the
-library's own executor, with many and with few steps between the same two records, of one variable
-each; the rest is what the records cost. The peak is that of the whole process, with Python, JAX and
-the compiler.
+of its own for each size, run by the library's own executor with the records of `sweeps/scale.toml`
+every 50 steps: 1000 steps, and 60 at the largest size. The run's time is measured whole; that of a
+step, which includes its share of a record, over each segment of the run that begins after a record.
+The peak is that of the whole process, with Python, JAX and the compiler.
+
+Then one trajectory of N = 20 and T = 100000, on one device and split over all of them, in turns.
 """
 
 from __future__ import annotations
@@ -12,76 +14,159 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from _measure import Payload, digits, in_process, run_script, say
+from _measure import (
+    ROOT,
+    Contender,
+    Payload,
+    digits,
+    effort,
+    in_process,
+    race,
+    ratio,
+    run_script,
+    say,
+    spread,
+    use_every_core,
+)
 from _pictures import new_figure
 from matplotlib.figure import Figure
 
-# N, T, B.
-SIZES = ((100, 100_000, 64), (500, 100_000, 64), (500, 1_000_000, 64))
-QUICK_SIZES = ((40, 2000, 8), (50, 2000, 8))
-KEYS = ("num_tokens", "context_length", "batch_size")
-RECORDS = 2  # before the first step, and after the last
-FEW, MANY = 1, 9  # steps
+if TYPE_CHECKING:
+    from scbjax.sweep.chunks import Segment
+
+STUDY = ROOT / "sweeps" / "scale.toml"
+
+
+class Run(NamedTuple):
+    """A trajectory: N, T, B, its steps, and how often records are taken."""
+
+    num_tokens: int
+    context_length: int
+    batch_size: int
+    steps: int
+    record_every: int
+
+
+RUNS = (
+    Run(100, 100_000, 64, 1000, 50),
+    Run(500, 100_000, 64, 1000, 50),
+    Run(500, 1_000_000, 64, 60, 10),
+)
+QUICK_RUNS = (Run(40, 2000, 8, 20, 4), Run(50, 2000, 8, 20, 4))
+# With the rates of the study a batch of 64 is too small for stage 1 to end by anything but noise.
+RATES = ("learning_rate_1=0.001", "learning_rate_2=0.001")
+# N, T, B of the trajectory that is split.
+SPLIT, QUICK_SPLIT = (20, 100_000, 64), (5, 800, 8)
+SPLIT_STEPS = 10  # in a call
+ONE_DEVICE, ALL_DEVICES = "one device", "split over all"
 
 
 def measure(quick: bool) -> Payload:
     """Runs a process for each size, one after the other."""
     rows = []
-    for size in QUICK_SIZES if quick else SIZES:
-        row = in_process(Path(__file__).name, "--worker", *map(str, size))
-        rows.append({**dict(zip(KEYS, size, strict=True)), **row})
+    for run in QUICK_RUNS if quick else RUNS:
+        row = in_process(Path(__file__).name, "--worker", *map(str, run))
+        rows.append({**run._asdict(), **row})
         say(
-            f"N, T, B = {size}: {digits(1e3 * row['step_seconds'])} ms a step, "
-            f"{digits(1e3 * row['record_seconds'])} ms a record, "
+            f"N, T, B = {run[:3]}: {digits(row['seconds'])} s for {run.steps} steps, "
+            f"{digits(1e3 * row['step_seconds']['median'])} ms a step, "
             f"{row['peak_bytes'] / 2**30:.2f} GiB"
         )
-    return {"records": RECORDS, "steps": [FEW, MANY], "rows": rows}
+    return {"rows": rows, "split": _split(*(QUICK_SPLIT if quick else SPLIT), quick=quick)}
 
 
-def work(num_tokens: int, context_length: int, batch_size: int) -> int:
+def work(run: Run) -> int:
     """What a process of its own does: trains, and prints what it took."""
+    use_every_core()
     from memory import peak_bytes
 
-    few, many = (_seconds(num_tokens, context_length, batch_size, steps) for steps in (FEW, MANY))
-    step = (many - few) / (MANY - FEW)
-    record = (few - FEW * step) / RECORDS
-    found = {"step_seconds": step, "record_seconds": record, "peak_bytes": peak_bytes()}
+    from scbjax.sweep.chunks import Executor
+    from scbjax.sweep.execute import plan_here
+    from scbjax.sweep.study import load_study
+
+    axes = [f"axes.num_tokens=[{run.num_tokens}]", *RATES]
+    fields = [f"{name}={value}" for name, value in run._asdict().items() if name != "num_tokens"]
+    plan = plan_here(load_study(STUDY, [*axes, *fields]))
+    segments: list[Segment] = []
+    result = Executor(plan).run(0, listen=segments.append)
+    found = {
+        "seconds": result.run_seconds,
+        "compile_seconds": result.compile_seconds,
+        # The first segment begins with the record of the initial state, and touches new memory.
+        "step_seconds": spread([s.seconds / s.records / run.record_every for s in segments[1:]]),
+        "segments": len(segments),
+        "peak_bytes": peak_bytes(),
+    }
     print(json.dumps(found))
     return 0
 
 
-def _seconds(num_tokens: int, context_length: int, batch_size: int, steps: int) -> float:
-    """Seconds of a run, without the compiler and without drawing the task."""
-    from _studies import plan_sweep
+# ------------------------------------------------------------------ one trajectory on many devices
 
-    from scbjax.sweep.chunks import Executor
 
-    plan = plan_sweep(
-        num_tokens=num_tokens,
-        context_length=context_length,
-        batch_size=batch_size,
-        steps=steps,
-        seeds=1,
-    )
-    return Executor(plan).run(0).run_seconds
+def _split(num_tokens: int, context_length: int, batch_size: int, *, quick: bool) -> Payload:
+    """Steps of one trajectory on one device, and split over all, in turns."""
+    import jax
+
+    from scbjax.sharding import over_positions
+    from scbjax.task import random_task
+    from scbjax.train import Settings
+
+    settings = Settings(batch_size, SPLIT_STEPS, SPLIT_STEPS, record=("stage",))
+    draw = partial(random_task, num_tokens=num_tokens, context_length=context_length, sparsity=2)
+    contenders = [_trajectory(ONE_DEVICE, jax.jit, draw, settings)]
+    if len(jax.devices()) > 1:
+        contenders.append(_trajectory(ALL_DEVICES, over_positions, draw, settings))
+    rows = race(contenders, effort(quick))
+    for row in rows:
+        say(f"one trajectory, {row['name']}: {digits(1e3 / row['rate']['median'])} ms a step")
+    return {
+        "num_tokens": num_tokens,
+        "context_length": context_length,
+        "batch_size": batch_size,
+        "devices": len(jax.devices()),
+        "rows": rows,
+        "ratio": ratio(rows, ALL_DEVICES, ONE_DEVICE),
+    }
+
+
+def _trajectory(name: str, compile_it: Any, draw: Any, settings: Any) -> Contender:  # noqa: ANN401
+    """A unit is ten steps and a record of one number; the state is kept between calls."""
+    import jax
+
+    from scbjax.train import advance, init
+
+    task = compile_it(draw)(jax.random.key(0))
+    move = compile_it(partial(advance, num_records=1))
+    held = [compile_it(init)(jax.random.key(1), task, settings)]
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            held[0], _ = move(jax.random.key(1), task, settings, held[0], held[0].step)
+        jax.block_until_ready(held[0])
+
+    return Contender(name, run, SPLIT_STEPS)
 
 
 def draw(payload: Payload) -> Figure:
-    """Milliseconds of a step and of a record, and the peak of memory."""
+    """Milliseconds of a step, and the peak of memory."""
     figure, (times, memory) = new_figure(2, height=2.2)
     rows = payload["rows"]
     names = [f"N = {row['num_tokens']}, T = {row['context_length']:g}" for row in rows]
-    for offset, key in ((-0.2, "step"), (0.2, "record")):
-        places = [place + offset for place in range(len(rows))]
-        times.bar(places, [1e3 * row[f"{key}_seconds"] for row in rows], 0.4, label=f"a {key}")
-    times.set(yscale="log", ylabel="milliseconds")
+    steps = [row["step_seconds"] for row in rows]
+    heights = [1e3 * step["median"] for step in steps]
+    below = [1e3 * (step["median"] - step["min"]) for step in steps]
+    above = [1e3 * (step["max"] - step["median"]) for step in steps]
+    times.bar(range(len(rows)), heights, 0.6, yerr=(below, above))
+    times.set(yscale="log", ylabel="milliseconds per step")
     memory.bar(range(len(rows)), [row["peak_bytes"] / 2**30 for row in rows], 0.6)
     memory.set(yscale="log", ylabel="peak of memory, GiB")
     for axes in (times, memory):
         axes.set_xticks(range(len(rows)), names, rotation=15)
-    times.legend()
     return figure
 
 
@@ -89,8 +174,8 @@ def _main() -> int:
     if sys.argv[1:2] != ["--worker"]:
         return run_script("large", __doc__, measure, draw)
     parser = argparse.ArgumentParser()
-    parser.add_argument("--worker", nargs=3, type=int)
-    return work(*parser.parse_args().worker)
+    parser.add_argument("--worker", nargs=len(Run._fields), type=int)
+    return work(Run(*parser.parse_args().worker))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,12 @@
 N = 3, T = 5000, B = 64, a few steps each. Two kinds of axes: seeds, each with its own task and
 mini-batches, and l1 weights that share the mini-batches of one seed. On a CPU both with one device,
 whose kernels use the cores one after the other or together as XLA sees fit, and with a device for
-each core. The processes of the two take turns. A size that would take longer than its time budget,
-by the time of the size before, is left out and said to be.
+each core. The processes of the two take turns. Ratios to a single trajectory are taken process by
+process; what takes less than a second is run several times in each. A size that would take longer
+than its time budget, by the time of the size before, is left out and said to be.
+
+Then a mixed grid, three values of T by 8 seeds by 8 l1 weights, cut into several chunks: programs,
+and how often XLA was called.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from _measure import Payload, digits, in_process, run_script, say, spread
 from _pictures import COLOURS, new_figure
@@ -29,6 +34,12 @@ ARMS, QUICK_ARMS = (1, 2, 4, 8, 16), (1, 4)
 ROUNDS, QUICK_ROUNDS = 3, 1
 BUDGET_SECONDS = 60.0
 """For one size in one process."""
+REPEATED: dict[str, Any] = {"least_seconds": 1.0, "most_times": 30}
+# Three programs, of 8 seeds by 8 l1 weights each, in chunks that hold only some of the seeds.
+GRID_LENGTHS, QUICK_GRID_LENGTHS = [1000, 2000, 3000], [40, 60, 80]
+GRID_SIDE = 8
+COMPILATION = "/jax/core/compile/backend_compile_duration"
+"""What JAX calls its event at the end of each compilation."""
 
 
 def measure(quick: bool) -> Payload:
@@ -52,7 +63,11 @@ def measure(quick: bool) -> Payload:
     for one in series:
         for row in one["rows"]:
             say(f"{one['devices']} devices, {row['trajectories']} {one['axis']}: {_told(row)}")
-    return {**(QUICK_SIZE if quick else SIZE), "memory_bytes": MEMORY, "series": series}
+    grid = in_process(Path(__file__).name, "--grid", *flags)
+    points = f"{len(grid['lengths'])} x {GRID_SIDE**2}"
+    say(f"a grid of {points} points: {len(grid['compiled'])} programs")
+    size = QUICK_SIZE if quick else SIZE
+    return {**size, "memory_bytes": MEMORY, "series": series, "grid": grid}
 
 
 def _told(row: Payload) -> str:
@@ -64,8 +79,11 @@ def _told(row: Payload) -> str:
 def _merge(rounds: list[list[Payload]]) -> list[Payload]:
     """One row for each size, with the spread over rounds."""
     rows = []
+    ones = [rows[0]["run_seconds"] for rows in rounds]
     for same in zip(*rounds, strict=True):
         done = [row for row in same if "left_out" not in row]
+        pairs = zip(same, ones, strict=True)
+        times = [row["run_seconds"] / one for row, one in pairs if "left_out" not in row]
         if not done:
             rows.append(same[0])
             continue
@@ -77,6 +95,7 @@ def _merge(rounds: list[list[Payload]]) -> list[Payload]:
                 **done[0],
                 "seconds": [row["seconds"] for row in done],
                 "run_seconds": {"all": seconds, **spread(seconds)},
+                "times_one": {"all": times, **spread(times)},
                 "compile_seconds": compiling,
             }
         )
@@ -101,7 +120,7 @@ def work(devices: int, quick: bool) -> int:
     return 0
 
 
-def _run_sizes(size: dict[str, int], axis: str, values: tuple[int, ...]) -> list[Payload]:
+def _run_sizes(size: Payload, axis: str, values: tuple[int, ...]) -> list[Payload]:
     rows: list[Payload] = []
     expected = 0.0
     for index, value in enumerate(values):
@@ -109,11 +128,35 @@ def _run_sizes(size: dict[str, int], axis: str, values: tuple[int, ...]) -> list
             reason = f"left out: about {digits(expected)} s, more than {BUDGET_SECONDS:.0f} s"
             rows.append({"trajectories": value, "left_out": reason})
         else:
-            points = {"seeds": 1, axis: value}
-            rows.append(run_sweep(plan_sweep(**size, **points, memory_bytes=MEMORY)))
+            points: dict[str, Any] = {"seeds": 1, axis: value}
+            plan = plan_sweep(**size, **points, memory_bytes=MEMORY)
+            rows.append(run_sweep(plan, **REPEATED))
             expected = rows[-1]["seconds"] - rows[-1]["compile_seconds"]
         expected *= values[min(index + 1, len(values) - 1)] / value
     return rows
+
+
+def count_programs(quick: bool) -> int:
+    """What the last process does: a mixed grid, and the compilations that it takes."""
+    import jax
+
+    lengths = QUICK_GRID_LENGTHS if quick else GRID_LENGTHS
+    size = QUICK_SIZE if quick else SIZE
+    traced = {"seeds": GRID_SIDE, "arms": GRID_SIDE}
+    grid: dict[str, Any] = {**size, "context_length": lengths, **traced}
+    whole = plan_sweep(**grid)
+    # Half of what the largest program would like to have: all are cut.
+    plan = plan_sweep(**grid, memory_bytes=whole.programs[0].memory_bytes // 2)
+    compilations: list[float] = []
+
+    def listen(event: str, duration_secs: float, **_: object) -> None:
+        if event == COMPILATION:
+            compilations.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    found = run_sweep(plan)
+    print(json.dumps({**found, "lengths": lengths, "compilations": compilations}))
+    return 0
 
 
 def draw(payload: Payload) -> Figure:
@@ -140,12 +183,15 @@ def draw(payload: Payload) -> Figure:
 
 
 def _main() -> int:
-    if sys.argv[1:2] != ["--worker"]:
+    if sys.argv[1:2] not in (["--worker"], ["--grid"]):
         return run_script("sweep", __doc__, measure, draw)
     parser = argparse.ArgumentParser()
     parser.add_argument("--worker", type=int)
+    parser.add_argument("--grid", action="store_true")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
+    if arguments.grid:
+        return count_programs(arguments.quick)
     return work(arguments.worker, arguments.quick)
 
 
