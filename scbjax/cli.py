@@ -22,7 +22,7 @@ import tyro
 
 import scbjax
 from scbjax.sweep.cells import cells_of, is_search
-from scbjax.sweep.fields import FIELDS, StudyError, shown
+from scbjax.sweep.fields import FIELDS, StudyError, read_value, shown
 from scbjax.sweep.search import first_studies
 from scbjax.sweep.study import Study, find_studies, load_study
 
@@ -57,6 +57,12 @@ Overrides: TypeAlias = Annotated[
         name="set",
         metavar="FIELD=VALUE",
         help="Set a field (train.steps=2000) or an axis (axes.l1=[1e-4, 1e-3]).",
+    ),
+]
+Precision: TypeAlias = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="highest|high|default", help="Of the matrix products of a step: train.precision."
     ),
 ]
 Small: TypeAlias = Annotated[
@@ -94,6 +100,7 @@ class Run:
         str | None, tyro.conf.arg(metavar="DIR", help="Where results go, if not results/STUDY.")
     ] = None
     memory: Memory = None
+    precision: Precision = None
     small: Small = False
     force: Annotated[bool, tyro.conf.arg(help="Start anew, whatever the directory holds.")] = False
     no_figure: Annotated[bool, tyro.conf.arg(help="Don't draw the study's figures.")] = False
@@ -147,7 +154,8 @@ class Run:
         _devices()  # which fails with a sentence if there are none
 
     def _study(self) -> Study:
-        return load_study(self.study, self.overrides, small=self.small)
+        overrides = _with_precision(self.overrides, self.precision)
+        return load_study(self.study, overrides, small=self.small)
 
     def _directory(self, study: Study) -> Path:
         from scbjax.sweep.store import default_out
@@ -163,6 +171,7 @@ class Run:
         words = ["scbjax", "run", self.study]
         words += [word for override in self.overrides for word in ("--set", override)]
         words += ["--out", self.out] if self.out is not None else []
+        words += ["--precision", self.precision] if self.precision is not None else []
         words += ["--small"] if self.small else []
         return shlex.join(words)
 
@@ -197,11 +206,13 @@ class Show:
     overrides: Overrides = ()
     memory: Memory = None
     cpu_devices: CpuDevices = "auto"
+    precision: Precision = None
     small: Small = False
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        study = load_study(self.study, self.overrides, small=self.small)
+        overrides = _with_precision(self.overrides, self.precision)
+        study = load_study(self.study, overrides, small=self.small)
         memory_bytes = read_bytes(self.memory)
         from scbjax.sweep.backend import read_cpu_devices, usable_cores
         from scbjax.sweep.plan import make_plan
@@ -411,6 +422,17 @@ def _split_at_rules(lines: Sequence[str]) -> list[list[str]]:
         else:
             sections[-1].append(line)
     return sections
+
+
+def _with_precision(overrides: Sequence[str], precision: str | None) -> tuple[str, ...]:
+    """The overrides with what --precision says after them, which is checked under its own name."""
+    if precision is None:
+        return tuple(overrides)
+    try:
+        read_value(FIELDS["train.precision"], precision)
+    except StudyError as error:
+        raise StudyError(f"--precision: {error}") from None
+    return (*overrides, f"train.precision={precision}")
 
 
 def _checked_path(text: str) -> str:

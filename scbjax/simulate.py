@@ -233,7 +233,8 @@ class Simulation:
         """One step of the optimiser; the stage stays what it is. See :func:`scbjax.train.step`."""
         signal = pattern_signal(task, self.context_length)
         rates, l1 = step_sizes(state, task, settings, signal)
-        gradient = self.gradient(state.params, batch, others, task)
+        with jax.default_matmul_precision(settings.precision):
+            gradient = self.gradient(state.params, batch, others, task)
         if settings.optimizer == "raw_sgd":
             move = Params(gradient.value, gradient.attention)
         else:

@@ -47,8 +47,13 @@ PRECISION = jax.lax.Precision.HIGHEST
 
 
 def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The matrix product in full precision of the dtype."""
-    return jnp.matmul(a, b, precision=PRECISION)
+    """The matrix product in full precision of the dtype, on every device.
+
+    Within ``jax.default_matmul_precision(...)`` it has the precision that is named there. A step of
+    training sets that to the ``precision`` of its :class:`scbjax.train.Settings`.
+    """
+    chosen = getattr(jax.config, "jax_default_matmul_precision", None)
+    return jnp.matmul(a, b, precision=PRECISION if chosen is None else None)
 
 
 class Task(NamedTuple):

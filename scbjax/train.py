@@ -50,6 +50,7 @@ Optimizer = Literal["proximal", "sgd", "raw_sgd", "adam"]
 L1Scaling = Literal["direct", "rate", "signal"]
 SwitchOn = Literal["parameters", "truth", "step"]
 Start = Literal["uniform", "transfer", "pretrained"]
+Precision = Literal["highest", "high", "default"]
 
 # Streams of a trajectory's key: mini-batches, fresh samples for the refit of V in records, the
 # first step of a transfer, and pretraining.
@@ -67,6 +68,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "l1_scaling": get_args(L1Scaling),
     "switch_on": get_args(SwitchOn),
     "start": get_args(Start),
+    "precision": get_args(Precision),
 }
 _POSITIVE_INTEGERS = (
     "batch_size",
@@ -134,6 +136,9 @@ class Settings:
         first_samples: samples of that one step, a multiple of ``batch_size``. Static.
         pretraining_steps: steps of pretraining, a multiple of ``record_every``. Static.
         pretraining_batch_size: samples of each of them. Static.
+        precision: of the matrix products of a step: ``"highest"``, all digits of the dtype on every
+            device; ``"high"`` or ``"default"``, for which accelerators may round the factors to
+            TF32 or bfloat16, and CPUs do nothing. Records don't depend on it. Static.
         learning_rate_1: eta in stage 1.
         learning_rate_2: eta in stage 2.
         learning_rate_3: eta in stage 3.
@@ -179,6 +184,7 @@ class Settings:
     first_samples: int = _static(4096)
     pretraining_steps: int = _static(1000)
     pretraining_batch_size: int = _static(128)
+    precision: Precision = _static("highest")
     learning_rate_1: float | jax.Array = 0.02
     learning_rate_2: float | jax.Array = 0.005
     learning_rate_3: float | jax.Array = 0.005
@@ -370,14 +376,15 @@ def start_from(key: jax.Array, source: Task, task: Task, settings: Settings, sta
     theta = jnp.asarray(settings.theta, dtype)
     rate = jnp.asarray(settings.first_rate, dtype)
     rate = _per_signal(rate, transition_signal(task)) if settings.scale_rates else rate
-    params = first_step(
-        jax.random.fold_in(key, _FIRST_STEP),
-        state.params._replace(value=mix_value(known, task.stationary, theta)),
-        task,
-        rate,
-        num_samples=settings.first_samples,
-        batch_size=settings.batch_size,
-    )
+    with jax.default_matmul_precision(settings.precision):
+        params = first_step(
+            jax.random.fold_in(key, _FIRST_STEP),
+            state.params._replace(value=mix_value(known, task.stationary, theta)),
+            task,
+            rate,
+            num_samples=settings.first_samples,
+            batch_size=settings.batch_size,
+        )
     level = jnp.asarray(settings.first_threshold, dtype) * theta / task.num_tokens
     level = _per_signal(rounding_level(task, level), transition_signal(task))
     alpha = signals(params, task)[0]
@@ -402,7 +409,9 @@ def step(state: State, batch: Batch, task: Task, settings: Settings) -> tuple[St
     """
     rates, l1 = step_sizes(state, task, settings)
     move = _move_columns if _goes_by_columns(task, settings) else _move
-    (value, grads), params, opt_state = move(state, batch, task, settings, rates, l1)
+    # Part of what JAX knows a compiled program by, and reset at once: no state that outlives this.
+    with jax.default_matmul_precision(settings.precision):
+        (value, grads), params, opt_state = move(state, batch, task, settings, rates, l1)
     state = state._replace(
         params=params,
         opt_state=opt_state,

@@ -1,6 +1,8 @@
 """The command from end to end: what it prints, its exit status, and one line for what is wrong."""
 
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -139,6 +141,10 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "missing file": (["run", "none.toml"], ["none.toml does not exist"]),
     "directory": (["run", "sweeps"], ["sweeps is a directory, not a study file"]),
     "broken file": (["show", "broken.toml"], ["broken.toml, line 2", "not valid TOML"]),
+    "unknown precision": (
+        ["run", "tiny", "--precision", "hgh"],
+        ["--precision: train.precision must be one of 'highest', 'high'", "did you mean 'high'?"],
+    ),
     "unknown field": (["run", "tiny", "--set", "foo.bar=1"], ["unknown field 'foo.bar'"]),
     "misspelt field": (["run", "tiny", "--set", "stps=1"], ["'stps'", "did you mean 'steps'?"]),
     "wrong type": (["run", "tiny", "--set", "steps=1.5"], ["train.steps", "integer", "got 1.5"]),
@@ -375,6 +381,7 @@ def test_a_run_from_end_to_end(checkout: Path, capsys: pytest.CaptureFixture[str
         assert dataset["step"].to_numpy().tolist() == [0, 2, 4]
         assert {"value_distance", "stage"} <= set(dataset.data_vars)
         assert parse_study(dataset.attrs["study"], "tiny") == load_study("tiny")
+        assert json.loads(dataset.attrs["settings"])["train.precision"] == "highest"
     written = path.read_bytes()
     assert cli.main(["run", "tiny"]) == 0
     assert capsys.readouterr().out.startswith("this study is already complete; --force")
@@ -483,11 +490,12 @@ def test_an_interrupted_run_says_how_to_continue(
     checkout: Path, capsys: pytest.CaptureFixture[str], fake_runs: FakeRuns
 ) -> None:
     fake_runs.interrupted = True
-    given = ["--set", "steps=8", "--set", "axes.l1=[0, 1]", "--out", "a b"]
+    options = "--out 'a b' --precision high"
+    given = ["--set", "steps=8", "--set", "axes.l1=[0, 1]", *shlex.split(options)]
     assert cli.main(["run", "tiny", "--force", *given]) == cli.EXIT_INTERRUPTED
     assert capsys.readouterr().out.splitlines() == [
         "stopped, with all that was done saved in a b",
-        "continue with: scbjax run tiny --set steps=8 --set 'axes.l1=[0, 1]' --out 'a b'",
+        "continue with: scbjax run tiny --set steps=8 --set 'axes.l1=[0, 1]' " + options,
     ]
     assert checkout.is_dir()
 

@@ -357,6 +357,18 @@ def test_stages_and_records_are_those_of_all_positions(
         assert kept.sum() > SUPPORT * N  # false positives too
 
 
+def test_products_of_a_step_have_the_precision_of_the_settings() -> None:
+    draw = partial(random_task, num_tokens=3, context_length=40, sparsity=2)
+    task = jax.eval_shape(draw, jax.random.key(0))
+    simulation, settings = Simulation(1000), change(QUICK, precision="high")
+    key, size = jax.random.key(0), settings.batch_size
+    state = jax.eval_shape(simulation.init, key, task, settings)
+    batch = jax.eval_shape(partial(sample_batch, batch_size=size), key, task)
+    others = jax.eval_shape(partial(draw_others, batch_size=size), key, task.stationary)
+    text = jax.jit(simulation.step).lower(state, batch, others, task, settings).as_text()
+    assert text.count("stablehlo.dot_general ") == text.count("precision = [HIGH, HIGH]") > 0
+
+
 def test_nothing_grows_with_the_steps_of_a_stretch() -> None:
     task, settings = draw_task(context_length=40), change(QUICK, steps=7919, record_every=7919)
     program = jax.make_jaxpr(partial(simulate, context_length=1000))(

@@ -1,9 +1,11 @@
 """The trajectory: steps against NumPy, stages, segments, maps over seeds and settings, a recipe."""
 
+import contextlib
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import chex
 import jax
@@ -11,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scbjax import observe, sampling, stages, theory, train as training
+from scbjax import loss, observe, sampling, stages, theory, train as training
 from scbjax.model import Params, map_attention
 from scbjax.sampling import Batch, sample_batch
 from scbjax.task import (
     Task,
     pattern_signal,
+    product,
     random_task,
     transition_signal,
 )
@@ -400,6 +403,73 @@ def test_functions_are_pure(function: str) -> None:
     with jax.checking_leaks():
         jaxpr = call[function]()
     assert not jaxpr.effects
+
+
+# Precision.
+
+
+def shapes_of_a_task(num_tokens: int = N) -> Task:
+    draw = functools.partial(
+        random_task, num_tokens=num_tokens, context_length=T, sparsity=Q, max_sparsity=Q
+    )
+    shapes: Task = jax.eval_shape(draw, jax.random.key(0))
+    return shapes
+
+
+def precisions(function: Callable[..., Any], *arguments: object) -> set[str]:
+    """The precisions of the factors of all matrix products in a lowered program."""
+    text = jax.jit(function).lower(*arguments).as_text()
+    found = re.findall(r"stablehlo.dot_general.*precision = \[(\w+), (\w+)\]", text)
+    assert len(found) == text.count("stablehlo.dot_general ") > 0
+    return {name for pair in found for name in pair}
+
+
+@pytest.mark.parametrize("num_tokens", [N, 40])
+@pytest.mark.parametrize("elsewhere", [None, "high"])
+def test_products_of_a_step_have_the_precision_of_the_settings(
+    elsewhere: str | None, num_tokens: int
+) -> None:
+    """Whatever holds outside, which a step leaves as it is."""
+    task = shapes_of_a_task(num_tokens)
+    batch = jax.eval_shape(lambda task: draw(0, task), task)
+    state = jax.eval_shape(init, jax.random.key(0), task, QUICK)
+    for precision in get_args(training.Precision):
+        settings = dataclasses.replace(QUICK, precision=precision)
+        with jax.default_matmul_precision(elsewhere) if elsewhere else contextlib.nullcontext():
+            assert precisions(step, state, batch, task, settings) == {precision.upper()}
+            assert getattr(jax.config, "jax_default_matmul_precision", "") == elsewhere
+    assert precisions(step, state, batch, task, QUICK) == {"HIGHEST"}
+
+
+def test_records_and_products_outside_of_steps_have_all_digits_unless_asked() -> None:
+    task, key = shapes_of_a_task(), jax.random.key(0)
+    record = ("rounded_value_distance",)
+    settings = dataclasses.replace(QUICK, precision="default", record=record)
+    state = jax.eval_shape(init, key, task, settings)
+    observed = functools.partial(training.observe_state, key)
+    assert precisions(observed, task, settings, state, 0) == {"HIGHEST"}
+    with jax.default_matmul_precision("high"):
+        assert precisions(observed, task, settings, state, 0) == {"HIGH"}
+
+
+@pytest.mark.parametrize(("bits", "low", "high"), [(10, 2e-4, 2e-3), (7, 2e-3, 2e-2)])
+def test_factors_of_fewer_bits_change_the_gradient(
+    monkeypatch: pytest.MonkeyPatch, bits: int, low: float, high: float
+) -> None:
+    """What TF32 (10 bits) and bfloat16 (7) would do: half a last digit, 2^-(bits + 1), for each."""
+
+    def rounded(array: jax.Array) -> jax.Array:
+        exponent = jnp.exp2(jnp.floor(jnp.log2(jnp.abs(array) + 1e-30)))
+        mantissa: jax.Array = jnp.round(array / exponent * 2**bits) / 2**bits
+        return mantissa * exponent
+
+    task = make_task()
+    params, batch = init(jax.random.key(0), task, QUICK).params, draw(0, task)
+    exact = jax.jit(jax.grad(loss.loss))(params, batch).value
+    monkeypatch.setattr(loss, "product", lambda a, b: product(rounded(a), rounded(b)))
+    inexact = jax.jit(jax.grad(loss.loss))(params, batch).value
+    error = jnp.linalg.norm(inexact - exact)
+    assert low < error / jnp.linalg.norm(exact) < high
 
 
 # Between stages.

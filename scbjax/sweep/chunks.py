@@ -213,7 +213,9 @@ class Executor:
         compile_seconds = 0.0
         if program.index not in self._compiled:
             compiling(program)
-            self._compiled[program.index] = _compile(program)
+            # Whatever the user has set for JAX as a whole; steps have what the study says.
+            with jax.default_matmul_precision("highest"):
+                self._compiled[program.index] = _compile(program)
             _give_back_freed_memory()
             compile_seconds = self._compiled[program.index].seconds
         run = _ChunkRun(self._plan, chunk, self._compiled[program.index])

@@ -368,6 +368,16 @@ _TRAIN = (
         Choice(("uniform", "transfer", "pretrained")),
     ),
     Field(
+        "train.precision",
+        str,
+        "highest",
+        "static",
+        "inner",
+        "Matrix products of a step: highest, all digits; high or default, TF32 or bfloat16 factors "
+        "where the device has them",
+        Choice(("highest", "high", "default")),
+    ),
+    Field(
         "train.refit_samples",
         int,
         4096,

@@ -124,6 +124,22 @@ def test_a_mixed_grid_compiles_a_program_for_each_static_combination() -> None:
     assert announced == [0, 1, 2]
 
 
+def test_results_do_not_depend_on_a_precision_set_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+
+    def compile_none(_: Program) -> None:
+        found.append(getattr(jax.config, "jax_default_matmul_precision", None))
+        raise InterruptedError
+
+    monkeypatch.setattr(chunks, "_compile", compile_none)
+    plan = make_plan(parse_study(TEXT, "study"))
+    with jax.default_matmul_precision("tensorfloat32"), pytest.raises(InterruptedError):
+        Executor(plan).run(0)
+    assert found == ["highest"]
+
+
 # ---------------------------------------------------------------------------- memory
 
 
