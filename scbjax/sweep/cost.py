@@ -1,7 +1,7 @@
 """What a chunk costs: bytes and seconds, estimated from its sizes without JAX.
 
 The constants are fits to measurements in float32 on two cores of an x86 server. Bytes are within
-a fifth of what the compiler reports for 18 programs with N from 3 to 300 and T from 500 to 5000;
+three tenths of what the compiler reports for programs with N from 3 to 300 and T from 500 to 5000;
 seconds are within a factor of two, and are another matter on other devices.
 """
 
@@ -37,10 +37,10 @@ _KEPT_VALUES = 3
 # Bytes per token of the batch, or per draw of the refit: what an outer point holds, what a
 # trajectory holds in a step, and in a refit; each for small vocabularies and for others. A step of
 # a small vocabulary works on a block of tokens at a time (`scbjax.blocks`).
-_OUTER_BYTES = (2.5, 10.0)
+_OUTER_BYTES = (1.75, 10.0)
 _STEP_BYTES = (4.5, 1.5)
 BLOCK_TOKENS = 2**15
-_REFIT_BYTES = (17.0, 13.0)
+_REFIT_BYTES = (13.0, 13.0)
 # Bytes per sample and token of the least-squares problem of the refit.
 _LEAST_SQUARES_BYTES = 2.0
 

@@ -51,7 +51,7 @@ def compiled_bytes(program: Program) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("variable", ["stage", "rounded_value_distance"])
 @pytest.mark.parametrize("sizes", [(3, 5000, 64), (3, 500, 16), (20, 2000, 32), (300, 2000, 16)])
-def test_memory_is_within_a_third_of_the_compiled_programs(
+def test_memory_is_within_three_tenths_of_the_compiled_programs(
     sizes: tuple[int, int, int], variable: str
 ) -> None:
     tokens, length, batch = sizes
@@ -59,7 +59,7 @@ def test_memory_is_within_a_third_of_the_compiled_programs(
         f"num_tokens={tokens}", f"context_length={length}", f"batch_size={batch}",
         f'record.variables=["{variable}"]',
     )  # fmt: skip
-    assert program.memory_bytes == pytest.approx(compiled_bytes(program), rel=1 / 3)
+    assert program.memory_bytes == pytest.approx(compiled_bytes(program), rel=0.3)
 
 
 def test_kinds_of_vocabularies_are_those_of_the_model() -> None:
