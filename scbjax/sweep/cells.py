@@ -50,9 +50,13 @@ def check_search(study: Study) -> None:
     """Checks what the fields of a search say together.
 
     Raises:
-        StudyError: the field can't be searched, the range is empty, or the goal isn't recorded.
+        StudyError: the field can't be searched, the range is empty, the goal isn't recorded, or
+            runs of some size can't be.
     """
-    field = find_field(study.base["search.field"])
+    try:
+        field = find_field(study.base["search.field"])
+    except StudyError as error:
+        raise StudyError(f"search.field: {error}") from None
     first, last = study.base["search.first"], study.base["search.last"]
     if field.kind != "traced" or field.type is not float or field.layer != "inner":
         raise StudyError(
@@ -69,12 +73,28 @@ def check_search(study: Study) -> None:
     needed = {study.base["search.goal"], "samples", "stage"}
     if missing := sorted(needed - set(study.variables)):
         raise StudyError(f"a search needs {', '.join(missing)} in record.variables")
+    if study.snapshots:
+        raise StudyError(
+            f"record.snapshots must be empty in a search, got {shown(list(study.snapshots))}"
+        )
+    _check_schedules(study)
+
+
+def _check_schedules(study: Study) -> None:
     smallest = _smallest(study)
-    for length, batch in combinations(study, (_LENGTH, _BATCH)):
-        if _schedule(study, (length, batch), smallest)[_STEPS] * batch > INT32_MAX:
+    paths = (_LENGTH, _BATCH, "train.start", "transfer.pretraining_steps")
+    for length, batch, start, pretraining in combinations(study, paths):
+        schedule = _schedule(study, (length, batch), smallest)
+        if schedule[_STEPS] * batch > INT32_MAX:
             raise StudyError(
                 f"search.growth = {study.base['search.growth']} makes runs of more than "
                 f"{INT32_MAX} samples at {_LENGTH} = {length}"
+            )
+        if start == "pretrained" and pretraining % schedule[_EVERY]:
+            raise StudyError(
+                f"transfer.pretraining_steps = {pretraining} is not a multiple of {_EVERY}, "
+                f"which the search makes {schedule[_EVERY]} at {_LENGTH} = {length} "
+                f"and {_BATCH} = {batch}"
             )
 
 

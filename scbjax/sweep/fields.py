@@ -770,7 +770,7 @@ def _not_allowed(field: Field, raw: object) -> StudyError:
     hint = ""
     if isinstance(field.check, Choice) and isinstance(raw, str):
         hint = nearest(raw, field.check.options)
-        if hint and field.many:  # the whole list of variables would bury the suggestion
+        if hint and field.check.options == RECORDABLE:  # the list would bury the suggestion
             return StudyError(f"{field.path} can't hold {shown(raw)}{hint}")
     elif isinstance(raw, list) and field.sweepable:
         hint = f"; to sweep it, give axes.{field.short} a list"

@@ -85,7 +85,7 @@ MAX_TRAJECTORIES = 10_000_000
 """The plan is held in host memory."""
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
-_BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+_BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _TEXTS = ("title", "question")
 _SMALL = "small"
 
@@ -495,6 +495,10 @@ def _check_study(study: Study) -> None:
     _check_kept_parameters(study)
     if is_search(study):
         check_search(study)
+        return
+    for path in ("search.first", "search.last"):
+        if study.base[path] is not None:
+            raise StudyError(f"{path} = {study.base[path]} needs a search.field to look for")
 
 
 def _check_kept_parameters(study: Study) -> None:

@@ -154,7 +154,15 @@ def test_a_search_finds_the_best_value_in_every_cell(tmp_path: Path) -> None:
     [
         ("search.field=batch_size", "search.field"),
         ("search.field=sparsity", "search.field"),
-        ("search.field=learning_rte_1", "learning_rate_1"),
+        ("search.field=learning_rte_1", "search.field: .*did you mean 'learning_rate_1'"),
+        ("search.field=search.first", "search.field"),
+        ("search.goal=exces_loss", "search.goal can't hold .* mean 'excess_loss'"),
+        ("search.points=2", "search.points must be an integer from 3 to 64, got 2"),
+        ("context_length=20 record.snapshots=[4]", "record.snapshots"),
+        (
+            "search.growth=1.0 start=pretrained pretraining_steps=100",
+            "pretraining_steps = 100 is not a multiple .* 8 at task.context_length = 40",
+        ),
         ("search.first=2.0", "search.first"),
         ("search.goal=excess_loss", "excess_loss"),
         ("axes.learning_rate_1=[0.1]", "learning_rate_1"),
@@ -169,8 +177,17 @@ def test_a_search_that_does_not_fit_together_is_one_sentence(
         assert make([override]).base["search.growth"] == 4.0
         return
     with pytest.raises(StudyError, match=named) as error:
-        make([override])
+        make(override.split())
     assert "\n" not in str(error.value)
+
+
+def test_a_range_without_a_field_is_no_ordinary_study() -> None:
+    with pytest.raises(StudyError, match=r"search.first = 0.01 needs a search.field"):
+        parse_study(TEXT.replace('field = "learning_rate_1"', ""), "tiny")
+
+
+def test_the_field_of_a_search_may_be_a_dotted_path() -> None:
+    assert make(["search.field=train.l1"]).base["search.field"] == "train.l1"
 
 
 def test_a_real_search_runs_stops_and_goes_on(tmp_path: Path) -> None:
