@@ -66,6 +66,11 @@ LOOKS: Final[Mapping[str, tuple[tuple[str, Any], ...]]] = {
     "softmax raw_sgd": (("#CC79A7", (0, (4, 1.2))),),
     "softmax adam": (("#000000", (0, (4, 1, 1, 1))),),
 }
+POPULATION: Final[Mapping[str, str]] = {
+    "alpha_value": "population_alpha_value",
+    "alpha_attention": "population_alpha_attention",
+}
+"""The signals, and the variable with the population path of each."""
 POPULATION_LOOK: Final[Mapping[str, Any]] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
 REAL_LOOK: Final[Mapping[str, Any]] = {"marker": "o", "markersize": 2.4, "linestyle": ""}
 STAGE_COLOUR: Final = "#888888"

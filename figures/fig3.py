@@ -16,6 +16,7 @@ from typing import Final
 import xarray as xr
 from _shared import (
     DOUBLE_COLUMN,
+    POPULATION,
     Arm,
     Values,
     add_legend,
@@ -40,10 +41,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 STUDY: Final = "fig1"
-POPULATION: Final = {
-    "alpha_value": "population_alpha_value",
-    "alpha_attention": "population_alpha_attention",
-}
 NAMES: Final = {
     "alpha_value": "signal in the value matrix",
     "alpha_attention": "signal in the attention",

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import xarray as xr
 from _shared import (
     DOUBLE_COLUMN,
+    POPULATION,
     REAL_LOOK,
     Arm,
     add_legend,
@@ -41,10 +42,6 @@ from matplotlib.figure import Figure
 
 STUDY: Final = "fig6"
 REAL: Final = "scale"
-POPULATION: Final = {
-    "alpha_value": "population_alpha_value",
-    "alpha_attention": "population_alpha_attention",
-}
 NAMES: Final = {
     "alpha_value": "signal in V",
     "alpha_attention": "signal in A",

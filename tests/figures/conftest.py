@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,6 +146,15 @@ def make_dataset() -> Make:
 def dataset() -> xr.Dataset:
     """Give a dataset with three arms, four seeds and three sparsities."""
     return build()
+
+
+@pytest.fixture(autouse=True)
+def style() -> Iterator[None]:
+    """Set the house style, which the scripts leave to `render`."""
+    from _shared import house_style
+
+    with house_style():
+        yield
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import json
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,12 +50,6 @@ def curves(request: pytest.FixtureRequest) -> ModuleType:
 def maps_dataset(dataset: xr.Dataset) -> xr.Dataset:
     """Give a dataset with an arm of linear attention and two of softmax, and their matrices."""
     return with_matrices(dataset)
-
-
-@pytest.fixture(autouse=True)
-def style() -> Iterator[None]:
-    with _shared.house_style():
-        yield
 
 
 def build_noise() -> xr.Dataset:

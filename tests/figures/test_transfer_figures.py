@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -27,12 +27,6 @@ Store = Callable[[str, xr.Dataset], Path]
 LENGTHS = (1000, 4000, 16000)
 RUNS = 10
 EVERY = 500
-
-
-@pytest.fixture(autouse=True)
-def style() -> Iterator[None]:
-    with _shared.house_style():
-        yield
 
 
 def records(recovery: NDArray[np.float64], records: int = 200) -> dict[str, Any]:
