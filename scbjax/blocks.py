@@ -67,7 +67,7 @@ def sum_by_class(
     """Sums along the columns of weights, for each class but the first.
 
     Args:
-        weigh: gives weights [R, B] of any number R of rows; linear.
+        weigh: gives weights [R, B] of any number R of rows.
         rows: what the weights are made of, [T, ...].
         classes: the class of every weight, unsigned integers [T, B].
         num_classes: the number N of classes.
@@ -81,34 +81,33 @@ def sum_by_class(
         [[5.0]]
     """
     length, width = classes.shape
-    count = -(-length // (_TERMS * _count_blocks(length, width)))
-    blocks = -(-length // (_TERMS * count))
-    missing = max(0, _TERMS * count - length)
+    blocks = _count_blocks(length, width)
+    count = -(-length // (_TERMS * blocks))
+    # Filled up with the first class, for which there is no sum.
+    missing = _TERMS * count * blocks - length
     rows, classes = (jnp.pad(array, ((0, missing), (0, 0))) for array in (rows, classes))
-    others = jnp.arange(1, num_classes, dtype=classes.dtype)[:, None, None]
+    others = jnp.arange(1, num_classes, dtype=classes.dtype)[None, :, None]
 
     def add(index: jax.Array, sums: jax.Array) -> jax.Array:
-        begin = index * (_TERMS * count)
-        first = jnp.minimum(begin, max(length - _TERMS * count, 0))
         own, mine = (
-            jax.lax.dynamic_slice_in_dim(array, first, _TERMS * count) for array in (rows, classes)
+            jax.lax.dynamic_slice_in_dim(array, index * (_TERMS * count), _TERMS * count)
+            for array in (rows, classes)
         )
-        # The last block begins earlier where it would be shorter: some rows have been added before.
-        fresh = first + jnp.arange(_TERMS * count, dtype=jnp.int32) >= begin
-        weights = weigh(jnp.where(fresh[:, None], own, jnp.zeros((), own.dtype)))
+        weights = weigh(own)
         for start in range(0, _TERMS * count, count):
             part = slice(start, start + count)
-            chosen = jnp.where(mine[None, part] == others, weights[None, part], 0.0)
-            sums = sums + chosen
+            sums = sums + jnp.where(mine[part, None] == others, weights[part, None], 0.0)
         return sums
 
     dtype = jax.eval_shape(weigh, rows).dtype
-    sums = _repeat(blocks, add, jnp.zeros((num_classes - 1, count, width), dtype))
-    return jnp.sum(sums, axis=1)
+    # Classes inside: what is compared with each of them stays in the fastest cache.
+    sums = _repeat(blocks, add, jnp.zeros((count, num_classes - 1, width), dtype))
+    return jnp.sum(sums, axis=0)
 
 
 def _count_blocks(rows: int, width: int) -> int:
-    return min(rows, -(-rows * width // BLOCK_ELEMENTS)) if has_blocks() else 1
+    # At least two: XLA dissolves a loop of one, and fuses its body with what uses the array.
+    return min(rows, max(2, -(-rows * width // BLOCK_ELEMENTS))) if has_blocks() else 1
 
 
 def _repeat(

@@ -7,8 +7,8 @@ which share mu draws them once.
 
 Tokens come from 32-bit words by integer arithmetic: 2^32 words are dealt out to the N tokens, and a
 token's probability is its share of them, off by less than 2^-22 (mostly the rounding of mu itself
-in float32). Up to N = 32 one word gives two or four tokens: the words are dealt out to pairs or
-quadruples, whose probabilities are off from the products of their tokens' by less than 2^-30.
+in float32). Up to N = 32 one word gives several tokens: the words are dealt out to tuples, whose
+probabilities are off from the products of their tokens' by less than 2^-30.
 
 Words come from Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror & Shaw 2011), the generator
 behind JAX's default keys, in counter mode. It is written out here because, as plain arithmetic, it
@@ -26,7 +26,7 @@ import numpy as np
 
 from scbjax.blocks import fill
 from scbjax.sharding import COLUMNS, ROWS, WHOLE, Part, on_parts
-from scbjax.task import Task
+from scbjax.task import Task, product
 
 # Up to this vocabulary size a word gives several tokens, and positions are the slow axis in memory,
 # so that sums over positions and choices by token run over samples in vector registers; above it a
@@ -35,6 +35,8 @@ POSITION_MAJOR_LIMIT = 32
 
 _WORD = jnp.uint32
 _WORD_BITS = 32
+# The alias table of tuples then takes 16 KiB, a part of a core's fastest cache.
+_TUPLE_BITS = 12
 _HALF_RANGE = 2**16
 # More than what float32 rounding of a sum of probabilities can add.
 _FIRST_HELPING = 1.0 - 2.0**-20
@@ -232,22 +234,13 @@ def _draw_tuples(
     rows, columns = -(-shape[0] // count) + (not isinstance(start, int)), math.prod(shape[1:])
     begin = jnp.asarray(start, jnp.int32) // count
 
-    def make_words(first: jax.Array, rows: int) -> jax.Array:
-        counter = jax.lax.iota(_WORD, rows * columns).reshape(rows, columns)
-        counter = counter + (begin + first).astype(_WORD) * _WORD(columns)
-        return threefry(seed, counter, jnp.full_like(counter, stream))[0]
+    def make_tuples(first: jax.Array, rows: int) -> jax.Array:
+        counter = _counter(begin + first, (rows, columns))
+        return _look_up(_words_of(seed, stream, counter)[0], table).astype(jnp.uint16)
 
-    # Stored: fused with the look-up, which uses them twice, they would be computed twice.
-    words = fill(make_words, (rows, columns), _WORD, columns)
-    shifts = jnp.arange(bits * (count - 1), -1, -bits, dtype=_WORD).reshape(1, count, 1)
-
-    def make_tokens(first: jax.Array, rows: int) -> jax.Array:
-        own = jax.lax.dynamic_slice_in_dim(words, first, rows)
-        tuples = _look_up(own, table).reshape(rows, 1, columns)
-        fields: jax.Array = (tuples >> shifts) & _WORD(2**bits - 1)
-        return fields.astype(token_dtype(num_tokens))
-
-    tokens = fill(make_tokens, (rows, count, columns), token_dtype(num_tokens), count * columns)
+    tuples = fill(make_tuples, (rows, columns), jnp.uint16, columns)[:, None]
+    shifts = jnp.arange(bits * (count - 1), -1, -bits, dtype=jnp.uint16).reshape(1, count, 1)
+    tokens = ((tuples >> shifts) & jnp.uint16(2**bits - 1)).astype(token_dtype(num_tokens))
     tokens = tokens.reshape(rows * count, *shape[1:])
     drawn: jax.Array = jax.lax.dynamic_slice_in_dim(tokens, start - begin * count, shape[0])
     return drawn
@@ -335,7 +328,9 @@ def _find_positions(
     weights = _entry(sampler.pattern, jnp.minimum(rows, last), query[:, None])
     weights = jnp.where(rows <= last, weights, 0.0)
     inside = (level - _entry(cdf, block, query))[:, None]
-    passed = (weights > 0) & (jnp.cumsum(weights, axis=1) > inside)
+    # A product with a triangle: XLA compiles a running sum to a sum over the block for each entry.
+    upto = product(weights, jnp.asarray(np.triu(np.ones((_BLOCK, _BLOCK), weights.dtype))))
+    passed = (weights > 0) & (upto > inside)
     step = jnp.min(jnp.where(passed, steps, _BLOCK), axis=1)
     # Rounding may put the level past the end of the block: then it is its last with weight.
     final = jnp.max(jnp.where(weights > 0, steps, 0), axis=1)
@@ -344,7 +339,11 @@ def _find_positions(
 
 def _levels(seed: jax.Array, stream: int, upper: jax.Array) -> jax.Array:
     """Uniform numbers below each of the given ones [B]."""
-    words = jnp.concatenate(_word_pair(seed, stream, upper.shape))[: upper.shape[0]]
+
+    def make_words(first: jax.Array, rows: int) -> jax.Array:
+        return _words_of(seed, stream, _counter(first, (rows,)))[0]
+
+    words = fill(make_words, upper.shape, _WORD, 1)
     uniform = (words >> _WORD(_WORD_BITS - _UNIFORM_BITS)).astype(upper.dtype)
     level: jax.Array = uniform * 2.0**-_UNIFORM_BITS * upper
     return level
@@ -355,9 +354,9 @@ def _first_above(table: jax.Array, columns: jax.Array, level: jax.Array) -> jax.
     rows = table.shape[0]
     row = jnp.zeros(columns.shape, jnp.int32)
     for bit in reversed(range((rows - 1).bit_length())):
-        further = row + 2**bit
-        below = _entry(table, jnp.minimum(further, rows) - 1, columns) <= level
-        row = jnp.where(below, further, row)
+        below = _entry(table, jnp.minimum(row + 2**bit, rows) - 1, columns) <= level
+        # A chain of sums: one of selections is what LLVM may spend minutes on.
+        row = row + 2**bit * below.astype(jnp.int32)
     return row
 
 
@@ -401,10 +400,11 @@ def _entry(table: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
 
 
 def make_token_table(probabilities: jax.Array) -> jax.Array:
-    """What turns words into tokens: an alias table, for N <= 32 of pairs or quadruples of tokens.
+    """What turns words into tokens: an alias table, for N <= 32 of tuples of tokens.
 
-    A tuple of c tokens, b bits each, is a number of b c bits, the first token in the top ones:
-    quadruples of 2 bits up to N = 4, pairs of 4 bits up to N = 16, pairs of 5 bits up to N = 32.
+    A tuple of c tokens, b bits each, is a number of b c <= 12 bits, the first token in the top
+    ones: 12 tokens of one bit for N = 2, 6 of 2 bits up to N = 4, 4 of 3 bits up to N = 8, 3 of 4
+    bits up to N = 16, and 2 of 5 bits up to N = 32.
 
     Args:
         probabilities: mu [N].
@@ -418,45 +418,46 @@ def make_token_table(probabilities: jax.Array) -> jax.Array:
         return alias_table(counts)
     bits, count = _tuple_shape(num_tokens)
     counts = jnp.zeros((2**bits,), _WORD).at[:num_tokens].set(counts)
-    for _ in range(count.bit_length() - 1):
-        counts = _pair_counts(counts)
-    return alias_table(counts)
+    tuples = counts
+    for _ in range(count - 1):
+        tuples = _append_counts(tuples, counts)
+    return alias_table(tuples)
 
 
 def _tuple_shape(num_tokens: int) -> tuple[int, int]:
     """Bits of a token, and tokens that are drawn with one word."""
-    if num_tokens <= 4:
-        return 2, 4
-    return (4, 2) if num_tokens <= 16 else (5, 2)
+    bits = max(1, _index_bits(num_tokens))
+    return bits, _TUPLE_BITS // bits
 
 
-def _pair_counts(counts: jax.Array) -> jax.Array:
-    """Deals out 2^32 words to pairs (i, j): ``counts[i] counts[j] / 2^32``, off by less than one.
+def _append_counts(tuples: jax.Array, counts: jax.Array) -> jax.Array:
+    """Deals out the words of tuples i to (i, j): ``tuples[i] counts[j] / 2^32``, rounded.
 
-    The words of i are cut where the running sum of the counts of j, scaled down, passes a whole
-    number. So i has exactly its words, and j its own up to one for each i that has any.
+    The words of i are cut where the running sum of the counts of j, scaled down, is nearest to a
+    whole number: i keeps exactly its words, and what j gains and loses by rounding averages out.
     """
     before = jnp.cumsum(counts, dtype=_WORD) - counts
     # The sum wraps around: 0 is 2^32 behind the last token that has words.
     started = jnp.cumsum((counts > 0).astype(jnp.int32)) - (counts > 0).astype(jnp.int32) > 0
     cuts = jnp.where(
         (started & (before == 0))[None, :],
-        counts[:, None],
-        _product_high(counts[:, None], before[None, :]),
+        tuples[:, None],
+        _rounded_product(tuples[:, None], before[None, :]),
     )
-    ends = jnp.concatenate([cuts[:, 1:], counts[:, None]], axis=1)
+    ends = jnp.concatenate([cuts[:, 1:], tuples[:, None]], axis=1)
     dealt: jax.Array = (ends - cuts).ravel()
     return dealt
 
 
-def _product_high(first: jax.Array, second: jax.Array) -> jax.Array:
-    """The top 32 bits of products of 32-bit numbers."""
+def _rounded_product(first: jax.Array, second: jax.Array) -> jax.Array:
+    """The products of 32-bit numbers, divided by 2^32 and rounded."""
     half, mask = _WORD(_WORD_BITS // 2), _WORD(_HALF_RANGE - 1)
     high, low = (first >> half, second >> half), (first & mask, second & mask)
     middle = high[0] * low[1] + (low[0] * low[1] >> half)
     carried = (middle & mask) + low[0] * high[1]
-    top: jax.Array = high[0] * high[1] + (middle >> half) + (carried >> half)
-    return top
+    whole = high[0] * high[1] + (middle >> half) + (carried >> half)
+    rounded: jax.Array = whole + (first * second >> _WORD(_WORD_BITS - 1))
+    return rounded
 
 
 def alias_table(counts: jax.Array) -> jax.Array:
@@ -499,18 +500,17 @@ def _from_pair(
     pair: tuple[jax.Array, jax.Array], table: jax.Array, num_tokens: int, length: int
 ) -> jax.Array:
     """The first tokens along the leading axis, given both halves of their words; for N > 32."""
-    # Stored: the kernels of the look-up and of what uses it would each compute the words anew.
-    words = jax.lax.optimization_barrier(jnp.concatenate(pair)[:length])
-    return _look_up(words, table, stored=True).astype(token_dtype(num_tokens))
+    return _look_up(jnp.concatenate(pair)[:length], table).astype(token_dtype(num_tokens))
 
 
-def _look_up(words: jax.Array, table: jax.Array, *, stored: bool = False) -> jax.Array:
-    """What each word gives by an alias table, whose entries may be stored before they are used."""
+def _look_up(words: jax.Array, table: jax.Array) -> jax.Array:
+    """What each word gives by an alias table."""
+    # Both are stored: each loop that uses words would compute them anew, and a look-up that is
+    # fused with what uses it is compiled to scalar code.
+    words = jax.lax.optimization_barrier(words)
     index_bits = _index_bits(table.shape[0])
     cell = words >> _WORD(_WORD_BITS - index_bits)
-    entry = table.at[cell].get(mode="promise_in_bounds")
-    if stored:  # a look-up fused with its use over a whole array is compiled to scalar code
-        entry = jax.lax.optimization_barrier(entry)
+    entry = jax.lax.optimization_barrier(table.at[cell].get(mode="promise_in_bounds"))
     own = (words & _WORD(2 ** (_WORD_BITS - index_bits) - 1)) < (entry >> _WORD(index_bits))
     # A full cell has threshold 0 and itself as alias.
     return jnp.where(own, cell, entry & _WORD(2**index_bits - 1))
@@ -520,6 +520,14 @@ def _word_pair(seed: jax.Array, stream: int, shape: tuple[int, ...]) -> tuple[ja
     """Two arrays of words, each with half (rounded up) of the leading axis of the shape."""
     half = (-(-shape[0] // 2), *shape[1:])
     return _words_of(seed, stream, jax.lax.iota(_WORD, int(np.prod(half))).reshape(half))
+
+
+def _counter(first: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Numbers of the entries of an array, row by row, that begins with row ``first``."""
+    width = math.prod(shape[1:])
+    own = jax.lax.iota(_WORD, math.prod(shape)).reshape(shape)
+    counter: jax.Array = own + first.astype(_WORD) * _WORD(width)
+    return counter
 
 
 def _words_of(seed: jax.Array, stream: int, counter: jax.Array) -> tuple[jax.Array, jax.Array]:

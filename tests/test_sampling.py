@@ -336,7 +336,7 @@ def decode_tuples(table: Array, num_tokens: int) -> Array:
     """How many words give each tuple of tokens, an axis for each: [N] for large vocabularies."""
     if num_tokens > sampling.POSITION_MAJOR_LIMIT:
         return decode(table, num_tokens)
-    bits = 2 if num_tokens <= 4 else 4 if num_tokens <= 16 else 5
+    bits = math.ceil(math.log2(num_tokens))
     count = (len(table).bit_length() - 1) // bits
     counts = decode(table, len(table)).reshape((2**bits,) * count)
     legal = counts[(slice(num_tokens),) * count]
@@ -383,10 +383,10 @@ def test_tokens_of_one_word_are_independent(law: Array) -> None:
     marginals = [tuples.sum(axis=tuple(a for a in axes if a != axis)) for axis in axes]
     shares = marginals[0] / 2**32
     product = functools.reduce(np.multiply.outer, [shares] * tuples.ndim) * 2**32
-    # A cut moves a tuple by less than a word, and a quadruple is made of pairs that were moved.
-    assert np.abs(tuples - product).max() <= (1 if tuples.ndim == 2 else 3)
+    # Rounding moves a tuple by a word or two; over the tuples that hold a token it averages out.
+    assert np.abs(tuples - product).max() <= 2
     for marginal in marginals[1:]:
-        assert np.abs(marginal - marginals[0]).max() < 2 * len(tuples) ** (tuples.ndim // 2)
+        assert np.abs(marginal - marginals[0]).max() <= 2.0**-24 * 2**32
 
 
 @pytest.mark.parametrize(("num_tokens", "shape"), [(3, (201, 7)), (20, (4099, 17)), (3, (5,))])
@@ -398,7 +398,7 @@ def test_a_token_is_a_function_of_its_place(num_tokens: int, shape: tuple[int, .
         seed, stream, table, num_tokens, shape
     )
     cells, width = len(table).bit_length() - 1, math.prod(shape[1:])
-    bits, count = (2, 4) if num_tokens == 3 else (5, 2)
+    bits, count = (2, 6) if num_tokens == 3 else (5, 2)
     row, column = np.divmod(np.arange(math.prod(shape)), width)
     counter = (row // count * width + column).astype(np.uint32)
     words = sampling.threefry(seed, jnp.asarray(counter), jnp.full_like(counter, stream))[0]

@@ -25,6 +25,7 @@ out as zeros."""
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _CPU_INFO = Path("/proc/cpuinfo")
+_VECTOR_WIDTH = "xla_cpu_prefer_vector_width"
 
 
 def usable_cores(cgroup_limit: Path = _CGROUP_LIMIT) -> int:
@@ -97,6 +98,31 @@ def make_cpu_devices(asked: int | None) -> None:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:  # JAX runs in this process already, with the devices it has
         return
+
+
+def compiler_options(
+    platform_name: str, environ: Mapping[str, str] = os.environ, cpu_info: Path = _CPU_INFO
+) -> dict[str, str | bool]:
+    """Options for compiling a sweep's programs, for ``compile(compiler_options=...)`` of JAX.
+
+    XLA uses half of the registers of a processor that has AVX-512, which some of the older ones
+    would slow down their clock for. A step with a small vocabulary is arithmetic in registers.
+
+    Args:
+        platform_name: of the devices that the program is for, such as ``"cpu"``.
+        environ: the environment, whose ``XLA_FLAGS`` may have settled it.
+        cpu_info: the file in which Linux describes the processors.
+
+    >>> compiler_options("gpu")
+    {}
+    """
+    if platform_name != "cpu" or _VECTOR_WIDTH in environ.get("XLA_FLAGS", ""):
+        return {}
+    try:
+        wide = "avx512f" in cpu_info.read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return {}
+    return {_VECTOR_WIDTH: "512"} if wide else {}
 
 
 def keep_programs(asked: str | None) -> str | None:

@@ -24,6 +24,7 @@ from scbjax.observe import OBSERVABLES
 from scbjax.sharding import shard_map
 from scbjax.simulate import Simulation
 from scbjax.sweep import cost
+from scbjax.sweep.backend import compiler_options
 from scbjax.sweep.fields import FIELDS
 from scbjax.sweep.plan import Chunk, Layer, Plan, Program
 from scbjax.task import (
@@ -365,7 +366,11 @@ def _compile(program: Program) -> _Compiled:
         (on_carry, sharded),
         donate_argnums=(2,),
     ).lower(inputs, shapes.tasks, shapes.carry, np.int32(0), np.int32(0))
-    return _Compiled(place, prepare.compile(), segment.compile(), time.perf_counter() - start)
+    prepare, segment = (
+        lowered.compile(compiler_options=compiler_options(mesh.devices.flat[0].platform))
+        for lowered in (prepare, segment)
+    )
+    return _Compiled(place, prepare, segment, time.perf_counter() - start)
 
 
 def _give_back_freed_memory() -> None:

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scbjax.loss import loss
 from scbjax.model import Params
 from scbjax.sampling import Batch, draw_batch, fold_in, make_sampler, make_seed
+from scbjax.sweep.backend import compiler_options
 from scbjax.task import Task, random_task
 from scbjax.train import Settings, State, init, step, stored
 
@@ -155,7 +156,8 @@ def _compiled_loop(
     held = [jax.tree.map(jnp.copy, carry)]
     begin = time.perf_counter()
     lowered = jax.jit(loop, donate_argnums=2).lower(np.int32(0), np.int32(1), held[0], *inputs)
-    compiled = lowered.compile()
+    options = compiler_options(jax.devices()[0].platform)
+    compiled = lowered.compile(compiler_options=options)
     seconds = time.perf_counter() - begin
     done = [0]
 
@@ -189,7 +191,7 @@ def census(size: Size) -> Payload:
         return stored(state, task, settings)
 
     compiled = jax.jit(jax.vmap(one_step), donate_argnums=0).lower(states, tasks, samplers, seeds)
-    program = compiled.compile()
+    program = compiled.compile(compiler_options=compiler_options(jax.devices()[0].platform))
     text = program.as_text() or ""
     costs = program.cost_analysis() or {}
     memory = program.memory_analysis()

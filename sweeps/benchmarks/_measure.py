@@ -147,6 +147,8 @@ def environment() -> Payload:
     """Device, processors and versions, and how busy the machine was before."""
     import jax
 
+    from scbjax.train import Settings
+
     device = jax.devices()[0]
     return {
         "device": device_name(),
@@ -158,6 +160,7 @@ def environment() -> Payload:
         "python": platform.python_version(),
         "system": platform.system(),
         "versions": {name: _version(name) for name in PACKAGES},
+        "precision": Settings.precision,
         "random_numbers": str(jax.random.key_impl(jax.random.key(0))),
         "commit": _commit(),
         "taken": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),

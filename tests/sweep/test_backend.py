@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from scbjax.sweep import backend
 from scbjax.sweep.backend import (
+    compiler_options,
     cpu_device_count,
     keep_programs,
     machine_name,
@@ -45,6 +47,7 @@ SCRIPT = """
 import sys
 from collections import Counter
 import jax
+import jax.numpy as jnp
 from scbjax.cli import main
 
 events = Counter()
@@ -176,3 +179,23 @@ def test_devices_stay_as_they_are_once_jax_runs() -> None:
 def test_bad_numbers_of_devices(text: str) -> None:
     with pytest.raises(StudyError, match="--cpu-devices must be auto or an integer from 1 to 1024"):
         read_cpu_devices(text)
+
+
+def test_wide_registers_are_used_where_there_are_some(tmp_path: Path) -> None:
+    wide, narrow = tmp_path / "wide", tmp_path / "narrow"
+    wide.write_text("flags : avx2 avx512f avx512bw\n", encoding="utf-8")
+    narrow.write_text("flags : avx2 avx512fancy\n", encoding="utf-8")
+    option = "xla_cpu_prefer_vector_width"
+    assert compiler_options("cpu", {}, wide) == {option: "512"}
+    assert compiler_options("cpu", {}, narrow) == {}
+    assert compiler_options("cpu", {}, tmp_path / "none") == {}
+    assert compiler_options("cuda", {}, wide) == {}
+    assert compiler_options("cpu", {"XLA_FLAGS": f"--{option}=256"}, wide) == {}
+
+
+def test_compiler_knows_the_options(tmp_path: Path) -> None:
+    wide = tmp_path / "wide"
+    wide.write_text("flags : avx512f\n", encoding="utf-8")
+    lowered = jax.jit(lambda x: 2 * x).lower(jnp.ones(3))
+    compiled = lowered.compile(compiler_options=compiler_options("cpu", {}, wide))
+    assert compiled(jnp.ones(3)).tolist() == [2, 2, 2]
