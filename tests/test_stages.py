@@ -374,4 +374,6 @@ def test_refit_over_mapped_tasks_equals_single_refits() -> None:
 
     found = jax.jit(jax.vmap(one))(keys, stacked)
     for index, task in enumerate(tasks):
-        np.testing.assert_allclose(found[index], jax.jit(one)(keys[index], task), rtol=1e-4)
+        # Of entries that are about one: a small one has the rounding errors of the others.
+        single = jax.jit(one)(keys[index], task)
+        np.testing.assert_allclose(found[index], single, rtol=1e-4, atol=1e-6)

@@ -452,11 +452,14 @@ def test_records_and_products_outside_of_steps_have_all_digits_unless_asked() ->
         assert precisions(observed, task, settings, state, 0) == {"HIGH"}
 
 
-@pytest.mark.parametrize(("bits", "low", "high"), [(10, 2e-4, 2e-3), (7, 2e-3, 2e-2)])
+@pytest.mark.parametrize("bits", [10, 7])
 def test_factors_of_fewer_bits_change_the_gradient(
-    monkeypatch: pytest.MonkeyPatch, bits: int, low: float, high: float
+    monkeypatch: pytest.MonkeyPatch, bits: int
 ) -> None:
-    """What TF32 (10 bits) and bfloat16 (7) would do: half a last digit, 2^-(bits + 1), for each."""
+    """What TF32 (10 bits) and bfloat16 (7) would do: half a last digit, 2^-(bits + 1), for each.
+
+    Of both factors, in ``r = V h - e`` and in ``r^T h``: first-order error analysis bounds it.
+    """
 
     def rounded(array: jax.Array) -> jax.Array:
         exponent = jnp.exp2(jnp.floor(jnp.log2(jnp.abs(array) + 1e-30)))
@@ -468,8 +471,11 @@ def test_factors_of_fewer_bits_change_the_gradient(
     exact = jax.jit(jax.grad(loss.loss))(params, batch).value
     monkeypatch.setattr(loss, "product", lambda a, b: product(rounded(a), rounded(b)))
     inexact = jax.jit(jax.grad(loss.loss))(params, batch).value
-    error = jnp.linalg.norm(inexact - exact)
-    assert low < error / jnp.linalg.norm(exact) < high
+    _, residuals = loss._forward(params, batch)
+    attended, error = jnp.abs(residuals.attended), jnp.abs(residuals.error)
+    terms = (error + attended @ jnp.abs(params.value).T).T @ attended / len(batch.label)
+    share = jnp.abs(inexact - exact) / (2 * 2.0 ** -(bits + 1) * terms)
+    assert 0.05 < jnp.max(share) <= 1.01  # the rest is of second order
 
 
 # Between stages.
