@@ -26,7 +26,7 @@ import numpy as np
 
 from scbjax.blocks import fill
 from scbjax.sharding import COLUMNS, ROWS, WHOLE, Part, on_parts
-from scbjax.task import Task, product
+from scbjax.task import PRECISION, Task
 
 # Up to this vocabulary size a word gives several tokens, and positions are the slow axis in memory,
 # so that sums over positions and choices by token run over samples in vector registers; above it a
@@ -329,7 +329,9 @@ def _find_positions(
     weights = jnp.where(rows <= last, weights, 0.0)
     inside = (level - _entry(cdf, block, query))[:, None]
     # A product with a triangle: XLA compiles a running sum to a sum over the block for each entry.
-    upto = product(weights, jnp.asarray(np.triu(np.ones((_BLOCK, _BLOCK), weights.dtype))))
+    # With all digits, whatever the precision of steps: what is drawn must not depend on it.
+    triangle = jnp.asarray(np.triu(np.ones((_BLOCK, _BLOCK), weights.dtype)))
+    upto = jnp.matmul(weights, triangle, precision=PRECISION)
     passed = (weights > 0) & (upto > inside)
     step = jnp.min(jnp.where(passed, steps, _BLOCK), axis=1)
     # Rounding may put the level past the end of the block: then it is its last with weight.

@@ -449,7 +449,16 @@ def test_records_and_products_outside_of_steps_have_all_digits_unless_asked() ->
     observed = functools.partial(training.observe_state, key)
     assert precisions(observed, task, settings, state, 0) == {"HIGHEST"}
     with jax.default_matmul_precision("high"):
-        assert precisions(observed, task, settings, state, 0) == {"HIGH"}
+        # The fresh samples of the refit are drawn with all digits even then.
+        assert precisions(observed, task, settings, state, 0) == {"HIGH", "HIGHEST"}
+
+
+def test_what_is_drawn_has_all_digits_even_when_asked_for_less() -> None:
+    def batch(task: Task) -> Batch:
+        with jax.default_matmul_precision("default"):
+            return draw(0, task)
+
+    assert precisions(batch, shapes_of_a_task()) == {"HIGHEST"}
 
 
 @pytest.mark.parametrize("bits", [10, 7])
