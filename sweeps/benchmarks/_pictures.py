@@ -30,8 +30,8 @@ def new_figure(panels: int = 1, height: float = HEIGHT) -> tuple[Figure, list[Ax
 
 
 def colour_of(name: str) -> str:
-    """The colour of a contender."""
-    return COLOURS.get(name, GREY)
+    """The colour of a contender, or of the one that is named before the comma."""
+    return COLOURS.get(name) or COLOURS.get(name.partition(",")[0], GREY)
 
 
 def draw_spread(

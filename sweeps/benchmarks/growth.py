@@ -28,6 +28,12 @@ QUICK_SERIES: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
     "context_length": ({}, (50, 100, 200)),
     "num_tokens": ({}, (3, 40)),
 }
+NAMES = {
+    "context_length": "context length T",
+    "num_tokens": "vocabulary size N",
+    "batch_size": "batch size B",
+    "trajectories": "trajectories S",
+}
 SYMBOLS = {"context_length": "T", "num_tokens": "N", "batch_size": "B", "trajectories": "S"}
 EFFORT, QUICK_EFFORT = Effort(rounds=5, seconds=0.2), Effort(rounds=2, seconds=0.01)
 
@@ -79,7 +85,7 @@ def draw(payload: Payload) -> Figure:
             for row, median in zip(found["rows"], found["step_seconds"], strict=True)
         ]
         draw_spread(axes, found["values"], times, "scbjax")
-        axes.set(xscale="log", yscale="log", xlabel=f"{SYMBOLS[field]}")
+        axes.set(xscale="log", yscale="log", xlabel=NAMES[field])
         axes.set_title(f"exponent {digits(found['exponent'])}")
     panels[0].set_ylabel("milliseconds per step")
     return figure

@@ -156,7 +156,7 @@ def draw(payload: Payload) -> Figure:
     """Milliseconds of a step, and the peak of memory."""
     figure, (times, memory) = new_figure(2, height=2.2)
     rows = payload["rows"]
-    names = [f"N = {row['num_tokens']}, T = {row['context_length']:g}" for row in rows]
+    names = [f"N = {row['num_tokens']}\nT = {row['context_length']:,}" for row in rows]
     steps = [row["step_seconds"] for row in rows]
     heights = [1e3 * step["median"] for step in steps]
     below = [1e3 * (step["median"] - step["min"]) for step in steps]
@@ -166,7 +166,7 @@ def draw(payload: Payload) -> Figure:
     memory.bar(range(len(rows)), [row["peak_bytes"] / 2**30 for row in rows], 0.6)
     memory.set(yscale="log", ylabel="peak of memory, GiB")
     for axes in (times, memory):
-        axes.set_xticks(range(len(rows)), names, rotation=15)
+        axes.set_xticks(range(len(rows)), names)
     return figure
 
 

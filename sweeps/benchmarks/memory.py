@@ -19,13 +19,17 @@ import gc
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from _measure import Payload, digits, in_process, run_script, say, use_every_core
 from _pictures import colour_of, new_figure
 from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from scbjax.sweep.plan import Plan
 
 OURS = "scbjax"
 STUDY = "scbjax, a study within 2 GiB"
@@ -95,47 +99,38 @@ def work(
     return 0
 
 
-def _library_case(
-    num_tokens: int, context_length: int, batch_size: int, trajectories: int
-) -> tuple[Callable[[], object], int | None]:
-    """What trains a sweep, and the planner's estimate."""
+def _plan(size: Sequence[int], **rest: Any) -> Plan:  # noqa: ANN401 - as plan_sweep takes it
     from _studies import plan_sweep
 
-    from scbjax.sweep.chunks import Executor
-
-    plan = plan_sweep(
+    num_tokens, context_length, batch_size, trajectories = size
+    return plan_sweep(
         num_tokens=num_tokens,
         context_length=context_length,
         batch_size=batch_size,
         steps=STEPS,
         seeds=trajectories,
-        memory_bytes=ONE_CHUNK,
+        **rest,
     )
+
+
+def _library_case(*size: int) -> tuple[Callable[[], object], int | None]:
+    """What trains a sweep, and the planner's estimate."""
+    from scbjax.sweep.chunks import Executor
+
+    plan = _plan(size, memory_bytes=ONE_CHUNK)
     executor = Executor(plan)
     return lambda: executor.run(0), plan.memory_bytes
 
 
-def _study_case(
-    num_tokens: int, context_length: int, batch_size: int, trajectories: int
-) -> tuple[Callable[[], object], int | None]:
+def _study_case(*size: int) -> tuple[Callable[[], object], int | None]:
     """What runs and stores a study as the command does, and the planner's estimate."""
-    from _studies import plan_sweep
-
     from scbjax.observe import DEFAULT_RECORD
     from scbjax.sweep.chunks import Executor
     from scbjax.sweep.engines import LocalEngine
     from scbjax.sweep.execute import run_study
     from scbjax.sweep.progress import SilentProgress
 
-    plan = plan_sweep(
-        num_tokens=num_tokens,
-        context_length=context_length,
-        batch_size=batch_size,
-        steps=STEPS,
-        seeds=trajectories,
-        memory_bytes=STUDY_MEMORY,
-        record=DEFAULT_RECORD,
-    )
+    plan = _plan(size, memory_bytes=STUDY_MEMORY, record=DEFAULT_RECORD)
     executor = Executor(plan)  # kept, so that the second time compiles nothing
 
     def run() -> None:

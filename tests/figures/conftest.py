@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "figures"))
@@ -155,6 +157,29 @@ def style() -> Iterator[None]:
 
     with house_style():
         yield
+
+
+@pytest.fixture(scope="session")
+def check_layout() -> Callable[[Figure], None]:
+    """Give a check that text is legible and the legend hides no panel."""
+    from _shared import DOUBLE_COLUMN
+
+    def check(figure: Figure) -> None:
+        figure.draw_without_rendering()
+        assert figure.get_figwidth() == DOUBLE_COLUMN
+        shown = [item for item in figure.findobj(Text) if item.get_text()]
+        assert min(float(item.get_fontsize()) for item in shown) >= 7
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width
+        for axes in figure.axes:
+            if axes.axison:
+                taken = axes.get_tightbbox()
+                assert taken is not None
+                assert not taken.overlaps(box)
+
+    return check
 
 
 @pytest.fixture

@@ -232,20 +232,9 @@ def test_an_output_that_is_no_directory_is_one_clear_sentence(
 
 
 def test_text_is_legible_and_the_legend_hides_no_panel(
-    script: ModuleType, dataset: xr.Dataset
+    script: ModuleType, dataset: xr.Dataset, check_layout: Callable[[Figure], None]
 ) -> None:
-    figure = script.plot(suited(script, dataset))
-    figure.draw_without_rendering()
-    assert figure.get_figwidth() == _shared.DOUBLE_COLUMN
-    assert min(float(item.get_fontsize()) for item in shown_texts(figure)) >= 7
-    (legend,) = figure.legends
-    box = legend.get_window_extent()
-    assert box.x0 >= 0
-    assert box.x1 <= figure.bbox.width
-    for axes in panels(figure):
-        taken = axes.get_tightbbox()
-        assert taken is not None
-        assert not taken.overlaps(box)
+    check_layout(script.plot(suited(script, dataset)))
 
 
 def test_quickstart_draws_the_percentiles_of_the_dataset(dataset: xr.Dataset) -> None:
