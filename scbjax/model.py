@@ -18,10 +18,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from scbjax.blocks import fill, sum_by_class
+from scbjax.blocks import BLOCK_ELEMENTS, fill, has_blocks, sum_by_class
 from scbjax.sampling import POSITION_MAJOR_LIMIT
 from scbjax.sharding import COLUMNS, ROWS, WHOLE, Part, on_parts, split
 from scbjax.task import Task, product
+
+# From this length on a CPU attends sample by sample: a loop over samples costs less than the places
+# of all their tokens, of a million bytes and more, cost to write and to read (measured).
+_LONG_CONTEXT = 2048
 
 
 class Params(NamedTuple):
@@ -164,13 +168,30 @@ def attend_part(attention: jax.Array, tokens: jax.Array, query: jax.Array) -> ja
     batch_size, num_tokens = tokens.shape[0], attention.shape[1]
     if num_tokens <= POSITION_MAJOR_LIMIT:
         return _attend_by_position(attention, tokens.T, query)
-    weights = attention.T[query]
+    rows = attention.T
+    if has_blocks() and tokens.shape[1] >= _LONG_CONTEXT:
+
+        def attend_one(first: jax.Array, _: int) -> jax.Array:
+            weights = jax.lax.dynamic_index_in_dim(rows, query[first], keepdims=False)
+            own = jax.lax.dynamic_index_in_dim(tokens, first, keepdims=False)
+            return _sum_by_token(weights, own.astype(jnp.int32), num_tokens)[None]
+
+        return fill(attend_one, (batch_size, num_tokens), attention.dtype, BLOCK_ELEMENTS)
     # One flat scatter: its index arithmetic is a third of that of a scatter into two axes.
-    first = jnp.arange(batch_size, dtype=jnp.int32) * num_tokens
-    cell = first[:, None] + tokens.astype(jnp.int32)
-    flat = jnp.zeros((batch_size * num_tokens,), attention.dtype)
-    flat = flat.at[cell.ravel()].add(weights.ravel(), mode="promise_in_bounds")
-    return flat.reshape(batch_size, num_tokens)
+    sums = _sum_by_token(rows[query].ravel(), _cells(tokens, num_tokens), batch_size * num_tokens)
+    return sums.reshape(batch_size, num_tokens)
+
+
+def _sum_by_token(weights: jax.Array, tokens: jax.Array, num_tokens: int) -> jax.Array:
+    empty = jnp.zeros((num_tokens,), weights.dtype)
+    sums: jax.Array = empty.at[tokens].add(weights, mode="promise_in_bounds")
+    return sums
+
+
+def _cells(tokens: jax.Array, num_tokens: int) -> jax.Array:
+    """Places [B T] of tokens [B, T] in a matrix [B, N] that is read row by row."""
+    first = jnp.arange(tokens.shape[0], dtype=jnp.int32) * num_tokens
+    return (first[:, None] + tokens.astype(jnp.int32)).ravel()
 
 
 def attend_transpose(scores: jax.Array, tokens: jax.Array, query: jax.Array) -> jax.Array:
@@ -235,9 +256,10 @@ def _transpose_by_position(scores: jax.Array, tokens: jax.Array, query: jax.Arra
 
 def look_up(scores: jax.Array, tokens: jax.Array) -> jax.Array:
     """``scores[b, tokens[b, t]]``, [B, T] from scores [B, N] and tokens [B, T]."""
-    rows = jnp.arange(scores.shape[0])[:, None]
-    values: jax.Array = scores.at[rows, tokens].get(mode="promise_in_bounds")
-    return values
+    # Stored: a look-up that is fused with what finds its place is compiled to scalar code.
+    cells = jax.lax.optimization_barrier(_cells(tokens, scores.shape[1]))
+    values: jax.Array = scores.ravel().at[cells].get(mode="promise_in_bounds")
+    return values.reshape(tokens.shape)
 
 
 def _one_hot(query: jax.Array, num_tokens: int, dtype: jax.typing.DTypeLike) -> jax.Array:

@@ -10,14 +10,16 @@ token's probability is its share of them, off by less than 2^-22 (mostly the rou
 in float32). Up to N = 32 one word gives several tokens: the words are dealt out to tuples, whose
 probabilities are off from the products of their tokens' by less than 2^-30.
 
-Words come from Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror & Shaw 2011), the generator
-behind JAX's default keys, in counter mode. It is written out here because, as plain arithmetic, it
-is compiled into one loop, and a token can be computed from its place alone.
+Words come from Threefry-2x32 (Salmon, Moraes, Dror & Shaw 2011), the generator behind JAX's default
+keys, in counter mode: with 20 rounds as there, or with 13, the fewest for which its authors publish
+known answers. It is written out here because, as plain arithmetic, it is compiled into one loop,
+and a token can be computed from its place alone.
 """
 
 import math
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import chex
 import jax
@@ -44,12 +46,32 @@ _FIRST_HELPING = 1.0 - 2.0**-20
 # large as A, and summing it up would take longer than a step.
 _BLOCK = 32
 _UNIFORM_BITS = 24  # the most that float32 holds exactly
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 _PARITY = 0x1BD11BDA
-_ROUND_GROUPS = 5  # of four rounds each
+_GROUP = 4  # rounds between two additions of the key
 
 # Counter streams of one batch.
 _TOKENS, _QUERIES, _POSITIONS, _STEPS = range(4)
+
+
+Generator = Literal["threefry-20", "threefry-13"]
+_ROUNDS: dict[Generator, int] = {"threefry-20": 20, "threefry-13": 13}
+
+
+@dataclass(frozen=True)
+class Seed:
+    """What all random words of a mini-batch come from: a pytree with one array.
+
+    Attributes:
+        words: the key of the generator, [2] uint32.
+        rounds: those of Threefry; static.
+    """
+
+    words: jax.Array
+    rounds: int = 20
+
+
+jax.tree_util.register_dataclass(Seed, data_fields=["words"], meta_fields=["rounds"])
 
 
 class Batch(NamedTuple):
@@ -139,7 +161,7 @@ def sample_batch(key: jax.Array, task: Task, batch_size: int) -> Batch:
     return draw_batch(make_seed(key), make_sampler(task), batch_size)
 
 
-def draw_batch(seed: jax.Array, sampler: Sampler, batch_size: int) -> Batch:
+def draw_batch(seed: Seed, sampler: Sampler, batch_size: int) -> Batch:
     """Like :func:`sample_batch`, with a seed (:func:`make_seed`) and the sampler already made."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
@@ -157,24 +179,32 @@ def draw_batch(seed: jax.Array, sampler: Sampler, batch_size: int) -> Batch:
     return Batch(tokens, query, draw_from_columns(seed, _STEPS, sampler.label_cdf, source))
 
 
-def make_seed(key: jax.Array) -> jax.Array:
-    """Two 32-bit words [2] that stand for a PRNG key of any implementation."""
-    return jax.random.bits(key, (2,), _WORD)
-
-
-def fold_in(seed: jax.Array, index: jax.Array | int) -> jax.Array:
-    """The seed [2] of batch ``index`` of a sequence of batches; two scalar Threefry words."""
-    index = jnp.asarray(index).astype(_WORD)
-    return jnp.stack(threefry(seed, index, jnp.zeros_like(index)))
-
-
-def threefry(seed: jax.Array, high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Threefry-2x32-20: two random words for each counter ``(high, low)``, elementwise.
+def make_seed(key: jax.Array, generator: Generator = "threefry-20") -> Seed:
+    """The seed that stands for a PRNG key of any implementation.
 
     Args:
-        seed: the generator's key, [2] uint32.
+        key: a PRNG key.
+        generator: what turns the seed into random words.
+    """
+    return Seed(jax.random.bits(key, (2,), _WORD), _ROUNDS[generator])
+
+
+def fold_in(seed: Seed, index: jax.Array | int) -> Seed:
+    """The seed of batch ``index`` of a sequence of batches."""
+    index = jnp.asarray(index).astype(_WORD)
+    return replace(seed, words=jnp.stack(threefry(seed.words, index, jnp.zeros_like(index))))
+
+
+def threefry(
+    words: jax.Array, high: jax.Array, low: jax.Array, rounds: int = 20
+) -> tuple[jax.Array, jax.Array]:
+    """Threefry-2x32: two random words for each counter ``(high, low)``, elementwise.
+
+    Args:
+        words: the generator's key, [2] uint32.
         high: first counter word, uint32.
         low: second counter word, uint32, of the same shape.
+        rounds: how often the words are mixed.
 
     Returns:
         Two arrays of words of that shape.
@@ -184,19 +214,21 @@ def threefry(seed: jax.Array, high: jax.Array, low: jax.Array) -> tuple[jax.Arra
         >>> [hex(int(word)) for word in threefry(jnp.zeros(2, jnp.uint32), zero, zero)]
         ['0x6b200159', '0x99ba4efe']
     """
-    keys = (seed[0], seed[1], seed[0] ^ seed[1] ^ _WORD(_PARITY))
+    keys = (words[0], words[1], words[0] ^ words[1] ^ _WORD(_PARITY))
     x, y = high + keys[0], low + keys[1]
-    for group in range(_ROUND_GROUPS):
-        for rotation in _ROTATIONS[group % 2]:
-            x = x + y
-            y = x ^ ((y << _WORD(rotation)) | (y >> _WORD(_WORD_BITS - rotation)))
-        x = x + keys[(group + 1) % 3]
-        y = y + keys[(group + 2) % 3] + _WORD(group + 1)
+    for number in range(rounds):
+        rotation = _ROTATIONS[number % len(_ROTATIONS)]
+        x = x + y
+        y = x ^ ((y << _WORD(rotation)) | (y >> _WORD(_WORD_BITS - rotation)))
+        group, last = divmod(number, _GROUP)
+        if last == _GROUP - 1:
+            x = x + keys[(group + 1) % 3]
+            y = y + keys[(group + 2) % 3] + _WORD(group + 1)
     return x, y
 
 
 def draw_tokens(
-    seed: jax.Array, stream: int, table: jax.Array, num_tokens: int, shape: tuple[int, ...]
+    seed: Seed, stream: int, table: jax.Array, num_tokens: int, shape: tuple[int, ...]
 ) -> jax.Array:
     """Draws i.i.d. tokens of the given shape from a token table, in :func:`token_dtype`."""
     if num_tokens <= POSITION_MAJOR_LIMIT:
@@ -205,7 +237,7 @@ def draw_tokens(
 
 
 def draw_contexts(
-    seed: jax.Array, stream: int, table: jax.Array, num_tokens: int, shape: tuple[int, int]
+    seed: Seed, stream: int, table: jax.Array, num_tokens: int, shape: tuple[int, int]
 ) -> jax.Array:
     """Draws tokens [B, T], in the order in memory that suits the size of the vocabulary."""
     if num_tokens <= POSITION_MAJOR_LIMIT:
@@ -214,7 +246,7 @@ def draw_contexts(
 
 
 def _draw_tuples(
-    seed: jax.Array,
+    seed: Seed,
     stream: int,
     table: jax.Array,
     num_tokens: int,
@@ -246,7 +278,7 @@ def _draw_tuples(
     return drawn
 
 
-def draw_positions(seed: jax.Array, stream: int, sampler: Sampler, query: jax.Array) -> jax.Array:
+def draw_positions(seed: Seed, stream: int, sampler: Sampler, query: jax.Array) -> jax.Array:
     """Draws a position s ~ q^(k) for each given query k [B]; int32 [B]."""
 
     def find(part: Part, sampler: Sampler, query: jax.Array, level: jax.Array) -> jax.Array:
@@ -261,9 +293,7 @@ def draw_positions(seed: jax.Array, stream: int, sampler: Sampler, query: jax.Ar
     return position
 
 
-def draw_from_columns(
-    seed: jax.Array, stream: int, cdf: jax.Array, columns: jax.Array
-) -> jax.Array:
+def draw_from_columns(seed: Seed, stream: int, cdf: jax.Array, columns: jax.Array) -> jax.Array:
     """Draws a row (int32) for each given column [B] of a table of distribution functions [R, C]."""
     # Scaled by the last entry: a column's rounded sum need not be one, and a row past it must not
     # be drawn.
@@ -274,7 +304,7 @@ def draw_from_columns(
 def _draw_contexts(
     context_length: int,
     part: Part,
-    seed: jax.Array,
+    seed: Seed,
     sampler: Sampler,
     query: jax.Array,
     level: jax.Array,
@@ -293,7 +323,7 @@ def _draw_contexts(
 
 
 def _draw_window(
-    seed: jax.Array,
+    seed: Seed,
     table: jax.Array,
     num_tokens: int,
     shape: tuple[int, int],
@@ -339,7 +369,7 @@ def _find_positions(
     return mine, block * _BLOCK + jnp.minimum(step, final)
 
 
-def _levels(seed: jax.Array, stream: int, upper: jax.Array) -> jax.Array:
+def _levels(seed: Seed, stream: int, upper: jax.Array) -> jax.Array:
     """Uniform numbers below each of the given ones [B]."""
 
     def make_words(first: jax.Array, rows: int) -> jax.Array:
@@ -518,7 +548,7 @@ def _look_up(words: jax.Array, table: jax.Array) -> jax.Array:
     return jnp.where(own, cell, entry & _WORD(2**index_bits - 1))
 
 
-def _word_pair(seed: jax.Array, stream: int, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+def _word_pair(seed: Seed, stream: int, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Two arrays of words, each with half (rounded up) of the leading axis of the shape."""
     half = (-(-shape[0] // 2), *shape[1:])
     return _words_of(seed, stream, jax.lax.iota(_WORD, int(np.prod(half))).reshape(half))
@@ -532,8 +562,8 @@ def _counter(first: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return counter
 
 
-def _words_of(seed: jax.Array, stream: int, counter: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return threefry(seed, counter, jnp.full(counter.shape, stream, _WORD))
+def _words_of(seed: Seed, stream: int, counter: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return threefry(seed.words, counter, jnp.full(counter.shape, stream, _WORD), seed.rounds)
 
 
 def _word_counts(probabilities: jax.Array) -> jax.Array:

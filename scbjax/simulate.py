@@ -278,7 +278,7 @@ class Simulation:
     ) -> tuple[State, dict[str, jax.Array]]:
         """Steps and records; see :func:`scbjax.train.advance`."""
         sampler = make_sampler(task)
-        seed = make_seed(jax.random.fold_in(key, _TAGGED))
+        seed = make_seed(jax.random.fold_in(key, _TAGGED), settings.generator)
         key_others = jax.random.fold_in(key, _OTHERS)
 
         def one_step(state: State, index: jax.Array) -> State:

@@ -24,7 +24,7 @@ import optax
 from scbjax import optim
 from scbjax.loss import loss
 from scbjax.model import Params
-from scbjax.sampling import draw_batch, fold_in, make_sampler, make_seed
+from scbjax.sampling import Generator, draw_batch, fold_in, make_sampler, make_seed
 from scbjax.task import Task, mu_inner, stationary_norm
 
 
@@ -63,6 +63,7 @@ def first_step(
     *,
     num_samples: int,
     batch_size: int,
+    generator: Generator = "threefry-20",
 ) -> Params:
     """One preconditioned, projected gradient step on A [T, N] alone, V staying as it is (eq. 4).
 
@@ -74,6 +75,7 @@ def first_step(
         num_samples: samples of the step, a multiple of ``batch_size``.
         batch_size: samples that are drawn at a time, so that memory does not grow with their
             number.
+        generator: of the random words of the samples.
 
     Returns:
         V, and A after the step.
@@ -85,7 +87,7 @@ def first_step(
         raise ValueError(
             f"num_samples is {num_samples}; it must be a multiple of batch_size = {batch_size}"
         )
-    sampler, seed = make_sampler(task), make_seed(key)
+    sampler, seed = make_sampler(task), make_seed(key, generator)
     pieces = num_samples // batch_size
 
     def add(total: Params, index: jax.Array) -> tuple[Params, None]:

@@ -78,6 +78,17 @@ def test_predict_is_the_formula(num_tokens: int, context_length: int, batch_size
     np.testing.assert_allclose(got, naive_predict(case), atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("context_length", [2047, 2048])
+def test_long_contexts_of_large_vocabularies_give_the_same(context_length: int) -> None:
+    """On both sides of the length from which a CPU goes sample by sample; over learners as well."""
+    cases = [make_case(40, context_length, 5, seed) for seed in range(2)]
+    many = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(single(case) for case in cases))
+    tokens = np.stack([case.tokens for case in cases]).astype(np.uint8)
+    query = np.stack([case.query for case in cases]).astype(np.int32)
+    got = quick_jit(jax.vmap(predict))(many, tokens, query)
+    np.testing.assert_allclose(got, [naive_predict(case) for case in cases], atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int32])
 def test_tokens_may_have_any_integer_type(dtype: type[np.integer[Any]]) -> None:
     for num_tokens in (3, 7):

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -307,15 +307,23 @@ def test_successive_batches_of_a_sequence_are_independent(num_tokens: int) -> No
 # The generator
 
 
-def test_threefry_gives_the_published_words() -> None:
-    """Known answers of Random123 (Salmon, Moraes, Dror & Shaw 2011) for Threefry-2x32-20."""
-    known = {
-        ((0, 0), (0, 0)): (0x6B200159, 0x99BA4EFE),
-        ((2**32 - 1,) * 2, (2**32 - 1,) * 2): (0x1CB996FC, 0xBB002BE7),
-        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3)): (0xC4923A9C, 0x483DF7A0),
-    }
-    for (key, counter), words in known.items():
-        got = sampling.threefry(jnp.array(key, jnp.uint32), *jnp.array(counter, jnp.uint32))
+KNOWN_WORDS = {
+    20: ((0x6B200159, 0x99BA4EFE), (0x1CB996FC, 0xBB002BE7), (0xC4923A9C, 0x483DF7A0)),
+    13: ((0x9D1C5EC6, 0x8BD50731), (0xFD36D048, 0x2D17272C), (0xBA3E4725, 0xF27D669E)),
+}
+
+
+@pytest.mark.parametrize("rounds", KNOWN_WORDS)
+def test_threefry_gives_the_published_words(rounds: int) -> None:
+    """Known answers of Random123 (Salmon, Moraes, Dror & Shaw 2011) for Threefry-2x32."""
+    asked = (
+        ((0, 0), (0, 0)),
+        ((2**32 - 1,) * 2, (2**32 - 1,) * 2),
+        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3)),
+    )
+    for (key, counter), words in zip(asked, KNOWN_WORDS[rounds], strict=True):
+        high, low = jnp.array(counter, jnp.uint32)
+        got = sampling.threefry(jnp.array(key, jnp.uint32), high, low, rounds)
         assert tuple(int(word) for word in got) == words
 
 
@@ -401,14 +409,15 @@ def test_a_token_is_a_function_of_its_place(num_tokens: int, shape: tuple[int, .
     bits, count = (2, 6) if num_tokens == 3 else (5, 2)
     row, column = np.divmod(np.arange(math.prod(shape)), width)
     counter = (row // count * width + column).astype(np.uint32)
-    words = sampling.threefry(seed, jnp.asarray(counter), jnp.full_like(counter, stream))[0]
+    words = sampling.threefry(seed.words, jnp.asarray(counter), jnp.full_like(counter, stream))[0]
     cell, rest = np.divmod(np.asarray(words, np.int64), 2 ** (32 - cells))
     number = np.where(rest < table[cell] >> cells, cell, table[cell] % 2**cells)
     token = number // 2 ** (bits * (count - 1 - row % count)) % 2**bits
     assert np.array_equal(np.asarray(drawn).ravel(), token)
 
 
-def test_words_are_turned_into_tokens_as_the_table_says() -> None:
+@pytest.mark.parametrize("generator", get_args(sampling.Generator))
+def test_words_are_turned_into_tokens_as_the_table_says(generator: sampling.Generator) -> None:
     """Rare tokens are drawn as often as their share: of 4 10^7 words, 40 and 4000 are expected."""
     for size in (3, 40):
         law = np.full(size, 1.0)
@@ -418,7 +427,8 @@ def test_words_are_turned_into_tokens_as_the_table_says() -> None:
         tokens = jax.jit(sampling.draw_tokens, static_argnums=(1, 3, 4))
         counts = np.zeros(size, np.int64)
         for key in jax.random.split(jax.random.key(7), 10):
-            drawn = tokens(sampling.make_seed(key), 0, table, size, (2**11, 2**11))
+            seed = sampling.make_seed(key, generator)
+            drawn = tokens(seed, 0, table, size, (2**11, 2**11))
             counts += np.bincount(np.asarray(drawn).ravel(), minlength=size)
         check_law(counts, law)
 

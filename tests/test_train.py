@@ -453,6 +453,32 @@ def test_records_and_products_outside_of_steps_have_all_digits_unless_asked() ->
         assert precisions(observed, task, settings, state, 0) == {"HIGH", "HIGHEST"}
 
 
+def test_the_generator_that_is_asked_for_draws_the_batches() -> None:
+    """Of steps and of the first one of a transfer: against batches drawn with its rounds."""
+    task, key = make_task(), jax.random.key(0)
+    settings = dataclasses.replace(
+        QUICK, generator="threefry-13", record_every=1, steps=1, first_samples=4 * B
+    )
+    start = init(key, task, settings)
+    stepped = advance(key, task, settings, start, 0, 1)[0].params
+    moved = {
+        "steps": stepped,
+        "first": training.start_from(key, task, task, settings, start).params,
+    }
+    for generator in get_args(sampling.Generator):
+        seed = sampling.make_seed(jax.random.fold_in(key, training._BATCHES), generator)
+        batch = sampling.draw_batch(sampling.fold_in(seed, 0), sampling.make_sampler(task), B)
+        expected = {
+            "steps": step(start, batch, task, settings)[0].params,
+            "first": training.start_from(
+                key, task, task, dataclasses.replace(settings, generator=generator), start
+            ).params,
+        }
+        for name, params in moved.items():
+            close = np.allclose(params.attention, expected[name].attention, rtol=1e-5, atol=1e-7)
+            assert close == (generator == "threefry-13"), name
+
+
 def test_what_is_drawn_has_all_digits_even_when_asked_for_less() -> None:
     def batch(task: Task) -> Batch:
         with jax.default_matmul_precision("default"):

@@ -11,7 +11,7 @@ import pytest
 
 from scbjax import train as training
 from scbjax.model import Params, init_params
-from scbjax.sampling import Batch, draw_batch, fold_in, make_sampler, make_seed
+from scbjax.sampling import Batch, Seed, draw_batch, fold_in, make_sampler, make_seed
 from scbjax.task import (
     Task,
     mu_inner,
@@ -105,7 +105,7 @@ def samples_of(key: jax.Array, task: Task, pieces: int) -> tuple[Array, Array, A
 
 
 @jax.jit
-def draw_pieces(indices: jax.Array, seed: jax.Array, task: Task) -> Batch:
+def draw_pieces(indices: jax.Array, seed: Seed, task: Task) -> Batch:
     def draw(index: jax.Array) -> Batch:
         return draw_batch(fold_in(seed, index), make_sampler(task), B)
 

@@ -429,9 +429,9 @@ def _prepare(program: Program, shape: tuple[int, int], inputs: Inputs) -> Prepar
     def make(number: jax.Array) -> tuple[Task, State, dict[str, jax.Array]]:
         own = inputs._replace(outer=_slice(inputs.outer, number * program.block, program.block))
         tasks = _draw_tasks(program, block, own)
-        state, constants = _over_grid(program, block, partial(_begin, program), own, tasks)
+        state, constants = _over_grid(block, partial(_begin, program), own, tasks)
         if program.fixed["train.start"] != "uniform":
-            state = _over_grid(program, block, partial(_start_from, program), own, tasks, state)
+            state = _over_grid(block, partial(_start_from, program), own, tasks, state)
         return tasks, state, constants
 
     count = shape[0] // program.block
@@ -514,9 +514,9 @@ def _take(
     inputs = inputs._replace(outer=outer)
     # The first record is that of the initial state. It is taken here and not by a function of its
     # own because observables take the larger part of the time that compilation takes.
-    move = partial(_over_grid, program, shape, partial(_move, program, index), inputs, tasks)
+    move = partial(_over_grid, shape, partial(_move, program, index), inputs, tasks)
     state = jax.lax.cond(index > 0, move, lambda state: state, state)
-    record = _over_grid(program, shape, partial(_observe, program, index), inputs, tasks, state)
+    record = _over_grid(shape, partial(_observe, program, index), inputs, tasks, state)
     return Carry(
         _put(carry.state, state, first),
         {
@@ -615,7 +615,6 @@ def _task_axes(inputs: Inputs) -> Any:  # noqa: ANN401 - axes in the place of a 
 
 
 def _over_grid(
-    program: Program,
     shape: tuple[int, int],
     function: Callable[..., Any],
     inputs: Inputs,
@@ -630,21 +629,29 @@ def _over_grid(
         return function({**inputs.fixed, **outer, **inner}, task, *rest)
 
     axes = (None, 0, _task_axes(inputs), *both)
-    # By the size of the chunk and not of the part, which depends on the number of devices.
-    mapped = _alone if program.chunk_shape == (1, 1) else jax.vmap
-    over_inner = mapped(at_point, axes, axis_size=inner_size)
-    over_outer = mapped(over_inner, (0, None, 0, *both), axis_size=outer_size)
+    over_inner = over_axis(at_point, axes, inner_size)
+    over_outer = over_axis(over_inner, (0, None, 0, *both), outer_size)
     return over_outer(inputs.outer, inputs.inner, tasks, *batched)
 
 
-def _alone(
-    function: Callable[..., Any], in_axes: tuple[Any, ...], axis_size: int
+def over_axis(
+    function: Callable[..., Any], in_axes: tuple[Any, ...], size: int
 ) -> Callable[..., Any]:
-    """Like vmap over axes of size 1, which are only taken off and put on again.
+    """``vmap`` over leading axes; those of size 1 are only taken off and put on again.
 
-    Under vmap both sides of a branch are computed, which costs a single large trajectory dearly.
+    Under vmap both sides of a branch are computed, and look-ups get one index more, which costs a
+    single large trajectory dearly.
+
+    Args:
+        function: of trees of arrays.
+        in_axes: as those of ``vmap``, with 0 and None.
+        size: of the axes.
+
+    Returns:
+        The function of trees of arrays with an axis in front, which its results have as well.
     """
-    assert axis_size == 1
+    if size > 1:
+        return jax.vmap(function, in_axes, axis_size=size)
 
     def applied(*arguments: Any) -> Any:  # noqa: ANN401 - trees of arrays
         own = jax.tree.map(

@@ -23,9 +23,10 @@ SMALL_VOCABULARY = 32
 
 _FLOAT = 4  # bytes of a float32 or int32
 
-CACHE_BYTES = 8 * 2**20
-"""Temporaries of a block on a CPU (measured: with 8 MB a step is twice as fast as with 100 MB, and
-with 2 MB it is slower again because fewer trajectories share their draws)."""
+CACHE_BYTES = 2 * 2**20
+"""Temporaries of a block on a CPU: a core's second cache and a little of the third (measured at
+T = 5000: with 2 MB a step is faster than with 8 MB by a sixth at N = 20, as fast at N = 3, and
+twice as fast as with 100 MB)."""
 
 # Arrays of the size of A [T, N] per trajectory: A before and after, and Q; temporaries of a step.
 _KEPT_ATTENTIONS = 2

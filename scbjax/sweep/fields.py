@@ -378,6 +378,15 @@ _TRAIN = (
         Choice(("highest", "high", "default")),
     ),
     Field(
+        "train.generator",
+        str,
+        "threefry-20",
+        "static",
+        "inner",
+        "Random words of mini-batches: Threefry with the 20 rounds of JAX's keys, or with 13",
+        Choice(("threefry-20", "threefry-13")),
+    ),
+    Field(
         "train.refit_samples",
         int,
         4096,

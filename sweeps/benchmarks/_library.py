@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -15,8 +16,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from scbjax.loss import loss
 from scbjax.model import Params
-from scbjax.sampling import Batch, draw_batch, fold_in, make_sampler, make_seed
+from scbjax.sampling import Batch, Seed, draw_batch, fold_in, make_sampler, make_seed
+from scbjax.sharding import shard_map
 from scbjax.sweep.backend import compiler_options
+from scbjax.sweep.chunks import over_axis
 from scbjax.task import Task, random_task
 from scbjax.train import Settings, State, init, step, stored
 
@@ -76,7 +79,10 @@ def start(task: Task, settings: Settings) -> State:
 
 
 def library(size: Size, part: Part = "step", name: str = OURS, *, devices: int = 1) -> Contender:
-    """Steps of this library, S trajectories under vmap; a unit is one step of all of them.
+    """Steps of this library as a sweep takes them; a unit is one step of all S trajectories.
+
+    Trajectories are under vmap in blocks as large as a sweep has them (`scbjax.sweep.plan`), and a
+    block takes all the steps of a call before the next one, as it takes those up to a record.
 
     Args:
         size: what is run; S must be a multiple of the number of devices.
@@ -90,7 +96,7 @@ def library(size: Size, part: Part = "step", name: str = OURS, *, devices: int =
     seeds = jax.vmap(make_seed)(keys)
     states = jax.jit(jax.vmap(lambda task: stored(start(task, settings), task, settings)))(tasks)
 
-    def body(index: jax.Array, carry: Any, task: Task, sampler: Any, seed: jax.Array) -> Any:  # noqa: ANN401
+    def body(index: jax.Array, carry: Any, task: Task, sampler: Any, seed: Seed) -> Any:  # noqa: ANN401
         batch = draw_batch(fold_in(seed, index), sampler, size.batch_size)
         if part == "sample":
             return carry[0], batch
@@ -99,20 +105,11 @@ def library(size: Size, part: Part = "step", name: str = OURS, *, devices: int =
         state, _ = step(stored(carry[0], task, settings), batch, task, settings)
         return stored(state, task, settings), None
 
-    over_trajectories = jax.vmap(body, in_axes=(None, 0, 0, 0, 0))
     inputs = (tasks, samplers, seeds)
+    over_trajectories = jax.vmap(body, in_axes=(None, 0, 0, 0, 0))
     shapes = jax.eval_shape(over_trajectories, jnp.int32(0), (states, None), *inputs)[1]
     last = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    carry, inputs = jax.device_put(((states, last), inputs), _spread(devices))
-    return _compiled_loop(name, over_trajectories, carry, inputs, size.tokens)
-
-
-def _spread(count: int) -> NamedSharding:
-    """Trajectories, the leading axis, spread over the first devices."""
-    mesh = jax.make_mesh(
-        (count,), ("trajectory",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
-    )
-    return NamedSharding(mesh, PartitionSpec("trajectory"))
+    return _compiled_sweep(name, body, ((states, last), inputs), size, devices)
 
 
 def random_words(size: Size) -> Contender:
@@ -124,34 +121,92 @@ def random_words(size: Size) -> Contender:
         del carry
         return jax.random.bits(jax.random.fold_in(key, index), shape, jnp.uint32)
 
-    over_trajectories = jax.vmap(body, in_axes=(None, 0, 0))
     words = jnp.zeros((size.trajectories, *shape), jnp.uint32)
-    return _compiled_loop(FLOOR, over_trajectories, words, (keys,), size.tokens)
+    return _compiled_sweep(FLOOR, body, (words, (keys,)), size)
 
 
 def memory_copy() -> Contender:
     """The memory's bandwidth: an array far larger than the caches is read and written once."""
     array = jnp.zeros((COPY_BYTES // 4,), jnp.float32)
-    # A vector as argument: adding a constant of the program might be simplified away in a loop.
-    return _compiled_loop(
-        COPY, lambda _, carry, one: carry + one, array, (jnp.ones(()),), 2 * COPY_BYTES
+
+    def loop(first: jax.Array, count: jax.Array, carry: jax.Array, one: jax.Array) -> jax.Array:
+        copied: jax.Array = jax.lax.fori_loop(
+            first, first + count, lambda _, carry: carry + one, carry
+        )
+        return copied
+
+    # An argument: adding a constant of the program might be simplified away in a loop.
+    return _compiled_loop(COPY, loop, array, (jnp.ones(()),), 2 * COPY_BYTES)
+
+
+def block_of(size: Size, devices: int = 1) -> int:
+    """Trajectories that a device works on at a time, as in a sweep of so many on this machine."""
+    from _studies import plan_sweep
+
+    plan = plan_sweep(
+        num_tokens=size.num_tokens,
+        context_length=size.context_length,
+        batch_size=size.batch_size,
+        steps=1,
+        seeds=size.trajectories,
     )
+    each, most = size.trajectories // devices, plan.programs[0].block
+    return max(count for count in range(1, min(each, most) + 1) if each % count == 0)
+
+
+def _compiled_sweep(
+    name: str, body: Callable[..., Any], arrays: tuple[Any, Any], size: Size, devices: int = 1
+) -> Contender:
+    """Repeats ``carry = body(index, carry, *inputs)`` for all trajectories, block by block.
+
+    Args:
+        name: the contender's name.
+        body: a step of one trajectory.
+        arrays: carry and inputs, with the trajectories as the leading axis.
+        size: what is run.
+        devices: how many devices the trajectories are spread over.
+    """
+    block = block_of(size, devices)
+    over_block = over_axis(body, (None, 0, *(0,) * len(arrays[1])), block)
+
+    def loop(first: jax.Array, count: jax.Array, carry: Any, *inputs: Any) -> Any:  # noqa: ANN401
+        def take(number: jax.Array, carry: Any) -> Any:  # noqa: ANN401
+            def own(leaf: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_slice_in_dim(leaf, number * block, block)
+
+            def put(leaf: jax.Array, part: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_update_slice_in_dim(leaf, part, number * block, 0)
+
+            mine = jax.tree.map(own, inputs)
+            moved = jax.lax.fori_loop(
+                first,
+                first + count,
+                lambda index, carry: over_block(index, carry, *mine),
+                jax.tree.map(own, carry),
+            )
+            return jax.tree.map(put, carry, moved)
+
+        blocks = size.trajectories // devices // block
+        return jax.lax.fori_loop(np.int32(0), np.int32(blocks), take, carry)
+
+    mesh = jax.make_mesh(
+        (devices,), ("trajectory",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+    )
+    spread, whole = PartitionSpec("trajectory"), PartitionSpec()
+    specs = (whole, whole, spread, *(spread,) * len(arrays[1]))
+    carry, inputs = jax.device_put(arrays, NamedSharding(mesh, spread))
+    found = _compiled_loop(name, shard_map(loop, mesh, specs, spread), carry, inputs, size.tokens)
+    return replace(found, notes={**found.notes, "block": block, "devices": devices})
 
 
 def _compiled_loop(
     name: str,
-    body: Callable[..., Any],
+    loop: Callable[..., Any],
     carry: Any,  # noqa: ANN401 - a tree of arrays
     inputs: tuple[Any, ...],
     work: float,
 ) -> Contender:
-    """Repeats ``carry = body(index, carry, *inputs)`` in one program; how often is an argument."""
-
-    def loop(first: jax.Array, count: jax.Array, carry: Any, *inputs: Any) -> Any:  # noqa: ANN401
-        return jax.lax.fori_loop(
-            first, first + count, lambda index, carry: body(index, carry, *inputs), carry
-        )
-
+    """Compiles ``carry = loop(first, count, carry, *inputs)``, which takes ``count`` steps."""
     # Copied: buffers are donated, and what the caller gave may be an input as well.
     held = [jax.tree.map(jnp.copy, carry)]
     begin = time.perf_counter()
@@ -173,19 +228,20 @@ def _compiled_loop(
 
 
 def census(size: Size) -> Payload:
-    """Counts of one step of S trajectories, from the program that XLA compiled for it.
+    """Counts of one step of a block of trajectories, from the program that XLA compiled for it.
 
     Returns:
         Per token: bytes that pass between kernels, floating-point operations, and random words
         (from the rotations of Threefry: 20 give two words); and the number of kernels, scatters,
         gathers and matrix products.
     """
+    size = size._replace(trajectories=block_of(size))
     settings, tasks = settings_for(size), draw_tasks(size)
     samplers = jax.jit(jax.vmap(make_sampler))(tasks)
     seeds = jax.vmap(make_seed)(jax.random.split(jax.random.key(1), size.trajectories))
     states = jax.jit(jax.vmap(lambda task: stored(start(task, settings), task, settings)))(tasks)
 
-    def one_step(state: State, task: Task, sampler: Any, seed: jax.Array) -> State:  # noqa: ANN401
+    def one_step(state: State, task: Task, sampler: Any, seed: Seed) -> State:  # noqa: ANN401
         batch: Batch = draw_batch(seed, sampler, size.batch_size)
         state, _ = step(stored(state, task, settings), batch, task, settings)
         return stored(state, task, settings)

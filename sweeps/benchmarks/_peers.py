@@ -425,18 +425,23 @@ def make_peers(peer: type[Peer], size: Size) -> list[Peer]:
 
 
 def contender(name: str, peer: type[Peer], size: Size, *, sample_only: bool = False) -> Contender:
-    """A loop over trajectories of a peer; a unit is one step of one of them, each in its turn."""
+    """A loop over trajectories of a peer; a unit is one step of one of them.
+
+    One trajectory takes its share of the steps of a call before the next one does, as in a script
+    that trains one after the other: what it works on stays in the cache.
+    """
     peers = make_peers(peer, size)
-    position = [0]
+    turn = [0]
 
     def run(count: int) -> None:
         batch = None
-        for index in range(position[0], position[0] + count):
-            one = peers[index % len(peers)]
-            batch = one.draw()
-            if not sample_only:
-                one.step(batch)
-        position[0] += count
+        for number in range(min(count, len(peers))):
+            one = peers[(turn[0] + number) % len(peers)]
+            for _ in range(number, count, len(peers)):
+                batch = one.draw()
+                if not sample_only:
+                    one.step(batch)
+        turn[0] += count
         jax.block_until_ready(batch)
         for one in peers:
             one.wait()

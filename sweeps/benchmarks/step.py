@@ -1,10 +1,10 @@
 """One training step: sampling, gradients and eqs. 4 to 6, in tokens per second.
 
-At N in {3, 10, 20, 300}, T = 5000 and B = 64: this library with 32 trajectories under vmap, on one
-device and on one device for each core; the peers in a loop over trajectories; and, as a floor, one
-32-bit random word for each token. All implementations are compared with eqs. 3 to 6 in float64
-before they are timed. What the parts of a step take is the difference between programs that stop
-after sampling, after the gradient, and after the whole step.
+At N in {3, 10, 20, 300}, T = 5000 and B = 64: this library with 32 trajectories, as a sweep runs
+them, on one device and on one device for each core; the peers in a loop over trajectories; and, as
+a floor, one 32-bit random word for each token. All implementations are compared with eqs. 3 to 6 in
+float64 before they are timed. What the parts of a step take is the difference between programs that
+stop after sampling, after the gradient, and after the whole step.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from scbjax.observe import OBSERVABLES
 from scbjax.simulate import simulate
-from scbjax.sweep.chunks import ChunkResult, Executor, _alone, _prepare, chunk_inputs
+from scbjax.sweep.chunks import ChunkResult, Executor, _prepare, chunk_inputs, over_axis
 from scbjax.sweep.cost import CACHE_BYTES, chunk_bytes, step_bytes
 from scbjax.sweep.engines import LocalEngine, Session
 from scbjax.sweep.execute import RunReport, plan_here, run_study
@@ -713,7 +713,7 @@ def test_layers_of_one_point_are_taken_off_and_put_on() -> None:
 
     arguments = jnp.ones((1, 2)), jnp.arange(2.0), (jnp.full((1, 2), 3.0), jnp.ones(3))
     axes = (0, None, (0, None))
-    alone = _alone(function, axes, 1)
+    alone = over_axis(function, axes, 1)
     chex.assert_trees_all_equal(
         alone(*arguments), jax.vmap(function, axes, axis_size=1)(*arguments)
     )
