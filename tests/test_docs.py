@@ -114,7 +114,11 @@ def test_example_study_is_valid() -> None:
 
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "CONTRIBUTING.md", "docs/studies.md", "docs/figures.md", "docs/performance.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        *(f"docs/{page}.md" for page in ("studies", "figures", "performance", "trust")),
+    ],
 )
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
