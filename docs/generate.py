@@ -36,6 +36,7 @@ MODULES = (
     "scbjax.sweep.chunks",
     "scbjax.sweep.engines",
     "scbjax.sweep.execute",
+    "scbjax.sweep.lock",
     "scbjax.sweep.store",
     "scbjax.sweep.dataset",
     "scbjax.sweep.figures",

@@ -31,6 +31,7 @@ from scbjax.sweep.chunks import (
 from scbjax.sweep.dataset import is_whole, save_dataset, write_dataset
 from scbjax.sweep.engines import Engine, LocalEngine
 from scbjax.sweep.fields import StudyError
+from scbjax.sweep.lock import hold, refuse_held_below
 from scbjax.sweep.plan import Chunk, Plan, Program, make_plan, plan_with_layout
 from scbjax.sweep.progress import Meter, Progress, readable_seconds
 from scbjax.sweep.search import search
@@ -102,21 +103,25 @@ def run_study(
         often the run was interrupted.
 
     Raises:
-        StudyError: the directory holds other results, or can't be written.
+        StudyError: the directory holds other results or is held by another run, or it can't be
+            written.
     """
     store = Store(out)
     if engine is None:
         engine = LocalEngine(lambda plan: Executor(plan, segment_seconds=segment_seconds))
     try:
-        plan = _open(store, plan, progress, force=force)
-        dataset = store.dataset_path(plan.study.name)
-        if is_whole(dataset):
-            return RunReport(out, dataset, already_complete=True)
-        session = _Session(plan, store, progress, checkpoint_seconds)
-        with session.interruptible():
-            for index, result in engine.run(plan, session.todo(), session):
-                session.finish(plan.chunks[index], result)
-        return _write(session)
+        if force and store.holds_results():
+            progress.say(f"moved what was there to {_move_aside(store)}")
+        with hold(out, progress.say):
+            plan = _open(store, plan, progress)
+            dataset = store.dataset_path(plan.study.name)
+            if is_whole(dataset):
+                return RunReport(out, dataset, already_complete=True)
+            session = _Session(plan, store, progress, checkpoint_seconds)
+            with session.interruptible():
+                for index, result in engine.run(plan, session.todo(), session):
+                    session.finish(plan.chunks[index], result)
+            return _write(session)
     except Interrupted:
         return RunReport(out, None, interrupted=True)
     finally:
@@ -148,9 +153,21 @@ def run_search(
         StudyError: as `run_study`, or the search does not fit together.
     """
     store = Store(out)
-    dataset = store.dataset_path(study.name)
-    if force and out.exists():
-        create_progress().say(f"moved what was there to {store.move_aside()}")
+    progress = create_progress()
+    try:
+        if force and out.exists():
+            progress.say(f"moved what was there to {_move_aside(store)}")
+        with hold(out, progress.say):
+            return _search_held(study, store, create_progress, memory_bytes)
+    finally:
+        progress.close()
+
+
+def _search_held(
+    study: Study, store: Store, create_progress: Callable[[], Progress], memory_bytes: int | None
+) -> RunReport:
+    """Runs a search in a directory that is held."""
+    out, dataset = store.out, store.dataset_path(study.name)
     if is_whole(dataset):
         return _already_searched(study, out, dataset)
     reports: list[RunReport] = []
@@ -191,10 +208,17 @@ def _already_searched(study: Study, out: Path, dataset: Path) -> RunReport:
     return RunReport(out, dataset, already_complete=True)
 
 
-def _open(store: Store, plan: Plan, progress: Progress, *, force: bool) -> Plan:
+def _move_aside(store: Store) -> Path:
+    """Renames the directory and returns its new name, unless a run holds it or a part of it."""
+    with hold(store.out) as lock:
+        refuse_held_below(store.out)
+        target = store.move_aside()
+        lock.moved_to(target)
+        return target
+
+
+def _open(store: Store, plan: Plan, progress: Progress) -> Plan:
     """Begins a run in the directory, or finds the one that is there; returns the plan to follow."""
-    if force and store.holds_results():
-        progress.say(f"moved what was there to {store.move_aside()}")
     own = plan.fingerprint
     try:
         found = store.read_manifest()

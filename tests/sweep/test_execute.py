@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from scbjax.observe import OBSERVABLES
 from scbjax.simulate import simulate
+from scbjax.sweep import dataset as datasets
 from scbjax.sweep.chunks import ChunkResult, Executor, _prepare, chunk_inputs, over_axis
 from scbjax.sweep.cost import CACHE_BYTES, chunk_bytes, step_bytes
+from scbjax.sweep.dataset import checksum_path
 from scbjax.sweep.engines import LocalEngine, Session
 from scbjax.sweep.execute import RunReport, plan_here, run_study
 from scbjax.sweep.fields import StudyError
@@ -507,6 +509,29 @@ def test_a_damaged_dataset_is_written_again_from_the_chunks(tmp_path: Path, cut:
     cut.engine.ran.clear()
     report = run(cut.plan, tmp_path / "out", engine=cut.engine)
     assert (report.already_complete, cut.engine.ran) == (False, [])
+    assert_same_bits(load(report), cut.dataset)
+
+
+def test_a_dataset_can_be_read_while_it_is_written_again(
+    tmp_path: Path, cut: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = run(cut.plan, tmp_path / "out", engine=cut.engine)
+    assert report.dataset is not None
+    checksum_path(report.dataset).unlink()
+    written: list[str] = []
+
+    def write_and_read(path: Path, name: str, variable: Any) -> None:  # noqa: ANN401
+        write_variable(path, name, variable)
+        assert_same_bits(load(report), cut.dataset)
+        assert status(report.out).dataset == report.dataset
+        written.append(name)
+
+    write_variable = datasets._write_variable
+    monkeypatch.setattr(datasets, "_write_variable", write_and_read)
+    with xarray.open_dataset(report.dataset) as opened_before:
+        assert not run(cut.plan, report.out, engine=cut.engine).already_complete
+        assert_same_bits(opened_before.load(), cut.dataset)
+    assert set(written) == set(cut.dataset.data_vars)
     assert_same_bits(load(report), cut.dataset)
 
 
