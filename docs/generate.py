@@ -39,6 +39,7 @@ MODULES = (
     "scbjax.sweep.lock",
     "scbjax.sweep.store",
     "scbjax.sweep.dataset",
+    "scbjax.sweep.divergence",
     "scbjax.sweep.figures",
     "scbjax.sweep.benchmarks",
 )

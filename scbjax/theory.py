@@ -201,6 +201,86 @@ def population_path(
     return PopulationPath(*(jnp.concatenate([zero[None], alphas]) for alphas in path))
 
 
+def sharpness(
+    rates: Rates,
+    *,
+    transition_signal: jax.Array | float,
+    pattern_signal: jax.Array | float,
+    context_length: jax.Array | int,
+) -> jax.Array:
+    """The largest eigenvalue of ``I - J``, J the Jacobian at (P, Q) of a noiseless step (ours).
+
+    Of a preconditioned, projected step (eqs. 4 to 6 in expectation, without l1). By Lemma B.8, a
+    small deviation (D_V, D_A) from the truth that keeps the invariants changes the expected
+    direction by
+
+        (K_Q + 1/T) D_V + <Q, D_A>_mu (P - mu 1^T),      K_P D_A + <P, D_V>_mu (Q - 1 1^T / T).
+
+    Across the population path V and A are apart, with curvatures ``K_Q + 1/T`` and ``K_P``. Along
+    it, for ``D_V = v (P - mu 1^T)`` and ``D_A = a (Q - 1 1^T / T)``, a step multiplies (v, a) by
+
+        I - [[eta_V (K_Q + 1/T), eta_V K_Q], [eta_A K_P, eta_A K_P]],
+
+    whose larger eigenvalue is that of all, since its other entries are not negative. All
+    eigenvalues are real and positive, so that a step contracts if and only if this one is below 2.
+    Above that they go around the truth without settling, or settle at other products of V and A
+    for as long as the weak pull of 1/T lets them; with ``eta_V = eta / K_Q``, ``eta_A = eta / K_P``
+    and rates twice as large they leave every bound (along ``alpha_V = alpha_A`` and with ``T ->
+    infinity`` a step is ``x + eta (1 - x^2) x``: it settles for ``eta < 1`` and is bounded for
+    ``eta <= 2``). With noise steps are less stable: the bound is necessary, and not sufficient.
+
+    Args:
+        rates: eta_V and eta_A.
+        transition_signal: K_P.
+        pattern_signal: K_Q.
+        context_length: T.
+
+    Returns:
+        The eigenvalue, of the shape that the arguments broadcast to.
+    """
+    value = rates.value * (pattern_signal + 1.0 / context_length)
+    attention = rates.attention * transition_signal
+    crossed = rates.value * pattern_signal * attention
+    return 0.5 * (value + attention + jnp.sqrt((value - attention) ** 2 + 4.0 * crossed))
+
+
+def stable_rate(
+    *,
+    transition_signal: jax.Array | float,
+    pattern_signal: jax.Array | float,
+    context_length: jax.Array | int,
+    attention_rate_ratio: jax.Array | float = 1.0,
+    scale_rates: bool = True,
+) -> jax.Array:
+    """The eta below which noiseless steps settle at (P, Q): ``2 / sharpness`` at eta = 1 (ours).
+
+    Args:
+        transition_signal: K_P.
+        pattern_signal: K_Q.
+        context_length: T.
+        attention_rate_ratio: what eta is multiplied by for A; 0 for V alone, as in stage 3.
+        scale_rates: whether ``eta_V = eta / K_Q`` and ``eta_A = eta / K_P``, or both are eta.
+
+    Returns:
+        The bound on eta, of the shape that the arguments broadcast to.
+
+    Example:
+        >>> bound = stable_rate(transition_signal=0.3, pattern_signal=0.5, context_length=5000)
+        >>> round(float(bound), 3)
+        1.0
+    """
+    one = jnp.ones_like(jnp.asarray(pattern_signal, float))
+    rates = Rates(one, one * attention_rate_ratio)
+    if scale_rates:
+        rates = Rates(rates.value / pattern_signal, rates.attention / transition_signal)
+    return 2.0 / sharpness(
+        rates,
+        transition_signal=transition_signal,
+        pattern_signal=pattern_signal,
+        context_length=context_length,
+    )
+
+
 def predict_step(params: Params, task: Task, noise: Params, rates: Rates) -> StepPrediction:
     """Lemmas C.5 and C.6: signals and remainders after a step without l1, from its noise.
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scbjax import optim, theory
-from scbjax.loss import loss
+from scbjax.loss import loss, population_grad
 from scbjax.model import Params
 from scbjax.sampling import sample_batch
 from scbjax.task import Task
@@ -294,3 +294,110 @@ def test_the_printed_remainder_of_v_lacks_the_cross_term(geometry: optim.Geometr
         actual = float(step.actual.delta_value[seed])
         assert abs(printed - actual) > 1e-3 * actual
         assert printed + cross == pytest.approx(actual, rel=1e-12)
+
+
+# The stability bound
+
+
+def scale(truth: Truth, eta: float, ratio: float, scale_rates: bool) -> Rates:
+    """eta_V and eta_A of one eta."""
+    sizes = (truth.k_q, truth.k_p) if scale_rates else (1.0, 1.0)
+    return Rates(jnp.asarray(eta / sizes[0]), jnp.asarray(eta * ratio / sizes[1]))
+
+
+def bound_of(truth: Truth, ratio: float, scale_rates: bool) -> float:
+    return float(
+        theory.stable_rate(
+            transition_signal=truth.k_p,
+            pattern_signal=truth.k_q,
+            context_length=len(truth.q),
+            attention_rate_ratio=ratio,
+            scale_rates=scale_rates,
+        )
+    )
+
+
+@functools.partial(quick_jit, static_argnames="geometry")
+def noiseless_step(params: Params, task: Task, rates: Rates, geometry: optim.Geometry) -> Params:
+    """Eqs. 4 and 5 with the expected gradient."""
+    descent = optim.scb_sgd(task.stationary, *rates, geometry=geometry)
+    updates, _ = descent.update(population_grad(params, task), descent.init(params), params)
+    return Params(*(param + update for param, update in zip(params, updates, strict=True)))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("ratio", "scale_rates", "geometry"),
+    [(1.0, True, "mu"), (3.0, True, "paper"), (0.2, False, "mu"), (0.0, True, "mu")],
+)
+def test_sharpness_is_the_largest_eigenvalue_of_a_step(
+    seed: int, ratio: float, scale_rates: bool, geometry: optim.Geometry
+) -> None:
+    """Of its Jacobian, by differences, in all directions, also those that break the invariants."""
+    truth, h = make_truth(seed), 1e-6
+    rates, task = scale(truth, 1.0, ratio, scale_rates), truth.task("float64")
+    start = np.concatenate([truth.p.ravel(), truth.q.ravel()])
+
+    def move(flat: Array) -> Array:
+        value, attention = flat[: N * N].reshape(N, N), flat[N * N :].reshape(T, N)
+        params = Params(jnp.asarray(value), jnp.asarray(attention))
+        moved = noiseless_step(params, task, rates, geometry)
+        return np.concatenate([np.ravel(leaf) for leaf in moved])
+
+    columns = [(move(start + h * e) - move(start - h * e)) / (2 * h) for e in np.eye(len(start))]
+    eigenvalues = np.linalg.eigvals(np.eye(len(start)) - np.array(columns).T)
+    assert abs(eigenvalues.imag).max() < 1e-4  # of an eigenvalue 0 that comes many times
+    assert eigenvalues.real.min() > -1e-4
+    found = theory.sharpness(
+        rates, transition_signal=truth.k_p, pattern_signal=truth.k_q, context_length=T
+    )
+    assert float(found) == pytest.approx(eigenvalues.real.max(), rel=1e-6)
+    assert 2 / bound_of(truth, ratio, scale_rates) == pytest.approx(float(found), rel=1e-12)
+
+
+def distance_after(truth: Truth, rates: Rates, steps: int) -> float:
+    """From the truth, of noiseless steps that begin near it."""
+    rng, mu, task = np.random.default_rng(1), truth.mu, truth.task("float64")
+    value, attention = rng.normal(size=(N, N)), rng.normal(size=(T, N))
+    value -= value.mean(axis=0)
+    value -= np.outer(value @ mu, np.ones(N))
+    attention -= attention.mean(axis=0)
+    params = Params(jnp.asarray(truth.p + 1e-3 * value), jnp.asarray(truth.q + 1e-3 * attention))
+    for _ in range(steps):
+        params = noiseless_step(params, task, rates, "mu")
+    errors = params.value - truth.p, params.attention - truth.q
+    return float(np.sqrt(sum(inner(np.asarray(error), np.asarray(error), mu) for error in errors)))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("scale_rates", [True, False])
+def test_steps_settle_at_the_truth_below_the_bound_only(seed: int, scale_rates: bool) -> None:
+    truth = make_truth(seed)
+    bound = bound_of(truth, 1.0, scale_rates)
+
+    def after(share: float) -> float:
+        return distance_after(truth, scale(truth, share * bound, 1.0, scale_rates), 400)
+
+    assert after(0.95) < 1e-7
+    assert after(1.05) > 0.01  # they go around the truth
+    assert not after(2.0) < 0.01
+    assert not (scale_rates and np.isfinite(after(2.0)))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("length", [20, 5000])
+def test_the_recursion_from_the_start_settles_below_the_bound_only(length: int) -> None:
+    bound = float(
+        theory.stable_rate(transition_signal=0.3, pattern_signal=0.45, context_length=length)
+    )
+
+    def last(share: float) -> Array:
+        rates = np.full((3000, 2), share * bound) / np.array([0.45, 0.3])
+        path = jax_path(rates, 0.3, 0.45, length, "float64")
+        return np.array([path.alpha_value[-1], path.alpha_attention[-1]])
+
+    np.testing.assert_allclose(last(0.95), 1, atol=0.01)
+    assert abs(last(1.05) - 1).max() > 0.03
+    assert not np.isfinite(last(2.0)).any()

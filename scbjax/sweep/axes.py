@@ -34,7 +34,7 @@ LOG_RANGE_DIGITS = 12
 
 RESERVED_NAMES = frozenset(
     {"step", "snapshot", "token_out", "token_in", "position", "query", "value", "attention"}
-    | {"transition_signal", "pattern_signal", "stationary_norm"}
+    | {"transition_signal", "pattern_signal", "stationary_norm", "diverged_at"}
     | set(RECORDABLE)
 )
 """Names that the dataset uses itself, so that no zip may be called so."""

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from scbjax import train
-from scbjax.model import map_attention
+from scbjax.model import Params, map_attention
 from scbjax.observe import OBSERVABLES
 from scbjax.sharding import shard_map
 from scbjax.simulate import Simulation
@@ -57,6 +57,7 @@ _OUTER = "outer"  # the mesh axis over which the outer layer is sharded
 _STREAMS = {"task_seed": 0, "init_seed": 1, "data_seed": 2}
 _SOURCE_STREAM = 3  # of the seed of the task
 _DTYPES = {int: np.int32, float: np.float32}
+_NOT_DIVERGED = -1
 
 
 class _Learner(Protocol):
@@ -104,10 +105,13 @@ class Carry(NamedTuple):
     Attributes:
         state: the learners, every leaf [outer, inner, ...].
         records: an array [records, outer, inner] for each variable, filled as far as the run is.
+        diverged_at: step of the first record at which the parameters were not finite, or -1; int32
+            [outer, inner].
     """
 
     state: State
     records: Records
+    diverged_at: jax.Array
 
 
 class Prepared(NamedTuple):
@@ -130,8 +134,9 @@ class ChunkResult:
 
     Attributes:
         arrays: ``[outer, inner, ...]`` without padding: recorded variables [records], constants,
-            and, if kept, ``value`` and ``attention``, ``transition``, ``stationary`` and
-            ``pattern``, and ``value_snapshots`` and ``attention_snapshots`` [snapshots, ...].
+            ``diverged_at``, and, if kept, ``value`` and ``attention``, ``transition``,
+            ``stationary`` and ``pattern``, and ``value_snapshots`` and ``attention_snapshots``
+            [snapshots, ...].
         run_seconds: time in segments.
         compile_seconds: time in the compiler; zero where the program was compiled before.
     """
@@ -274,6 +279,7 @@ class _ChunkRun:
         records = jax.device_get(self._carry.records)
         arrays: HostArrays = {name: np.moveaxis(kept, 0, 2) for name, kept in records.items()}
         arrays.update(jax.device_get(self._constants))
+        arrays["diverged_at"] = jax.device_get(self._carry.diverged_at)
         if self._study.final:
             arrays.update(self._params())
         if self._study.truth:
@@ -351,7 +357,7 @@ def _compile(program: Program) -> _Compiled:
     part = outer_size // mesh.size, inner_size
     sharded, whole = PartitionSpec(_OUTER), PartitionSpec()
     on_inputs = cast("Any", Inputs)(sharded, whole, whole)
-    on_carry = cast("Any", Carry)(sharded, PartitionSpec(None, _OUTER))
+    on_carry = cast("Any", Carry)(sharded, PartitionSpec(None, _OUTER), sharded)
     on_prepared = cast("Any", Prepared)(sharded, sharded, on_carry)
 
     place = partial(jax.device_put, device=_shardings(mesh, on_inputs))
@@ -450,7 +456,8 @@ def _prepare(program: Program, shape: tuple[int, int], inputs: Inputs) -> Prepar
         name: jnp.zeros((program.num_records, *shape), OBSERVABLES[name].dtype)
         for name in _variables(program)
     }
-    return Prepared(tasks, constants, Carry(state, records))
+    diverged_at = jnp.full(shape, _NOT_DIVERGED, jnp.int32)
+    return Prepared(tasks, constants, Carry(state, records, diverged_at))
 
 
 def _begin(program: Program, values: Values, task: Task) -> tuple[State, dict[str, jax.Array]]:
@@ -510,20 +517,42 @@ def _take(
 ) -> Carry:
     """Takes one record of one block, in the place of its part of the carry."""
     shape, first = (program.block, inner_size), number * program.block
-    outer, tasks, state = _slice((inputs.outer, tasks, carry.state), first, program.block)
+    outer, tasks, state, diverged_at = _slice(
+        (inputs.outer, tasks, carry.state, carry.diverged_at), first, program.block
+    )
     inputs = inputs._replace(outer=outer)
     # The first record is that of the initial state. It is taken here and not by a function of its
     # own because observables take the larger part of the time that compilation takes.
     move = partial(_over_grid, shape, partial(_move, program, index), inputs, tasks)
     state = jax.lax.cond(index > 0, move, lambda state: state, state)
     record = _over_grid(shape, partial(_observe, program, index), inputs, tasks, state)
+    newly = (diverged_at == _NOT_DIVERGED) & ~_are_finite(state.params)
+    diverged_at = jnp.where(newly, index * program.fixed["train.record_every"], diverged_at)
+    record = _without_diverged(record, diverged_at != _NOT_DIVERGED)
     return Carry(
         _put(carry.state, state, first),
         {
             name: jax.lax.dynamic_update_slice(kept, record[name][None], (index, first, 0))
             for name, kept in carry.records.items()
         },
+        _put(carry.diverged_at, diverged_at, first),
     )
+
+
+def _are_finite(params: Params) -> jax.Array:
+    """Which trajectories have finite parameters; [outer, inner] of leaves [outer, inner, ...]."""
+    value, attention = (jnp.all(jnp.isfinite(leaf), axis=(2, 3)) for leaf in params)
+    return value & attention
+
+
+def _without_diverged(record: Records, diverged: jax.Array) -> Records:
+    """A record [outer, inner] with NaN where a trajectory has diverged; integers have none."""
+    return {
+        name: jnp.where(diverged, jnp.nan, value)
+        if jnp.issubdtype(value.dtype, jnp.floating)
+        else value
+        for name, value in record.items()
+    }
 
 
 def _move(program: Program, index: jax.Array, values: Values, task: Task, state: State) -> State:

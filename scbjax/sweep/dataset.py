@@ -2,7 +2,8 @@
 
 Dimensions are the axes of the study, in its order, and ``step``. Coordinates hold the real values
 of the fields. Along them run the recorded variables; over the axes alone K_P, K_Q and ``|mu|^2`` of
-each task (``transition_signal``, ``pattern_signal``, ``stationary_norm``); and, if the study keeps
+each task (``transition_signal``, ``pattern_signal``, ``stationary_norm``) and the step at which a
+trajectory was found diverged (``diverged_at``, -1 for those that were not); and, if the study keeps
 them, the final V and A (``value``, ``attention``), their snapshots along ``snapshot``
 (``value_snapshots``, ``attention_snapshots``), and P, mu and Q (``transition``, ``stationary``,
 ``pattern``). A is the attention itself, whatever map makes it.
@@ -57,6 +58,11 @@ DESCRIPTIONS: Mapping[str, Description] = {
         "units": "1",
         "symbol": r"$\|\mu\|^2$",
     },
+    "diverged_at": {
+        "long_name": "step of the first record with parameters that are not finite, -1 for none",
+        "units": "1",
+        "symbol": r"$\tau_\infty$",
+    },
     "value": {"long_name": "final value matrix", "units": "1", "symbol": "$V$"},
     "attention": {"long_name": "final attention matrix", "units": "1", "symbol": "$A$"},
     "transition": {"long_name": "transition matrix", "units": "1", "symbol": "$P$"},
@@ -88,7 +94,8 @@ _SYMBOLS: Mapping[str, str] = {
 }
 """The paper's symbols for fields that have one."""
 
-_CONSTANTS = ("transition_signal", "pattern_signal", "stationary_norm")
+# What there is one number of for each trajectory.
+_SCALARS = ("transition_signal", "pattern_signal", "stationary_norm", "diverged_at")
 
 
 @dataclass(frozen=True)
@@ -97,11 +104,11 @@ class Written:
 
     Attributes:
         path: the file.
-        diverged: trajectories whose last record has a value that is not finite.
+        diverged_at: step at which each trajectory was found diverged, or -1; [trajectories].
     """
 
     path: Path
-    diverged: int
+    diverged_at: npt.NDArray[np.int32]
 
 
 def write_dataset(
@@ -121,25 +128,22 @@ def write_dataset(
     path = store.dataset_path(plan.study.name)
     aside = path.with_name(f".{path.name}.partial")
     descriptions = {**DESCRIPTIONS, **descriptions}
-    diverged = np.zeros(plan.num_trajectories, bool)
     try:
         _write(_frame(plan, attributes), aside, "w", {})
         for name in _variables(plan):
-            array = _gather(plan, store, name)
-            if name in plan.study.variables and array.dtype.kind == "f":
-                diverged |= ~np.isfinite(array[:, -1])
+            array = gather(plan, store, name)
             dims = tuple(axis.name for axis in plan.study.axes) + _own_dims(name)
             variable = (dims, array.reshape(plan.shape + array.shape[1:]), descriptions[name])
             _write_variable(aside, _dataset_name(plan, name), variable)
         _finish(aside, path)
     except OSError as error:
         raise StudyError(f"{path} can't be written: {error.strerror or error}") from None
-    return Written(path, int(diverged.sum()))
+    return Written(path, gather(plan, store, "diverged_at"))
 
 
 def _variables(plan: Plan) -> Iterator[str]:
     yield from plan.study.variables
-    yield from _CONSTANTS
+    yield from _SCALARS
     if plan.study.final:
         yield from ("value", "attention")
     if plan.study.truth:
@@ -150,7 +154,7 @@ def _variables(plan: Plan) -> Iterator[str]:
 
 def _own_dims(name: str) -> tuple[str, ...]:
     """Dimensions of a variable after those of the study's axes."""
-    return () if name in _CONSTANTS else _MATRIX_DIMS.get(name, ("step",))
+    return () if name in _SCALARS else _MATRIX_DIMS.get(name, ("step",))
 
 
 def _dataset_name(plan: Plan, name: str) -> str:
@@ -159,8 +163,14 @@ def _dataset_name(plan: Plan, name: str) -> str:
     return f"drawn_{name}" if name in fields else name
 
 
-def _gather(plan: Plan, store: Store, name: str) -> npt.NDArray[Any]:
-    """One array of all chunks, [trajectories, ...], in the order of the flattened grid."""
+def gather(plan: Plan, store: Store, name: str) -> npt.NDArray[Any]:
+    """One array of all chunks, [trajectories, ...], in the order of the flattened grid.
+
+    Args:
+        plan: the plan; all its chunks are in the store, and are whole.
+        store: the results directory.
+        name: of the array, as :class:`scbjax.sweep.chunks.ChunkResult` calls it.
+    """
     gathered: npt.NDArray[Any] | None = None
     for chunk in plan.chunks:
         array = store.load_chunk_array(chunk, name)

@@ -28,7 +28,8 @@ from scbjax.sweep.chunks import (
     Segment,
     live_metric,
 )
-from scbjax.sweep.dataset import is_whole, save_dataset, write_dataset
+from scbjax.sweep.dataset import gather, is_whole, save_dataset, write_dataset
+from scbjax.sweep.divergence import divergence_report, rate_warnings
 from scbjax.sweep.engines import Engine, LocalEngine
 from scbjax.sweep.fields import StudyError
 from scbjax.sweep.lock import hold, refuse_held_below
@@ -58,7 +59,7 @@ class RunReport:
         already_complete: there was nothing to do.
         run_seconds: time in the simulation, over all sessions.
         compile_seconds: time in the compiler, over all sessions.
-        diverged: trajectories that ended with a value that is not finite.
+        diverged: trajectories whose parameters left the finite range.
     """
 
     out: Path
@@ -117,6 +118,8 @@ def run_study(
             dataset = store.dataset_path(plan.study.name)
             if is_whole(dataset):
                 return RunReport(out, dataset, already_complete=True)
+            for line in rate_warnings(plan.study):
+                progress.say(line)
             session = _Session(plan, store, progress, checkpoint_seconds)
             with session.interruptible():
                 for index, result in engine.run(plan, session.todo(), session):
@@ -394,17 +397,15 @@ def _write(session: _Session) -> RunReport:
         f"{plan.num_trajectories} trajectories in {readable_seconds(run_seconds)} "
         f"and {readable_seconds(compile_seconds)} of compilation"
     )
-    if written.diverged:
-        session.progress.say(
-            f"{written.diverged} of {plan.num_trajectories} trajectories diverged: "
-            f"they end with values that are not finite"
-        )
+    signals = (gather(plan, store, f"{name}_signal") for name in ("transition", "pattern"))
+    for line in divergence_report(plan, written.diverged_at, *signals):
+        session.progress.say(line)
     return RunReport(
         store.out,
         written.path,
         run_seconds=run_seconds,
         compile_seconds=compile_seconds,
-        diverged=written.diverged,
+        diverged=int(np.count_nonzero(written.diverged_at >= 0)),
     )
 
 

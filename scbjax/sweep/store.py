@@ -34,8 +34,8 @@ from scbjax.sweep.study import Study, fingerprint, to_toml
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 Facts: TypeAlias = Mapping[str, Any]
 
-FORMAT = 1
-"""Version of the directory layout."""
+FORMAT = 2
+"""Version of the directory layout, and of what chunks hold: since 2, ``diverged_at``."""
 
 # What NumPy and zipfile raise for a file that isn't what it should be.
 _UNREADABLE = (
@@ -157,7 +157,8 @@ class Store:
             raise DamagedError(str(error)) from None
         if manifest.format != FORMAT:
             raise StudyError(
-                f"{self.manifest_path} has format {manifest.format}; this version reads {FORMAT}"
+                f"{self.manifest_path} has format {manifest.format}; this version reads {FORMAT}: "
+                f"choose another directory with --out, or move this one aside with --force"
             )
         return manifest
 

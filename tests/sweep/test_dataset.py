@@ -52,6 +52,7 @@ def fill(plan: Plan, store: Store) -> None:
         "transition_signal": (),
         "pattern_signal": (),
         "stationary_norm": (),
+        "diverged_at": (),
         "value": (3, 3),
         "attention": (20, 3),
         "transition": (3, 3),
@@ -64,7 +65,7 @@ def fill(plan: Plan, store: Store) -> None:
         place = plan.positions(chunk)
         arrays: dict[str, Any] = {}
         for name, shape in shapes.items():
-            dtype = np.int32 if name == "stage" else np.float32
+            dtype = np.int32 if name in {"stage", "diverged_at"} else np.float32
             offsets = np.arange(np.prod(shape, dtype=int)).reshape(shape) / 1000
             own = place.reshape(place.shape + (1,) * len(shape))
             arrays[name] = (own + offsets).astype(dtype)
@@ -186,16 +187,15 @@ def test_a_study_without_axes_has_only_steps(tmp_path: Path) -> None:
     assert dataset.transition_signal.dims == ()
 
 
-def test_values_that_are_not_finite_at_the_end_are_counted(tmp_path: Path) -> None:
+def test_where_trajectories_diverged_is_kept(dataset: xarray.Dataset, tmp_path: Path) -> None:
+    places = np.arange(36)
+    assert dataset.diverged_at.dims == ("seed", "sparsity", "geometry", "arm")
+    assert dataset.diverged_at.dtype == np.int32
+    np.testing.assert_array_equal(dataset.diverged_at.values.ravel(), places)
     plan = make_plan(parse_study(TEXT, "study"), memory_bytes=200_000)
     store = Store(tmp_path)
     fill(plan, store)
-    chunk = plan.chunks[1]
-    arrays = dict(store.load_chunk(plan, chunk)[0])
-    arrays["attention_distance"][0, 0, -1] = np.nan  # diverged
-    arrays["attention_distance"][-1, -1, 0] = np.nan  # unknown at first, which is no divergence
-    store.save_chunk(plan, chunk, arrays, {})
-    assert write_dataset(plan, store, DESCRIBED, {}).diverged == 1
+    np.testing.assert_array_equal(write_dataset(plan, store, DESCRIBED, {}).diverged_at, places)
 
 
 def test_a_whole_dataset_is_told_from_a_damaged_one(tmp_path: Path) -> None:

@@ -339,13 +339,21 @@ def test_a_diverging_trajectory_leaves_its_neighbours_alone(tmp_path: Path) -> N
     text = TEXT.partition("[axes]")[0].replace("num_tokens", "sparsity = 2\nnum_tokens")
     plan = make_plan_of(parse_study(text + zipped, "study"), 3, 1)
     assert [chunk.shape for chunk in plan.chunks] == [(3, 1), (3, 1)]
-    report = run(plan, tmp_path / "out")
+    progress = Recorder()
+    report = run(plan, tmp_path / "out", progress=progress)
     dataset = load(report)
     assert report.diverged == 1
-    assert np.isnan(dataset.attention_distance.isel(arm=4, step=-1))
-    for name in ("attention_distance", "alpha_value", "nonzeros"):
-        for tame, wild in ((0, 3), (2, 5)):
-            np.testing.assert_array_equal(dataset[name][wild], dataset[name][tame], name)
+    assert dataset.diverged_at.values.tolist() == [-1, -1, -1, -1, 10, -1]
+    wild = dataset.isel(arm=4)
+    for name in ("attention_distance", "alpha_value", "batch_loss"):
+        assert np.isnan(wild[name][1:]).all()
+    assert np.isfinite(wild.attention_distance[0])
+    for variable in dataset.data_vars.values():
+        for tame, neighbour in ((0, 3), (2, 5)):
+            np.testing.assert_array_equal(variable[neighbour], variable[tame], str(variable.name))
+    assert progress.said[0].startswith("warning: learning_rate_1 = 1e+30 cannot work: ")
+    told = "  seed = 0, switch_step = 5, learning_rate_1 = 1e+30: by step 10; likely cause: lear"
+    assert progress.said[-1].startswith(told)
 
 
 # -------------------------------------------------------------------- interruptions and damage
@@ -628,6 +636,7 @@ def test_the_dataset_says_how_it_was_made(whole: Kept) -> None:
     assert whole.dataset.attrs["title"] == "A title"
     assert set(whole.dataset.data_vars) == {
         *make_study().variables, "transition_signal", "pattern_signal", "stationary_norm",
+        "diverged_at",
     }  # fmt: skip
     for name in make_study().variables:
         entry = OBSERVABLES[name]

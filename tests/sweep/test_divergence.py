@@ -1,0 +1,132 @@
+"""Rates that cannot work are told before a run, and what diverged after it, with the cause."""
+
+import math
+
+import numpy as np
+import pytest
+
+from scbjax.sweep.divergence import MAX_POINTS_TOLD, divergence_report, rate_warnings
+from scbjax.sweep.plan import make_plan
+from scbjax.sweep.study import Study, parse_study
+
+TEXT = """
+[task]
+num_tokens = 3
+context_length = 50
+sparsity = 2
+[train]
+batch_size = 8
+steps = 40
+record_every = 10
+[axes]
+seed = { range = [0, 6] }
+"""
+# With K_Q at most 1 - 1/T the matrix of a step at eta = 1 is [[1 + 1/49, 1], [1, 1]].
+BOUND = 2 / np.linalg.eigvalsh([[1 + 1 / 49, 1.0], [1.0, 1.0]])[-1]
+SLOW_BOUND = 2 / np.linalg.eigvals([[1 + 1 / 49, 1.0], [0.1, 0.1]]).max()  # with A slower than V
+
+
+def make(*overrides: str) -> Study:
+    return parse_study(TEXT, "study", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ([], {}),
+        (["learning_rate_2=0.98"], {}),
+        (["learning_rate_2=1.0"], {"learning_rate_2 = 1": BOUND}),
+        (["axes.learning_rate_2=[3.5, 0.01, 2]"], {"learning_rate_2 = 2, 3.5": BOUND}),
+        (["learning_rate_2=2", "optimizer='sgd'"], {"learning_rate_2 = 2": BOUND}),
+        (["learning_rate_2=2", "attention_rate_ratio=0.1"], {"learning_rate_2 = 2": SLOW_BOUND}),
+        # Stage 2 never comes.
+        (["learning_rate_2=2", "switch_level=inf"], {}),
+        (["learning_rate_2=2", "switch_on='step'", "switch_step=40"], {}),
+        (
+            ["learning_rate_2=2", "switch_on='step'", "switch_step=5"],
+            {"learning_rate_2 = 2": BOUND},
+        ),
+        # In stage 1 the rate counts if it can last, or if it is not looked at in time.
+        (["learning_rate_1=2", "record_every=1"], {}),
+        (["learning_rate_1=2", "record_every=4"], {"learning_rate_1 = 2": BOUND}),
+        (["learning_rate_1=2", "switch_level=inf"], {"learning_rate_1 = 2": BOUND}),
+        (["learning_rate_1=2", "switch_on='step'", "switch_step=2"], {}),
+        (
+            ["learning_rate_1=2", "switch_on='step'", "switch_step=20"],
+            {"learning_rate_1 = 2": BOUND},
+        ),
+        (["learning_rate_1=2", "transfer.first_samples=8", "start='transfer'"], {}),
+        # V alone: eta (1 + 1 / 49) below 2.
+        (["learning_rate_3=1.9"], {}),
+        (["learning_rate_3=2"], {"learning_rate_3 = 2": 2 / (1 + 1 / 49)}),
+        (["learning_rate_3=2", "stop_level=inf"], {}),
+        (["learning_rate_3=2", "optimizer='sgd'"], {}),
+        # |Q|_mu^2 is at least 1/2, and V alone needs eta |Q|_mu^2 below 2.
+        (["scale_rates=false", "learning_rate_2=3.9"], {}),
+        (["scale_rates=false", "learning_rate_2=5"], {"learning_rate_2 = 5": 4.0}),
+        # No bound is known.
+        (["learning_rate_2=1e9", "optimizer='adam'"], {}),
+        (["learning_rate_2=1e9", "optimizer='raw_sgd'", "attention_map='softmax'"], {}),
+    ],
+    ids=str,
+)
+def test_rates_that_cannot_work_are_named(overrides: list[str], named: dict[str, float]) -> None:
+    lines = rate_warnings(make(*overrides))
+    assert len(lines) == len(named)
+    for line, (start, bound) in zip(lines, named.items(), strict=True):
+        assert line.startswith(f"warning: {start} cannot work: ")
+        assert f"settle at (P, Q) below {bound:.3g} only" in line
+
+
+def test_a_study_too_large_to_look_through_is_not() -> None:
+    many = ", ".join(str(2 + index) for index in range(200))
+    assert (
+        rate_warnings(make(f"axes.learning_rate_1=[{many}]", f"axes.learning_rate_2=[{many}]"))
+        == []
+    )
+
+
+def report(study: Study, diverged: dict[int, int]) -> list[str]:
+    """With signals that grow from trajectory to trajectory."""
+    count = study.num_trajectories
+    diverged_at = np.full(count, -1, np.int32)
+    for place, step in diverged.items():
+        diverged_at[place] = step
+    k_q = np.linspace(0.1, 0.5, count)
+    return divergence_report(make_plan(study), diverged_at, np.full(count, 0.3), k_q)
+
+
+def test_nothing_is_said_where_nothing_diverged() -> None:
+    assert report(make(), {}) == []
+
+
+def test_the_first_to_diverge_are_told_with_point_step_and_cause() -> None:
+    study = make("axes.learning_rate_2=[0.1, 2.5]")
+    head, first, second = report(study, {3: 30, 8: 20})
+    assert head == "2 of 12 trajectories diverged; their records from then on are NaN:"
+    noise = "noise, as its rates are below the stability bound; try a larger batch"
+    assert first == f"  seed = 4, learning_rate_2 = 0.1: by step 20; likely cause: {noise}"
+    k_q = np.linspace(0.1, 0.5, 12)[3]
+    bound = 2 / np.linalg.eigvalsh([[1 + 1 / (50 * k_q), 1.0], [1.0, 1.0]])[-1]
+    cause = f"learning_rate_2 = 2.5 is above the stability bound {bound:.3g} of its task"
+    assert second == f"  seed = 1, learning_rate_2 = 2.5: by step 30; likely cause: {cause}"
+    assert not math.isclose(bound, BOUND, rel_tol=0.01)
+
+
+def test_learners_without_a_bound_are_told_apart() -> None:
+    for override in ("optimizer='raw_sgd'", "optimizer='adam'"):
+        (line,) = report(make(override, "learning_rate_2=50"), {0: 0})[1:]
+        assert "its rates; no stability bound is known for its optimizer" in line
+
+
+def test_a_few_are_told_and_the_others_counted() -> None:
+    study = make("axes.data_seed=[1, 2]")
+    lines = report(study, dict.fromkeys(range(12), 10))
+    assert len(lines) == MAX_POINTS_TOLD + 2
+    assert lines[-1] == "  and 4 more, which the variable diverged_at of the dataset tells"
+
+
+def test_a_study_of_one_trajectory_has_no_coordinates() -> None:
+    text = TEXT.partition("[axes]")[0]
+    lines = report(parse_study(text, "study"), {0: 10})
+    assert lines[1].startswith("  the only one: by step 10; ")
