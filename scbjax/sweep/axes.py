@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from scbjax.sweep.fields import (
     FIELDS,
     FLOAT32_MAX,
+    FLOAT32_TINY,
     INT32_MAX,
     RECORDABLE,
     TABLES,
@@ -29,12 +30,15 @@ from scbjax.sweep.fields import (
 
 MAX_AXIS_POINTS = 1_000_000
 """The coordinates of an axis are held in host memory."""
+MAX_NAME = 200
+"""Characters of a name: it becomes one of a dimension, or of a file with a little added."""
 LOG_RANGE_DIGITS = 12
 """Significant digits of a log-range's points: 1e-4 and not 0.00010000000000000002."""
 
 RESERVED_NAMES = frozenset(
     {"step", "snapshot", "token_out", "token_in", "position", "query", "value", "attention"}
-    | {"transition_signal", "pattern_signal", "stationary_norm", "diverged_at"}
+    | {"transition_signal", "pattern_signal", "stationary_norm", "drawn_transition_signal"}
+    | {"diverged_at", "probe", "samples_to_goal", "samples_to_switch"}
     | set(RECORDABLE)
 )
 """Names that the dataset uses itself, so that no zip may be called so."""
@@ -132,10 +136,10 @@ def without(axis: Axis, path: str) -> Axis | None:
 
 
 def _zip_name(name: object) -> str:
-    if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name):
+    if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name) or len(name) > MAX_NAME:
         raise StudyError(
-            f"the name of a zip must be letters, digits and _, not starting with a digit, "
-            f"got {shown(name)}"
+            f"the name of a zip must be at most {MAX_NAME} letters, digits and _, not starting "
+            f"with a digit, got {shown(name)}"
         )
     if name in RESERVED_NAMES:
         raise StudyError(f"a zip can't be called '{name}': the dataset uses that name")
@@ -207,13 +211,14 @@ def _log_range(field: Field, bounds: list[Any]) -> list[Any]:
     sound = len(bounds) == 3 and all(type(bound) in {int, float} for bound in bounds)
     if not (
         sound
-        and all(0 < bound <= FLOAT32_MAX for bound in bounds)
+        and all(FLOAT32_TINY <= bound <= FLOAT32_MAX for bound in bounds)
         and type(bounds[2]) is int
         and 2 <= bounds[2] <= MAX_AXIS_POINTS
     ):
         raise StudyError(
-            f"log_range of axis {field.path} must be [first, last, points], two numbers above 0 "
-            f"and an integer from 2 to {MAX_AXIS_POINTS}, got {shown(bounds)}"
+            f"log_range of axis {field.path} must be [first, last, points], two numbers from "
+            f"{FLOAT32_TINY:.2g} to {FLOAT32_MAX:.2g} and an integer from 2 to {MAX_AXIS_POINTS}, "
+            f"got {shown(bounds)}"
         )
     first, last, count = bounds
     ratio = math.log(last / first) / (count - 1)

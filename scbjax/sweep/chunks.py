@@ -200,6 +200,7 @@ class Executor:
         index: int,
         *,
         checkpoint: Checkpoint | None = None,
+        unfit: Callable[[Checkpoint, str], None] = lambda _, __: None,
         listen: Callable[[Segment], None] = lambda _: None,
         compiling: Callable[[Program], None] = lambda _: None,
     ) -> ChunkResult:
@@ -208,6 +209,7 @@ class Executor:
         Args:
             index: its place in the plan.
             checkpoint: where to continue.
+            unfit: called with a checkpoint that is of no use, and why; the chunk then begins anew.
             listen: called after each segment; what it raises ends the run.
             compiling: called before a program is compiled.
 
@@ -226,7 +228,10 @@ class Executor:
             compile_seconds = self._compiled[program.index].seconds
         run = _ChunkRun(self._plan, chunk, self._compiled[program.index])
         if checkpoint is not None:
-            run.restore(checkpoint)
+            try:
+                run.restore(checkpoint)
+            except ValueError as error:
+                unfit(checkpoint, str(error))
         length = 2  # the first segment tells how long a record takes; that of the start takes less
         while run.done < program.num_records:
             segment = run.segment(length)
@@ -313,16 +318,29 @@ class _ChunkRun:
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continues from a checkpoint instead of from the start."""
+        """Continues from a checkpoint instead of from the start; ValueError if it can't be."""
         leaves, structure = jax.tree.flatten(self._carry)
-        saved = [checkpoint.arrays[f"carry_{number}"] for number in range(len(leaves))]
-        placed = [jax.device_put(new, old.sharding) for new, old in zip(saved, leaves, strict=True)]
+        names = [f"carry_{number}" for number in range(len(leaves))]
+        taken = (checkpoint.records - 1) * int(self._program.fixed["train.record_every"])
+        due = sum(step <= taken for step in self._study.snapshots)
+        kinds = ("value", "attention")
+        kept = [f"{kind}_{number}" for number in range(due) for kind in kinds]
+        arrays = checkpoint.arrays
+        shapes = [getattr(arrays.get(name), "shape", None) for name in names]
+        if arrays.keys() != {*names, *kept} or shapes != [leaf.shape for leaf in leaves]:
+            raise ValueError("it holds other arrays than the program has")
+        if [arrays[name].dtype for name in names] != [leaf.dtype for leaf in leaves]:
+            raise ValueError("it has another precision than the program")
+        if not 0 < checkpoint.records < self._program.num_records:
+            raise ValueError(f"it has {checkpoint.records} records")
+        placed = [
+            jax.device_put(arrays[name], leaf.sharding)
+            for name, leaf in zip(names, leaves, strict=True)
+        ]
         self._carry = jax.tree.unflatten(structure, placed)
         self.done, self.run_seconds = checkpoint.records, checkpoint.run_seconds
-        taken = sum(step <= self._step for step in self._study.snapshots)
         self._snapshots = [
-            (checkpoint.arrays[f"value_{number}"], checkpoint.arrays[f"attention_{number}"])
-            for number in range(taken)
+            (arrays[f"value_{number}"], arrays[f"attention_{number}"]) for number in range(due)
         ]
 
     def _checkpoint(self) -> Checkpoint:

@@ -9,6 +9,7 @@ them, the final V and A (``value``, ``attention``), their snapshots along ``snap
 ``pattern``). A is the attention itself, whatever map makes it.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from scbjax.sweep.axes import Axis
-from scbjax.sweep.fields import FIELDS, StudyError
-from scbjax.sweep.plan import Plan
-from scbjax.sweep.store import Store, atomic_file
+from scbjax.sweep.fields import FIELDS, StudyError, shown
+from scbjax.sweep.plan import Chunk, Plan
+from scbjax.sweep.store import Arrays, DamagedError, Store, aside_of, atomic_file
 from scbjax.sweep.study import Study, fingerprint, to_toml
 
 if TYPE_CHECKING:
@@ -126,19 +127,34 @@ def write_dataset(
         StudyError: the file can't be written.
     """
     path = store.dataset_path(plan.study.name)
-    aside = path.with_name(f".{path.name}.partial")
     descriptions = {**DESCRIPTIONS, **descriptions}
-    try:
+    with _dataset_file(path) as aside:
         _write(_frame(plan, attributes), aside, "w", {})
         for name in _variables(plan):
             array = gather(plan, store, name)
             dims = tuple(axis.name for axis in plan.study.axes) + _own_dims(name)
             variable = (dims, array.reshape(plan.shape + array.shape[1:]), descriptions[name])
             _write_variable(aside, _dataset_name(plan, name), variable)
-        _finish(aside, path)
-    except OSError as error:
-        raise StudyError(f"{path} can't be written: {error.strerror or error}") from None
     return Written(path, gather(plan, store, "diverged_at"))
+
+
+def check_arrays(plan: Plan, chunk: Chunk, arrays: Arrays) -> None:
+    """Raises a `DamagedError` if a chunk has other arrays than those that the dataset needs."""
+    base = plan.study.base
+    tokens, length = base.get("task.num_tokens"), base.get("task.context_length")
+    sizes = {
+        "step": plan.programs[chunk.program].num_records,
+        "snapshot": len(plan.study.snapshots),
+        "position": length,
+        **dict.fromkeys(("token_out", "token_in", "query"), tokens),
+    }
+    expected = {
+        name: (*chunk.shape, *(sizes[dim] for dim in _own_dims(name))) for name in _variables(plan)
+    }
+    for name in expected.keys() | arrays.keys():
+        array = arrays.get(name)
+        if array is None or array.shape != expected.get(name) or array.dtype.kind not in "fi":
+            raise DamagedError(f"its {shown(name)} is not what the study records")
 
 
 def _variables(plan: Plan) -> Iterator[str]:
@@ -247,12 +263,26 @@ def _write(dataset: "xarray.Dataset", path: Path, mode: Any, encoding: Mapping[s
     dataset.to_netcdf(path, mode=mode, engine="h5netcdf", encoding=encoding)
 
 
-def _finish(aside: Path, path: Path) -> None:
-    """Gives a file its name once it is safely on disk, and notes its checksum beside it."""
-    with aside.open("rb+") as file:
-        os.fsync(file.fileno())
-    checksum = _checksum(aside)
-    aside.replace(path)
+@contextlib.contextmanager
+def _dataset_file(path: Path) -> Iterator[Path]:
+    """Where to write a dataset; it gets its name and a checksum once it is whole and on the disk.
+
+    Raises:
+        StudyError: it can't be written.
+    """
+    aside = aside_of(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
+        checksum = _checksum(aside)
+        aside.replace(path)
+    except (OSError, RuntimeError) as error:  # HDF5 fails with either when a disk is full
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise StudyError(f"{path} can't be written: {reason}") from None
     with atomic_file(checksum_path(path)) as file:
         file.write(f"{checksum}  {path.name}\n".encode())
 
@@ -263,13 +293,27 @@ def save_dataset(dataset: "xarray.Dataset", path: Path) -> None:
     Raises:
         StudyError: the file can't be written.
     """
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _dataset_file(path) as aside:
         _write(dataset, aside, "w", {})
-        _finish(aside, path)
-    except OSError as error:
-        raise StudyError(f"{path} can't be written: {error.strerror or error}") from None
+
+
+def read_dataset(path: Path) -> "xarray.Dataset":
+    """A dataset, in memory.
+
+    Raises:
+        StudyError: it can't be read, or is no dataset.
+    """
+    import xarray
+
+    if not path.is_file():
+        raise StudyError(f"{path} is missing, or is no file")
+    try:
+        with xarray.open_dataset(path, engine="h5netcdf") as found:
+            return found.load()
+    # HDF5, h5netcdf and xarray each have errors of their own for altered bytes.
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split())
+        raise StudyError(f"{path} can't be read as a dataset: {reason}") from None
 
 
 def is_whole(path: Path) -> bool:

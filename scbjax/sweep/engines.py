@@ -1,6 +1,7 @@
 """Where chunks are run: an engine gets a plan and the chunks to do, and yields their results."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 from scbjax.sweep.chunks import Checkpoint, ChunkResult, Executor, Segment
@@ -12,6 +13,9 @@ class Session(Protocol):
 
     def checkpoint(self, index: int) -> Checkpoint | None:
         """Where a chunk was left by an earlier session, if it was begun."""
+
+    def unfit(self, index: int, checkpoint: Checkpoint, reason: str) -> None:
+        """Hears that the checkpoint of a chunk is of no use, and that it begins anew."""
 
     def compiling(self, program: Program) -> None:
         """Hears that a program is about to be compiled, which takes seconds."""
@@ -54,6 +58,7 @@ class LocalEngine:
                 executor.run(
                     index,
                     checkpoint=session.checkpoint(index),
+                    unfit=partial(session.unfit, index),
                     listen=session.listen,
                     compiling=session.compiling,
                 ),

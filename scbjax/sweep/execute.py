@@ -28,15 +28,22 @@ from scbjax.sweep.chunks import (
     Segment,
     live_metric,
 )
-from scbjax.sweep.dataset import gather, is_whole, save_dataset, write_dataset
+from scbjax.sweep.dataset import (
+    check_arrays,
+    gather,
+    is_whole,
+    read_dataset,
+    save_dataset,
+    write_dataset,
+)
 from scbjax.sweep.divergence import divergence_report, rate_warnings
 from scbjax.sweep.engines import Engine, LocalEngine
-from scbjax.sweep.fields import StudyError
+from scbjax.sweep.fields import StudyError, shown
 from scbjax.sweep.lock import hold, refuse_held_below
-from scbjax.sweep.plan import Chunk, Plan, Program, make_plan, plan_with_layout
+from scbjax.sweep.plan import Chunk, Layout, Plan, Program, make_plan, plan_with_layout
 from scbjax.sweep.progress import Meter, Progress, readable_seconds
 from scbjax.sweep.search import search
-from scbjax.sweep.store import DamagedError, Manifest, Store
+from scbjax.sweep.store import DamagedError, Facts, Manifest, Store
 from scbjax.sweep.study import Study, fingerprint
 
 if TYPE_CHECKING:
@@ -118,6 +125,8 @@ def run_study(
             dataset = store.dataset_path(plan.study.name)
             if is_whole(dataset):
                 return RunReport(out, dataset, already_complete=True)
+            if dataset.exists():
+                progress.say(f"{dataset} is damaged and is written again")
             for line in rate_warnings(plan.study):
                 progress.say(line)
             session = _Session(plan, store, progress, checkpoint_seconds)
@@ -176,16 +185,13 @@ def _search_held(
     reports: list[RunReport] = []
 
     def measure(part: Study, folder: Path) -> "xarray.Dataset":
-        import xarray
-
         progress = create_progress()
         progress.say(f"{folder.relative_to(out)} of {out}")
         plan = plan_here(part, memory_bytes=memory_bytes)
         reports.append(run_study(plan, folder, progress=progress))
         if reports[-1].dataset is None:
             raise Interrupted
-        with xarray.open_dataset(reports[-1].dataset, engine="h5netcdf") as found:
-            return found.load()
+        return read_dataset(reports[-1].dataset)
 
     try:
         found = search(study, out, measure)
@@ -202,10 +208,7 @@ def _search_held(
 
 
 def _already_searched(study: Study, out: Path, dataset: Path) -> RunReport:
-    import xarray
-
-    with xarray.open_dataset(dataset, engine="h5netcdf") as found:
-        known = str(found.attrs.get("fingerprint"))
+    known = str(read_dataset(dataset).attrs.get("fingerprint"))
     if known != fingerprint(study):
         raise StudyError(_foreign(Store(out), known, fingerprint(study)))
     return RunReport(out, dataset, already_complete=True)
@@ -222,23 +225,47 @@ def _move_aside(store: Store) -> Path:
 
 def _open(store: Store, plan: Plan, progress: Progress) -> Plan:
     """Begins a run in the directory, or finds the one that is there; returns the plan to follow."""
-    own = plan.fingerprint
     try:
-        found = store.read_manifest()
-    except DamagedError:
-        progress.say(f"{store.manifest_path} is damaged and is written again")
-        found = None
-    if found is None:
-        _refuse_foreign_chunks(store, own)
+        begun = _begun(store, plan)
+    except DamagedError as error:
+        progress.say(f"{store.manifest_path} is damaged and is written again: {error}")
+        begun = None
+    if begun is None:
+        _refuse_foreign_chunks(store, plan.fingerprint)
+        plan = _as_chunks_are(store, plan)
         store.write_manifest(Manifest.of(plan, provenance()))
         return plan
-    if found.fingerprint != own:
-        raise StudyError(_foreign(store, found.fingerprint, own))
+    found, plan = begun
     now = provenance()
     changed = [name for name in now if found.provenance.get(name) != now[name]]
     if changed and not is_whole(store.dataset_path(plan.study.name)):
         progress.say(f"continues a run that was begun with other {', '.join(changed)}")
-    return plan_with_layout(plan.study, found.layout, device_count=plan.device_count)
+    return plan
+
+
+def _begun(store: Store, plan: Plan) -> tuple[Manifest, Plan] | None:
+    """The manifest in the directory and the plan that was begun by it, if there is one."""
+    found = store.read_manifest()
+    if found is None:
+        return None
+    if found.fingerprint != plan.fingerprint:
+        raise StudyError(_foreign(store, found.fingerprint, plan.fingerprint))
+    return found, _with_layout(plan, found.layout)
+
+
+def _with_layout(plan: Plan, layout: Layout) -> Plan:
+    try:
+        return plan_with_layout(plan.study, layout, device_count=plan.device_count)
+    except StudyError as error:
+        raise DamagedError(str(error)) from None
+
+
+def _as_chunks_are(store: Store, plan: Plan) -> Plan:
+    """The plan, cut as the chunks are that have lost their manifest, so that they are of use."""
+    try:
+        return _with_layout(plan, store.layout_of_chunks(plan))
+    except DamagedError:
+        return plan
 
 
 def _refuse_foreign_chunks(store: Store, own: str) -> None:
@@ -272,18 +299,23 @@ class _Session:
         self._meter = Meter(plan.num_trajectories, work)
 
     def todo(self) -> list[int]:
-        """The chunks that are not on the disk; says which of them are damaged."""
+        """The chunks that are not on the disk; says what an earlier run has left."""
+        if removed := self.store.remove_unfinished():
+            self.progress.say(f"removed {removed} files that an earlier run was about to write")
         todo = []
         for chunk in self.plan.chunks:
             try:
-                self.store.load_chunk(self.plan, chunk)
+                load_chunk(self.store, self.plan, chunk)
             except FileNotFoundError:
                 todo.append(chunk.index)
             except DamagedError as error:
                 self.progress.say(f"chunk {chunk.index} is damaged and is done again: {error}")
                 todo.append(chunk.index)
             else:
+                self.store.forget_checkpoint(chunk)
                 self._meter.skip(*self._share(chunk, 1.0))
+        if done := len(self.plan.chunks) - len(todo):
+            self.progress.say(f"found {done} of {len(self.plan.chunks)} chunks done")
         self.progress.show(self._meter.reading())
         self._chunks_left = len(todo)
         return todo
@@ -296,13 +328,23 @@ class _Session:
             found = Checkpoint(dict(arrays), int(facts["records"]), float(facts["run_seconds"]))
         except FileNotFoundError:
             return None
-        except (DamagedError, KeyError, ValueError) as error:
-            self.progress.say(
-                f"the checkpoint of chunk {index} is damaged and is left out: {error}"
-            )
+        except (DamagedError, KeyError, OverflowError, TypeError, ValueError) as error:
+            self._leave_out(index, error)
             return None
-        self._meter.skip(*self._share(chunk, found.records / self._program(chunk).num_records))
+        self._meter.skip(*self._share(chunk, self._part(found)))
+        self.progress.say(
+            f"chunk {index} goes on after {found.records} of {self._program(chunk).num_records} "
+            "records"
+        )
         return found
+
+    def unfit(self, index: int, checkpoint: Checkpoint, reason: str) -> None:
+        """Says that a checkpoint can't be used."""
+        self._meter.skip(*self._share(self.plan.chunks[index], -self._part(checkpoint)))
+        self._leave_out(index, reason)
+
+    def _leave_out(self, index: int, reason: object) -> None:
+        self.progress.say(f"the checkpoint of chunk {index} is damaged and is left out: {reason}")
 
     def compiling(self, program: Program) -> None:
         """Explains why nothing moves."""
@@ -369,11 +411,29 @@ class _Session:
         program = self._program(chunk)
         return chunk.size * part, program.seconds * chunk.size * part / program.positions.size
 
+    def _part(self, checkpoint: Checkpoint) -> float:
+        return checkpoint.records / self._program(self.plan.chunks[0]).num_records
+
     def _save(self, segment: Segment) -> None:
         found = segment.checkpoint()
         facts = {"records": found.records, "run_seconds": found.run_seconds}
         self.store.save_checkpoint(self.plan, segment.chunk, found.arrays, facts)
         self._saved_at = time.monotonic()
+
+
+def load_chunk(store: Store, plan: Plan, chunk: Chunk) -> Facts:
+    """What is known of a finished chunk, once it is sure that it can become part of the dataset.
+
+    Raises:
+        FileNotFoundError: it isn't there.
+        DamagedError: it is there, and isn't this chunk of this plan as it was written.
+    """
+    arrays, facts = store.load_chunk(plan, chunk)
+    check_arrays(plan, chunk, arrays)
+    for name in ("run_seconds", "compile_seconds"):
+        if type(facts.get(name)) not in {int, float}:
+            raise DamagedError(f"its {name} is {shown(facts.get(name))}")
+    return facts
 
 
 def _median(values: Any) -> float:  # noqa: ANN401 - any array
@@ -384,7 +444,10 @@ def _median(values: Any) -> float:  # noqa: ANN401 - any array
 def _write(session: _Session) -> RunReport:
     """Writes the dataset of a study whose chunks are all there."""
     plan, store = session.plan, session.store
-    facts = [store.load_chunk(plan, chunk)[1] for chunk in plan.chunks]
+    try:
+        facts = [load_chunk(store, plan, chunk) for chunk in plan.chunks]
+    except (FileNotFoundError, DamagedError) as error:
+        raise StudyError(f"{store.out} was changed while the study ran: {error}") from None
     run_seconds = sum(float(fact["run_seconds"]) for fact in facts)
     compile_seconds = sum(float(fact["compile_seconds"]) for fact in facts)
     descriptions = {

@@ -670,7 +670,12 @@ def shown(value: object) -> str:
     >>> shown([1, 2])
     '[1, 2]'
     """
-    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python spells out no integer of thousands of digits
+        return "what is too long to show"
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 

@@ -13,12 +13,11 @@ noticed. No file holds anything but plain arrays and JSON: reading one never run
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ import numpy.typing as npt
 
 from scbjax.sweep.fields import StudyError
 from scbjax.sweep.plan import Chunk, Layout, Plan
-from scbjax.sweep.study import Study, fingerprint, to_toml
+from scbjax.sweep.study import Study, check_name, fingerprint, to_toml
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 Facts: TypeAlias = Mapping[str, Any]
@@ -37,20 +36,7 @@ Facts: TypeAlias = Mapping[str, Any]
 FORMAT = 2
 """Version of the directory layout, and of what chunks hold: since 2, ``diverged_at``."""
 
-# What NumPy and zipfile raise for a file that isn't what it should be.
-_UNREADABLE = (
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,  # an altered header that asks for too much
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+_PARTIAL = ".{}.partial"  # a file that is being written
 _META = "meta"  # the member of an npz file that holds its JSON description
 
 
@@ -134,33 +120,34 @@ class Store:
 
     def dataset_path(self, name: str) -> Path:
         """Where the dataset of a study is."""
-        return self.out / f"{_safe_name(name)}.nc"
+        return self.out / f"{check_name(name)}.nc"
 
     def read_manifest(self) -> Manifest | None:
         """The manifest, or None where no run has begun.
 
         Raises:
             DamagedError: it is there and can't be understood.
+            StudyError: it can't be read, or another version wrote it.
         """
         try:
-            content = json.loads(self.manifest_path.read_bytes())
+            with _open_regular(self.manifest_path) as file:
+                content = json.load(file)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise StudyError(f"{self.manifest_path} can't be read: {error.strerror}") from None
+        except (ValueError, RecursionError) as error:
             raise DamagedError(str(error)) from None
-        try:
-            layout = tuple((int(o), int(i), int(block)) for o, i, block in content["layout"])
-            manifest = Manifest(**{**content, "layout": layout})
-            if any(min(shape) < 1 for shape in layout):
-                raise ValueError("its layout has an empty chunk")
-        except (KeyError, TypeError, ValueError) as error:
-            raise DamagedError(str(error)) from None
-        if manifest.format != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        if type(found) is int and found != FORMAT:
             raise StudyError(
-                f"{self.manifest_path} has format {manifest.format}; this version reads {FORMAT}: "
+                f"{self.manifest_path} has format {found}; this version reads {FORMAT}: "
                 f"choose another directory with --out, or move this one aside with --force"
             )
-        return manifest
+        try:
+            return _read_manifest(content)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedError(str(error)) from None
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Begins a run: makes the directory and says what it is for."""
@@ -170,7 +157,7 @@ class Store:
     def save_chunk(self, plan: Plan, chunk: Chunk, arrays: Arrays, facts: Facts) -> None:
         """Keeps a finished chunk, and forgets its checkpoint."""
         write_arrays(self._path("chunks", chunk), arrays, {**_identity(plan, chunk), **facts})
-        self._path("checkpoints", chunk).unlink(missing_ok=True)
+        self.forget_checkpoint(chunk)
 
     def load_chunk(self, plan: Plan, chunk: Chunk) -> tuple[Arrays, Facts]:
         """A finished chunk's arrays and facts.
@@ -204,6 +191,24 @@ class Store:
                 raise DamagedError(f"its {key} is {facts.get(key)}, not {value}")
         return arrays, facts
 
+    def forget_checkpoint(self, chunk: Chunk) -> None:
+        """Removes the checkpoint of a chunk that needs it no more, if there is one."""
+        self._path("checkpoints", chunk).unlink(missing_ok=True)
+
+    def remove_unfinished(self) -> int:
+        """Removes the files that an earlier run was about to write when it ended; their number.
+
+        Only the process that runs the study may do so: another one's files look the same.
+        """
+        found = [
+            path
+            for folder in (self.out, self.out / "chunks", self.out / "checkpoints")
+            for path in folder.glob(_PARTIAL.format("*"))
+        ]
+        for path in found:
+            path.unlink(missing_ok=True)
+        return len(found)
+
     def holds_results(self) -> bool:
         """Whether a run was begun here; a directory that is used for other things is left alone."""
         return self.manifest_path.exists() or (self.out / "chunks").exists()
@@ -215,6 +220,16 @@ class Store:
             with contextlib.suppress(FileNotFoundError, DamagedError):
                 found.add(str(read_arrays(path)[1].get("fingerprint")))
         return found
+
+    def layout_of_chunks(self, plan: Plan) -> Layout:
+        """How the chunks and checkpoints in the directory are cut; as the plan is, without any."""
+        layout = list(plan.layout)
+        for path in (*self.out.glob("chunks/*.npz"), *self.out.glob("checkpoints/*.npz")):
+            with contextlib.suppress(FileNotFoundError, DamagedError, LookupError, TypeError):
+                facts = read_arrays(path)[1]
+                if facts["fingerprint"] == plan.fingerprint:
+                    layout[facts["program"]] = tuple(facts["layout"])
+        return tuple(layout)
 
     def move_aside(self) -> Path:
         """Renames the directory to the first free OUT.old-N; returns the new name."""
@@ -236,7 +251,7 @@ def default_out(study: Study, results: Path = Path("results")) -> Path:
         ``results/NAME``, or ``results/NAME-<8 digits of the fingerprint>`` where that directory
         holds the results of other settings.
     """
-    out = results / _safe_name(study.name)
+    out = results / check_name(study.name)
     try:
         manifest = Store(out).read_manifest()
     except (DamagedError, StudyError):
@@ -274,11 +289,20 @@ def _count(folder: Path) -> int:
     return sum(1 for _ in folder.glob("[0-9]*.npz"))
 
 
-def _safe_name(name: str) -> str:
-    """A study's name, once it is sure that it names a file and no other place."""
-    if name != Path(name).name or name in {"", ".", ".."}:
-        raise StudyError(f"the study's name '{name}' can't be used as a file name")
-    return name
+def _read_manifest(content: Any) -> Manifest:  # noqa: ANN401 - whatever JSON holds
+    """The manifest that a file holds; what isn't one raises KeyError, TypeError or ValueError."""
+    texts = {name: content[name] for name in ("name", "fingerprint", "study")}
+    provenance = dict(content["provenance"])
+    if not all(isinstance(text, str) for text in (*texts.values(), *provenance.values())):
+        raise TypeError("it has something else in the place of a text")
+    check_name(content["name"])
+    layout = tuple((outer, inner, block) for outer, inner, block in content["layout"])
+    numbers = [number for shape in layout for number in shape] + [content["num_chunks"]]
+    if not all(type(number) is int for number in numbers):
+        raise TypeError("it has something else in the place of a number")
+    if any(min(shape) < 1 for shape in layout):
+        raise ValueError("its layout has an empty chunk")
+    return Manifest(**{**content, "layout": layout, "provenance": provenance})
 
 
 def _identity(plan: Plan, chunk: Chunk) -> dict[str, Any]:
@@ -302,29 +326,55 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         StudyError: it can't be written.
     """
-    aside = path.with_name(f".{path.name}.partial")
+    aside = aside_of(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         with aside.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-        _sync_directory(path.parent)
-    except OSError as error:
+        sync_folder(path.parent)
+    except BaseException as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
-        raise StudyError(f"{path} can't be written: {error.strerror or error}") from None
+        if isinstance(error, OSError):
+            raise StudyError(f"{path} can't be written: {error.strerror or error}") from None
+        raise
 
 
-def _sync_directory(folder: Path) -> None:
-    """Makes a rename survive a power cut, where directories can be opened (not on Windows)."""
+def aside_of(path: Path) -> Path:
+    """Where a file is written before it gets its name."""
+    return path.with_name(_PARTIAL.format(path.name))
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a new name in it survive a power cut, where folders can be opened (not on Windows)."""
     with contextlib.suppress(PermissionError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a file system that can't
+                raise
         finally:
             os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, so that they survive a power cut."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def _open_regular(path: Path) -> IO[bytes]:
+    """Opens a file to read, but no pipe or device, which may never end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.open("rb")
 
 
 def write_arrays(path: Path, arrays: Arrays, facts: Facts) -> None:
@@ -344,14 +394,18 @@ def read_arrays(path: Path) -> tuple[Arrays, Facts]:
     """
     try:
         # Opened here: NumPy leaves the file open when it can't make sense of it.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
+        with _open_regular(path) as file, np.load(file, allow_pickle=False) as members:
+            # As written here; a compressed member may be a thousand times the size of its file.
+            if any(info.compress_type != zipfile.ZIP_STORED for info in members.zip.infolist()):
+                raise DamagedError("it has a compressed member")
             arrays = {name: members[name] for name in members.files if name != _META}
             facts = json.loads(members[_META].tobytes())
             checksum = facts.pop("sha256")
-    except FileNotFoundError:
+    except (FileNotFoundError, DamagedError):
         raise
-    except _UNREADABLE as error:
-        raise DamagedError(str(error)) from None
+    # NumPy, zipfile and the parsers below them each have errors of their own for altered bytes.
+    except Exception as error:  # noqa: BLE001
+        raise DamagedError(f"{type(error).__name__}: {error}") from None
     if checksum != _digest(arrays):
         raise DamagedError("its checksum does not hold")
     return arrays, facts

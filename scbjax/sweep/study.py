@@ -34,6 +34,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -41,6 +42,7 @@ from typing import Any, TypeAlias
 
 import scbjax
 from scbjax.sweep.axes import (
+    MAX_NAME,
     Axis,
     axis_field,
     check_axes,
@@ -71,6 +73,7 @@ __all__ = [
     "Field",
     "Study",
     "StudyError",
+    "check_name",
     "find_studies",
     "fingerprint",
     "load_study",
@@ -169,7 +172,7 @@ def parse_study(
     Raises:
         StudyError: the text or an override is wrong.
     """
-    _check_name(name)
+    check_name(name)
     table = _parse_toml(text, source)
     try:
         draft = _read_document(table)
@@ -199,8 +202,9 @@ def _locate(given: str) -> Path:
     found = {path.stem: path for path in find_studies()}
     if given in found:
         return found[given]
-    if given and Path(given).exists():
-        return Path(given)
+    with suppress(OSError):  # a name that is too long for a file
+        if given and Path(given).exists():
+            return Path(given)
     hint = nearest(given, found) or (f" (studies: {', '.join(found)})" if found else "")
     raise StudyError(f"no study is called {shown(given)}{hint}")
 
@@ -228,15 +232,23 @@ def _read_text(path: Path) -> str:
         raise StudyError(f"{path}, line {line}: the text is not UTF-8") from None
 
 
-def _check_name(name: str) -> None:
-    if not _SAFE_NAME.fullmatch(name):
+def check_name(name: str) -> str:
+    """Returns a study's name, once it is sure that it names a file and no other place.
+
+    Raises:
+        StudyError: it doesn't.
+    """
+    if not _SAFE_NAME.fullmatch(name) or len(name) > MAX_NAME:
         raise StudyError(
-            f"a study's name becomes a file name and must consist of letters, digits, _ and -, "
-            f"got {shown(name)}"
+            f"a study's name becomes a file name and must consist of at most {MAX_NAME} letters, "
+            f"digits, _ and -, got {shown(name)}"
         )
+    return name
 
 
 def _parse_toml(text: str, source: str) -> Table:
+    if _has_surrogates(text):
+        raise StudyError(f"{source}: the text is not Unicode")
     # TOML's newlines are \n and \r\n; tomllib refuses any other carriage return.
     try:
         return tomllib.loads(text.replace("\r\n", "\n"))
@@ -248,6 +260,15 @@ def _parse_toml(text: str, source: str) -> Table:
     except (ValueError, RecursionError) as error:
         kind = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
         raise StudyError(f"{source}: not valid TOML: {kind}") from None
+
+
+def _has_surrogates(text: str) -> bool:
+    """Whether there are bytes in it that are no text, as the command line may have them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 # ---------------------------------------------------------------------------- reading the tables
@@ -297,7 +318,11 @@ def _unknown_key(key: str, raw: object) -> StudyError:
 def _read_line(key: str, raw: object) -> str:
     if not isinstance(raw, str):
         raise StudyError(f"{key} must be a string, got {shown(raw)}")
-    return " ".join(raw.split())
+    line = " ".join(raw.split())
+    # A terminal would obey them, and a netCDF file can't hold all of them.
+    if any(character < " " for character in line):
+        raise StudyError(f"{key} must not hold control characters, got {shown(line)}")
+    return line
 
 
 def _read_table(table: str, raw: object) -> dict[str, Any]:
@@ -321,6 +346,8 @@ def _field_in(table: str, key: str) -> Field:
 def _override(draft: _Draft, override: str) -> _Draft:
     name, equals, text = override.partition("=")
     name, text = name.strip(), text.strip()
+    if _has_surrogates(override):
+        raise StudyError("an override must be Unicode text")
     if not equals or not name or not text:
         raise StudyError("an override must be NAME=VALUE, such as train.steps=2000")
     raw = _override_value(text)
