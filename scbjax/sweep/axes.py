@@ -216,9 +216,8 @@ def _log_range(field: Field, bounds: list[Any]) -> list[Any]:
         and 2 <= bounds[2] <= MAX_AXIS_POINTS
     ):
         raise StudyError(
-            f"log_range of axis {field.path} must be [first, last, points], two numbers from "
-            f"{FLOAT32_TINY:.2g} to {FLOAT32_MAX:.2g} and an integer from 2 to {MAX_AXIS_POINTS}, "
-            f"got {shown(bounds)}"
+            f"log_range of axis {field.path} must be [first, last, points], two numbers above 0 "
+            f"that float32 holds and an integer from 2 to {MAX_AXIS_POINTS}, got {shown(bounds)}"
         )
     first, last, count = bounds
     ratio = math.log(last / first) / (count - 1)

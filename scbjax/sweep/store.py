@@ -292,7 +292,7 @@ def _count(folder: Path) -> int:
 def _read_manifest(content: Any) -> Manifest:  # noqa: ANN401 - whatever JSON holds
     """The manifest that a file holds; what isn't one raises KeyError, TypeError or ValueError."""
     texts = {name: content[name] for name in ("name", "fingerprint", "study")}
-    provenance = dict(content["provenance"])
+    provenance = {**content["provenance"]}
     if not all(isinstance(text, str) for text in (*texts.values(), *provenance.values())):
         raise TypeError("it has something else in the place of a text")
     check_name(content["name"])

@@ -291,6 +291,17 @@ def test_a_layout_of_another_study_is_refused() -> None:
         plan_with_layout(make_study(("train.geometry",)), [(1, 1, 1)])
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 2), (11, 1, 1), (10**12, 1, 1), (1, 2, 1)])
+def test_a_layout_that_no_plan_of_the_study_has_is_refused(shape: tuple[int, int, int]) -> None:
+    """Five seeds: blocks that don't fit, and chunks of more than twice what there is."""
+    with pytest.raises(StudyError, match="does not fit"):
+        plan_with_layout(make_study(("seed",)), [shape])
+
+
+def test_a_layout_may_be_padded_for_its_devices() -> None:
+    assert plan_with_layout(make_study(("seed",)), [(10, 1, 1)]).num_trajectories == 5
+
+
 def test_totals_count_every_trajectory_once() -> None:
     plan = make_plan(make_study(("task.num_tokens",), ("seed",)), memory_bytes=PLENTY)
     assert plan.num_trajectories == 10

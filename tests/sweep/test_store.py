@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -208,11 +209,65 @@ def test_an_empty_chunk_shape_is_damage(tmp_path: Path, plan: Plan) -> None:
         store.read_manifest()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../x"},
+        {"name": []},
+        {"name": "a" * 300},
+        {"fingerprint": 3},
+        {"study": None},
+        {"num_chunks": "1"},
+        {"provenance": []},
+        {"provenance": {"device": 3}},
+        {"layout": [[float("inf"), 1, 1]]},
+        {"layout": [[3, True, 1]]},
+        {"layout": [[3, 1]]},
+        {"layout": [3]},
+        {"more": 1},
+    ],
+)
+def test_a_manifest_of_something_else_is_damaged(
+    tmp_path: Path, plan: Plan, change: dict[str, Any]
+) -> None:
+    store = Store(tmp_path)
+    store.write_manifest(Manifest.of(plan, {}))
+    content = json.loads(store.manifest_path.read_text())
+    store.manifest_path.write_text(json.dumps({**content, **change}))
+    with pytest.raises(DamagedError):
+        store.read_manifest()
+    with pytest.raises(StudyError, match="damaged"):
+        status(tmp_path)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, plan: Plan) -> None:
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(StudyError, match=r"manifest\.json can't be read: not a regular file"):
+        Store(tmp_path).read_manifest()
+    (tmp_path / "chunks").mkdir()
+    os.mkfifo(tmp_path / "chunks" / "00000.npz")
+    with pytest.raises(DamagedError, match="not a regular file"):
+        Store(tmp_path).load_chunk(plan, plan.chunks[0])
+
+
+def test_a_compressed_file_is_not_unpacked(tmp_path: Path) -> None:
+    """Its content may be a thousand times as large."""
+    meta = json.dumps({"sha256": "0" * 64}).encode()
+    np.savez_compressed(
+        tmp_path / "a.npz",
+        x=np.zeros(10**6),
+        meta=np.frombuffer(meta, np.uint8),
+        allow_pickle=False,
+    )
+    with pytest.raises(DamagedError, match="compressed"):
+        read_arrays(tmp_path / "a.npz")
+
+
 def test_a_newer_layout_of_the_directory_is_refused(tmp_path: Path, plan: Plan) -> None:
     store = Store(tmp_path)
     store.write_manifest(Manifest.of(plan, {}))
     content = json.loads(store.manifest_path.read_text())
-    store.manifest_path.write_text(json.dumps({**content, "format": 99}))
+    store.manifest_path.write_text(json.dumps({**content, "format": 99, "more": 1}))
     with pytest.raises(StudyError, match="format 99"):
         store.read_manifest()
 

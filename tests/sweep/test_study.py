@@ -384,6 +384,27 @@ BAD_TEXTS = {
     "unknown at the top": ("sed = 3\n" + MINIMAL, ["unknown field 'sed'", "'seed'"]),
     "task no table": ("task = 3\n", ["task must be a table, got 3"]),
     "axes no table": ("axes = 3\n" + MINIMAL, ["axes must be a table, got 3"]),
+    "title of control characters": (
+        MINIMAL.replace('"A study"', r'"a\u0000b"'),
+        ["title must not hold control characters", r"'a\x00b'"],
+    ),
+    "title of bytes": (MINIMAL.replace("A study", "\udcff"), ["the text is not Unicode"]),
+    "an integer of thousands of digits": (
+        MINIMAL.replace("= 100", "= 0x" + "f" * 5000),
+        ["train.steps must be an integer", "too long to show"],
+    ),
+    "a log-range below float32": (
+        MINIMAL + "[axes]\nseed = { log_range = [1e-300, 3e38, 5] }",
+        ["two numbers above 0 that float32 holds"],
+    ),
+    "a long name of a zip": (
+        MINIMAL + f"[[zip]]\nname = '{'a' * 201}'\nl1 = [1, 2]",
+        ["name of a zip must be at most 200"],
+    ),
+    "a name of the dataset's": (
+        MINIMAL + "[[zip]]\nname = 'probe'\nl1 = [1, 2]",
+        ["a zip can't be called 'probe'"],
+    ),
     "title no string": (MINIMAL.replace('"A study"', "3"), ["title must be a string, got 3"]),
     "axis of sparsity": (
         MINIMAL.replace("sparsity = 2", "") + "[axes]\nsparsity = [1, 51]",
@@ -440,6 +461,7 @@ BAD_OVERRIDES = {
     "axes.root_seed=[1]": ["root_seed can't be an axis"],
     "axes.optimizer=['sgd']": ["part of the zip 'arm'"],
     "title=3": ["title must be a string"],
+    "title=\udcff": ["must be Unicode text"],
     "zip=3": ["unknown field 'zip'"],
     "l1=" + "[" * 5000: ["is not a TOML value"],
 }
@@ -588,9 +610,11 @@ def test_paths_that_are_no_study(tmp_path: Path) -> None:
     assert "regular file" in bad_path(Path("/dev"), "null")
     with pytest.raises(StudyError, match="null character"):
         load_study("a\0b")
+    with pytest.raises(StudyError, match="no study is called 'xxx"):
+        load_study("x" * 5000)
 
 
-@pytest.mark.parametrize("name", ["a b", "a.b", "é", "..", "a\nb"])
+@pytest.mark.parametrize("name", ["a b", "a.b", "é", "..", "a\nb", "a" * 201])
 def test_names_that_are_no_safe_file_names(tmp_path: Path, name: str) -> None:
     said = bad_path(tmp_path, f"{name}.toml", MINIMAL.encode())
     assert "letters, digits, _ and -" in said
