@@ -79,7 +79,7 @@ class Chaos:
             found = Checkpoint({"state": state, "records": records.copy()}, done, 0.0)
             listen(Segment(chunk, 1, done, 0.001, state, lambda found=found: found))  # type: ignore[misc]
         arrays: dict[str, Any] = {"value_distance": records, "stage": records.astype(np.int32)}
-        for name in ("transition_signal", "pattern_signal", "stationary_norm"):
+        for name in ("transition_signal", "pattern_signal", "stationary_norm", "diverged_at"):
             arrays[name] = np.ones(chunk.shape, np.float32)
         arrays["value"] = np.tile(state[..., None, None], (2, 2))
         arrays["attention"] = np.tile(state[..., None, None], (6, 2))
