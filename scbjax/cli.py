@@ -30,13 +30,17 @@ if TYPE_CHECKING:
     import jax
 
     from scbjax.sweep.plan import Plan
+    from scbjax.sweep.verify import Comparison
 
+EXIT_DIFFERENT = 1
+"""Results are not those that their study gives."""
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 """What a shell reports of a process that SIGINT ended: 128 + 2."""
 
 RESULTS = "results"
 SMALL = "small"
+RERUNS = "rerun"
 PICTURES = "figures/out"
 DESCRIPTION = (
     "Sweeps of linear transformers that learn sparse contextual bigrams. "
@@ -46,6 +50,7 @@ DESCRIPTION = (
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i)?)?b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _MAX_DIGITS_OF_SIZE = 20
+_MAX_DIGITS = 9
 
 StudyName: TypeAlias = Annotated[
     tyro.conf.Positional[str],
@@ -78,6 +83,12 @@ CpuDevices: TypeAlias = Annotated[
         metavar="N", help="Devices that JAX makes of the CPU; auto for one for each usable core."
     ),
 ]
+CompilationCache: TypeAlias = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="DIR", help="Where compiled programs are kept, if not in the user's cache; off."
+    ),
+]
 Results: TypeAlias = Annotated[
     str, tyro.conf.arg(metavar="DIR", help="The directory that holds the studies' results.")
 ]
@@ -105,19 +116,14 @@ class Run:
     force: Annotated[bool, tyro.conf.arg(help="Start anew, whatever the directory holds.")] = False
     no_figure: Annotated[bool, tyro.conf.arg(help="Don't draw the study's figures.")] = False
     cpu_devices: CpuDevices = "auto"
-    compilation_cache: Annotated[
-        str | None,
-        tyro.conf.arg(
-            metavar="DIR", help="Where compiled programs are kept, if not in the user's cache; off."
-        ),
-    ] = None
+    compilation_cache: CompilationCache = None
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
         study, memory_bytes = self._study(), read_bytes(self.memory)
         out = self._directory(study)
         _check_writable(out)
-        self._start_jax()
+        _start_jax(self.cpu_devices, self.compilation_cache)
         from scbjax.sweep.execute import plan_here, run_search, run_study
         from scbjax.sweep.progress import create_progress
 
@@ -133,25 +139,12 @@ class Run:
             plan = plan_here(study, memory_bytes=memory_bytes)
             report = run_study(plan, out, progress=create_progress(), force=self.force)
         if report.dataset is None:
-            print(f"stopped, with all that was done saved in {out}")
-            print(f"continue with: {self._command()}")
-            return EXIT_INTERRUPTED
+            return _tell_stopped(out, self._command())
         if report.already_complete:
             print("this study is already complete; --force runs it again")
         print(f"dataset: {report.dataset}")
         _tell_figures(study.name, report.dataset, draw=not self.no_figure)
         return 0
-
-    def _start_jax(self) -> None:
-        from scbjax.sweep.backend import keep_programs, make_cpu_devices, read_cpu_devices
-
-        folder = self.compilation_cache
-        count = read_cpu_devices(self.cpu_devices)
-        note = keep_programs(None if folder is None else _checked_path(folder))
-        if note is not None:
-            print(f"scbjax: {note}", file=sys.stderr)
-        make_cpu_devices(count)
-        _devices()  # which fails with a sentence if there are none
 
     def _study(self) -> Study:
         overrides = _with_precision(self.overrides, self.precision)
@@ -252,6 +245,112 @@ class Status:
 
 
 @dataclass(frozen=True)
+class Verify:
+    """Compute a sample of stored trajectories again, and compare bit for bit."""
+
+    out: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT", help="A results directory.")
+    ]
+    count: Annotated[
+        str, tyro.conf.arg(metavar="N", help="Trajectories to draw; whole blocks are compared.")
+    ] = "8"
+    seed: Annotated[str, tyro.conf.arg(metavar="N", help="Of the draw.")] = "0"
+    cpu_devices: CpuDevices = "auto"
+    compilation_cache: CompilationCache = None
+
+    def __call__(self) -> int:
+        """Runs the command; returns its exit status."""
+        out = Path(_checked_path(self.out))
+        count, seed = _integer("--count", self.count, 1), _integer("--seed", self.seed, 0)
+        from scbjax.sweep.store import status
+
+        status(out)  # which fails with a sentence, before JAX is loaded
+        _start_jax(self.cpu_devices, self.compilation_cache)
+        from scbjax.sweep.verify import verify
+
+        found = verify(out, count=count, seed=seed)
+        drawn = f"{found.sampled} of {found.total} trajectories drawn"
+        rows = [("study", found.name), ("compared", f"{found.recomputed} trajectories, {drawn}")]
+        print("\n".join(_aligned([*rows, *_comparison_rows(found.comparison)])))
+        if found.changed:
+            print(f"since the run began, these have changed: {', '.join(found.changed)}")
+        if found.damaged:
+            print("the checksum of the dataset does not hold")
+        print(_verdict(found.comparison, holds=found.holds))
+        return 0 if found.holds else EXIT_DIFFERENT
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """Run the study of a dataset again, and compare the results."""
+
+    dataset: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET", help="A netCDF file of scbjax.")
+    ]
+    out: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="DIR", help="Where results go, if not results/rerun/STUDY."),
+    ] = None
+    memory: Memory = None
+    force: Annotated[bool, tyro.conf.arg(help="Start anew, whatever the directory holds.")] = False
+    cpu_devices: CpuDevices = "auto"
+    compilation_cache: CompilationCache = None
+
+    def __call__(self) -> int:
+        """Runs the command; returns its exit status."""
+        source, memory_bytes = Path(_checked_path(self.dataset)), read_bytes(self.memory)
+        from scbjax.sweep.dataset import read_dataset, study_of
+        from scbjax.sweep.definition import fingerprint
+
+        stored = read_dataset(source)
+        study = study_of(stored, self.dataset)
+        if fingerprint(study) != stored.attrs.get("fingerprint"):
+            print(f"scbjax: the study in {source} has another fingerprint now", file=sys.stderr)
+        out = self._directory(study, source)
+        _check_writable(out)
+        _start_jax(self.cpu_devices, self.compilation_cache)
+        from scbjax.sweep.execute import run_search, run_study
+        from scbjax.sweep.progress import create_progress
+        from scbjax.sweep.verify import compare_datasets, gives_the_same_bits, plan_of
+
+        if is_search(study):
+            report = run_search(
+                study,
+                out,
+                create_progress=create_progress,
+                memory_bytes=memory_bytes,
+                force=self.force,
+            )
+        else:
+            plan = plan_of(study, stored.attrs, self.dataset, memory_bytes=memory_bytes)
+            report = run_study(plan, out, progress=create_progress(), force=self.force)
+        if report.dataset is None:
+            return _tell_stopped(out, self._command(out))
+        print(f"dataset: {report.dataset}")
+        again = read_dataset(report.dataset)
+        found = compare_datasets(stored, again)
+        holds = found.identical if gives_the_same_bits(stored, again) else found.close
+        print("\n".join(_aligned(_comparison_rows(found))))
+        print(_verdict(found, holds=holds))
+        return 0 if holds else EXIT_DIFFERENT
+
+    def _directory(self, study: Study, source: Path) -> Path:
+        from scbjax.sweep.store import default_out
+
+        out = default_out(study, Path(RESULTS) / RERUNS)
+        if self.out is not None:
+            out = Path(_checked_path(self.out))
+        if out.resolve() == source.parent.resolve():
+            raise StudyError(f"{out} holds the dataset itself; choose another directory with --out")
+        return out
+
+    def _command(self, out: Path) -> str:
+        words = ["scbjax", "rerun", self.dataset, "--out", str(out)]
+        words += ["--memory", self.memory] if self.memory is not None else []
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
 class Figure:
     """Draw the figure of a study, or all whose results are there."""
 
@@ -336,6 +435,8 @@ _Commands: TypeAlias = (
     | Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Status, tyro.conf.subcommand("status")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Rerun, tyro.conf.subcommand("rerun")]
     | Annotated[Figure, tyro.conf.subcommand("figure")]
     | Annotated[Devices, tyro.conf.subcommand("devices")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
@@ -465,6 +566,23 @@ def _size(number: str, prefix: str, binary: str) -> int:
     return int(float(number) * (1024 if binary else 1000) ** _POWERS[prefix.lower()])
 
 
+def _integer(option: str, text: str, least: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and int(text) >= least):
+        raise StudyError(f"{option} must be an integer of at least {least}, got {shown(text)}")
+    return int(text)
+
+
+def _start_jax(cpu_devices: str, compilation_cache: str | None) -> None:
+    from scbjax.sweep.backend import keep_programs, make_cpu_devices, read_cpu_devices
+
+    count = read_cpu_devices(cpu_devices)
+    note = keep_programs(None if compilation_cache is None else _checked_path(compilation_cache))
+    if note is not None:
+        print(f"scbjax: {note}", file=sys.stderr)
+    make_cpu_devices(count)
+    _devices()  # which fails with a sentence if there are none
+
+
 def _devices() -> list[jax.Device]:
     import jax
 
@@ -588,6 +706,28 @@ def _program_rows(plan: Plan) -> list[tuple[str, ...]]:
         values = (str(program.fixed[path]) for path in static)
         rows.append((*values, str(program.positions.size), str(chunks), *cost))
     return rows
+
+
+def _comparison_rows(found: Comparison) -> list[tuple[str, str]]:
+    same = f"{found.identical_variables} of {found.variables} bit-identical"
+    where = f" in {found.largest_in}" if found.largest_in else ""
+    return [
+        ("variables", same),
+        ("values", f"{found.identical_values} of {found.values} bit-identical"),
+        ("largest difference", f"{found.largest_difference:.3g}{where}"),
+    ]
+
+
+def _verdict(found: Comparison, *, holds: bool) -> str:
+    if not holds:
+        return "not the same results"
+    return "the same, bit for bit" if found.identical else "the same within rounding"
+
+
+def _tell_stopped(out: Path, command: str) -> int:
+    print(f"stopped, with all that was done saved in {out}")
+    print(f"continue with: {command}")
+    return EXIT_INTERRUPTED
 
 
 def _print_paths(paths: Sequence[Path]) -> None:

@@ -25,7 +25,7 @@ from scbjax.sweep.axes import Axis
 from scbjax.sweep.fields import FIELDS, StudyError, shown
 from scbjax.sweep.plan import Chunk, Plan
 from scbjax.sweep.store import Arrays, DamagedError, Store, aside_of, atomic_file
-from scbjax.sweep.study import Study, fingerprint, to_toml
+from scbjax.sweep.study import Study, fingerprint, parse_study, to_toml
 
 if TYPE_CHECKING:
     import xarray
@@ -134,7 +134,7 @@ def write_dataset(
             array = gather(plan, store, name)
             dims = tuple(axis.name for axis in plan.study.axes) + _own_dims(name)
             variable = (dims, array.reshape(plan.shape + array.shape[1:]), descriptions[name])
-            _write_variable(aside, _dataset_name(plan, name), variable)
+            _write_variable(aside, dataset_name(plan, name), variable)
     return Written(path, gather(plan, store, "diverged_at"))
 
 
@@ -173,7 +173,7 @@ def _own_dims(name: str) -> tuple[str, ...]:
     return () if name in _SCALARS else _MATRIX_DIMS.get(name, ("step",))
 
 
-def _dataset_name(plan: Plan, name: str) -> str:
+def dataset_name(plan: Plan, name: str) -> str:
     """The name of a variable: another one where an axis asks for K_P, which mu may have clipped."""
     fields = {FIELDS[path].short for axis in plan.study.axes for path in axis.fields}
     return f"drawn_{name}" if name in fields else name
@@ -215,7 +215,8 @@ def _frame(plan: Plan, attributes: Mapping[str, Any]) -> "xarray.Dataset":
         sizes = {"token_out": tokens, "token_in": tokens, "position": length, "query": tokens}
         for dim, size in sizes.items():
             coords[dim] = (dim, np.arange(size, dtype=np.int32), DESCRIPTIONS[dim])
-    return xarray.Dataset(coords=coords, attrs={**study_attributes(study), **attributes})
+    described = {**study_attributes(study), "layout": json.dumps(plan.layout), **attributes}
+    return xarray.Dataset(coords=coords, attrs=described)
 
 
 def study_attributes(study: Study) -> dict[str, str]:
@@ -229,6 +230,24 @@ def study_attributes(study: Study) -> dict[str, str]:
         "settings": json.dumps(settings),
         "fingerprint": fingerprint(study),
     }
+
+
+def study_of(dataset: "xarray.Dataset", source: str) -> Study:
+    """The study that made a dataset, from the dataset's own attributes.
+
+    Args:
+        dataset: the dataset.
+        source: what messages call it.
+
+    Raises:
+        StudyError: the attributes don't hold a study.
+    """
+    texts = [dataset.attrs.get(name) for name in ("study", "name")]
+    if not all(isinstance(text, str) for text in texts):
+        raise StudyError(
+            f"{source} has no attributes study and name: it is not a dataset of scbjax"
+        )
+    return parse_study(str(texts[0]), str(texts[1]), source=source)
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any value of a field

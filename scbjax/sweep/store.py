@@ -273,6 +273,10 @@ def status(out: Path) -> Status:
         manifest = store.read_manifest()
     except DamagedError:
         raise StudyError(f"{store.manifest_path} is damaged") from None
+    if manifest is None and (out / "cell-0").is_dir():
+        raise StudyError(
+            f"{out} holds a search; give one of its rounds, such as {out}/cell-0/round-0"
+        )
     if manifest is None:
         raise StudyError(f"{out} holds no results: there is no {store.manifest_path.name} in it")
     dataset = store.dataset_path(manifest.name)
