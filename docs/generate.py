@@ -40,6 +40,7 @@ MODULES = (
     "scbjax.sweep.store",
     "scbjax.sweep.dataset",
     "scbjax.sweep.divergence",
+    "scbjax.sweep.verify",
     "scbjax.sweep.figures",
     "scbjax.sweep.benchmarks",
 )

@@ -95,6 +95,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["figure", "tiny"],
         ["figure", "none"],
         ["status", "sweeps"],
+        ["verify", "sweeps"],
         ["list"],
         ["bench"],
         ["bench", "nonsense"],
@@ -118,7 +119,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    for command in ("run", "list", "show", "status", "figure", "devices", "bench"):
+    for command in (
+        *("run", "list", "show", "status", "verify", "rerun", "figure", "devices", "bench"),
+    ):
         assert f"• {command} " in printed
 
 
@@ -130,7 +133,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 # ---------------------------------------------------------------------------- what is wrong
 
 BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
-    "no command": ([], ["Expected one of {run, list, show, status, figure, devices, bench}"]),
+    "no command": (
+        [],
+        ["Expected one of {run, list, show, status, verify, rerun, figure, devices, bench}"],
+    ),
     "unknown command": (["rnu"], ["rnu", "Available subcommands: run, list"]),
     "missing study": (["run"], ["Missing from scbjax run: STUDY"]),
     "missing name": (["figure"], ["Missing from scbjax figure: NAME"]),
@@ -166,6 +172,10 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "too little memory": (["show", "tiny", "--memory", "10B"], ["one trajectory", "10 B"]),
     "status of nothing": (["status", "sweeps"], ["sweeps holds no results"]),
     "status of no path": (["status", "none"], ["none holds no results"]),
+    "verify of nothing": (["verify", "sweeps"], ["sweeps holds no results"]),
+    "nothing to verify": (["verify", "x", "--count", "0"], ["--count must be", "1, got '0'"]),
+    "seed of the draw": (["verify", "x", "--seed", "-1"], ["--seed must be", "0, got '-1'"]),
+    "missing dataset": (["rerun", "none.nc"], ["none.nc is missing"]),
     "unknown figure": (["figure", "tyni"], ["no figure is called 'tyni'", "'tiny'"]),
     "figure that is a path": (["figure", "../x"], ["no figure is called '../x'"]),
     "unknown benchmark": (["bench", "tyni"], ["no benchmark is called 'tyni'", "'tiny'"]),

@@ -154,7 +154,7 @@ def _refuse_live(path: Path, descriptor: int, *, created: bool = False) -> Holde
     """
     locked = _flock(descriptor)
     content = os.pread(descriptor, _MAX_BYTES, 0)
-    if not content and (created or locked):
+    if not content and (locked or (created and locked is None)):
         return None  # just made, by this process or by one that ended before it could write
     holder = _read(content)
     if holder is None:

@@ -246,8 +246,8 @@ def plan_with_layout(
         raise StudyError(f"the layout has {len(layout)} programs; the study has {len(programs)}")
     for program, (outer, inner, block) in zip(programs, layout, strict=True):
         # A chunk is padded to a whole number of blocks on every device: at most to twice its size.
-        sound = outer % block == 0 and outer <= 2 * program.outer.size
-        if not (sound and inner <= program.inner.size):
+        sound = min(outer, inner, block) >= 1 and outer % block == 0
+        if not (sound and outer <= 2 * program.outer.size and inner <= program.inner.size):
             raise StudyError(f"the layout {outer}, {inner}, {block} does not fit the study")
     return _assemble(
         study,

@@ -20,8 +20,8 @@ from scbjax.sweep import cost
 from scbjax.sweep.chunks import Executor
 from scbjax.sweep.dataset import dataset_name, is_whole, read_dataset
 from scbjax.sweep.execute import plan_here, provenance
-from scbjax.sweep.fields import StudyError, shown
-from scbjax.sweep.plan import Layout, Plan, plan_with_layout
+from scbjax.sweep.fields import StudyError
+from scbjax.sweep.plan import Plan, plan_with_layout
 from scbjax.sweep.store import Manifest, status
 from scbjax.sweep.study import Study, fingerprint, parse_study
 
@@ -194,14 +194,7 @@ def _stored_plan(out: Path, manifest: Manifest) -> Plan:
     study = parse_study(manifest.study, manifest.name, source=f"the study in {out}")
     if fingerprint(study) != manifest.fingerprint:
         raise StudyError(f"the manifest in {out} has another fingerprint than its study")
-    return _plan_with(study, manifest.layout, f"the manifest in {out}")
-
-
-def _plan_with(study: Study, layout: Layout, source: str) -> Plan:
-    for outer, inner, block in layout:
-        if min(outer, inner, block) < 1 or outer % block:
-            raise StudyError(f"{source} has a layout that no plan has, {shown(list(layout))}")
-    return plan_with_layout(study, layout, device_count=len(jax.local_devices()))
+    return plan_with_layout(study, manifest.layout, device_count=len(jax.local_devices()))
 
 
 def _in_blocks(plan: Plan) -> Plan:
@@ -270,14 +263,14 @@ def plan_of(
         memory_bytes: budget of a chunk; given, it makes a new plan.
 
     Raises:
-        StudyError: the attribute ``layout`` can't be understood.
+        StudyError: the attribute ``layout`` can't be understood, or is that of another study.
     """
     if memory_bytes is None and "layout" in attributes:
         try:
             layout = tuple((int(o), int(i), int(b)) for o, i, b in json.loads(attributes["layout"]))
         except (TypeError, ValueError, RecursionError, OverflowError):
             raise StudyError(f"the attribute layout of {source} can't be understood") from None
-        plan = _plan_with(study, layout, source)
+        plan = plan_with_layout(study, layout, device_count=len(jax.local_devices()))
         if plan.memory_bytes <= cost.default_memory_bytes():
             return plan
     return plan_here(study, memory_bytes=memory_bytes)

@@ -283,7 +283,8 @@ def test_what_cant_be_run_again_is_one_sentence(
         "a study's name": {"name": "../x"},
         "num_tokens is missing": {"study": "[task]"},
         "layout of": {"layout": "[[1, 1]]"},
-        "that no plan has": {"layout": "[[3, 4, 2]]"},
+        "3, 4, 2 does not fit the study": {"layout": "[[3, 4, 2]]"},
+        "2, 4, 0 does not fit the study": {"layout": "[[2, 4, 0]]"},
         "holds the dataset itself": {},
     }
     cases = {"missing.nc is missing": ["missing.nc"], "can't be read as a dataset": [str(text)]}
