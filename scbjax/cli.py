@@ -14,9 +14,11 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias
 
 import tyro
 
@@ -29,6 +31,7 @@ from scbjax.sweep.study import Study, find_studies, load_study
 if TYPE_CHECKING:
     import jax
 
+    from scbjax.sweep.execute import Place, RunReport
     from scbjax.sweep.plan import Plan
     from scbjax.sweep.verify import Comparison
 
@@ -117,27 +120,25 @@ class Run:
     no_figure: Annotated[bool, tyro.conf.arg(help="Don't draw the study's figures.")] = False
     cpu_devices: CpuDevices = "auto"
     compilation_cache: CompilationCache = None
+    engine: Annotated[
+        Literal["local", "dask"],
+        tyro.conf.arg(help="Where chunks run: in this process, or in the workers of Dask."),
+    ] = "local"
+    scheduler: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="ADDRESS",
+            help="Of a Dask scheduler, for --engine dask; left out, workers start on this machine.",
+        ),
+    ] = None
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
         study, memory_bytes = self._study(), read_bytes(self.memory)
         out = self._directory(study)
         _check_writable(out)
-        _start_jax(self.cpu_devices, self.compilation_cache)
-        from scbjax.sweep.execute import plan_here, run_search, run_study
-        from scbjax.sweep.progress import create_progress
-
-        if is_search(study):
-            report = run_search(
-                study,
-                out,
-                create_progress=create_progress,
-                memory_bytes=memory_bytes,
-                force=self.force,
-            )
-        else:
-            plan = plan_here(study, memory_bytes=memory_bytes)
-            report = run_study(plan, out, progress=create_progress(), force=self.force)
+        with self._place() as place:
+            report = self._run(study, out, memory_bytes, place)
         if report.dataset is None:
             return _tell_stopped(out, self._command())
         if report.already_complete:
@@ -145,6 +146,39 @@ class Run:
         print(f"dataset: {report.dataset}")
         _tell_figures(study.name, report.dataset, draw=not self.no_figure)
         return 0
+
+    def _run(self, study: Study, out: Path, memory_bytes: int | None, place: Place) -> RunReport:
+        from scbjax.sweep.execute import run_search, run_study
+        from scbjax.sweep.progress import create_progress
+
+        if is_search(study):
+            return run_search(
+                study,
+                out,
+                create_progress=create_progress,
+                memory_bytes=memory_bytes,
+                force=self.force,
+                place=place,
+            )
+        return run_study(
+            place.plan(study, memory_bytes),
+            out,
+            progress=create_progress(),
+            force=self.force,
+            engine=place.engine,
+            facts=place.facts,
+        )
+
+    def _place(self) -> AbstractContextManager[Place]:
+        """Where the study is to run."""
+        if self.engine == "dask":
+            return _dask_place(self.scheduler, self.cpu_devices, self.compilation_cache)
+        if self.scheduler is not None:
+            raise StudyError(f"--scheduler {shown(self.scheduler)} is only for --engine dask")
+        _start_jax(self.cpu_devices, self.compilation_cache)
+        from scbjax.sweep.execute import here
+
+        return contextlib.nullcontext(here())
 
     def _study(self) -> Study:
         overrides = _with_precision(self.overrides, self.precision)
@@ -166,6 +200,8 @@ class Run:
         words += ["--out", self.out] if self.out is not None else []
         words += ["--precision", self.precision] if self.precision is not None else []
         words += ["--small"] if self.small else []
+        words += ["--engine", self.engine] if self.engine != "local" else []
+        words += ["--scheduler", self.scheduler] if self.scheduler is not None else []
         return shlex.join(words)
 
 
@@ -578,9 +614,35 @@ def _start_jax(cpu_devices: str, compilation_cache: str | None) -> None:
     count = read_cpu_devices(cpu_devices)
     note = keep_programs(None if compilation_cache is None else _checked_path(compilation_cache))
     if note is not None:
-        print(f"scbjax: {note}", file=sys.stderr)
+        _note(note)
     make_cpu_devices(count)
     _devices()  # which fails with a sentence if there are none
+
+
+def _dask_place(
+    scheduler: str | None, cpu_devices: str, compilation_cache: str | None
+) -> AbstractContextManager[Place]:
+    if find_spec("distributed") is None:
+        raise StudyError(
+            "--engine dask needs the package distributed, which is not installed: the extra dask "
+            "of scbjax brings it, as in pip install 'scbjax[dask]'"
+        )
+    from scbjax.sweep.backend import read_cpu_devices
+
+    folder = None if compilation_cache is None else _checked_path(compilation_cache)
+    count = read_cpu_devices(cpu_devices)
+    import jax
+
+    # What this process computes is small, and a GPU is for the workers.
+    jax.config.update("jax_platforms", "cpu")
+    from scbjax.sweep.cluster import connect
+    from scbjax.sweep.remote import Setup
+
+    return connect(scheduler, Setup(count, folder), _note)
+
+
+def _note(text: str) -> None:
+    print(f"scbjax: {text}", file=sys.stderr)
 
 
 def _devices() -> list[jax.Device]:

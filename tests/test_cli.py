@@ -15,7 +15,7 @@ import xarray
 import scbjax
 from scbjax import cli
 from scbjax.sweep import cost, execute, figures
-from scbjax.sweep.execute import RunReport
+from scbjax.sweep.execute import RunReport, provenance
 from scbjax.sweep.fields import StudyError
 from scbjax.sweep.plan import Plan, make_plan
 from scbjax.sweep.store import Manifest, Store
@@ -409,8 +409,11 @@ class FakeRuns:
         self.interrupted = False
         self.calls: list[tuple[Plan, Path, bool]] = []
 
-    def __call__(self, plan: Plan, out: Path, *, progress: object, force: bool) -> RunReport:
-        assert progress is not None
+    def __call__(
+        self, plan: Plan, out: Path, *, progress: object, force: bool, engine: object, facts: object
+    ) -> RunReport:
+        assert None not in {progress, engine}
+        assert facts == provenance()
         self.calls.append((plan, out, force))
         store = Store(out)
         store.write_manifest(Manifest.of(plan, {}))

@@ -7,6 +7,7 @@ can be as long as suits the clock and end where a snapshot is due, and still sha
 
 import ctypes
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -170,16 +171,16 @@ class Segment:
         records: records that it took.
         records_done: records of the chunk so far.
         seconds: time it took.
-        latest: the newest record of one variable, [outer, inner] without padding.
-        checkpoint: fetches the chunk as it stands.
+        metric: median of the newest record of one variable, over trajectories where it is finite.
+        checkpoint: fetches the chunk as it stands; None where it runs on another machine.
     """
 
     chunk: Chunk
     records: int
     records_done: int
     seconds: float
-    latest: npt.NDArray[Any]
-    checkpoint: Callable[[], Checkpoint]
+    metric: float
+    checkpoint: Callable[[], Checkpoint] | None
 
 
 class Executor:
@@ -276,8 +277,8 @@ class _ChunkRun:
         if self._step in self._study.snapshots:
             params = self._params()
             self._snapshots.append((params["value"], params["attention"]))
-        latest = self._trim(np.asarray(latest))
-        return Segment(self._chunk, count, self.done, seconds, latest, self._checkpoint)
+        metric = _median(self._trim(np.asarray(latest)))
+        return Segment(self._chunk, count, self.done, seconds, metric, self._checkpoint)
 
     def results(self) -> HostArrays:
         """The arrays of a finished chunk."""
@@ -353,6 +354,11 @@ class _ChunkRun:
     def _trim(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         outer, inner = self._chunk.shape
         return array[:outer, :inner]
+
+
+def _median(values: npt.NDArray[Any]) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else math.nan
 
 
 # ------------------------------------------------------------------------------------- compiling

@@ -23,6 +23,12 @@ class Session(Protocol):
     def listen(self, segment: Segment) -> None:
         """Hears of every finished segment; ends the run by raising."""
 
+    def stop_if_asked(self) -> None:
+        """For engines that wait: ends the run by raising."""
+
+    def say(self, text: str) -> None:
+        """Tells the user something that must stay readable."""
+
 
 class Engine(Protocol):
     """A way to run chunks."""

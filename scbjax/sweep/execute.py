@@ -1,18 +1,17 @@
 """Runs a study from its plan to its dataset: resumable, and interruptible at any moment."""
 
 import json
-import math
 import platform
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -78,6 +77,21 @@ class RunReport:
     diverged: int = 0
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where studies run.
+
+    Attributes:
+        plan: makes the plan of a study for it, as `plan_here` does for this process.
+        engine: runs chunks there.
+        facts: its `provenance`.
+    """
+
+    plan: Callable[[Study, int | None], Plan]
+    engine: Engine
+    facts: Mapping[str, str]
+
+
 class Interrupted(Exception):  # noqa: N818 - not an error
     """The user asked the run to stop, and it has saved what it had."""
 
@@ -91,6 +105,7 @@ def run_study(
     segment_seconds: float = SEGMENT_SECONDS,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     engine: Engine | None = None,
+    facts: Mapping[str, str] | None = None,
 ) -> RunReport:
     """Runs a study, or continues it where an earlier run stopped.
 
@@ -105,6 +120,7 @@ def run_study(
         segment_seconds: time between two looks at the clock and the signals.
         checkpoint_seconds: time between two checkpoints of a chunk.
         engine: where chunks run; this process if left out.
+        facts: the `provenance` of where they run, if that is another process.
 
     Returns:
         How it ended. With the same plan, the dataset's variables are the same bit for bit, however
@@ -121,7 +137,8 @@ def run_study(
         if force and store.holds_results():
             progress.say(f"moved what was there to {_move_aside(store)}")
         with hold(out, progress.say):
-            plan = _open(store, plan, progress)
+            facts = provenance() if facts is None else facts
+            plan = _open(store, plan, progress, facts)
             dataset = store.dataset_path(plan.study.name)
             if is_whole(dataset):
                 return RunReport(out, dataset, already_complete=True)
@@ -133,7 +150,7 @@ def run_study(
             with session.interruptible():
                 for index, result in engine.run(plan, session.todo(), session):
                     session.finish(plan.chunks[index], result)
-            return _write(session)
+            return _write(session, facts)
     except Interrupted:
         return RunReport(out, None, interrupted=True)
     finally:
@@ -147,6 +164,7 @@ def run_search(
     create_progress: Callable[[], Progress],
     memory_bytes: int | None = None,
     force: bool = False,
+    place: Place | None = None,
 ) -> RunReport:
     """Runs a search (`scbjax.sweep.search`), or continues it where an earlier run stopped.
 
@@ -157,6 +175,7 @@ def run_search(
             own.
         memory_bytes: budget of a chunk, as for `plan_here`.
         force: move the results that are there aside, and start anew.
+        place: where it runs; this process if left out.
 
     Returns:
         How it ended, over all rounds.
@@ -166,17 +185,22 @@ def run_search(
     """
     store = Store(out)
     progress = create_progress()
+    place = here() if place is None else place
     try:
         if force and out.exists():
             progress.say(f"moved what was there to {_move_aside(store)}")
         with hold(out, progress.say):
-            return _search_held(study, store, create_progress, memory_bytes)
+            return _search_held(study, store, create_progress, memory_bytes, place)
     finally:
         progress.close()
 
 
 def _search_held(
-    study: Study, store: Store, create_progress: Callable[[], Progress], memory_bytes: int | None
+    study: Study,
+    store: Store,
+    create_progress: Callable[[], Progress],
+    memory_bytes: int | None,
+    place: Place,
 ) -> RunReport:
     """Runs a search in a directory that is held."""
     out, dataset = store.out, store.dataset_path(study.name)
@@ -187,8 +211,10 @@ def _search_held(
     def measure(part: Study, folder: Path) -> "xarray.Dataset":
         progress = create_progress()
         progress.say(f"{folder.relative_to(out)} of {out}")
-        plan = plan_here(part, memory_bytes=memory_bytes)
-        reports.append(run_study(plan, folder, progress=progress))
+        plan = place.plan(part, memory_bytes)
+        reports.append(
+            run_study(plan, folder, progress=progress, engine=place.engine, facts=place.facts)
+        )
         if reports[-1].dataset is None:
             raise Interrupted
         return read_dataset(reports[-1].dataset)
@@ -197,7 +223,7 @@ def _search_held(
         found = search(study, out, measure)
     except Interrupted:
         return RunReport(out, None, interrupted=True)
-    save_dataset(found.assign_attrs(provenance()), dataset)
+    save_dataset(found.assign_attrs(place.facts), dataset)
     return RunReport(
         out,
         dataset,
@@ -223,7 +249,7 @@ def _move_aside(store: Store) -> Path:
         return target
 
 
-def _open(store: Store, plan: Plan, progress: Progress) -> Plan:
+def _open(store: Store, plan: Plan, progress: Progress, facts: Mapping[str, str]) -> Plan:
     """Begins a run in the directory, or finds the one that is there; returns the plan to follow."""
     try:
         begun = _begun(store, plan)
@@ -233,11 +259,10 @@ def _open(store: Store, plan: Plan, progress: Progress) -> Plan:
     if begun is None:
         _refuse_foreign_chunks(store, plan.fingerprint)
         plan = _as_chunks_are(store, plan)
-        store.write_manifest(Manifest.of(plan, provenance()))
+        store.write_manifest(Manifest.of(plan, facts))
         return plan
     found, plan = begun
-    now = provenance()
-    changed = [name for name in now if found.provenance.get(name) != now[name]]
+    changed = [name for name in facts if found.provenance.get(name) != facts[name]]
     if changed and not is_whole(store.dataset_path(plan.study.name)):
         progress.say(f"continues a run that was begun with other {', '.join(changed)}")
     return plan
@@ -346,6 +371,10 @@ class _Session:
     def _leave_out(self, index: int, reason: object) -> None:
         self.progress.say(f"the checkpoint of chunk {index} is damaged and is left out: {reason}")
 
+    def say(self, text: str) -> None:
+        """Tells the user something that must stay readable."""
+        self.progress.say(text)
+
     def compiling(self, program: Program) -> None:
         """Explains why nothing moves."""
         count = len(self.plan.programs)
@@ -365,15 +394,21 @@ class _Session:
             steps=steps,
             tokens=tokens,
         )
-        metric = live_metric(self.plan.study.variables), _median(segment.latest)
+        metric = live_metric(self.plan.study.variables), segment.metric
         self.progress.show(self._meter.reading(metric))
         if segment.records_done == program.num_records:
             return
-        if self._stop.is_set():
-            self._save(segment)
+        stop = self._stop.is_set()
+        due = time.monotonic() - self._saved_at >= self._checkpoint_seconds
+        if segment.checkpoint is not None and (stop or due):
+            self._save(chunk, segment.checkpoint())
+        if stop:
             raise Interrupted
-        if time.monotonic() - self._saved_at >= self._checkpoint_seconds:
-            self._save(segment)
+
+    def stop_if_asked(self) -> None:
+        """Ends the run by raising if the user has asked for it."""
+        if self._stop.is_set():
+            raise Interrupted
 
     def finish(self, chunk: Chunk, result: ChunkResult) -> None:
         """Keeps a finished chunk."""
@@ -414,10 +449,9 @@ class _Session:
     def _part(self, checkpoint: Checkpoint) -> float:
         return checkpoint.records / self._program(self.plan.chunks[0]).num_records
 
-    def _save(self, segment: Segment) -> None:
-        found = segment.checkpoint()
+    def _save(self, chunk: Chunk, found: Checkpoint) -> None:
         facts = {"records": found.records, "run_seconds": found.run_seconds}
-        self.store.save_checkpoint(self.plan, segment.chunk, found.arrays, facts)
+        self.store.save_checkpoint(self.plan, chunk, found.arrays, facts)
         self._saved_at = time.monotonic()
 
 
@@ -436,26 +470,21 @@ def load_chunk(store: Store, plan: Plan, chunk: Chunk) -> Facts:
     return facts
 
 
-def _median(values: Any) -> float:  # noqa: ANN401 - any array
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if finite.size else math.nan
-
-
-def _write(session: _Session) -> RunReport:
+def _write(session: _Session, facts: Mapping[str, str]) -> RunReport:
     """Writes the dataset of a study whose chunks are all there."""
     plan, store = session.plan, session.store
     try:
-        facts = [load_chunk(store, plan, chunk) for chunk in plan.chunks]
+        taken = [load_chunk(store, plan, chunk) for chunk in plan.chunks]
     except (FileNotFoundError, DamagedError) as error:
         raise StudyError(f"{store.out} was changed while the study ran: {error}") from None
-    run_seconds = sum(float(fact["run_seconds"]) for fact in facts)
-    compile_seconds = sum(float(fact["compile_seconds"]) for fact in facts)
+    run_seconds = sum(float(times["run_seconds"]) for times in taken)
+    compile_seconds = sum(float(times["compile_seconds"]) for times in taken)
     descriptions = {
         name: {"long_name": entry.long_name, "units": entry.units, "symbol": entry.symbol}
         for name, entry in OBSERVABLES.items()
     }
     times = {"wall_seconds": run_seconds + compile_seconds, "compile_seconds": compile_seconds}
-    written = write_dataset(plan, store, descriptions, {**provenance(), **times})
+    written = write_dataset(plan, store, descriptions, {**facts, **times})
     session.progress.say(
         f"{plan.num_trajectories} trajectories in {readable_seconds(run_seconds)} "
         f"and {readable_seconds(compile_seconds)} of compilation"
@@ -472,7 +501,12 @@ def _write(session: _Session) -> RunReport:
     )
 
 
-def plan_here(study: Study, *, memory_bytes: int | None = None) -> Plan:
+def here() -> Place:
+    """This process, as a place where studies run."""
+    return Place(plan_here, LocalEngine(), provenance())
+
+
+def plan_here(study: Study, memory_bytes: int | None = None) -> Plan:
     """The plan of a study for the devices of this process.
 
     Args:
@@ -486,15 +520,20 @@ def plan_here(study: Study, *, memory_bytes: int | None = None) -> Plan:
         StudyError: a single trajectory does not fit the budget.
     """
     devices = jax.local_devices()
-    stats = [device.memory_stats() for device in devices]
-    if memory_bytes is None and all(stats):  # CPUs have none: they share the host's memory
-        memory_bytes = int(cost.MEMORY_SHARE * sum(int(stat["bytes_limit"]) for stat in stats))
     return make_plan(
         study,
-        memory_bytes=memory_bytes,
+        memory_bytes=device_memory_bytes() if memory_bytes is None else memory_bytes,
         device_count=len(devices),
         cache_bytes=cost.CACHE_BYTES if devices[0].platform == "cpu" else None,
     )
+
+
+def device_memory_bytes() -> int | None:
+    """The share of their own memory that chunks use by default; None where devices have none."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if not all(stats):  # CPUs share the host's memory
+        return None
+    return int(cost.MEMORY_SHARE * sum(int(stat["bytes_limit"]) for stat in stats if stat))
 
 
 def provenance() -> dict[str, str]:

@@ -77,7 +77,7 @@ class Chaos:
             records[..., done] = state
             done += 1
             found = Checkpoint({"state": state, "records": records.copy()}, done, 0.0)
-            listen(Segment(chunk, 1, done, 0.001, state, lambda found=found: found))  # type: ignore[misc]
+            listen(Segment(chunk, 1, done, 0.001, 0.0, lambda found=found: found))  # type: ignore[misc]
         arrays: dict[str, Any] = {"value_distance": records, "stage": records.astype(np.int32)}
         for name in ("transition_signal", "pattern_signal", "stationary_norm", "diverged_at"):
             arrays[name] = np.ones(chunk.shape, np.float32)
