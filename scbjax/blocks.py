@@ -47,7 +47,7 @@ def fill(
         [0, 1, 2, 3]
     """
     rows = shape[0]
-    blocks = _count_blocks(rows, width)
+    blocks = count_blocks(rows, width)
     if blocks == 1:
         return make(jnp.zeros((), jnp.int32), rows)
     count = -(-rows // blocks)
@@ -57,7 +57,7 @@ def fill(
         first = jnp.minimum(index * count, rows - count)
         return jax.lax.dynamic_update_slice_in_dim(array, make(first, count), first, axis=0)
 
-    array: jax.Array = _repeat(blocks, write, jnp.zeros(shape, dtype))
+    array: jax.Array = repeat(blocks, write, jnp.zeros(shape, dtype))
     return array
 
 
@@ -81,7 +81,7 @@ def sum_by_class(
         [[5.0]]
     """
     length, width = classes.shape
-    blocks = _count_blocks(length, width)
+    blocks = count_blocks(length, width)
     count = -(-length // (_TERMS * blocks))
     # Filled up with the first class, for which there is no sum.
     missing = _TERMS * count * blocks - length
@@ -101,17 +101,19 @@ def sum_by_class(
 
     dtype = jax.eval_shape(weigh, rows).dtype
     # Classes inside: what is compared with each of them stays in the fastest cache.
-    sums = _repeat(blocks, add, jnp.zeros((count, num_classes - 1, width), dtype))
+    sums = repeat(blocks, add, jnp.zeros((count, num_classes - 1, width), dtype))
     return jnp.sum(sums, axis=0)
 
 
-def _count_blocks(rows: int, width: int) -> int:
+def count_blocks(rows: int, width: int) -> int:
+    """Into how many blocks so many rows are cut, each of which works on ``width`` elements."""
     # At least two: XLA dissolves a loop of one, and fuses its body with what uses the array.
     return min(rows, max(2, -(-rows * width // BLOCK_ELEMENTS))) if has_blocks() else 1
 
 
-def _repeat(
+def repeat(
     times: int, function: Callable[[jax.Array, jax.Array], jax.Array], array: jax.Array
 ) -> jax.Array:
+    """Applies a function of (index, array) so many times."""
     repeated: jax.Array = jax.lax.fori_loop(np.int32(0), np.int32(times), function, array)
     return repeated

@@ -24,7 +24,9 @@ import jax.numpy as jnp
 
 from scbjax.model import Params, attend, attend_transpose, look_up
 from scbjax.sampling import Batch
+from scbjax.sharding import is_split
 from scbjax.task import Task, mu_inner, product
+from scbjax.tuples import attend_tuples, transpose_tuples
 
 
 @jax.custom_vjp
@@ -62,7 +64,10 @@ class _Residuals(NamedTuple):
 
 
 def _forward(params: Params, batch: Batch) -> tuple[jax.Array, _Residuals]:
-    attended = attend(params.attention, batch.tokens, batch.query)
+    if (tuples := _own_tuples(batch)) is not None:
+        attended = attend_tuples(params.attention, tuples, batch.query)
+    else:
+        attended = attend(params.attention, batch.tokens, batch.query)
     num_tokens = params.value.shape[0]
     labels = jnp.arange(num_tokens, dtype=batch.label.dtype)
     target = (batch.label[:, None] == labels[None, :]).astype(attended.dtype)
@@ -74,8 +79,17 @@ def _forward(params: Params, batch: Batch) -> tuple[jax.Array, _Residuals]:
 def _backward(residuals: _Residuals, cotangent: jax.Array) -> tuple[Params, None]:
     params, batch, attended, error = residuals
     error = error * (cotangent / batch.label.shape[0])
-    attention = attend_transpose(product(error, params.value), batch.tokens, batch.query)
+    scores = product(error, params.value)
+    if (tuples := _own_tuples(batch)) is not None:
+        attention = transpose_tuples(scores, tuples, batch.query, params.attention.shape[0])
+    else:
+        attention = attend_transpose(scores, batch.tokens, batch.query)
     return Params(product(error.T, attended), attention), None
+
+
+def _own_tuples(batch: Batch) -> jax.Array | None:
+    """The tuples of a batch whose positions are all on this device."""
+    return None if is_split() else batch.tuples
 
 
 loss.defvjp(_forward, _backward)

@@ -27,8 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from scbjax.blocks import fill
-from scbjax.sharding import COLUMNS, ROWS, WHOLE, Part, on_parts
+from scbjax.sharding import COLUMNS, ROWS, WHOLE, Part, is_split, on_parts
 from scbjax.task import PRECISION, Task
+from scbjax.tuples import PACKED_LIMIT, token_at, tuple_shape, unpack
 
 # Up to this vocabulary size a word gives several tokens, and positions are the slow axis in memory,
 # so that sums over positions and choices by token run over samples in vector registers; above it a
@@ -37,8 +38,6 @@ POSITION_MAJOR_LIMIT = 32
 
 _WORD = jnp.uint32
 _WORD_BITS = 32
-# The alias table of tuples then takes 16 KiB, a part of a core's fastest cache.
-_TUPLE_BITS = 12
 _HALF_RANGE = 2**16
 # More than what float32 rounding of a sum of probabilities can add.
 _FIRST_HELPING = 1.0 - 2.0**-20
@@ -81,11 +80,14 @@ class Batch(NamedTuple):
         tokens: the contexts, [B, T], in the smallest unsigned integer type that holds N - 1.
         query: the query tokens ``x_{T+1}``, [B] int32.
         label: the labels ``x_o``, [B] int32.
+        tuples: the contexts once more as they were drawn (:mod:`scbjax.tuples`), or None. A step
+            reads these if they are there, and single tokens are then not stored.
     """
 
     tokens: jax.Array
     query: jax.Array
     label: jax.Array
+    tuples: jax.Array | None = None
 
 
 class Sampler(NamedTuple):
@@ -161,8 +163,16 @@ def sample_batch(key: jax.Array, task: Task, batch_size: int) -> Batch:
     return draw_batch(make_seed(key), make_sampler(task), batch_size)
 
 
-def draw_batch(seed: Seed, sampler: Sampler, batch_size: int) -> Batch:
-    """Like :func:`sample_batch`, with a seed (:func:`make_seed`) and the sampler already made."""
+def draw_batch(seed: Seed, sampler: Sampler, batch_size: int, *, packed: bool = False) -> Batch:
+    """Like :func:`sample_batch`, with a seed (:func:`make_seed`) and the sampler already made.
+
+    Args:
+        seed: the seed.
+        sampler: that of the task.
+        batch_size: B >= 1, the number of samples.
+        packed: whether the batch also has tuples, if the vocabulary is so small that steps read
+            them.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     context_length, num_tokens = sampler.pattern.shape
@@ -170,6 +180,8 @@ def draw_batch(seed: Seed, sampler: Sampler, batch_size: int) -> Batch:
     query = draw_tokens(seed, _QUERIES, sampler.token_table, num_tokens, (batch_size,))
     query = query.astype(jnp.int32)
     level = _levels(seed, _POSITIONS, sampler.pattern_sums[query])
+    if packed and num_tokens <= PACKED_LIMIT and not is_split():
+        return _draw_packed(seed, sampler, query, level)
     draw = on_parts(
         partial(_draw_contexts, context_length),
         (WHOLE, _SPLIT_SAMPLER, WHOLE, WHOLE),
@@ -177,6 +189,19 @@ def draw_batch(seed: Seed, sampler: Sampler, batch_size: int) -> Batch:
     )
     tokens, source = draw(seed, sampler, query, level)
     return Batch(tokens, query, draw_from_columns(seed, _STEPS, sampler.label_cdf, source))
+
+
+def _draw_packed(seed: Seed, sampler: Sampler, query: jax.Array, level: jax.Array) -> Batch:
+    """The same batch, with its tuples."""
+    context_length, num_tokens = sampler.pattern.shape
+    rows = -(-context_length // tuple_shape(num_tokens)[1])
+    shape = (rows, query.shape[0])
+    tuples = _draw_tuples(seed, _TOKENS, sampler.token_table, jnp.zeros((), jnp.int32), shape)
+    _, position = _find_positions(sampler, query, level)
+    source = token_at(tuples, position, num_tokens)
+    label = draw_from_columns(seed, _STEPS, sampler.label_cdf, source)
+    tokens = unpack(tuples, num_tokens, token_dtype(num_tokens))[:context_length].T
+    return Batch(tokens, query, label, tuples)
 
 
 def make_seed(key: jax.Array, generator: Generator = "threefry-20") -> Seed:
@@ -232,7 +257,7 @@ def draw_tokens(
 ) -> jax.Array:
     """Draws i.i.d. tokens of the given shape from a token table, in :func:`token_dtype`."""
     if num_tokens <= POSITION_MAJOR_LIMIT:
-        return _draw_tuples(seed, stream, table, num_tokens, shape)
+        return _draw_packed_tokens(seed, stream, table, num_tokens, shape)
     return _from_pair(_word_pair(seed, stream, shape), table, num_tokens, shape[0])
 
 
@@ -245,7 +270,7 @@ def draw_contexts(
     return draw_tokens(seed, stream, table, num_tokens, shape)
 
 
-def _draw_tuples(
+def _draw_packed_tokens(
     seed: Seed,
     stream: int,
     table: jax.Array,
@@ -253,29 +278,43 @@ def _draw_tuples(
     shape: tuple[int, ...],
     start: jax.Array | int = 0,
 ) -> jax.Array:
-    """Draws neighbours along the leading axis from one word, its top bits first.
+    """Draws tokens of a small vocabulary, those from row ``start`` on.
 
-    The word of the tokens at rows ``c r .. c r + c - 1`` and column b, out of w columns, is the
-    first that Threefry gives for the counter ``(w r + b, stream)``: a token depends on its place
-    and on nothing else that is drawn, and those from row ``start`` on can be drawn alone. (The
-    second words are not used: XLA would compile a loop for each of the two, and compute both in
-    either.)
+    A token depends on its place and on nothing else that is drawn, and a window can be drawn alone.
     """
-    bits, count = _tuple_shape(num_tokens)
+    count = tuple_shape(num_tokens)[1]
     # A window that begins in the middle of a tuple ends in the middle of one more.
-    rows, columns = -(-shape[0] // count) + (not isinstance(start, int)), math.prod(shape[1:])
+    rows = -(-shape[0] // count) + (not isinstance(start, int))
     begin = jnp.asarray(start, jnp.int32) // count
-
-    def make_tuples(first: jax.Array, rows: int) -> jax.Array:
-        counter = _counter(begin + first, (rows, columns))
-        return _look_up(_words_of(seed, stream, counter)[0], table).astype(jnp.uint16)
-
-    tuples = fill(make_tuples, (rows, columns), jnp.uint16, columns)[:, None]
-    shifts = jnp.arange(bits * (count - 1), -1, -bits, dtype=jnp.uint16).reshape(1, count, 1)
-    tokens = ((tuples >> shifts) & jnp.uint16(2**bits - 1)).astype(token_dtype(num_tokens))
+    tuples = _draw_tuples(seed, stream, table, begin, (rows, math.prod(shape[1:])))
+    tokens = unpack(tuples, num_tokens, token_dtype(num_tokens))
     tokens = tokens.reshape(rows * count, *shape[1:])
     drawn: jax.Array = jax.lax.dynamic_slice_in_dim(tokens, start - begin * count, shape[0])
     return drawn
+
+
+def _draw_tuples(
+    seed: Seed, stream: int, table: jax.Array, begin: jax.Array, shape: tuple[int, int]
+) -> jax.Array:
+    """Draws tuples of neighbours along the leading axis, one from each word: uint16.
+
+    The tuple at row r and column b, out of w columns, is looked up with the first word that
+    Threefry gives for the counter ``(w r + b, stream)``. (The second words are not used: XLA would
+    compile a loop for each of the two, and compute both in either.)
+
+    Args:
+        seed: the seed.
+        stream: the counter's stream.
+        table: alias table of tuples.
+        begin: the first row, int32.
+        shape: rows and columns.
+    """
+
+    def make_tuples(first: jax.Array, rows: int) -> jax.Array:
+        counter = _counter(begin + first, (rows, shape[1]))
+        return _look_up(_words_of(seed, stream, counter)[0], table).astype(jnp.uint16)
+
+    return fill(make_tuples, shape, jnp.uint16, shape[1])
 
 
 def draw_positions(seed: Seed, stream: int, sampler: Sampler, query: jax.Array) -> jax.Array:
@@ -334,7 +373,8 @@ def _draw_window(
     batch_size, context_length = shape
     start = jnp.asarray(start, jnp.int32)
     if num_tokens <= POSITION_MAJOR_LIMIT:
-        return _draw_tuples(seed, _TOKENS, table, num_tokens, (count, batch_size), start).T
+        shape = (count, batch_size)
+        return _draw_packed_tokens(seed, _TOKENS, table, num_tokens, shape, start).T
     positions = (start + jnp.arange(count, dtype=jnp.int32)).astype(_WORD)
     rows = jnp.arange(-(-batch_size // 2), dtype=_WORD)[:, None]
     pair = _words_of(seed, _TOKENS, rows * _WORD(context_length) + positions[None, :])
@@ -448,18 +488,12 @@ def make_token_table(probabilities: jax.Array) -> jax.Array:
     num_tokens = counts.shape[0]
     if num_tokens > POSITION_MAJOR_LIMIT:
         return alias_table(counts)
-    bits, count = _tuple_shape(num_tokens)
+    bits, count = tuple_shape(num_tokens)
     counts = jnp.zeros((2**bits,), _WORD).at[:num_tokens].set(counts)
     tuples = counts
     for _ in range(count - 1):
         tuples = _append_counts(tuples, counts)
     return alias_table(tuples)
-
-
-def _tuple_shape(num_tokens: int) -> tuple[int, int]:
-    """Bits of a token, and tokens that are drawn with one word."""
-    bits = max(1, _index_bits(num_tokens))
-    return bits, _TUPLE_BITS // bits
 
 
 def _append_counts(tuples: jax.Array, counts: jax.Array) -> jax.Array:

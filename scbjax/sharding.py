@@ -92,6 +92,11 @@ def over_positions(
     return call
 
 
+def is_split() -> bool:
+    """Whether this is inside `over_positions`."""
+    return _mesh() is not None
+
+
 def split(array: jax.Array) -> jax.Array:
     """An array whose first axis is that of positions, split along it inside `over_positions`."""
     mesh = _mesh()

@@ -536,7 +536,7 @@ def advance(
     seed = make_seed(jax.random.fold_in(key, _BATCHES), settings.generator)
 
     def one_step(state: State, index: jax.Array) -> State:
-        batch = draw_batch(fold_in(seed, index), sampler, settings.batch_size)
+        batch = draw_batch(fold_in(seed, index), sampler, settings.batch_size, packed=True)
         state = step(stored(state, task, settings), batch, task, settings)[0]
         return stored(state, task, settings)
 

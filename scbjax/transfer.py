@@ -91,7 +91,8 @@ def first_step(
     pieces = num_samples // batch_size
 
     def add(total: Params, index: jax.Array) -> tuple[Params, None]:
-        grads = jax.grad(loss)(params, draw_batch(fold_in(seed, index), sampler, batch_size))
+        batch = draw_batch(fold_in(seed, index), sampler, batch_size, packed=True)
+        grads = jax.grad(loss)(params, batch)
         return jax.tree.map(jnp.add, total, grads), None
 
     zero = jax.tree.map(jnp.zeros_like, params)

@@ -158,7 +158,7 @@ def in_scan(function: Callable[[Params, Batch], jax.Array]) -> Callable[..., Par
 
     def descend(params: Params, batch: Batch) -> Params:
         def body(params: Params, shift: jax.Array) -> tuple[Params, jax.Array]:
-            rolled = Batch(*(jnp.roll(array, shift, axis=0)[1:] for array in batch))
+            rolled = jax.tree.map(lambda array: jnp.roll(array, shift, axis=0)[1:], batch)
             value, gradient = jax.value_and_grad(function)(params, rolled)
             return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient), value
 
@@ -182,7 +182,7 @@ def over_scanned_batches(function: Callable[[Params, Batch], jax.Array]) -> Call
 
     def objective(params: Params, batch: Batch) -> jax.Array:
         def body(total: jax.Array, sample: Batch) -> tuple[jax.Array, None]:
-            one = Batch(*(array[None] for array in sample))
+            one = jax.tree.map(lambda array: array[None], sample)
             return total + function(params, one), None
 
         start = jnp.zeros((), params.value.dtype)

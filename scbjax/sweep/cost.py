@@ -23,10 +23,10 @@ SMALL_VOCABULARY = 32
 
 _FLOAT = 4  # bytes of a float32 or int32
 
-CACHE_BYTES = 2 * 2**20
-"""Temporaries of a block on a CPU: a core's second cache and a little of the third (measured at
-T = 5000: with 2 MB a step is faster than with 8 MB by a sixth at N = 20, as fast at N = 3, and
-twice as fast as with 100 MB)."""
+CACHE_BYTES = 7 * 2**19
+"""Temporaries of a block on a CPU: a core's second cache and a part of the third (measured at
+T = 5000: with 3.5 MB, 4 trajectories at N = 3 and one from N = 20 on, steps are the fastest at
+every N; with 8 MB they take a sixth longer at N = 20, and with 100 MB twice as long)."""
 
 # Arrays of the size of A [T, N] per trajectory: A before and after, and Q; temporaries of a step.
 _KEPT_ATTENTIONS = 2

@@ -19,6 +19,7 @@ from scbjax.model import Params
 from scbjax.sampling import (
     POSITION_MAJOR_LIMIT,
     Batch,
+    Sampler,
     Seed,
     draw_batch,
     fold_in,
@@ -104,23 +105,38 @@ def library(size: Size, part: Part = "step", name: str = OURS, *, devices: int =
     seeds = jax.vmap(make_seed)(keys)
     states = jax.jit(jax.vmap(lambda task: stored(start(task, settings), task, settings)))(tasks)
 
-    def body(index: jax.Array, carry: Any, task: Task, sampler: Any, seed: Seed) -> Any:  # noqa: ANN401
-        batch = draw_batch(fold_in(seed, index), sampler, size.batch_size)
-        if part == "sample":
-            return carry[0], batch
-        if part == "gradient":
-            params = stored(carry[0], task, settings).params
-            if size.num_tokens > POSITION_MAJOR_LIMIT:  # the form that steps have it in
-                return carry[0], sample_gradients(params, batch)[1]
-            return carry[0], jax.grad(loss)(params, batch)
-        state, _ = step(stored(carry[0], task, settings), batch, task, settings)
-        return stored(state, task, settings), None
+    def draw(index: jax.Array, sampler: Sampler, seed: Seed) -> Batch:
+        return draw_batch(fold_in(seed, index), sampler, size.batch_size, packed=True)
 
-    inputs = (tasks, samplers, seeds)
-    over_trajectories = jax.vmap(body, in_axes=(None, 0, 0, 0, 0))
-    shapes = jax.eval_shape(over_trajectories, jnp.int32(0), (states, None), *inputs)[1]
+    def move(index: jax.Array, state: State, task: Task, sampler: Sampler, seed: Seed) -> State:
+        batch = draw(index, sampler, seed)
+        moved, _ = step(stored(state, task, settings), batch, task, settings)
+        return stored(moved, task, settings)
+
+    def found(
+        index: jax.Array,
+        last: Any,  # noqa: ANN401 - what was found before
+        state: State,
+        task: Task,
+        sampler: Sampler,
+        seed: Seed,
+    ) -> Any:  # noqa: ANN401 - what steps read of a batch; or a gradient
+        del last
+        batch = draw(index, sampler, seed)
+        if part == "sample":
+            contexts = batch.tokens if batch.tuples is None else batch.tuples
+            return contexts, batch.query, batch.label
+        params = stored(state, task, settings).params
+        if size.num_tokens > POSITION_MAJOR_LIMIT:  # the form that steps have it in
+            return sample_gradients(params, batch)[1]
+        return jax.grad(loss)(params, batch)
+
+    if part == "step":
+        return _compiled_sweep(name, move, (states, (tasks, samplers, seeds)), size, devices)
+    inputs = (states, tasks, samplers, seeds)
+    shapes = jax.eval_shape(jax.vmap(found, (None,) * 2 + (0,) * 4), jnp.int32(0), None, *inputs)
     last = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return _compiled_sweep(name, body, ((states, last), inputs), size, devices)
+    return _compiled_sweep(name, found, (last, inputs), size, devices)
 
 
 def random_words(size: Size) -> Contender:
