@@ -23,14 +23,13 @@ import jax
 import jax.numpy as jnp
 
 from scbjax.model import Params, attend, attend_transpose, look_up
-from scbjax.sampling import Batch
-from scbjax.sharding import is_split
+from scbjax.sampling import AnyBatch, Batch, PackedBatch
 from scbjax.task import Task, mu_inner, product
 from scbjax.tuples import attend_tuples, transpose_tuples
 
 
 @jax.custom_vjp
-def loss(params: Params, batch: Batch) -> jax.Array:
+def loss(params: Params, batch: AnyBatch) -> jax.Array:
     """The mean over the batch of ``1/2 |e_{x_o} - V X a^(k)|^2`` (eq. 3); a scalar.
 
     ``jax.grad`` and ``jax.value_and_grad`` use a hand-written backward pass; it works under
@@ -39,7 +38,7 @@ def loss(params: Params, batch: Batch) -> jax.Array:
 
     Args:
         params: V [N, N] and A [T, N].
-        batch: tokens [B, T], query [B], label [B].
+        batch: tokens [B, T], or tuples of tokens; query [B], label [B].
 
     Returns:
         The loss, a scalar in the dtype of the parameters.
@@ -58,14 +57,14 @@ def loss(params: Params, batch: Batch) -> jax.Array:
 
 class _Residuals(NamedTuple):
     params: Params
-    batch: Batch
+    batch: AnyBatch
     attended: jax.Array
     error: jax.Array
 
 
-def _forward(params: Params, batch: Batch) -> tuple[jax.Array, _Residuals]:
-    if (tuples := _own_tuples(batch)) is not None:
-        attended = attend_tuples(params.attention, tuples, batch.query)
+def _forward(params: Params, batch: AnyBatch) -> tuple[jax.Array, _Residuals]:
+    if isinstance(batch, PackedBatch):
+        attended = attend_tuples(params.attention, batch.tuples, batch.query)
     else:
         attended = attend(params.attention, batch.tokens, batch.query)
     num_tokens = params.value.shape[0]
@@ -80,16 +79,12 @@ def _backward(residuals: _Residuals, cotangent: jax.Array) -> tuple[Params, None
     params, batch, attended, error = residuals
     error = error * (cotangent / batch.label.shape[0])
     scores = product(error, params.value)
-    if (tuples := _own_tuples(batch)) is not None:
-        attention = transpose_tuples(scores, tuples, batch.query, params.attention.shape[0])
+    if isinstance(batch, PackedBatch):
+        length = params.attention.shape[0]
+        attention = transpose_tuples(scores, batch.tuples, batch.query, length)
     else:
         attention = attend_transpose(scores, batch.tokens, batch.query)
     return Params(product(error.T, attended), attention), None
-
-
-def _own_tuples(batch: Batch) -> jax.Array | None:
-    """The tuples of a batch whose positions are all on this device."""
-    return None if is_split() else batch.tuples
 
 
 loss.defvjp(_forward, _backward)

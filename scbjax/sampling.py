@@ -19,7 +19,7 @@ and a token can be computed from its place alone.
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import chex
 import jax
@@ -80,14 +80,28 @@ class Batch(NamedTuple):
         tokens: the contexts, [B, T], in the smallest unsigned integer type that holds N - 1.
         query: the query tokens ``x_{T+1}``, [B] int32.
         label: the labels ``x_o``, [B] int32.
-        tuples: the contexts once more as they were drawn (:mod:`scbjax.tuples`), or None. A step
-            reads these if they are there, and single tokens are then not stored.
     """
 
     tokens: jax.Array
     query: jax.Array
     label: jax.Array
-    tuples: jax.Array | None = None
+
+
+class PackedBatch(NamedTuple):
+    """A mini-batch of B samples of at most four tokens, as it is drawn (:mod:`scbjax.tuples`).
+
+    Attributes:
+        tuples: the contexts, several tokens in a number, [ceil(T / c), B] uint16.
+        query: the query tokens, [B] int32.
+        label: the labels, [B] int32.
+    """
+
+    tuples: jax.Array
+    query: jax.Array
+    label: jax.Array
+
+
+AnyBatch: TypeAlias = Batch | PackedBatch
 
 
 class Sampler(NamedTuple):
@@ -163,27 +177,11 @@ def sample_batch(key: jax.Array, task: Task, batch_size: int) -> Batch:
     return draw_batch(make_seed(key), make_sampler(task), batch_size)
 
 
-def draw_batch(seed: Seed, sampler: Sampler, batch_size: int, *, packed: bool = False) -> Batch:
-    """Like :func:`sample_batch`, with a seed (:func:`make_seed`) and the sampler already made.
-
-    Args:
-        seed: the seed.
-        sampler: that of the task.
-        batch_size: B >= 1, the number of samples.
-        packed: whether the batch also has tuples, if the vocabulary is so small that steps read
-            them.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    context_length, num_tokens = sampler.pattern.shape
-    chex.assert_shape(sampler.label_cdf, (num_tokens, num_tokens))
-    query = draw_tokens(seed, _QUERIES, sampler.token_table, num_tokens, (batch_size,))
-    query = query.astype(jnp.int32)
-    level = _levels(seed, _POSITIONS, sampler.pattern_sums[query])
-    if packed and num_tokens <= PACKED_LIMIT and not is_split():
-        return _draw_packed(seed, sampler, query, level)
+def draw_batch(seed: Seed, sampler: Sampler, batch_size: int) -> Batch:
+    """Like :func:`sample_batch`, with a seed (:func:`make_seed`) and the sampler already made."""
+    query, level = _draw_queries(seed, sampler, batch_size)
     draw = on_parts(
-        partial(_draw_contexts, context_length),
+        partial(_draw_contexts, sampler.pattern.shape[0]),
         (WHOLE, _SPLIT_SAMPLER, WHOLE, WHOLE),
         (COLUMNS, WHOLE),
     )
@@ -191,17 +189,31 @@ def draw_batch(seed: Seed, sampler: Sampler, batch_size: int, *, packed: bool = 
     return Batch(tokens, query, draw_from_columns(seed, _STEPS, sampler.label_cdf, source))
 
 
-def _draw_packed(seed: Seed, sampler: Sampler, query: jax.Array, level: jax.Array) -> Batch:
-    """The same batch, with its tuples."""
+def draw_step(seed: Seed, sampler: Sampler, batch_size: int) -> AnyBatch:
+    """The batch of :func:`draw_batch` in the form that is fastest for a step of training.
+
+    Packed, where the vocabulary is small enough and positions are not split over devices.
+    """
     context_length, num_tokens = sampler.pattern.shape
-    rows = -(-context_length // tuple_shape(num_tokens)[1])
-    shape = (rows, query.shape[0])
+    if num_tokens > PACKED_LIMIT or is_split():
+        return draw_batch(seed, sampler, batch_size)
+    query, level = _draw_queries(seed, sampler, batch_size)
+    shape = (-(-context_length // tuple_shape(num_tokens)[1]), batch_size)
     tuples = _draw_tuples(seed, _TOKENS, sampler.token_table, jnp.zeros((), jnp.int32), shape)
     _, position = _find_positions(sampler, query, level)
     source = token_at(tuples, position, num_tokens)
-    label = draw_from_columns(seed, _STEPS, sampler.label_cdf, source)
-    tokens = unpack(tuples, num_tokens, token_dtype(num_tokens))[:context_length].T
-    return Batch(tokens, query, label, tuples)
+    return PackedBatch(tuples, query, draw_from_columns(seed, _STEPS, sampler.label_cdf, source))
+
+
+def _draw_queries(seed: Seed, sampler: Sampler, batch_size: int) -> tuple[jax.Array, jax.Array]:
+    """The queries [B], and where on the distribution functions of their positions [B]."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    num_tokens = sampler.pattern.shape[1]
+    chex.assert_shape(sampler.label_cdf, (num_tokens, num_tokens))
+    query = draw_tokens(seed, _QUERIES, sampler.token_table, num_tokens, (batch_size,))
+    query = query.astype(jnp.int32)
+    return query, _levels(seed, _POSITIONS, sampler.pattern_sums[query])
 
 
 def make_seed(key: jax.Array, generator: Generator = "threefry-20") -> Seed:

@@ -28,7 +28,7 @@ from scbjax.sampling import (
     POSITION_MAJOR_LIMIT,
     Batch,
     Generator,
-    draw_batch,
+    draw_step,
     fold_in,
     make_sampler,
     make_seed,
@@ -401,7 +401,7 @@ def start_from(key: jax.Array, source: Task, task: Task, settings: Settings, sta
     )
 
 
-def step(state: State, batch: Batch, task: Task, settings: Settings) -> tuple[State, Info]:
+def step(state: State, batch: AnyBatch, task: Task, settings: Settings) -> tuple[State, Info]:
     """One step of the optimiser on one mini-batch; the stage stays what it is.
 
     Args:
@@ -536,7 +536,7 @@ def advance(
     seed = make_seed(jax.random.fold_in(key, _BATCHES), settings.generator)
 
     def one_step(state: State, index: jax.Array) -> State:
-        batch = draw_batch(fold_in(seed, index), sampler, settings.batch_size, packed=True)
+        batch = draw_step(fold_in(seed, index), sampler, settings.batch_size)
         state = step(stored(state, task, settings), batch, task, settings)[0]
         return stored(state, task, settings)
 
@@ -709,7 +709,12 @@ def _goes_by_columns(task: Task, settings: Settings) -> bool:
 
 
 def _move(
-    state: State, batch: Batch, task: Task, settings: Settings, rates: Rates, l1: jax.Array
+    state: State,
+    batch: AnyBatch,
+    task: Task,
+    settings: Settings,
+    rates: Rates,
+    l1: jax.Array,
 ) -> tuple[tuple[jax.Array, Params], Params, optax.OptState]:
     """The loss and its gradient; the parameters after the step; and the optimiser's state."""
     value, grads = jax.value_and_grad(_mapped_loss)(state.params, batch, settings.attention_map)
@@ -721,9 +726,15 @@ def _move(
 
 
 def _move_columns(
-    state: State, batch: Batch, task: Task, settings: Settings, rates: Rates, l1: jax.Array
+    state: State,
+    batch: AnyBatch,
+    task: Task,
+    settings: Settings,
+    rates: Rates,
+    l1: jax.Array,
 ) -> tuple[tuple[jax.Array, Params], Params, optax.OptState]:
     """Like :func:`_move`; A goes its own way, in as few passes over it as can be."""
+    assert isinstance(batch, Batch)  # there are no tuples of so large a vocabulary
     value, grads = sample_gradients(state.params, batch)
     optimizer = _value_optimizer(task, settings, rates)
     updates, opt_state = optimizer.update(grads.value, state.opt_state)
@@ -747,7 +758,7 @@ def _value_optimizer(
     return optim.value_descent(task.stationary, rates.value, settings.geometry)
 
 
-def _mapped_loss(params: Params, batch: Batch, attention_map: str) -> jax.Array:
+def _mapped_loss(params: Params, batch: AnyBatch, attention_map: str) -> jax.Array:
     return loss(map_attention(params, attention_map), batch)
 
 

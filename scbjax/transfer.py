@@ -24,7 +24,7 @@ import optax
 from scbjax import optim
 from scbjax.loss import loss
 from scbjax.model import Params
-from scbjax.sampling import Generator, draw_batch, fold_in, make_sampler, make_seed
+from scbjax.sampling import Generator, draw_step, fold_in, make_sampler, make_seed
 from scbjax.task import Task, mu_inner, stationary_norm
 
 
@@ -91,7 +91,7 @@ def first_step(
     pieces = num_samples // batch_size
 
     def add(total: Params, index: jax.Array) -> tuple[Params, None]:
-        batch = draw_batch(fold_in(seed, index), sampler, batch_size, packed=True)
+        batch = draw_step(fold_in(seed, index), sampler, batch_size)
         grads = jax.grad(loss)(params, batch)
         return jax.tree.map(jnp.add, total, grads), None
 

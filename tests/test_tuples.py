@@ -1,7 +1,5 @@
 """Contexts as tuples: the same as token by token, which other tests hold against the formulas."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 from scbjax import sampling, tuples
 from scbjax.loss import loss
 from scbjax.model import Params
-from scbjax.sampling import Batch
+from scbjax.sampling import AnyBatch, Batch, PackedBatch
 from scbjax.task import Task
 
 # Lengths that do and do not fill their tuples, and one that is worked on in several blocks.
@@ -27,20 +25,18 @@ def make_task(num_tokens: int, length: int) -> Task:
 
 
 @jax.jit
-def draw(task: Task, key: jax.Array) -> tuple[Batch, Batch]:
-    """A mini-batch with and without tuples."""
+def draw(task: Task, key: jax.Array) -> tuple[AnyBatch, Batch]:
+    """A mini-batch as a step has it, and token by token."""
     sampler, seed = sampling.make_sampler(task), sampling.make_seed(key)
-    draw_batch = functools.partial(sampling.draw_batch, seed, sampler, 40)
-    return draw_batch(packed=True), draw_batch()
+    return sampling.draw_step(seed, sampler, 40), sampling.draw_batch(seed, sampler, 40)
 
 
 @pytest.mark.parametrize(("num_tokens", "length"), SIZES)
 def test_tuples_hold_the_batch_that_is_drawn_without_them(num_tokens: int, length: int) -> None:
     packed, plain = draw(make_task(num_tokens, length), jax.random.key(length))
-    assert plain.tuples is None
-    assert packed.tuples is not None
-    for with_tuples, without in zip(packed[:3], plain[:3], strict=True):
-        assert np.array_equal(with_tuples, without)
+    assert isinstance(packed, PackedBatch)
+    assert np.array_equal(packed.query, plain.query)
+    assert np.array_equal(packed.label, plain.label)
     bits, count = tuples.tuple_shape(num_tokens)
     words = np.asarray(packed.tuples, np.int64)
     assert words.shape == (-(-length // count), 40)
@@ -51,7 +47,7 @@ def test_tuples_hold_the_batch_that_is_drawn_without_them(num_tokens: int, lengt
 
 
 def test_larger_vocabularies_have_no_tuples() -> None:
-    assert draw(make_task(5, 17), jax.random.key(0))[0].tuples is None
+    assert isinstance(draw(make_task(5, 17), jax.random.key(0))[0], Batch)
 
 
 @pytest.mark.parametrize(("num_tokens", "length"), SIZES)
@@ -63,7 +59,7 @@ def test_loss_and_gradient_are_those_of_single_tokens(num_tokens: int, length: i
     attention = rng.normal(size=(length, num_tokens)) / length**0.5
     params = Params(jnp.asarray(value, jnp.float32), jnp.asarray(attention, jnp.float32))
     found, grads = jax.jit(jax.value_and_grad(loss))(params, packed)
-    tokens, query, label = (np.asarray(array) for array in plain[:3])
+    tokens, query, label = (np.asarray(array) for array in plain)
     one_hot = np.eye(num_tokens)
     attended = np.einsum("btn,tb->bn", one_hot[tokens], attention[:, query])
     error = (attended @ value.T - one_hot[label]) / len(label)

@@ -459,9 +459,9 @@ def _prepare(program: Program, shape: tuple[int, int], inputs: Inputs) -> Prepar
     def make(number: jax.Array) -> tuple[Task, State, dict[str, jax.Array]]:
         own = inputs._replace(outer=_slice(inputs.outer, number * program.block, program.block))
         tasks = _draw_tasks(program, block, own)
-        state, constants = _over_grid(block, partial(_begin, program), own, tasks)
+        state, constants = _over_grid(program, block, partial(_begin, program), own, tasks)
         if program.fixed["train.start"] != "uniform":
-            state = _over_grid(block, partial(_start_from, program), own, tasks, state)
+            state = _over_grid(program, block, partial(_start_from, program), own, tasks, state)
         return tasks, state, constants
 
     count = shape[0] // program.block
@@ -547,9 +547,9 @@ def _take(
     inputs = inputs._replace(outer=outer)
     # The first record is that of the initial state. It is taken here and not by a function of its
     # own because observables take the larger part of the time that compilation takes.
-    move = partial(_over_grid, shape, partial(_move, program, index), inputs, tasks)
+    move = partial(_over_grid, program, shape, partial(_move, program, index), inputs, tasks)
     state = jax.lax.cond(index > 0, move, lambda state: state, state)
-    record = _over_grid(shape, partial(_observe, program, index), inputs, tasks, state)
+    record = _over_grid(program, shape, partial(_observe, program, index), inputs, tasks, state)
     newly = (diverged_at == _NOT_DIVERGED) & ~_are_finite(state.params)
     diverged_at = jnp.where(newly, index * program.fixed["train.record_every"], diverged_at)
     record = _without_diverged(record, diverged_at != _NOT_DIVERGED)
@@ -668,6 +668,7 @@ def _task_axes(inputs: Inputs) -> Any:  # noqa: ANN401 - axes in the place of a 
 
 
 def _over_grid(
+    program: Program,
     shape: tuple[int, int],
     function: Callable[..., Any],
     inputs: Inputs,
@@ -683,7 +684,9 @@ def _over_grid(
 
     axes = (None, 0, _task_axes(inputs), *both)
     over_inner = over_axis(at_point, axes, inner_size)
-    over_outer = over_axis(over_inner, (0, None, 0, *both), outer_size)
+    # Not by the size of the part, which depends on the number of devices: the same bits on any.
+    mapped = over_axis if program.is_taken_singly else _vmap
+    over_outer = mapped(over_inner, (0, None, 0, *both), outer_size)
     return over_outer(inputs.outer, inputs.inner, tasks, *batched)
 
 
@@ -704,7 +707,7 @@ def over_axis(
         The function of trees of arrays with an axis in front, which its results have as well.
     """
     if size > 1:
-        return jax.vmap(function, in_axes, axis_size=size)
+        return _vmap(function, in_axes, size)
 
     def applied(*arguments: Any) -> Any:  # noqa: ANN401 - trees of arrays
         own = jax.tree.map(
@@ -716,6 +719,10 @@ def over_axis(
         return jax.tree.map(lambda a: a[None], function(*own))
 
     return applied
+
+
+def _vmap(function: Callable[..., Any], in_axes: tuple[Any, ...], size: int) -> Callable[..., Any]:
+    return jax.vmap(function, in_axes, axis_size=size)
 
 
 def _settings(program: Program, values: Values, record: tuple[str, ...] = ()) -> Settings:

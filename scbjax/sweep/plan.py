@@ -97,6 +97,12 @@ class Program:
         return cost.chunk_bytes(self.fixed, self.chunk_shape, self.devices * self.block)
 
     @property
+    def is_taken_singly(self) -> bool:
+        """Whether a block holds one outer point on any number of devices, for its size."""
+        large = 2 * cost.step_bytes(self.fixed, self.chunk_shape[1]) > cost.CACHE_BYTES
+        return self.chunk_shape[0] == 1 or (large and self.block == 1)
+
+    @property
     def tokens(self) -> int:
         """Context tokens that all its trajectories read, in all their steps."""
         return self.positions.size * cost.tokens_per_trajectory(self.fixed)

@@ -18,10 +18,11 @@ from scbjax.loss import loss, sample_gradients
 from scbjax.model import Params
 from scbjax.sampling import (
     POSITION_MAJOR_LIMIT,
+    AnyBatch,
     Batch,
     Sampler,
     Seed,
-    draw_batch,
+    draw_step,
     fold_in,
     make_sampler,
     make_seed,
@@ -105,8 +106,8 @@ def library(size: Size, part: Part = "step", name: str = OURS, *, devices: int =
     seeds = jax.vmap(make_seed)(keys)
     states = jax.jit(jax.vmap(lambda task: stored(start(task, settings), task, settings)))(tasks)
 
-    def draw(index: jax.Array, sampler: Sampler, seed: Seed) -> Batch:
-        return draw_batch(fold_in(seed, index), sampler, size.batch_size, packed=True)
+    def draw(index: jax.Array, sampler: Sampler, seed: Seed) -> AnyBatch:
+        return draw_step(fold_in(seed, index), sampler, size.batch_size)
 
     def move(index: jax.Array, state: State, task: Task, sampler: Sampler, seed: Seed) -> State:
         batch = draw(index, sampler, seed)
@@ -124,10 +125,10 @@ def library(size: Size, part: Part = "step", name: str = OURS, *, devices: int =
         del last
         batch = draw(index, sampler, seed)
         if part == "sample":
-            contexts = batch.tokens if batch.tuples is None else batch.tuples
-            return contexts, batch.query, batch.label
+            return batch
         params = stored(state, task, settings).params
         if size.num_tokens > POSITION_MAJOR_LIMIT:  # the form that steps have it in
+            assert isinstance(batch, Batch)
             return sample_gradients(params, batch)[1]
         return jax.grad(loss)(params, batch)
 
@@ -269,7 +270,7 @@ def census(size: Size) -> Payload:
     states = jax.jit(jax.vmap(lambda task: stored(start(task, settings), task, settings)))(tasks)
 
     def one_step(state: State, task: Task, sampler: Any, seed: Seed) -> State:  # noqa: ANN401
-        batch: Batch = draw_batch(seed, sampler, size.batch_size)
+        batch = draw_step(seed, sampler, size.batch_size)
         state, _ = step(stored(state, task, settings), batch, task, settings)
         return stored(state, task, settings)
 
