@@ -26,6 +26,7 @@ from scbjax.model import ATTENTION_MAPS, Params, init_params, map_attention, sum
 from scbjax.observe import DEFAULT_RECORD, OBSERVABLES, View, observe
 from scbjax.sampling import (
     POSITION_MAJOR_LIMIT,
+    AnyBatch,
     Batch,
     Generator,
     draw_step,
