@@ -15,7 +15,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from distributed.comm import get_address_host
 
 import scbjax
 from scbjax.sweep import cost
+from scbjax.sweep.backend import cpu_device_count, usable_cores
 from scbjax.sweep.chunks import ChunkResult, Segment
 from scbjax.sweep.engines import Session
 from scbjax.sweep.execute import Place
@@ -63,6 +64,9 @@ def connect(
         if scheduler is None:
             local = stack.enter_context(local_workers(setup.cpu_devices))
             scheduler, count, check = local.address, local.count, local.check
+            if cpu_device_count(setup.cpu_devices) is not None:  # the environment leaves it open
+                devices = setup.cpu_devices or max(1, usable_cores() // count)
+                setup = replace(setup, cpu_devices=devices)
         client = stack.enter_context(_connect(scheduler))
         facts = _ask(client, setup, _wait_for_workers(client, count, check, say))
         engine = DaskEngine(client, kind_of(facts.provenance), setup)

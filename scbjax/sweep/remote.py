@@ -4,6 +4,7 @@ Dask sends a function by its name, so that the same release of this library must
 workers run. What comes with it is data: the text of the study and how it is cut, not code.
 """
 
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -147,13 +148,14 @@ def describe(setup: Setup, neighbours: Mapping[str, int]) -> Facts:
     """Starts JAX in this worker, if it has not started yet, and says what there is.
 
     Args:
-        setup: how to start it. Left open, a worker has a CPU device for each of its part of the
-            host's cores.
+        setup: how to start it. Left open, a worker has a CPU device for each core that it may use,
+            and no more than its part of the host's.
         neighbours: by the address of a worker, how many share its host, itself included.
     """
     sharing = neighbours.get(get_worker().address, 1)
+    part = max(1, (os.cpu_count() or 1) // sharing)
     with _one_at_a_time:
-        setup.start(max(1, usable_cores() // sharing))
+        setup.start(min(usable_cores(), part))
         memory = device_memory_bytes() or cost.default_memory_bytes() // sharing
         devices = jax.local_devices()
         return Facts(devices[0].platform, len(devices), memory, provenance())
