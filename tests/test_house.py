@@ -22,6 +22,7 @@ FLOORS = {
     "sharding": 0,
     "task": 0,
     "blocks": 0,
+    "tuples": 0,
     "sampling": 1,
     "model": 1,
     "theory": 1,
