@@ -142,7 +142,11 @@ def token_dtype(num_tokens: int) -> np.dtype[Any]:
 
 
 def make_sampler(task: Task) -> Sampler:
-    """Prepares the distribution functions of a task; call it once, outside the loop over steps."""
+    """Prepares the distribution functions of a task; call it once, outside the loop over steps.
+
+    Always in float32, so that a task gives the same draws whatever dtype it is held in.
+    """
+    task = Task(*(array.astype(jnp.float32) for array in task))
     block_cdf, pattern_sums = on_parts(_block_cdf, (ROWS,), (ROWS, WHOLE))(task.pattern)
     return Sampler(
         token_table=make_token_table(task.stationary),

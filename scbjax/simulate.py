@@ -95,12 +95,16 @@ class Gradient(NamedTuple):
 def draw_others(key: jax.Array, stationary: jax.Array, batch_size: int) -> Others:
     """Draws what stands for the positions that are not tagged, for a batch of samples."""
     key_sums, key_counts = jax.random.split(key)
-    dtype = stationary.dtype
     root = jnp.sqrt(stationary)[None, :]
-    normal = jax.random.normal(key_sums, (batch_size, stationary.shape[0]), dtype)
+
+    def draw(key: jax.Array, *shape: int) -> jax.Array:
+        # In float32, so that the draws are the same whatever dtype the task is held in.
+        return jax.random.normal(key, shape, jnp.float32).astype(stationary.dtype)
+
+    normal = draw(key_sums, batch_size, stationary.shape[0])
     # The covariance is diag(mu) - mu mu^T because |root| = 1.
     sums = root * (normal - root * jnp.sum(root * normal, axis=1, keepdims=True))
-    return Others(sums, jax.random.normal(key_counts, (batch_size,), dtype))
+    return Others(sums, draw(key_counts, batch_size))
 
 
 def repeats(pattern: jax.Array, context_length: int) -> jax.Array:

@@ -559,7 +559,7 @@ def _random_pattern(
     key_position, key_weight = jax.random.split(key)
     positions = _random_positions(key_position, shape, max_sparsity)
     # A key of its own for every rank, so that the weights drawn do not depend on the static bound.
-    ranks = jnp.arange(max_sparsity)
+    ranks = jnp.arange(max_sparsity, dtype=jnp.int32)
 
     def draw_rank(rank: jax.Array) -> jax.Array:
         return jax.random.exponential(jax.random.fold_in(key_weight, rank), (num_tokens,), dtype)
@@ -596,7 +596,7 @@ def _random_positions(key: jax.Array, shape: tuple[int, int], count: int) -> jax
 
         def of_token(start: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             high, low = start
-            own = low + (first + jnp.arange(length)).astype(jnp.uint32)
+            own = low + (first + jnp.arange(length, dtype=jnp.int32)).astype(jnp.uint32)
             counter = jnp.concatenate([high + (own < low).astype(jnp.uint32), own])
             drawn = threefry_2x32(seed, counter)
             bits = drawn[:length] ^ drawn[length:]

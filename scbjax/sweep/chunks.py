@@ -5,6 +5,7 @@ and one that takes any number of records. How many is an argument and not a shap
 can be as long as suits the clock and end where a snapshot is due, and still share one compilation.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import math
@@ -57,7 +58,8 @@ _OUTER = "outer"  # the mesh axis over which the outer layer is sharded
 # What the seeds of a trajectory are folded into: a stream for each of its parts.
 _STREAMS = {"task_seed": 0, "init_seed": 1, "data_seed": 2}
 _SOURCE_STREAM = 3  # of the seed of the task
-_DTYPES = {int: np.int32, float: np.float32}
+# The context in which JAX makes numbers of 64 bits has moved.
+_allow_float64 = getattr(jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64")  # noqa: B009
 _NOT_DIVERGED = -1
 
 
@@ -219,26 +221,39 @@ class Executor:
         """
         chunk = self._plan.chunks[index]
         program = self._plan.programs[chunk.program]
-        compile_seconds = 0.0
-        if program.index not in self._compiled:
-            compiling(program)
-            # Whatever the user has set for JAX as a whole; steps have what the study says.
-            with jax.default_matmul_precision("highest"):
-                self._compiled[program.index] = _compile(program)
-            _give_back_freed_memory()
-            compile_seconds = self._compiled[program.index].seconds
-        run = _ChunkRun(self._plan, chunk, self._compiled[program.index])
-        if checkpoint is not None:
-            try:
-                run.restore(checkpoint)
-            except ValueError as error:
-                unfit(checkpoint, str(error))
-        length = 2  # the first segment tells how long a record takes; that of the start takes less
-        while run.done < program.num_records:
-            segment = run.segment(length)
-            length = max(1, round(segment.records * self._segment_seconds / segment.seconds))
-            listen(segment)
-        return ChunkResult(run.results(), run.run_seconds, compile_seconds)
+        with _numbers_of(program):
+            compiled, compile_seconds = self._compile(program, compiling)
+            run = _ChunkRun(self._plan, chunk, compiled)
+            if checkpoint is not None:
+                try:
+                    run.restore(checkpoint)
+                except ValueError as error:
+                    unfit(checkpoint, str(error))
+            length = 2  # the first tells how long a record takes; that of the start takes less
+            while run.done < program.num_records:
+                segment = run.segment(length)
+                length = max(1, round(segment.records * self._segment_seconds / segment.seconds))
+                listen(segment)
+            return ChunkResult(run.results(), run.run_seconds, compile_seconds)
+
+    def _compile(
+        self, program: Program, compiling: Callable[[Program], None]
+    ) -> tuple["_Compiled", float]:
+        """The compiled program, and the seconds that it took to compile it, if it had to be."""
+        if program.index in self._compiled:
+            return self._compiled[program.index], 0.0
+        compiling(program)
+        # Whatever the user has set for JAX as a whole; steps have what the study says.
+        with jax.default_matmul_precision("highest"):
+            compiled = self._compiled[program.index] = _compile(program)
+        _give_back_freed_memory()
+        return compiled, compiled.seconds
+
+
+def _numbers_of(program: Program) -> contextlib.AbstractContextManager[Any]:
+    """What lets JAX make the numbers that a program works with."""
+    double = program.fixed["task.dtype"] == "float64"
+    return _allow_float64(True) if double else contextlib.nullcontext()
 
 
 class _ChunkRun:
@@ -474,14 +489,22 @@ def _prepare(program: Program, shape: tuple[int, int], inputs: Inputs) -> Prepar
             jax.eval_shape(make, jnp.zeros((), jnp.int32)),
         )
         tasks, state, constants = jax.lax.fori_loop(
-            0, count, lambda number, made: _put(made, make(number), number * program.block), made
+            0,
+            count,
+            lambda number, made: _put(made, make(number), number * program.block),
+            made,
         )
     records = {
-        name: jnp.zeros((program.num_records, *shape), OBSERVABLES[name].dtype)
+        name: jnp.zeros((program.num_records, *shape), _record_dtype(program, name))
         for name in _variables(program)
     }
     diverged_at = jnp.full(shape, _NOT_DIVERGED, jnp.int32)
     return Prepared(tasks, constants, Carry(state, records, diverged_at))
+
+
+def _record_dtype(program: Program, name: str) -> str:
+    dtype = OBSERVABLES[name].dtype
+    return program.fixed["task.dtype"] if dtype == "float32" else dtype
 
 
 def _begin(program: Program, values: Values, task: Task) -> tuple[State, dict[str, jax.Array]]:
@@ -540,7 +563,7 @@ def _take(
     carry: Carry,
 ) -> Carry:
     """Takes one record of one block, in the place of its part of the carry."""
-    shape, first = (program.block, inner_size), number * program.block
+    shape, first = (program.block, inner_size), number.astype(jnp.int32) * program.block
     outer, tasks, state, diverged_at = _slice(
         (inputs.outer, tasks, carry.state, carry.diverged_at), first, program.block
     )
@@ -556,7 +579,9 @@ def _take(
     return Carry(
         _put(carry.state, state, first),
         {
-            name: jax.lax.dynamic_update_slice(kept, record[name][None], (index, first, 0))
+            name: jax.lax.dynamic_update_slice(
+                kept, record[name][None], (index, first, np.int32(0))
+            )
             for name, kept in carry.records.items()
         },
         _put(carry.diverged_at, diverged_at, first),
@@ -632,7 +657,9 @@ def _draw_tasks(program: Program, shape: tuple[int, int], inputs: Inputs) -> Tas
 
 
 def _draw_task(program: Program, values: Values) -> Task:
-    return random_task(
+    """A task: drawn in float32, so that it is the same one whatever dtype it is held in."""
+    values = _in_float32(values)
+    task = random_task(
         _key(values, "task_seed"),
         num_tokens=program.fixed["task.num_tokens"],
         context_length=cost.rows(program.fixed),
@@ -641,18 +668,32 @@ def _draw_task(program: Program, values: Values) -> Task:
         transition_signal=values.get("task.transition_signal"),
         max_sparsity=_max_sparsity(program),
     )
+    return _held(program, task)
 
 
 def _draw_source(program: Program, values: Values, task: Task) -> Task:
-    """The related task of a transfer, with a pattern of its own."""
-    return related_task(
+    """The related task of a transfer, with a pattern of its own; see :func:`_draw_task`."""
+    values = _in_float32(values)
+    source = related_task(
         _key(values, "task_seed", _SOURCE_STREAM),
-        task,
+        Task(*_in_float32(task._asdict()).values()),
         correlation=values["transfer.correlation"],
         sparsity=values["task.sparsity"],
         skew=values["task.skew"],
         max_sparsity=_max_sparsity(program),
     )
+    return _held(program, source)
+
+
+def _held(program: Program, task: Task) -> Task:
+    return Task(*(array.astype(program.fixed["task.dtype"]) for array in task))
+
+
+def _in_float32(values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    return {
+        name: value.astype(jnp.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
+        for name, value in values.items()
+    }
 
 
 def _max_sparsity(program: Program) -> int:
@@ -758,29 +799,35 @@ def chunk_inputs(program: Program, chunk: Chunk) -> Inputs:
         chunk: one of its chunks.
 
     Returns:
-        float32 and int32 arrays; fields that are left to the library (None) are absent.
+        Arrays of int32 and of the floats of the program; fields that are left to the library (None)
+        are absent.
     """
     fixed = {
-        path: _as_array(path, value)
+        path: _as_array(program, path, value)
         for path, value in program.fixed.items()
         if _is_traced(path) and value is not None
     }
     outer_size, inner_size = program.chunk_shape
     return Inputs(
-        outer=_layer_inputs(program.outer, chunk.outer[0], outer_size),
-        inner=_layer_inputs(program.inner, chunk.inner[0], inner_size),
+        outer=_layer_inputs(program, program.outer, chunk.outer[0], outer_size),
+        inner=_layer_inputs(program, program.inner, chunk.inner[0], inner_size),
         fixed=fixed,
     )
 
 
-def _layer_inputs(layer: Layer, first: int, size: int) -> dict[str, npt.NDArray[Any]]:
+def _layer_inputs(
+    program: Program, layer: Layer, first: int, size: int
+) -> dict[str, npt.NDArray[Any]]:
     points = np.minimum(np.arange(first, first + size), layer.size - 1)
-    return {path: _as_array(path, column)[points] for path, column in layer.columns.items()}
+    return {
+        path: _as_array(program, path, column)[points] for path, column in layer.columns.items()
+    }
 
 
 def _is_traced(path: str) -> bool:
     return FIELDS[path].kind in {"traced", "data"} or path == "root_seed"
 
 
-def _as_array(path: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
-    return np.asarray(value, _DTYPES[FIELDS[path].type])
+def _as_array(program: Program, path: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
+    floats = program.fixed["task.dtype"]
+    return np.asarray(value, floats if FIELDS[path].type is float else np.int32)

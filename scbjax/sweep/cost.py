@@ -21,7 +21,7 @@ MEMORY_SHARE = 0.5
 SMALL_VOCABULARY = 32
 """Vocabularies up to this size have programs of their own (`scbjax.sampling`)."""
 
-_FLOAT = 4  # bytes of a float32 or int32
+_FLOAT = {"float32": 4, "float64": 8}  # bytes
 
 CACHE_BYTES = 7 * 2**19
 """Temporaries of a block on a CPU: a core's second cache and a part of the third (measured at
@@ -69,6 +69,11 @@ _VARIABLE_SECONDS = 20e-6
 _VARIABLE_ENTRY_SECONDS = 2e-9
 
 
+def _float(values: Mapping[str, Any]) -> int:
+    """Bytes of a number."""
+    return _FLOAT[values.get("task.dtype", "float32")]
+
+
 def rows(values: Mapping[str, Any]) -> int:
     """Rows of A: the positions that get tokens, all of them or the tagged ones of a simulation."""
     length = int(values["task.context_length"])
@@ -97,7 +102,7 @@ def kept_bytes(values: Mapping[str, Any]) -> int:
     moments = _ADAM_MOMENTS if values["train.optimizer"] == "adam" else 0
     matrices = (_KEPT_ATTENTIONS + moments) * _entries(values)
     matrices += (_KEPT_VALUES + moments) * _value_entries(values)
-    return math.ceil(_FLOAT * (matrices + records))
+    return math.ceil(_float(values) * (matrices + records))
 
 
 def temporary_bytes(values: Mapping[str, Any]) -> int:
@@ -109,7 +114,7 @@ def temporary_bytes(values: Mapping[str, Any]) -> int:
         refit += _LEAST_SQUARES_BYTES * samples * int(values["task.num_tokens"])
     batch = max(_step_tokens(values), min(_NOISE_PIECE, _noise_tokens(values)))
     tokens = _by_size(values, _STEP_BYTES) * batch
-    return math.ceil(_FLOAT * _TEMPORARY_ATTENTIONS * _entries(values) + max(tokens, refit))
+    return math.ceil(_float(values) * _TEMPORARY_ATTENTIONS * _entries(values) + max(tokens, refit))
 
 
 def block_bytes(values: Mapping[str, Any], shape: tuple[int, int]) -> int:
@@ -121,7 +126,7 @@ def block_bytes(values: Mapping[str, Any], shape: tuple[int, int]) -> int:
 def step_bytes(values: Mapping[str, Any], inner: int) -> int:
     """Memory that the steps of an outer point go through again and again."""
     each = _by_size(values, _STEP_BYTES) * _step_tokens(values)
-    each += _FLOAT * (1 + _TEMPORARY_ATTENTIONS) * _entries(values)
+    each += _float(values) * (1 + _TEMPORARY_ATTENTIONS) * _entries(values)
     return math.ceil(_by_size(values, _OUTER_BYTES) * _largest_tokens(values) + inner * each)
 
 

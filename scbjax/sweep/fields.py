@@ -268,6 +268,16 @@ _TASK = (
         "K_P, the signal of P, clipped to what mu allows; 1.1 |mu|^2 if left out",
         _POSITIVE,
     ),
+    Field(
+        "task.dtype",
+        str,
+        "float32",
+        "static",
+        "outer",
+        "Numbers that tasks, parameters and records are held in; what is drawn is the same in both",
+        Choice(("float32", "float64")),
+        sweepable=False,
+    ),
 )
 
 _MODEL = (
