@@ -10,6 +10,7 @@ them, the final V and A (``value``, ``attention``), their snapshots along ``snap
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 Description = Mapping[str, str]
 """long_name, units and symbol of a variable."""
+
+_LABELS_BYTES = 2**17
+"""More than names, attributes and coordinates take in a file."""
 
 _MATRIX_DIMS: Mapping[str, tuple[str, ...]] = {
     "value": ("token_out", "token_in"),
@@ -128,7 +132,7 @@ def write_dataset(
     """
     path = store.dataset_path(plan.study.name)
     descriptions = {**DESCRIPTIONS, **descriptions}
-    with _dataset_file(path) as aside:
+    with _dataset_file(path, store.chunk_bytes()) as aside:
         _write(_frame(plan, attributes), aside, "w", {})
         for name in _variables(plan):
             array = gather(plan, store, name)
@@ -283,8 +287,12 @@ def _write(dataset: "xarray.Dataset", path: Path, mode: Any, encoding: Mapping[s
 
 
 @contextlib.contextmanager
-def _dataset_file(path: Path) -> Iterator[Path]:
+def _dataset_file(path: Path, size: int) -> Iterator[Path]:
     """Where to write a dataset; it gets its name and a checksum once it is whole and on the disk.
+
+    Args:
+        path: its name.
+        size: of its arrays, in bytes.
 
     Raises:
         StudyError: it can't be written.
@@ -292,6 +300,7 @@ def _dataset_file(path: Path) -> Iterator[Path]:
     aside = aside_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _find_room(aside, size + _LABELS_BYTES)
         yield aside
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
@@ -306,13 +315,25 @@ def _dataset_file(path: Path) -> Iterator[Path]:
         file.write(f"{checksum}  {path.name}\n".encode())
 
 
+def _find_room(path: Path, size: int) -> None:
+    """Fails where a file of a size has no room; HDF5 would, and end the process when that exits."""
+    with path.open("wb") as file:
+        if not hasattr(os, "posix_fallocate"):  # not on macOS
+            return
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in {errno.EINVAL, errno.EOPNOTSUPP}:  # a file system that can't
+                raise
+
+
 def save_dataset(dataset: "xarray.Dataset", path: Path) -> None:
     """Writes a dataset that is in memory, atomically and with its checksum beside it.
 
     Raises:
         StudyError: the file can't be written.
     """
-    with _dataset_file(path) as aside:
+    with _dataset_file(path, dataset.nbytes) as aside:
         _write(dataset, aside, "w", {})
 
 

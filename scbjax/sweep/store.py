@@ -173,6 +173,10 @@ class Store:
         with np.load(self._path("chunks", chunk), allow_pickle=False) as members:
             return np.asarray(members[name])
 
+    def chunk_bytes(self) -> int:
+        """Size of all finished chunks."""
+        return sum(path.stat().st_size for path in self.out.glob("chunks/[0-9]*.npz"))
+
     def save_checkpoint(self, plan: Plan, chunk: Chunk, arrays: Arrays, facts: Facts) -> None:
         """Keeps a chunk in the middle, instead of its earlier checkpoint."""
         write_arrays(self._path("checkpoints", chunk), arrays, {**_identity(plan, chunk), **facts})
