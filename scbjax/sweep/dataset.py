@@ -343,11 +343,14 @@ def read_dataset(path: Path) -> "xarray.Dataset":
     Raises:
         StudyError: it can't be read, or is no dataset.
     """
+    import h5py
     import xarray
 
     if not path.is_file():
         raise StudyError(f"{path} is missing, or is no file")
     try:
+        with h5py.File(path):  # h5netcdf leaves a file half open that isn't one, and says so later
+            pass
         with xarray.open_dataset(path, engine="h5netcdf") as found:
             return found.load()
     # HDF5, h5netcdf and xarray each have errors of their own for altered bytes.
