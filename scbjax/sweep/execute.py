@@ -356,7 +356,7 @@ class _Session:
         except (DamagedError, KeyError, OverflowError, TypeError, ValueError) as error:
             self._leave_out(index, error)
             return None
-        self._meter.skip(*self._share(chunk, self._part(found)))
+        self._meter.skip(*self._share(chunk, self._part(chunk, found)))
         self.progress.say(
             f"chunk {index} goes on after {found.records} of {self._program(chunk).num_records} "
             "records"
@@ -365,7 +365,8 @@ class _Session:
 
     def unfit(self, index: int, checkpoint: Checkpoint, reason: str) -> None:
         """Says that a checkpoint can't be used."""
-        self._meter.skip(*self._share(self.plan.chunks[index], -self._part(checkpoint)))
+        chunk = self.plan.chunks[index]
+        self._meter.skip(*self._share(chunk, -self._part(chunk, checkpoint)))
         self._leave_out(index, reason)
 
     def _leave_out(self, index: int, reason: object) -> None:
@@ -446,8 +447,8 @@ class _Session:
         program = self._program(chunk)
         return chunk.size * part, program.seconds * chunk.size * part / program.positions.size
 
-    def _part(self, checkpoint: Checkpoint) -> float:
-        return checkpoint.records / self._program(self.plan.chunks[0]).num_records
+    def _part(self, chunk: Chunk, checkpoint: Checkpoint) -> float:
+        return checkpoint.records / self._program(chunk).num_records
 
     def _save(self, chunk: Chunk, found: Checkpoint) -> None:
         facts = {"records": found.records, "run_seconds": found.run_seconds}
