@@ -456,7 +456,8 @@ class Bench:
             rows = [(name, summary_of(script)) for name, script in find_benchmarks().items()]
             print("\n".join(_aligned([("benchmark", "what it measures"), *rows])))
             return 0
-        scripts = [find_benchmark(self.name)] if self.name else list(find_benchmarks().values())
+        every = list(find_benchmarks().values())
+        scripts = every if self.name is None else [find_benchmark(self.name)]
         arguments = ["--quick"] if self.quick else []
         if self.out is not None:
             _check_writable(out := Path(_checked_path(self.out)))

@@ -178,7 +178,8 @@ def attend_part(attention: jax.Array, tokens: jax.Array, query: jax.Array) -> ja
 
         return fill(attend_one, (batch_size, num_tokens), attention.dtype, BLOCK_ELEMENTS)
     # One flat scatter: its index arithmetic is a third of that of a scatter into two axes.
-    sums = _sum_by_token(rows[query].ravel(), _cells(tokens, num_tokens), batch_size * num_tokens)
+    cells = _cells(tokens, num_tokens).ravel()
+    sums = _sum_by_token(rows[query].ravel(), cells, batch_size * num_tokens)
     return sums.reshape(batch_size, num_tokens)
 
 
@@ -189,9 +190,9 @@ def _sum_by_token(weights: jax.Array, tokens: jax.Array, num_tokens: int) -> jax
 
 
 def _cells(tokens: jax.Array, num_tokens: int) -> jax.Array:
-    """Places [B T] of tokens [B, T] in a matrix [B, N] that is read row by row."""
+    """Places [B, T] of tokens [B, T] in a matrix [B, N] that is read row by row."""
     first = jnp.arange(tokens.shape[0], dtype=jnp.int32) * num_tokens
-    return (first[:, None] + tokens.astype(jnp.int32)).ravel()
+    return first[:, None] + tokens.astype(jnp.int32)
 
 
 def attend_transpose(scores: jax.Array, tokens: jax.Array, query: jax.Array) -> jax.Array:
@@ -259,7 +260,7 @@ def look_up(scores: jax.Array, tokens: jax.Array) -> jax.Array:
     # Stored: a look-up that is fused with what finds its place is compiled to scalar code.
     cells = jax.lax.optimization_barrier(_cells(tokens, scores.shape[1]))
     values: jax.Array = scores.ravel().at[cells].get(mode="promise_in_bounds")
-    return values.reshape(tokens.shape)
+    return values
 
 
 def _one_hot(query: jax.Array, num_tokens: int, dtype: jax.typing.DTypeLike) -> jax.Array:

@@ -179,6 +179,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "unknown figure": (["figure", "tyni"], ["no figure is called 'tyni'", "'tiny'"]),
     "figure that is a path": (["figure", "../x"], ["no figure is called '../x'"]),
     "unknown benchmark": (["bench", "tyni"], ["no benchmark is called 'tyni'", "'tiny'"]),
+    "benchmark without a name": (["bench", ""], ["no benchmark is called ''"]),
     "benchmark and all": (["bench", "tiny", "--all"], ["not both", "'tiny'"]),
     "benchmark out is a file": (["bench", "tiny", "--out", "broken.toml"], ["broken.toml"]),
     "failing benchmark": (["bench", "tiny"], ["benchmark tiny failed with status 3"]),

@@ -958,7 +958,8 @@ def test_the_sampler_stays_unbatched_under_a_map_over_settings() -> None:
         random_word_shapes(jax.vmap(train, in_axes=(None, None, axes)), key, task, learners),
         random_word_shapes(jax.vmap(go_on, in_axes=(0, axes)), states, learners),
     ):
-        assert any(23 in shape and 11 in shape for shape in shapes)
+        # 23 tokens of 11 contexts, six in a tuple.
+        assert any(4 in shape and 11 in shape for shape in shapes)
         assert not any(width in shape for shape in shapes)
     per_seed = random_word_shapes(
         jax.vmap(train, in_axes=(0, None, None)),
