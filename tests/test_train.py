@@ -967,7 +967,7 @@ def test_the_sampler_stays_unbatched_under_a_map_over_settings() -> None:
         task,
         settings,
     )
-    assert any(width in shape and 23 in shape for shape in per_seed)
+    assert any({width, 4, 11} <= set(shape) for shape in per_seed)
 
 
 # Long runs.
