@@ -412,3 +412,21 @@ def test_preconditioned_expectation_is_lemma_b8(geometry: optim.Geometry) -> Non
         np.testing.assert_allclose(expected.value @ task.stationary, 0, atol=1e-13)
     preconditioned, expected = directions(raw)
     assert np.abs(preconditioned.value - expected.value).max() > 1e-3
+
+
+@pytest.mark.usefixtures("x64")
+def test_one_over_mu_belongs_to_the_preconditioner_once() -> None:
+    """Column k of the raw gradient has mu_k, the probability of its query, once.
+
+    So the lines of Lemma B.8 follow where eq. 4 divides by mu_k, and not where an expectation given
+    the query, which has no mu_k left, is divided by it too.
+    """
+    task = make_task(4, 6)
+    mu = np.asarray(task.stationary)
+    params = to_invariant(make_params(4, 6, 3, "float64"), task)
+    raw = np.asarray(population_grad(params, task).attention)
+    tangent = raw - raw.mean(axis=0)
+    lemma = np.asarray(theory.expected_direction(params, task).attention)
+    np.testing.assert_allclose(tangent / mu, lemma, rtol=1e-11, atol=1e-14)
+    assert np.ptp(mu) > 0.05
+    assert np.abs(tangent / mu**2 - lemma).max() > 0.5 * np.abs(lemma).max()
