@@ -11,15 +11,27 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
-from _shared import DOUBLE_COLUMN, Arm, Values, draw_arm, main, render, setting, symbol
+from _shared import (
+    DOUBLE_COLUMN,
+    POPULATION_LOOK,
+    Arm,
+    Values,
+    draw_arm,
+    main,
+    render,
+    setting,
+    symbol,
+)
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 STUDY: Final = "sparsity"
 LEVEL: Final = "sparsity"
 ROUNDED: Final = "rounded_attention_distance"
+START: Final = "pattern_signal"  # K_Q, the squared distance of the uniform A to Q
 DISTANCES: Final = {"attention_distance": "#0072B2", ROUNDED: "#D55E00"}
-VARIABLES: Final = (*DISTANCES, "samples", "stage")
+VARIABLES: Final = (*DISTANCES, START, "samples", "stage")
 RECOVERED: Final = 0.1
 
 
@@ -36,22 +48,39 @@ def plot(dataset: xr.Dataset) -> Figure:
         arm = Arm(index, symbol(data, name), colour, "-")
         draw_arm(distances, levels, data[name].to_numpy()[..., -1].astype(float), arm, faint=False)
         distances.lines[-1].set_label(arm.label)
+    draw_start(distances, levels, data[START].to_numpy())
     distances.axhline(RECOVERED, color="#888888", linewidth=0.8, linestyle=":")
     distances.set(ylabel=r"distance to $Q$ after training", ylim=(0, None))
-    distances.legend(fontsize=7)
+    distances.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 0.17), borderaxespad=0.2)
     needed = samples_needed(recovered, data["samples"].to_numpy().astype(float))
     draw_arm(samples, levels, needed, Arm(0, "", "#0072B2", "-"), faint=False)
     samples.set(ylabel="samples of the recovered (thousands)", ylim=(0, None))
     samples.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}")
     for axes in (share, distances, samples):
         axes.set_xlabel(f"sparsity, {symbol(data, LEVEL) if LEVEL in data else '$Q$'}")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(levels.min() / 1.1, levels.max() * 1.1)
+        axes.xaxis.set_major_locator(LogLocator(base=2, numticks=9))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
     figure.suptitle(
         f"$T = {setting(dataset, 'context_length')}$, $B = {setting(dataset, 'batch_size')}$: "
         f"median and 10\u201390% of {data.sizes['seed']} seeds",
         fontsize=8,
     )
     return figure
+
+
+def draw_start(axes: Axes, levels: Values, signals: Values) -> None:
+    """Draw the distance of the uniform A, where training starts: the square root of K_Q.
+
+    Args:
+        axes: where to draw.
+        levels: sparsities [levels].
+        signals: K_Q [seeds, levels].
+    """
+    start = np.sqrt(np.median(signals, axis=0))
+    axes.plot(levels, start, **POPULATION_LOOK, label="at the start", gid="start", zorder=5)
 
 
 def samples_needed(recovered: np.ndarray, samples: Values) -> Values:

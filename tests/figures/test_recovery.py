@@ -65,6 +65,7 @@ def sparsity() -> xr.Dataset:
         {
             "attention_distance": (dims, 2 * full),
             "rounded_attention_distance": (dims, full),
+            "pattern_signal": (dims[:-1], np.broadcast_to(1.0 / levels, shape[:-1])),
             "samples": (dims, np.broadcast_to(step * 8, shape)),
             "stage": (dims, np.ones(shape)),
         },
@@ -168,6 +169,15 @@ def test_samples_needed_are_those_of_the_first_recovered_record() -> None:
     assert needed[0, :4].tolist() == [80.0, 160.0, 240.0, 320.0]
     assert np.isnan(needed[-1]).all()
     assert np.isfinite(needed[:-1, :4]).all()
+
+
+def test_the_start_of_a_sparsity_is_the_distance_of_the_uniform_attention() -> None:
+    script, data = load("sparsity"), sparsity()
+    with _shared.house_style():
+        distances = script.plot(data).axes[1]
+    (start,) = (line for line in distances.lines if line.get_gid() == "start")
+    assert start.get_xdata() == pytest.approx(data["sparsity"].to_numpy())
+    assert start.get_ydata() == pytest.approx(data["sparsity"].to_numpy() ** -0.5)
 
 
 def test_complexity_takes_the_best_batch_size_and_rate_and_fits_exponents() -> None:
