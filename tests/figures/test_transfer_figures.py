@@ -41,19 +41,20 @@ def records(recovery: NDArray[np.float64], records: int = 200) -> dict[str, Any]
     }
 
 
-def scaling(exponents: dict[tuple[str, str], float]) -> xr.Dataset:
+def scaling(exponents: dict[tuple[str, str, bool], float]) -> xr.Dataset:
     """A study of the context length whose runs need 5000 (T / 1000)^b samples, give or take."""
     rng = np.random.default_rng(0)
     rows = [(*way, length) for way in exponents for length in LENGTHS]
-    need = [5000 * (length / 1000) ** exponents[start, arm] for start, arm, length in rows]
+    need = [5000 * (row[-1] / 1000) ** exponents[row[0], row[1], row[2]] for row in rows]
     recovery = np.array(need)[:, None] * (1 + 0.1 * rng.random((len(rows), RUNS)))
     recovery = np.ceil(recovery / EVERY) * EVERY
-    starts, optimizers, lengths = zip(*rows, strict=True)
+    starts, optimizers, flips, lengths = zip(*rows, strict=True)
     return xr.Dataset(
         {name: (("arm", "seed", "step"), value) for name, value in records(recovery).items()},
         coords={
             "start": ("arm", list(starts)),
             "optimizer": ("arm", list(optimizers)),
+            "flip": ("arm", list(flips)),
             "context_length": ("arm", list(lengths)),
             "seed": np.arange(RUNS),
         },
@@ -62,9 +63,10 @@ def scaling(exponents: dict[tuple[str, str], float]) -> xr.Dataset:
 
 
 EXPONENTS = {
-    ("uniform", "proximal"): 1.0,
-    ("transfer", "proximal"): 0.0,
-    ("transfer", "sgd"): 0.0,
+    ("uniform", "proximal", False): 1.0,
+    ("uniform", "proximal", True): 0.3,
+    ("transfer", "proximal", True): 0.0,
+    ("transfer", "sgd", True): 0.0,
 }
 
 
@@ -156,7 +158,8 @@ def test_growth_is_drawn_as_the_dataset_has_it() -> None:
     figure = transfer.plot(dataset)
     left, right = panels(figure)
     samples = _shared.samples_to_recovery(dataset).to_numpy()
-    for place, label in enumerate(("from scratch", "transfer", "transfer, SGD")):
+    names = ("from scratch", "from scratch, sign flip", "transfer", "transfer, SGD")
+    for place, label in enumerate(names):
         runs = samples[3 * place : 3 * place + 3]
         np.testing.assert_array_equal(
             line(left, f"cost {label}")[:, 1], np.sort(runs, axis=1)[:, int(0.9 * RUNS) - 1]
@@ -167,7 +170,8 @@ def test_growth_is_drawn_as_the_dataset_has_it() -> None:
     assert drawn[-1, 1] == 1.0
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels[0].startswith("from scratch: $T^{1.0")
-    assert labels[1].startswith("transfer: $T^{")
+    assert labels[1].startswith("from scratch, sign flip: $T^{0.3")
+    assert labels[2].startswith("transfer: $T^{")
     guide = line(left, "theorem")
     np.testing.assert_allclose(guide[-1, 1] / guide[0, 1], np.log(16000) / np.log(1000), rtol=1e-9)
 
@@ -193,7 +197,7 @@ def test_runs_that_never_recover_leave_the_rest_visible() -> None:
 
 def test_the_context_length_has_to_vary_with_the_start() -> None:
     dataset = scaling(EXPONENTS).drop_vars("start")
-    with pytest.raises(ValueError, match="needs context_length, start, optimizer to vary along"):
+    with pytest.raises(ValueError, match="needs context_length, start, optimizer, flip to"):
         transfer.plot(dataset)
 
 
