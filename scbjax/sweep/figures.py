@@ -129,6 +129,8 @@ def _load(script: Path) -> Callable[[Path, Path], list[Path]]:
     if spec is None or spec.loader is None:
         raise StudyError(f"{script} can't be loaded as a figure script")
     module: Any = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by its name, and find themselves nowhere if it is not there.
+    sys.modules[spec.name] = module
     # The scripts import the helpers that stand beside them.
     sys.path.insert(0, str(script.parent))
     try:

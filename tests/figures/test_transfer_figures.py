@@ -22,6 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
+from scbjax.sweep.figures import draw_dataset
+
 Store = Callable[[str, xr.Dataset], Path]
 
 LENGTHS = (1000, 4000, 16000)
@@ -174,6 +176,15 @@ def test_growth_is_drawn_as_the_dataset_has_it() -> None:
     assert labels[2].startswith("transfer: $T^{")
     guide = line(left, "theorem")
     np.testing.assert_allclose(guide[-1, 1] / guide[0, 1], np.log(16000) / np.log(1000), rtol=1e-9)
+
+
+def test_the_command_draws_what_has_dataclasses(store: Store, tmp_path: Path) -> None:
+    """It loads scripts by their paths, and a dataclass looks for its module under its name."""
+    results = store(transfer.STUDY, scaling(EXPONENTS))
+    dataset = results / transfer.STUDY / f"{transfer.STUDY}.nc"
+    paths = draw_dataset(Path(transfer.__file__), dataset, tmp_path / "out")
+    assert sorted(path.suffix for path in paths) == [".pdf", ".png"]
+    assert all(path.stat().st_size for path in paths)
 
 
 def test_of_several_settings_the_cheapest_is_drawn() -> None:
