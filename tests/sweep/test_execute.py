@@ -1,5 +1,6 @@
 """Running a study: as single runs would, compiled once, to the same bits after interruptions."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -281,6 +282,17 @@ def test_a_program_is_compiled_once_whatever_the_chunks_and_segments(
     assert compiled == []
     jax.jit(lambda x: x + 1)(np.float32(0))
     assert compiled  # or this test would not notice
+
+
+@pytest.mark.slow
+def test_a_study_that_has_ended_leaves_no_programs(tmp_path: Path) -> None:
+    """A search runs many studies in one process."""
+    held = []
+    for number in range(3):
+        run(make_plan(make_study(f"root_seed={number}")), tmp_path / str(number))
+        gc.collect()
+        held.append((len(jax.devices()[0].client.live_executables()), len(jax.live_arrays())))
+    assert held[0] == held[1] == held[2]
 
 
 def test_padding_is_dropped(cut: Kept, whole: Kept) -> None:
