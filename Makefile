@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(WAR
 PYTHONS := python3.11 python3.12 python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-versions lint docs figures bench
+.PHONY: help install demo test test-slow soak test-versions lint docs figures bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -34,6 +34,9 @@ test: $(STAMP)  ## run the tests, without those marked slow
 
 test-slow: $(STAMP)  ## run the tests marked slow
 	$(PYTEST) -m slow
+
+soak: $(STAMP)  ## run a sweep for an hour (SCBJAX_SOAK_SECONDS) and see that it leaves nothing behind
+	$(BIN)/python -m pytest -m soak -s tests/sweep/test_soak.py
 
 test-versions:  ## run the tests with every Python of PYTHONS, oldest and newest dependencies
 	set -e; for python in $(PYTHONS); do for pins in oldest exact; do \

@@ -50,9 +50,10 @@ seed = { range = [0, 8] }
 COMMAND = """
 import functools, sys
 from scbjax.sweep import execute
-execute.run_study = functools.partial(
-    execute.run_study, segment_seconds=0.02, checkpoint_seconds=0.03
-)
+from scbjax.sweep.chunks import Executor
+make_executor = functools.partial(Executor, segment_seconds=0.02)
+execute.LocalEngine = functools.partial(execute.LocalEngine, make_executor)
+execute.run_study = functools.partial(execute.run_study, checkpoint_seconds=0.03)
 from scbjax.cli import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -62,6 +62,7 @@ optimizer = ["proximal", "sgd"]
 batch_size = [8, 16]
 generator = ["threefry-20", "threefry-13"]
 """
+PROGRAMS = range(4)
 MEMORY = "400kB"  # a budget that makes chunks of a few seconds
 SCRIPT = Path(__file__).with_name("soaked.py")
 CHUNK = re.compile(r"out/chunks/\d+\.npz")
@@ -110,13 +111,15 @@ def names_in(folder: Path) -> Iterator[str]:
 def watch(
     process: subprocess.Popen[str], folder: Path, interval: float, seconds: float = math.inf
 ) -> list[Sample]:
-    """Samples a process until it ends, and asks it to (Ctrl-C) after some seconds."""
+    """Samples a process until it ends, and asks it to (Ctrl-C) some seconds after its warm-up."""
     samples: list[Sample] = []
-    begin, asked = time.monotonic(), False
+    begin, end = time.monotonic(), math.inf
     while process.poll() is None:
-        if not asked and time.monotonic() - begin > seconds:
+        if end == math.inf and {line["program"] for line in lines_of(folder)} == set(PROGRAMS):
+            end = time.monotonic() + seconds
+        if time.monotonic() > end:
             process.send_signal(signal.SIGINT)
-            asked = True
+            seconds = end = sys.float_info.max  # once
         assert time.monotonic() - begin < SECONDS + MOST_SECONDS, "it does not end"
         try:
             samples.append(look(process.pid, folder))
@@ -124,6 +127,13 @@ def watch(
             continue
         time.sleep(interval)
     return samples
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    """What the process has told so far; the last line may not be whole yet."""
+    events = folder / "events"
+    text = events.read_text(encoding="utf-8") if events.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 # --------------------------------------------------------------------------------- judging growth
@@ -179,10 +189,10 @@ def growing(samples: Sequence[Sample], told: Sequence[dict[str, Any]]) -> list[s
 
 
 def after_warm_up(
-    samples: Sequence[Sample], told: Sequence[dict[str, Any]], programs: int
+    samples: Sequence[Sample], told: Sequence[dict[str, Any]]
 ) -> tuple[list[Sample], list[dict[str, Any]]]:
     """What was seen between the warm-up and the last chunk."""
-    firsts = [[line["program"] for line in told].index(program) for program in range(programs)]
+    firsts = [[line["program"] for line in told].index(program) for program in PROGRAMS]
     number = max(firsts)
     begin, end = samples[0].time, told[-1]["time"]
     warm = max(begin + WARM_UP * (end - begin), told[number]["time"])
@@ -236,8 +246,7 @@ def soak(
             process.kill()
             process.wait()
     text = (folder / "said").read_text()
-    told = [json.loads(line) for line in events.read_text().splitlines()]
-    return Soak(folder, process.returncode, samples, told, text)
+    return Soak(folder, process.returncode, samples, lines_of(folder), text)
 
 
 def seconds_of(done: Soak) -> float:
@@ -320,10 +329,10 @@ def test_growth_is_that_of_a_line_and_of_a_jump(share: float) -> None:
 
 def test_the_warm_up_ends_when_every_program_has_ended_a_chunk() -> None:
     samples, told = steady(100)
-    assert after_warm_up(samples, told, 4) == (samples[10:], told[3:])
+    assert after_warm_up(samples, told) == (samples[10:], told[3:])
     for line in told[:50]:
         line["program"] = 0
-    assert after_warm_up(samples, told, 4) == (samples[54:], told[53:])
+    assert after_warm_up(samples, told) == (samples[54:], told[53:])
 
 
 LEAKING = """
@@ -378,7 +387,7 @@ def test_programs_take_turns() -> None:
 def test_everything_that_a_sweep_could_lose_is_found(tmp_path: Path) -> None:
     leaks = list(load_soaked().LEAKS)
     done = soak(tmp_path / "run", 2 * FEW_SEEDS, 0.1, leaks=leaks)
-    found = growing(*after_warm_up(done.samples, done.told, 4))
+    found = growing(*after_warm_up(done.samples, done.told))
     assert sorted(line.partition(":")[0] for line in found) == sorted([*leaks, "executables"])
     with pytest.raises(AssertionError, match="tmp/"):
         check_files(done)
@@ -398,11 +407,9 @@ def test_an_hour_of_a_sweep_leaves_nothing_behind(tmp_path: Path) -> None:
     done = soak(tmp_path / "long", seeds, max(0.1, SECONDS / MOST_SAMPLES), seconds=SECONDS)
     assert done.status == 128 + signal.SIGINT, done.said
     chunks = check_files(done)
-    programs = len({line["program"] for line in done.told})
-    assert programs == 4
-    assert chunks >= 4 * programs
+    assert chunks >= 4 * len(PROGRAMS)
     assert done.told[-1]["checkpoints"] > 0
-    samples, told = after_warm_up(done.samples, done.told, programs)
+    samples, told = after_warm_up(done.samples, done.told)
     print(f"\n{summary(done, samples, told)}")
     assert growing(samples, told) == []
     shutil.rmtree(done.folder)  # a few hundred MB that pytest would keep
