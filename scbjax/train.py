@@ -784,7 +784,7 @@ def _optimizer(
 
 def _per_signal(rate: jax.Array, signal: jax.Array) -> jax.Array:
     """``rate / K``, or the rate itself where there is nothing to learn (K not above rounding)."""
-    floor = 4.0 * jnp.finfo(signal.dtype).eps
+    floor = 4.0 * float(jnp.finfo(signal.dtype).eps)
     return jnp.where(signal > floor, rate / jnp.maximum(signal, floor), rate)
 
 

@@ -104,6 +104,60 @@ def test_the_reference_gradient_is_that_of_the_loss() -> None:
             assert (above - loss(*shifted)) / (2 * step) == pytest.approx(gradient[place], abs=1e-8)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("num_tokens", [3, 40])
+def test_a_step_in_bfloat16_is_one_up_to_its_digits(num_tokens: int) -> None:
+    precision = script("precision")
+    small, errors = size(num_tokens), {}
+    for name, held in precision.PRECISIONS.items():
+        errors[name] = precision.check(name, held, small)
+    single, stored, throughout = errors.values()
+    assert max(single["gradient"], single["parameters"]) < 2e-5
+    # A tenth of a half unit: it is another precision that is looked at, and in the right place.
+    assert stored["gradient"] == single["gradient"]
+    assert stored["parameters"] > 2**-8 / 10
+    assert throughout["gradient"] > 2**-8 / 10
+
+
+@pytest.mark.parametrize("name", ["bfloat16, stored", "bfloat16, throughout"])
+def test_what_is_timed_is_in_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The carry of the compiled loop, and what a step is given."""
+    library, precision = script("_library"), script("precision")
+    held = precision.PRECISIONS[name]
+    given: list[str] = []
+    step = library.step
+
+    def watched(state: Any, batch: Any, task: Any, settings: Any) -> Any:  # noqa: ANN401
+        given.extend(array.dtype.name for array in (*state.params, task.stationary))
+        return step(state, batch, task, settings)
+
+    monkeypatch.setattr(library, "step", watched)
+    small = size(3)._replace(trajectories=2)
+    body: list[Any] = []
+    monkeypatch.setattr(library, "_compiled_sweep", lambda *given: body.append(given))
+    library.library(small, name=name, held=held)
+    ((_, move, (states, inputs), *_),) = body
+    first = [jax.tree.map(lambda leaf: leaf[0], tree) for tree in (states, *inputs)]
+    after = jax.eval_shape(move, jnp.int32(0), *first)
+    assert {array.dtype.name for array in (*states.params, *after.params)} == {"bfloat16"}
+    assert set(given) == {held.step}
+    assert inputs[0].stationary.dtype == jnp.float32  # which tokens are drawn from
+
+
+def test_a_step_that_loses_more_digits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    precision = script("precision")
+    step_in = precision.step_in
+
+    def off(*given: Any) -> Any:  # noqa: ANN401
+        state = step_in(*given)
+        return state._replace(params=jax.tree.map(lambda leaf: 1.02 * leaf, state.params))
+
+    monkeypatch.setattr(precision, "step_in", off)
+    stored = "bfloat16, stored"
+    with pytest.raises(RuntimeError, match=r"stored: parameters off by 0\.0[23]"):
+        precision.check(stored, precision.PRECISIONS[stored], size(3))
+
+
 def test_peers_draw_from_the_task() -> None:
     """A transition without chance and one position a query: the label is known from the sample."""
     peers = script("_peers")

@@ -88,7 +88,38 @@ def start(task: Task, settings: Settings) -> State:
     return state._replace(params=halfway, stage=jnp.full_like(state.stage, 2))
 
 
-def library(size: Size, part: Part = "step", name: str = OURS, *, devices: int = 1) -> Contender:
+class Held(NamedTuple):
+    """What numbers a step is made of.
+
+    Attributes:
+        params: what V and A are carried in from step to step.
+        step: what a step computes in, and has mu in. Tokens are drawn in float32 in any case.
+    """
+
+    params: str = "float32"
+    step: str = "float32"
+
+
+SINGLE: Final = Held()
+
+
+def held_in(tree: Any, dtype: str) -> Any:  # noqa: ANN401 - a tree of arrays
+    """The arrays of floats in another dtype."""
+
+    def hold(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(hold, tree)
+
+
+def library(
+    size: Size,
+    part: Part = "step",
+    name: str = OURS,
+    *,
+    devices: int = 1,
+    held: Held = SINGLE,
+) -> Contender:
     """Steps of this library as a sweep takes them; a unit is one step of all S trajectories.
 
     Trajectories are under vmap in blocks as large as a sweep has them (`scbjax.sweep.plan`), and a
@@ -99,6 +130,7 @@ def library(size: Size, part: Part = "step", name: str = OURS, *, devices: int =
         part: how much of a step.
         name: the contender's name.
         devices: how many devices the trajectories are spread over.
+        held: the numbers of a whole step.
     """
     settings, tasks = settings_for(size), draw_tasks(size)
     samplers = jax.jit(jax.vmap(make_sampler))(tasks)
@@ -111,8 +143,9 @@ def library(size: Size, part: Part = "step", name: str = OURS, *, devices: int =
 
     def move(index: jax.Array, state: State, task: Task, sampler: Sampler, seed: Seed) -> State:
         batch = draw(index, sampler, seed)
-        moved, _ = step(stored(state, task, settings), batch, task, settings)
-        return stored(moved, task, settings)
+        return stored(
+            step_in(held, stored(state, task, settings), batch, task, settings), task, settings
+        )
 
     def found(
         index: jax.Array,
@@ -133,11 +166,19 @@ def library(size: Size, part: Part = "step", name: str = OURS, *, devices: int =
         return jax.grad(loss)(params, batch)
 
     if part == "step":
+        states = states._replace(params=held_in(states.params, held.params))
         return _compiled_sweep(name, move, (states, (tasks, samplers, seeds)), size, devices)
     inputs = (states, tasks, samplers, seeds)
     shapes = jax.eval_shape(jax.vmap(found, (None,) * 2 + (0,) * 4), jnp.int32(0), None, *inputs)
     last = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return _compiled_sweep(name, found, (last, inputs), size, devices)
+
+
+def step_in(held: Held, state: State, batch: AnyBatch, task: Task, settings: Settings) -> State:
+    """One step in the given numbers; the state's own dtypes are kept."""
+    moved, _ = step(held_in(state, held.step), batch, held_in(task, held.step), settings)
+    kept: State = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
+    return kept
 
 
 def random_words(size: Size) -> Contender:

@@ -472,20 +472,23 @@ def check_agreement(peers: dict[str, type[Peer]], size: Size) -> dict[str, float
 
     state = start(jax_task, settings)
     after: State = step(state, jax_batch, jax_task, settings)[0]
-    errors = {"scbjax": _error((*jax.grad(loss)(state.params, jax_batch), *after.params), exact)}
+    errors = {
+        "scbjax": largest_error((*jax.grad(loss)(state.params, jax_batch), *after.params), exact)
+    }
     for name, peer in peers.items():
         one = peer(task, rule, params, 0)
         given = one.take(batch)
         found = tuple(np.asarray(array).copy() for array in one.gradient(given))
         one.step(given)
-        errors[name] = _error((*found, *one.params()), exact)
+        errors[name] = largest_error((*found, *one.params()), exact)
     for name, error in errors.items():
         if not error < (OWN_TOLERANCE if name == "scbjax" else TOLERANCE):
             raise RuntimeError(f"{name} is off by {error:.1g} at {size}: it takes another step")
     return errors
 
 
-def _error(found: Sequence[Any], exact: Sequence[Values]) -> float:
+def largest_error(found: Sequence[Any], exact: Sequence[Values]) -> float:
+    """The largest difference of each array relative to its largest entry, the largest of them."""
     return max(
         float(np.max(np.abs(np.asarray(array) - right)) / np.max(np.abs(right)))
         for array, right in zip(found, exact, strict=True)

@@ -17,6 +17,7 @@ from _measure import ROOT, STORED, Payload, digits, render, spread
 
 PAGE = ROOT / "docs" / "performance.md"
 MIB = 2**20
+PARTS = ("gradient", "parameters", "update")  # what errors are told of
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -80,6 +81,24 @@ def parts_table(payload: Payload) -> str:
         rows.append((str(size["num_tokens"]), *cells))
     header = ("N", "sampling, ns", "gradient, ns", "eqs. 4 to 6, ns", "random words", "bytes",
               "ns to copy them", "operations", "gathers", "scatters")  # fmt: skip
+    return table(header, rows)
+
+
+def precision_table(payload: Payload) -> str:
+    """Speeds and errors of a step in every precision."""
+    rows = [
+        (
+            str(size["num_tokens"]),
+            row["name"],
+            told(row["rate"], 1e-6),
+            told(size["ratios"][row["name"]]),
+            *(f"{size['errors'][row['name']][part]:.1e}" for part in PARTS),
+        )
+        for size in payload["sizes"]
+        for row in size["rows"]
+    ]
+    header = ("N", "", "million tokens/s", "times float32", "error of the gradient",
+              "of V and A", "of what the step changes")  # fmt: skip
     return table(header, rows)
 
 
@@ -215,6 +234,7 @@ def memory_table(payload: Payload) -> str:
 TABLES: dict[str, tuple[str, Callable[[Payload], str]]] = {
     "step": ("step", step_table),
     "parts": ("step", parts_table),
+    "precision": ("precision", precision_table),
     "sampler": ("sampler", sampler_table),
     "trajectory": ("trajectory", trajectory_table),
     "sweep": ("sweep", sweep_table),

@@ -90,6 +90,13 @@ def test_fields_of_the_task_match_random_task() -> None:
             assert required or field.default == default
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "bf16"])
+def test_studies_know_two_precisions(name: str) -> None:
+    """What bfloat16 makes of a step is measured by a benchmark, and nothing else uses it."""
+    said = message(overrides=(f"dtype={name}",))
+    assert f"task.dtype must be one of 'float32', 'float64', got '{name}'" in said
+
+
 def test_recordable_variables_are_the_observables() -> None:
     assert tuple(observe.OBSERVABLES) == fields.RECORDABLE
     assert FIELDS["record.variables"].default == observe.DEFAULT_RECORD
