@@ -113,13 +113,14 @@ def watch(
 ) -> list[Sample]:
     """Samples a process until it ends, and asks it to (Ctrl-C) some seconds after its warm-up."""
     samples: list[Sample] = []
-    begin, end = time.monotonic(), math.inf
+    begin, left = time.monotonic(), seconds
+    end = math.inf
     while process.poll() is None:
-        if end == math.inf and {line["program"] for line in lines_of(folder)} == set(PROGRAMS):
-            end = time.monotonic() + seconds
+        if left < math.inf and {line["program"] for line in lines_of(folder)} == set(PROGRAMS):
+            end, left = time.monotonic() + left, math.inf
         if time.monotonic() > end:
             process.send_signal(signal.SIGINT)
-            seconds = end = sys.float_info.max  # once
+            end = math.inf
         assert time.monotonic() - begin < SECONDS + MOST_SECONDS, "it does not end"
         try:
             samples.append(look(process.pid, folder))
