@@ -43,6 +43,7 @@ WAYS: Final[dict[tuple[str, str, bool], tuple[str, Any]]] = {
     ("transfer", "proximal", True): ("transfer", LOOKS["proximal"][0]),
     ("transfer", "sgd", True): ("transfer, SGD", LOOKS["proximal"][1]),
 }
+NO_SAMPLES: Final = (1e3, 1e5)  # limits of axes on which no run recovers
 SHARES: Final = ("from scratch", "transfer")  # drawn on the right, for every context length
 
 
@@ -108,6 +109,8 @@ def plot(dataset: xr.Dataset) -> Figure:
     left.set(xscale="log", yscale="log", xlabel="context length $T$")
     left.set_ylabel("samples to recovery")
     left.set_title(f"markers: {SUCCESS:.0%} of the runs")
+    if not any(np.isfinite(curve.samples).any() for curve in curves):
+        left.set_ylim(NO_SAMPLES)
     left.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     left.xaxis.set_minor_locator(NullLocator())
     shown = [curve for curve in curves if curve.label in SHARES]
@@ -172,8 +175,8 @@ def draw_shares(axes: Axes, curve: Curve) -> None:
 def limit_samples(axes: Axes, curves: Sequence[Curve]) -> None:
     """Limit the x axis to where runs recover, and say which line is which T."""
     finite = np.concatenate([curve.samples[np.isfinite(curve.samples)] for curve in curves])
-    if finite.size:
-        axes.set_xlim(0.8 * finite.min(), 1.3 * finite.max())
+    low, high = (finite.min(), finite.max()) if finite.size else NO_SAMPLES
+    axes.set_xlim(0.8 * low, 1.3 * high)
     lengths = np.concatenate([curve.lengths for curve in curves])
     axes.set_title(f"thin to thick: $T$ = {lengths.min():g} to {lengths.max():g}")
 

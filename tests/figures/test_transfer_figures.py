@@ -206,6 +206,14 @@ def test_runs_that_never_recover_leave_the_rest_visible() -> None:
     assert np.isfinite(cost[:2]).all()
 
 
+def test_a_study_in_which_no_run_recovers_is_drawn() -> None:
+    dataset = scaling(EXPONENTS)
+    dataset["rounded_value_distance"][:] = 0.7
+    figure = transfer.plot(dataset)
+    figure.draw_without_rendering()
+    assert np.isinf(line(panels(figure)[0], "cost transfer")[:, 1]).all()
+
+
 def test_the_context_length_has_to_vary_with_the_start() -> None:
     dataset = scaling(EXPONENTS).drop_vars("start")
     with pytest.raises(ValueError, match="needs context_length, start, optimizer, flip to"):
