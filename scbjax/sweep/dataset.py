@@ -349,8 +349,10 @@ def read_dataset(path: Path) -> "xarray.Dataset":
     if not path.is_file():
         raise StudyError(f"{path} is missing, or is no file")
     try:
-        with h5py.File(path):  # h5netcdf leaves a file half open that isn't one, and says so later
-            pass
+        # h5netcdf leaves a file half open that is none, or whose root can't be read, and when that
+        # is collected Python prints why it can't be closed.
+        with h5py.File(path) as file:
+            file.attrs.get("_nc3_strict")
         with xarray.open_dataset(path, engine="h5netcdf") as found:
             return found.load()
     # HDF5, h5netcdf and xarray each have errors of their own for altered bytes.

@@ -1,6 +1,8 @@
 """The dataset: each trajectory at its coordinates, and everything labelled."""
 
+import gc
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,14 @@ import numpy as np
 import pytest
 import xarray
 
-from scbjax.sweep.dataset import DESCRIPTIONS, checksum_path, is_whole, write_dataset
+from scbjax.sweep.dataset import (
+    DESCRIPTIONS,
+    checksum_path,
+    is_whole,
+    read_dataset,
+    save_dataset,
+    write_dataset,
+)
 from scbjax.sweep.fields import StudyError
 from scbjax.sweep.plan import Plan, make_plan
 from scbjax.sweep.store import Store
@@ -209,6 +218,27 @@ def test_a_whole_dataset_is_told_from_a_damaged_one(tmp_path: Path) -> None:
     assert is_whole(path)
     checksum_path(path).unlink()
     assert not is_whole(path)
+
+
+def test_a_damaged_file_is_one_sentence_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when what was left half open is collected: Python would print why it can't be closed."""
+    said: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    path = tmp_path / "kept.nc"
+    save_dataset(xarray.Dataset({"x": ("step", np.ones(3))}), path)
+    whole, sentences = path.read_bytes(), []
+    for place in range(0, min(len(whole), 1600), 25):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        try:
+            read_dataset(path)
+        except StudyError as error:
+            sentences.append(str(error))
+    gc.collect()
+    assert said == []
+    assert len(sentences) > 5
+    assert not any("\n" in sentence for sentence in sentences)
 
 
 def test_a_failed_write_leaves_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
