@@ -24,7 +24,7 @@ import tyro
 
 import scbjax
 from scbjax.sweep.cells import cells_of, is_search
-from scbjax.sweep.fields import FIELDS, StudyError, read_value, shown
+from scbjax.sweep.fields import FIELDS, StudyError, nearest, read_value, shown
 from scbjax.sweep.search import first_studies
 from scbjax.sweep.study import Study, find_studies, load_study
 
@@ -467,6 +467,8 @@ class Bench:
         return 0
 
 
+_NAMES = ("run", "list", "show", "status", "verify", "rerun", "figure", "devices", "bench")
+
 _Commands: TypeAlias = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[List, tyro.conf.subcommand("list")]
@@ -519,6 +521,10 @@ def _fail(error: StudyError | OSError) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> Command:
+    first = next(iter(arguments), "-")
+    if first not in _NAMES and not first.startswith("-"):
+        known = f" (commands: {', '.join(_NAMES)})"
+        raise StudyError(f"no command is called {shown(first)}{nearest(first, _NAMES) or known}")
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
