@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from scbjax.sweep.fields import StudyError
+from scbjax.sweep.store import make_folder
 
 LOCK_NAME = "lock"
 
@@ -93,7 +94,7 @@ def hold(out: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Loc
     """
     path = out / LOCK_NAME
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         lock = _acquire(path, say)
     except OSError as error:
         raise StudyError(f"{path} can't be written: {error.strerror or error}") from None

@@ -336,7 +336,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """
     aside = aside_of(path)
     try:
-        _make_folder(path.parent)
+        make_folder(path.parent)
         with aside.open("wb") as file:
             yield file
             file.flush()
@@ -369,11 +369,11 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Makes a folder and those above it, so that they survive a power cut."""
     if folder.is_dir():
         return
-    _make_folder(folder.parent)
+    make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     sync_folder(folder.parent)
 
