@@ -13,7 +13,9 @@ import contextlib
 import errno
 import hashlib
 import json
+import mmap
 import os
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,12 @@ Description = Mapping[str, str]
 
 _LABELS_BYTES = 2**17
 """More than names, attributes and coordinates take in a file."""
+
+_HEAP = b"GCOL\x01\0\0\0"
+"""Begins a collection of the global heap of HDF5; its size follows."""
+_LENGTH = struct.Struct("<Q")
+_OBJECT = struct.Struct("<H6xQ")
+"""The head of an object in it: its index, 0 for free space, and its size."""
 
 _MATRIX_DIMS: Mapping[str, tuple[str, ...]] = {
     "value": ("token_out", "token_in"),
@@ -348,6 +356,7 @@ def read_dataset(path: Path) -> "xarray.Dataset":
 
     if not path.is_file():
         raise StudyError(f"{path} is missing, or is no file")
+    check_heaps(path)
     try:
         # h5netcdf leaves a file half open that is none, or whose root can't be read, and when that
         # is collected Python prints why it can't be closed.
@@ -359,6 +368,45 @@ def read_dataset(path: Path) -> "xarray.Dataset":
     except Exception as error:  # noqa: BLE001
         reason = " ".join(str(error).split())
         raise StudyError(f"{path} can't be read as a dataset: {reason}") from None
+
+
+def check_heaps(path: Path) -> None:
+    """Refuses a file that HDF5 would read without an end.
+
+    A collection of the global heap is a list of objects, each with its size. HDF5 goes from one to
+    the next (H5HG in its format specification, section III.E), and stays where it is at an entry of
+    free space that says that it has no size.
+
+    Raises:
+        StudyError: a collection is damaged.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            ends = all(_heap_ends(view, start) for start in _places_of(view, _HEAP))
+    except (OSError, ValueError):  # an empty file, or one that can't be read: its reader says so
+        return
+    if not ends:
+        raise StudyError(f"{path} can't be read as a dataset: it has a damaged heap")
+
+
+def _places_of(view: mmap.mmap, what: bytes) -> Iterator[int]:
+    start = view.find(what)
+    while start >= 0:
+        yield start
+        start = view.find(what, start + 1)
+
+
+def _heap_ends(view: mmap.mmap, start: int) -> bool:
+    """Whether a walk over the objects of the collection at a place comes to its end."""
+    (size,) = _LENGTH.unpack_from(view, start + 8) if start + 16 <= len(view) else (0,)
+    place, end = start + 16, start + size
+    while place + _OBJECT.size <= min(end, len(view)):
+        index, length = _OBJECT.unpack_from(view, place)
+        # Free space counts its own head; the others are padded to eight bytes.
+        place += length if index == 0 else _OBJECT.size + -(-length // 8) * 8
+        if index == 0 and length == 0:
+            return False
+    return place <= end <= len(view)
 
 
 def is_whole(path: Path) -> bool:

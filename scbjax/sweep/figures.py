@@ -93,7 +93,9 @@ def draw_figure(script: Path, results: Path, out: Path) -> list[Path]:
     Raises:
         StudyError: the dataset is missing or unfit, or the pictures can't be written.
     """
-    dataset_of(script, results)
+    from scbjax.sweep.dataset import check_heaps
+
+    check_heaps(dataset_of(script, results))
     try:
         return _load(script)(results, out)
     except (OSError, ValueError) as error:

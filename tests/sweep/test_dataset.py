@@ -2,6 +2,7 @@
 
 import gc
 import json
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import xarray
 
 from scbjax.sweep.dataset import (
     DESCRIPTIONS,
+    check_heaps,
     checksum_path,
     is_whole,
     read_dataset,
@@ -239,6 +241,24 @@ def test_a_damaged_file_is_one_sentence_and_nothing_else(
     assert said == []
     assert len(sentences) > 5
     assert not any("\n" in sentence for sentence in sentences)
+
+
+@pytest.mark.parametrize("size", [0, 2**64 - 16, 2**40])
+def test_a_heap_that_hdf5_would_walk_for_ever_is_refused(tmp_path: Path, size: int) -> None:
+    """An entry that leads to itself, and ones that lead out of the heap."""
+    path = tmp_path / "kept.nc"
+    save_dataset(xarray.Dataset({"x": ("step", np.ones(3))}, attrs={"study": "a" * 99}), path)
+    check_heaps(path)
+    data = bytearray(path.read_bytes())
+    heap = data.index(b"GCOL\x01")
+    index = heap + 16
+    while data[index] != 0:  # the entry of free space, which ends the list
+        (length,) = struct.unpack_from("<Q", data, index + 8)
+        index += 16 + -(-length // 8) * 8
+    struct.pack_into("<Q", data, index + 8, size)
+    path.write_bytes(data)
+    with pytest.raises(StudyError, match=r"kept\.nc can't be read as a dataset: it has a damaged"):
+        read_dataset(path)
 
 
 def test_a_failed_write_leaves_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

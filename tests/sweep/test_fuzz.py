@@ -6,6 +6,7 @@ inputs for the same seed. `python tests/sweep/test_fuzz.py TARGET` feeds a targe
 instead, where atheris is installed.
 """
 
+import faulthandler
 import io
 import json
 import os
@@ -304,11 +305,14 @@ def guarded(folder: Path) -> Iterator[None]:
         _hooked.append(True)
     _guarded.append(Path(os.path.realpath(folder)))
     signal.alarm(SECONDS)
+    # An alarm waits for the next line of Python, which code of a library may never come back to.
+    faulthandler.dump_traceback_later(2 * SECONDS, exit=True)
     try:
         yield
     finally:
         _guarded.clear()
         signal.alarm(0)
+        faulthandler.cancel_dump_traceback_later()
 
 
 def took_too_long(*_: object) -> None:
