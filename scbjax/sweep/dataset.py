@@ -406,7 +406,7 @@ def _heap_ends(view: mmap.mmap, start: int) -> bool:
         place += length if index == 0 else _OBJECT.size + -(-length // 8) * 8
         if index == 0 and length == 0:
             return False
-    return place <= end <= len(view)
+    return bool(place <= end <= len(view))
 
 
 def is_whole(path: Path) -> bool:
