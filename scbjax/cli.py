@@ -64,7 +64,8 @@ Overrides: TypeAlias = Annotated[
     tyro.conf.arg(
         name="set",
         metavar="FIELD=VALUE",
-        help="Set a field (train.steps=2000) or an axis (axes.l1=[1e-4, 1e-3]).",
+        help="Set a field (train.steps=2000), an axis (axes.l1=[1e-4, 1e-3]) or the lines of a zip "
+        "(zip.arm=[0, 2]).",
     ),
 ]
 Precision: TypeAlias = Annotated[

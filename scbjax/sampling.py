@@ -178,6 +178,14 @@ def sample_batch(key: jax.Array, task: Task, batch_size: int) -> Batch:
         >>> batch.tokens.shape, batch.tokens.dtype.name, batch.label.shape
         ((4, 50), 'uint8', (4,))
     """
+    _check_batch_size(batch_size)
+    batch: Batch = _sample_batch(key, task, batch_size)
+    return batch
+
+
+# Compiled as a whole also where the caller compiles nothing, which is quicker from the first batch.
+@partial(jax.jit, static_argnames="batch_size")
+def _sample_batch(key: jax.Array, task: Task, batch_size: int) -> Batch:
     return draw_batch(make_seed(key), make_sampler(task), batch_size)
 
 
@@ -209,10 +217,14 @@ def draw_step(seed: Seed, sampler: Sampler, batch_size: int) -> AnyBatch:
     return PackedBatch(tuples, query, draw_from_columns(seed, _STEPS, sampler.label_cdf, source))
 
 
-def _draw_queries(seed: Seed, sampler: Sampler, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """The queries [B], and where on the distribution functions of their positions [B]."""
+def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+
+
+def _draw_queries(seed: Seed, sampler: Sampler, batch_size: int) -> tuple[jax.Array, jax.Array]:
+    """The queries [B], and where on the distribution functions of their positions [B]."""
+    _check_batch_size(batch_size)
     num_tokens = sampler.pattern.shape[1]
     chex.assert_shape(sampler.label_cdf, (num_tokens, num_tokens))
     query = draw_tokens(seed, _QUERIES, sampler.token_table, num_tokens, (batch_size,))

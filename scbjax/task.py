@@ -12,6 +12,7 @@ Shapes: N tokens, context length T. Norms are taken in the mu-inner product
 """
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
@@ -161,13 +162,9 @@ def random_task(
         ((50, 3), 2)
     """
     max_sparsity = _check_sizes(num_tokens, context_length, sparsity, skew, max_sparsity)
-    key_stationary, key_transition, key_pattern = jax.random.split(key, 3)
-    stationary = _random_stationary(key_stationary, num_tokens, skew, dtype)
-    transition = _random_transition(key_transition, stationary, transition_signal)
-    pattern = _random_pattern(
-        key_pattern, (context_length, num_tokens), sparsity, skew, max_sparsity, dtype
-    )
-    return Task(transition, stationary, pattern)
+    shape = (context_length, num_tokens)
+    task: Task = _draw_task(key, shape, sparsity, skew, transition_signal, max_sparsity, dtype)
+    return task
 
 
 def related_task(
@@ -209,16 +206,13 @@ def related_task(
     """
     if not isinstance(correlation, jax.Array) and not 0.0 <= correlation <= 1.0:
         raise ValueError(f"correlation is {correlation}; it must be between 0 and 1")
-    key_transition, key_pattern = jax.random.split(key)
-    signal = _signal_of(task) if transition_signal is None else transition_signal
-    independent = _random_transition(key_transition, task.stationary, signal)
-    transition = correlation * task.transition + (1.0 - correlation) * independent
-    if sparsity is None:
-        return Task(transition, task.stationary, task.pattern)
-    max_sparsity = _check_sizes(task.num_tokens, task.context_length, sparsity, skew, max_sparsity)
-    shape = (task.context_length, task.num_tokens)
-    pattern = _random_pattern(key_pattern, shape, sparsity, skew, max_sparsity, task.pattern.dtype)
-    return Task(transition, task.stationary, pattern)
+    if sparsity is not None:
+        sizes = task.num_tokens, task.context_length
+        max_sparsity = _check_sizes(*sizes, sparsity, skew, max_sparsity)
+    related: Task = _draw_related(
+        key, task, correlation, sparsity, skew, transition_signal, max_sparsity
+    )
+    return related
 
 
 def stationary_distribution(transition: jax.Array) -> jax.Array:
@@ -381,9 +375,46 @@ def check_task(task: Task, *, skew: float = 2.0) -> TaskReport:
     )
 
 
-def _signal_of(task: Task) -> jax.Array:
-    """:func:`transition_signal`, for functions in which an argument has that name."""
-    return transition_signal(task)
+# Compiled as a whole also where the caller compiles nothing: operation by operation a first draw
+# takes four times as long, and every draw compiles its loops again.
+@functools.partial(jax.jit, static_argnames=("shape", "max_sparsity", "dtype"))
+def _draw_task(
+    key: jax.Array,
+    shape: tuple[int, int],
+    sparsity: int | jax.Array,
+    skew: float | jax.Array,
+    transition_signal: float | jax.Array | None,
+    max_sparsity: int,
+    dtype: jax.typing.DTypeLike,
+) -> Task:
+    """:func:`random_task`, with everything checked."""
+    key_stationary, key_transition, key_pattern = jax.random.split(key, 3)
+    stationary = _random_stationary(key_stationary, shape[1], skew, dtype)
+    transition = _random_transition(key_transition, stationary, transition_signal)
+    pattern = _random_pattern(key_pattern, shape, sparsity, skew, max_sparsity, dtype)
+    return Task(transition, stationary, pattern)
+
+
+@functools.partial(jax.jit, static_argnames="max_sparsity")
+def _draw_related(
+    key: jax.Array,
+    task: Task,
+    correlation: float | jax.Array,
+    sparsity: int | jax.Array | None,
+    skew: float | jax.Array,
+    signal: float | jax.Array | None,
+    max_sparsity: int | None,
+) -> Task:
+    """:func:`related_task`, with everything checked."""
+    key_transition, key_pattern = jax.random.split(key)
+    signal = transition_signal(task) if signal is None else signal
+    independent = _random_transition(key_transition, task.stationary, signal)
+    transition = correlation * task.transition + (1.0 - correlation) * independent
+    if sparsity is None or max_sparsity is None:
+        return Task(transition, task.stationary, task.pattern)
+    shape, dtype = (task.context_length, task.num_tokens), task.pattern.dtype
+    pattern = _random_pattern(key_pattern, shape, sparsity, skew, max_sparsity, dtype)
+    return Task(transition, task.stationary, pattern)
 
 
 def _check_sizes(

@@ -93,6 +93,7 @@ def test_readme_examples_run(tmp_path: Path) -> None:
     run_examples("README.md", tmp_path)
 
 
+@pytest.mark.slow
 def test_contributing_examples_run(tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
     for helper in ("_shared.py", "scbjax.mplstyle"):

@@ -104,6 +104,7 @@ def recorded(seed: int) -> dict[str, Array]:
     return {k: np.asarray(v) for k, v in compute(numbers.params(), numbers.task()).items()}
 
 
+@functools.cache
 def expected(seed: int) -> dict[str, float]:
     n = Numbers(seed)
     k_p = n.inner(n.p, n.p) - n.mu @ n.mu

@@ -459,20 +459,17 @@ def test_the_generator_that_is_asked_for_draws_the_batches() -> None:
     settings = dataclasses.replace(
         QUICK, generator="threefry-13", record_every=1, steps=1, first_samples=4 * B
     )
-    start = init(key, task, settings)
-    stepped = advance(key, task, settings, start, 0, 1)[0].params
-    moved = {
-        "steps": stepped,
-        "first": training.start_from(key, task, task, settings, start).params,
-    }
+    start = jax.jit(init)(key, task, settings)
+    start_from = jax.jit(training.start_from)
+    stepped, _ = jax.jit(advance, static_argnums=5)(key, task, settings, start, 0, 1)
+    moved = {"steps": stepped.params, "first": start_from(key, task, task, settings, start).params}
     for generator in get_args(sampling.Generator):
         seed = sampling.make_seed(jax.random.fold_in(key, training._BATCHES), generator)
         batch = sampling.draw_batch(sampling.fold_in(seed, 0), sampling.make_sampler(task), B)
+        own = dataclasses.replace(settings, generator=generator)
         expected = {
-            "steps": step(start, batch, task, settings)[0].params,
-            "first": training.start_from(
-                key, task, task, dataclasses.replace(settings, generator=generator), start
-            ).params,
+            "steps": jax.jit(step)(start, batch, task, settings)[0].params,
+            "first": start_from(key, task, task, own, start).params,
         }
         for name, params in moved.items():
             pairs = zip(params, expected[name], strict=True)

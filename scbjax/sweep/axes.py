@@ -135,6 +135,31 @@ def without(axis: Axis, path: str) -> Axis | None:
     return Axis(name, fields, tuple(tuple(row[i] for i in kept) for row in axis.values))
 
 
+def pick(axis: Axis, raw: object) -> Axis:
+    """Returns a zip with some of its lines alone, in the order asked for.
+
+    Args:
+        axis: the zip.
+        raw: a list of the numbers of the lines, from 0.
+
+    Raises:
+        StudyError: it is no such list, or empty, or names a line twice or one that is not there.
+
+    >>> axis = Axis("arm", ("train.l1", "seed"), ((1e-4, 0), (1e-3, 1), (1e-2, 2)))
+    >>> pick(axis, [2, 0]).values
+    ((0.01, 2), (0.0001, 0))
+    """
+    lines = raw if isinstance(raw, list) and all(type(line) is int for line in raw) else []
+    if not lines or not set(lines) <= set(range(len(axis))):
+        raise StudyError(
+            f"zip {axis.name} must be a list of its lines, numbers from 0 to {len(axis) - 1}, "
+            f"got {shown(raw)}"
+        )
+    if len(set(lines)) < len(lines):
+        raise StudyError(f"zip {axis.name} has the same line twice: {shown(lines)}")
+    return Axis(axis.name, axis.fields, tuple(axis.values[line] for line in lines))
+
+
 def _zip_name(name: object) -> str:
     if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name) or len(name) > MAX_NAME:
         raise StudyError(

@@ -6,6 +6,7 @@ work at once. The scheduler notices when a worker is lost and gives its chunk to
 lost worker sends later counts for nothing.
 """
 
+import asyncio
 import contextlib
 import json
 import math
@@ -14,13 +15,14 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from distributed import Client, Future, KilledWorker
-from distributed.comm import get_address_host
+from distributed.comm import connect as open_connection, get_address_host
+from distributed.security import Security
 
 import scbjax
 from scbjax.sweep import cost
@@ -77,8 +79,20 @@ def _nothing_to_check() -> None:
     """Workers that others have started may come at any time."""
 
 
+async def _reach(scheduler: str) -> None:
+    """Opens a connection to a scheduler and closes it again."""
+    options = Security().get_connection_args("client")
+    connection = await open_connection(scheduler, timeout=CONNECT_SECONDS, **options)
+    await connection.close()
+
+
 def _connect(scheduler: str) -> Client:
     try:
+        # A client is made only where somebody answers: one that failed is closed by the garbage
+        # collector, and if that happens while another one starts, each waits for the other. In a
+        # thread of its own, because a notebook has a loop in this one.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, _reach(scheduler)).result()
         return Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise StudyError(f"no Dask scheduler answers at {shown(scheduler)}: {error}") from None

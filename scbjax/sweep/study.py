@@ -46,6 +46,7 @@ from scbjax.sweep.axes import (
     Axis,
     axis_field,
     check_axes,
+    pick,
     read_axes,
     read_column,
     read_zips,
@@ -355,6 +356,8 @@ def _override(draft: _Draft, override: str) -> _Draft:
         return replace(draft, texts={**draft.texts, name: _read_line(name, raw)})
     if name.startswith("axes."):
         return _override_axis(draft, axis_field(name.removeprefix("axes.")), raw)
+    if name.startswith("zip."):
+        return _override_zip(draft, name.removeprefix("zip."), raw)
     field = find_field(name)
     value = read_value(field, raw)
     return replace(
@@ -392,6 +395,17 @@ def _override_axis(draft: _Draft, field: Field, raw: object) -> _Draft:
     check_axes(axes)
     values = {path: value for path, value in draft.values.items() if path != field.path}
     return replace(draft, values=values, axes=axes)
+
+
+def _override_zip(draft: _Draft, name: str, raw: object) -> _Draft:
+    names = [axis.name for axis in draft.axes if axis.is_zip]
+    if name not in names:
+        known = nearest(name, names) or (f" (zips: {', '.join(names)})" if names else "")
+        raise StudyError(f"there is no zip {shown(name)}{known}")
+    axes = tuple(
+        pick(axis, raw) if axis.is_zip and axis.name == name else axis for axis in draft.axes
+    )
+    return replace(draft, axes=axes)
 
 
 # ---------------------------------------------------------------------------- the whole study

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -195,11 +196,16 @@ def test_scheduler_is_for_dask(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nowhere", "what://a"])
 def test_no_scheduler_is_one_sentence(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.2)
+    before = set(threading.enumerate())
     with (
-        pytest.raises(StudyError, match=f"no Dask scheduler answers at '{address}'"),
+        pytest.raises(StudyError, match=f"no Dask scheduler answers at '{address}'") as caught,
         connect(address, Setup()),
     ):
         pass
+    # Nothing is left for the garbage collector, although the error is still there.
+    assert caught.value.__context__ is not None
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert "IO loop" not in left
 
 
 # ---------------------------------------------------------------------------- with processes

@@ -78,7 +78,10 @@ COMMANDS = [
     "list",
     "--version",
 ]
-OVERRIDES = ["train.steps=20", "axes.l1=[1e-4, 1e-3]", "axes.seed={range=[0, 4]}", "optimizer=sgd"]
+OVERRIDES = [
+    *("train.steps=20", "axes.l1=[1e-4, 1e-3]", "axes.seed={range=[0, 4]}", "optimizer=sgd"),
+    "zip.arm=[1, 0]",
+]
 
 # What any of the readers gives a meaning.
 WORDS = [

@@ -88,9 +88,12 @@ def test_a_killed_process_leaves_a_lock_that_is_taken_over(tmp_path: Path) -> No
         with pytest.raises(StudyError, match=f"held by process {process.pid} on"), hold(tmp_path):
             pass
         process.kill()
-        # Nobody has asked yet how it ended: it still has its number.
-        status, deadline = Path(f"/proc/{process.pid}/stat"), time.monotonic() + WAIT_SECONDS
-        while status.exists() and ") Z " not in status.read_text():
+        # Nobody has asked yet how it ended: it still has its number. Its files are open until the
+        # last of its threads is gone.
+        kernel, deadline = Path(f"/proc/{process.pid}"), time.monotonic() + WAIT_SECONDS
+        while kernel.exists() and (
+            ") Z " not in (kernel / "stat").read_text() or len(list(kernel.glob("task/*"))) > 1
+        ):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         (said,) = taken_over(tmp_path)

@@ -242,6 +242,14 @@ def test_a_single_value_takes_a_field_out_of_a_zip() -> None:
     assert parse(zipped, ("optimizer=sgd", "l1=0")).axes == ()
 
 
+def test_lines_of_a_zip_can_be_kept_alone() -> None:
+    zipped = "[[zip]]\nname = 'arm'\nl1 = [0.1, 0.2, 0.3]\nskew = [1, 2, 3]"
+    read = parse(zipped, ("zip.arm=[2, 0]",))
+    assert read.axes == (Axis("arm", ("train.l1", "task.skew"), ((0.3, 3.0), (0.1, 1.0))),)
+    # Numbers are those of what earlier overrides have left.
+    assert parse(zipped, ("zip.arm=[2, 0]", "zip.arm=[1]")).axes[0].values == ((0.1, 1.0),)
+
+
 def test_title_and_question_can_be_set() -> None:
     read = parse(overrides=("title=hello", "question='why  this\\n?'"))
     assert (read.title, read.question) == ("hello", r"why this\n?")
@@ -470,6 +478,15 @@ BAD_OVERRIDES = {
     "title=3": ["title must be a string"],
     "title=\udcff": ["must be Unicode text"],
     "zip=3": ["unknown field 'zip'"],
+    "zip.arn=[0]": ["there is no zip 'arn'", "'arm'"],
+    "zip.x=[0]": ["there is no zip 'x'", "zips: arm"],
+    "zip.arm=0": ["zip arm must be a list of its lines, numbers from 0 to 1, got 0"],
+    "zip.arm=[]": ["numbers from 0 to 1"],
+    "zip.arm=[2]": ["numbers from 0 to 1"],
+    "zip.arm=[-1]": ["numbers from 0 to 1"],
+    "zip.arm=[true]": ["numbers from 0 to 1"],
+    "zip.arm=[[0]]": ["numbers from 0 to 1"],
+    "zip.arm=[0, 0]": ["zip arm has the same line twice"],
     "l1=" + "[" * 5000: ["is not a TOML value"],
 }
 
