@@ -188,6 +188,7 @@ class DaskEngine:
                     yield heard.index, result
                 elif heard is not None:
                     board.note(heard)
+            crew.look()  # a worker may have left since the last look
         finally:
             # Workers give up what nobody waits for, at the end of a segment.
             for future in futures.values():
@@ -282,15 +283,19 @@ class _Crew:
         self._looked_at = -math.inf
 
     def size(self) -> int:
-        """How many there are; tells the user who has left."""
+        """How many there are."""
         if time.monotonic() - self._looked_at >= POLL_SECONDS:
-            # Where the scheduler is silent nothing is known: its end cancels what is under way.
-            with contextlib.suppress(OSError, TimeoutError):
-                self._look()
-            self._looked_at = time.monotonic()
+            self.look()
         return len(self._workers or ())
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Tells the user who has come or left since the last look."""
+        # Where the scheduler is silent nothing is known: its end cancels what is under way.
+        with contextlib.suppress(OSError, TimeoutError):
+            self._compare()
+        self._looked_at = time.monotonic()
+
+    def _compare(self) -> None:
         found = set(self._client.nthreads(callback_timeout=CONNECT_SECONDS))
         before, self._workers = self._workers, found
         if before is None:
