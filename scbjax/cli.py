@@ -399,12 +399,12 @@ class Figure:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        from scbjax.sweep.figures import draw_figure, find_figure
+        from scbjax.sweep.figures import find_figure
 
         results, out = Path(_checked_path(self.results)), Path(_checked_path(self.out))
         if self.name == "all":
             return _draw_all(results, out)
-        _print_paths(draw_figure(find_figure(self.name), results, out))
+        _draw(find_figure(self.name), results, out)
         return 0
 
 
@@ -818,9 +818,20 @@ def _tell_figures(study: str, dataset: Path, *, draw: bool) -> None:
             print(f"draw it with: {shlex.join(['scbjax', 'figure', name, *elsewhere])}")
 
 
+def _draw(script: Path, results: Path, out: Path) -> None:
+    """Draws a figure, and says if there is a newer dataset that it is not drawn from."""
+    from scbjax.sweep.figures import dataset_of, draw_figure, newer_than
+
+    _print_paths(draw_figure(script, results, out))
+    dataset = dataset_of(script, results)
+    if newer := newer_than(dataset):
+        said = f"{newer} has other settings and is newer than {dataset}, which was drawn"
+        print(f"scbjax: {said}", file=sys.stderr)
+
+
 def _draw_all(results: Path, out: Path) -> int:
     """Draws every figure whose dataset is there, and says which are left out and why."""
-    from scbjax.sweep.figures import dataset_of, draw_figure, find_figures
+    from scbjax.sweep.figures import dataset_of, find_figures
 
     left_out = []
     for script in find_figures().values():
@@ -829,7 +840,7 @@ def _draw_all(results: Path, out: Path) -> int:
         except StudyError as error:
             left_out.append(str(error))
         else:
-            _print_paths(draw_figure(script, results, out))
+            _draw(script, results, out)
     for reason in left_out:
         print(f"scbjax: left out: {reason}", file=sys.stderr)
     if len(left_out) == len(find_figures()):

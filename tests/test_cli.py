@@ -326,6 +326,24 @@ def test_figure(checkout: Path, capsys: pytest.CaptureFixture[str], name: str) -
     assert (checkout / "pictures" / "tiny.png").read_text() == "picture"
 
 
+@pytest.mark.parametrize("name", ["tiny", "all"])
+def test_newer_results_of_other_settings_are_pointed_out(
+    checkout: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    results = results_of(checkout)
+    drawn, other = results / "tiny" / "tiny.nc", results / "tiny-0123abcd" / "tiny.nc"
+    for path in (other, results / "tiny-else" / "tiny.nc"):
+        path.parent.mkdir()
+        path.touch()
+    for age, said in ((-9, ""), (9, f"scbjax: {Path('results') / 'tiny-0123abcd' / 'tiny.nc'} ")):
+        os.utime(other, (drawn.stat().st_mtime + age,) * 2)
+        assert cli.main(["figure", name, "--out", "pictures"]) == 0
+        printed = capsys.readouterr()
+        assert printed.out == "pictures/tiny.png\n"
+        assert printed.err.startswith(said)
+        assert printed.err.count("\n") == bool(said)
+
+
 def test_all_figures_but_those_without_results(
     checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

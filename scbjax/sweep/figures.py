@@ -19,6 +19,7 @@ from scbjax.sweep.fields import StudyError
 from scbjax.sweep.scripts import find_script, find_scripts
 
 FOLDER = "figures"
+_DIGITS = "[0-9a-f]" * 8
 
 
 def find_figures() -> dict[str, Path]:
@@ -77,6 +78,17 @@ def dataset_of(script: Path, results: Path) -> Path:
         return path
     out = "" if results == Path("results") else f" --out {results / study}"
     raise StudyError(f"{path} is missing; `scbjax run {study}{out}` makes it")
+
+
+def newer_than(dataset: Path) -> Path | None:
+    """Returns the newest dataset of the same study with other settings, if it is newer than this.
+
+    A run of a study that was changed goes to ``NAME-<8 digits>``, beside what is there already.
+    """
+    results, name = dataset.parent.parent, dataset.stem
+    others = {path: path.stat().st_mtime for path in results.glob(f"{name}-{_DIGITS}/{name}.nc")}
+    newest = max(others, key=others.__getitem__, default=dataset)
+    return newest if newest.stat().st_mtime > dataset.stat().st_mtime else None
 
 
 def draw_figure(script: Path, results: Path, out: Path) -> list[Path]:
