@@ -20,6 +20,8 @@ MEMORY_SHARE = 0.5
 
 SMALL_VOCABULARY = 32
 """Vocabularies up to this size have programs of their own (`scbjax.sampling`)."""
+PACKED_VOCABULARY = 4
+"""Up to this size the tokens of a step are never stored one by one."""
 
 _FLOAT = {"float32": 4, "float64": 8}  # bytes
 
@@ -42,6 +44,13 @@ _OUTER_BYTES = (1.75, 10.0)
 _STEP_BYTES = (4.5, 1.5)
 BLOCK_TOKENS = 2**15
 _REFIT_BYTES = (13.0, 13.0)
+# With packed tokens: bytes per token of the batch and for the table of tuples, which an outer point
+# holds; arrays of the size of A that a trajectory holds in a step, whatever the batch; bytes per
+# draw of a refit.
+_PACKED_BYTES = 0.7
+_PACKED_TABLE_BYTES = 192_000
+_PACKED_ATTENTIONS = 3.4
+_PACKED_REFIT_BYTES = 11.5
 # Bytes per sample and token of the least-squares problem of the refit.
 _LEAST_SQUARES_BYTES = 2.0
 
@@ -91,9 +100,11 @@ def tokens_per_trajectory(values: Mapping[str, Any]) -> int:
 
 def outer_bytes(values: Mapping[str, Any]) -> int:
     """Memory for what the trajectories of one outer point share: the batch."""
-    return math.ceil(
-        _by_size(values, _OUTER_BYTES) * max(_largest_tokens(values), _refit_draws(values))
-    )
+    batch, draws = _largest_tokens(values), _refit_draws(values)
+    if _is_packed(values):
+        stored = max(_PACKED_BYTES * batch, _by_size(values, _OUTER_BYTES) * draws)
+        return math.ceil(_PACKED_TABLE_BYTES + stored)
+    return math.ceil(_by_size(values, _OUTER_BYTES) * max(batch, draws))
 
 
 def kept_bytes(values: Mapping[str, Any]) -> int:
@@ -108,13 +119,15 @@ def kept_bytes(values: Mapping[str, Any]) -> int:
 def temporary_bytes(values: Mapping[str, Any]) -> int:
     """Memory that a trajectory holds while it is worked on: in a step, or in a record."""
     draws = _refit_draws(values)
-    refit = _by_size(values, _REFIT_BYTES) * draws
+    packed = _is_packed(values)
+    refit = (_PACKED_REFIT_BYTES if packed else _by_size(values, _REFIT_BYTES)) * draws
     if draws:
         samples = int(values["train.refit_samples"])
         refit += _LEAST_SQUARES_BYTES * samples * int(values["task.num_tokens"])
-    batch = max(_step_tokens(values), min(_NOISE_PIECE, _noise_tokens(values)))
-    tokens = _by_size(values, _STEP_BYTES) * batch
-    return math.ceil(_float(values) * _TEMPORARY_ATTENTIONS * _entries(values) + max(tokens, refit))
+    step = 0 if packed else _step_tokens(values)
+    tokens = _by_size(values, _STEP_BYTES) * max(step, min(_NOISE_PIECE, _noise_tokens(values)))
+    attentions = _PACKED_ATTENTIONS if packed else _TEMPORARY_ATTENTIONS
+    return math.ceil(_float(values) * attentions * _entries(values) + max(tokens, refit))
 
 
 def block_bytes(values: Mapping[str, Any], shape: tuple[int, int]) -> int:
@@ -219,6 +232,10 @@ def _step_tokens(values: Mapping[str, Any]) -> int:
 
 def _is_small(values: Mapping[str, Any]) -> bool:
     return int(values["task.num_tokens"]) <= SMALL_VOCABULARY
+
+
+def _is_packed(values: Mapping[str, Any]) -> bool:
+    return int(values["task.num_tokens"]) <= PACKED_VOCABULARY
 
 
 def _entries(values: Mapping[str, Any]) -> int:

@@ -16,6 +16,7 @@ from scbjax.sweep import chunks, cost
 from scbjax.sweep.cost import chunk_bytes, default_memory_bytes, readable_bytes, run_seconds
 from scbjax.sweep.plan import Chunk, Program, make_plan
 from scbjax.sweep.study import parse_study
+from scbjax.tuples import PACKED_LIMIT
 
 TEXT = """
 [task]
@@ -50,20 +51,22 @@ def compiled_bytes(program: Program) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variable", ["stage", "rounded_value_distance"])
+@pytest.mark.parametrize("seeds", [2, 32])
 @pytest.mark.parametrize("sizes", [(3, 5000, 64), (3, 500, 16), (20, 2000, 32), (300, 2000, 16)])
 def test_memory_is_within_three_tenths_of_the_compiled_programs(
-    sizes: tuple[int, int, int], variable: str
+    sizes: tuple[int, int, int], seeds: int, variable: str
 ) -> None:
     tokens, length, batch = sizes
     program = program_of(
         f"num_tokens={tokens}", f"context_length={length}", f"batch_size={batch}",
-        f'record.variables=["{variable}"]',
+        f'record.variables=["{variable}"]', f"axes.seed={{range=[0, {seeds}]}}",
     )  # fmt: skip
     assert program.memory_bytes == pytest.approx(compiled_bytes(program), rel=0.3)
 
 
 def test_kinds_of_vocabularies_are_those_of_the_model() -> None:
     assert cost.SMALL_VOCABULARY == POSITION_MAJOR_LIMIT
+    assert cost.PACKED_VOCABULARY == PACKED_LIMIT
     assert cost.BLOCK_TOKENS == BLOCK_ELEMENTS
 
 
