@@ -270,8 +270,8 @@ def test_pretraining_uses_no_samples_of_the_task(pretrained: State) -> None:
 
 @pytest.mark.slow
 def test_transfer_recovers_a_long_pattern_with_few_samples() -> None:
-    """Sizes at which the same number of samples does not end stage 1 from scratch."""
-    record = ("rounded_attention_distance", "rounded_value_distance", "stage", "samples")
+    """From scratch, with more samples, noise gives a part of the runs the wrong sign; here none."""
+    record = ("rounded_attention_distance", "rounded_value_distance", "alpha_value", "samples")
     settings = Settings(
         batch_size=16,
         steps=700,
@@ -280,25 +280,31 @@ def test_transfer_recovers_a_long_pattern_with_few_samples() -> None:
         start="transfer",
         stop_level=0.9,
         refit_support=8,
+        flip=False,
     )
 
     @functools.partial(jax.jit, static_argnums=1)
     def learn(seed: jax.Array, settings: Settings) -> dict[str, jax.Array]:
         def one(seed: jax.Array) -> dict[str, jax.Array]:
             key = jax.random.fold_in(jax.random.key(0), seed)
-            task = random_task(key, num_tokens=3, context_length=8000, sparsity=2, skew=1.3)
+            task = random_task(key, num_tokens=3, context_length=16_000, sparsity=2, skew=1.3)
             source = related_task(jax.random.fold_in(key, 1), task, correlation=0.5)
             return train(jax.random.fold_in(key, 2), task, settings, source).records
 
         return jax.vmap(one)(seed)
 
-    seeds = jnp.arange(8)
+    seeds = jnp.arange(32)
     transferred = learn(seeds, settings)
-    scratch = learn(seeds, change(settings, start="uniform", steps=1000))
+    scratch = learn(seeds, change(settings, start="uniform", steps=1500))
     assert int(transferred["samples"][0, -1]) <= int(scratch["samples"][0, -1])
-    for name in record[:2]:
-        assert np.mean(np.asarray(transferred[name])[:, -1] < 0.1) >= 7 / 8
-    assert np.mean(np.asarray(scratch[record[0]])[:, -1] < 0.1) <= 1 / 8
+    recovers, learns = (
+        np.logical_and(*(np.asarray(run[name])[:, -1] < 0.1 for name in record[:2]))
+        for run in (transferred, scratch)
+    )
+    assert np.mean(recovers) >= 0.9
+    assert np.mean(learns) <= 0.85
+    # At least half of the runs that are lost have gone the wrong way.
+    assert np.mean(np.asarray(scratch["alpha_value"])[~learns, -1] < 0) >= 0.5
 
 
 # What is refused.
