@@ -64,6 +64,20 @@ def test_memory_is_within_three_tenths_of_the_compiled_programs(
     assert program.memory_bytes == pytest.approx(compiled_bytes(program), rel=0.3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("axes.seed={range=[0, 8]}", "axes.sparsity={range=[1, 9]}", "batch_size=16"),
+        ("context_length=5000", "batch_size=8"),
+    ],
+)
+def test_small_programs_of_short_steps_are_the_exception(overrides: tuple[str, ...]) -> None:
+    """Of 1 to 3 MB, with packed tokens: told to take up to half as much again as they do."""
+    program = program_of('record.variables=["stage"]', *overrides)
+    assert 1.3 < program.memory_bytes / compiled_bytes(program) < 1.5
+
+
 def test_kinds_of_vocabularies_are_those_of_the_model() -> None:
     assert cost.SMALL_VOCABULARY == POSITION_MAJOR_LIMIT
     assert cost.PACKED_VOCABULARY == PACKED_LIMIT
