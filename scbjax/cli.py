@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias, get_args
 
 import tyro
 
@@ -468,8 +468,6 @@ class Bench:
         return 0
 
 
-_NAMES = ("run", "list", "show", "status", "verify", "rerun", "figure", "devices", "bench")
-
 _Commands: TypeAlias = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[List, tyro.conf.subcommand("list")]
@@ -481,6 +479,7 @@ _Commands: TypeAlias = (
     | Annotated[Devices, tyro.conf.subcommand("devices")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
+_NAMES = tuple(command.__metadata__[0].name for command in get_args(_Commands))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
