@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(WAR
 PYTHONS := python3.11 python3.12 python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow soak test-versions lint docs figures bench
+.PHONY: help install demo test test-slow soak test-versions lint docs numbers figures bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -51,6 +51,10 @@ lint: $(STAMP)  ## ruff and mypy
 
 docs: $(STAMP)  ## write the generated pages of docs/
 	$(BIN)/python docs/generate.py
+
+RESULTS := results
+numbers: $(STAMP)  ## renew docs/numbers.md from the studies that were run into RESULTS (results)
+	$(BIN)/python docs/generate.py --results $(RESULTS)
 
 figures: $(STAMP)  ## run every study in its small size, and draw every figure from that
 	set -e; for study in $(sort $(basename $(notdir $(wildcard sweeps/*.toml)))); do \

@@ -1,8 +1,10 @@
 """Writes docs/api.md and docs/fields.md from the code, so that they cannot drift from it.
 
-`make docs` runs it; a test fails when one of the files is out of date.
+`make docs` runs it; a test fails when one of the files is out of date. With `--results DIR` it
+renews docs/numbers.md instead, from the datasets of the studies that were run at full size.
 """
 
+import argparse
 import ast
 import re
 from importlib import import_module
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import scbjax
 from scbjax.observe import OBSERVABLES
-from scbjax.sweep.fields import field_table
+from scbjax.sweep.fields import StudyError, field_table
+from scbjax.sweep.figures import dataset_of, find_figures, numbers_of
 
 DOCS = Path(__file__).resolve().parent
 
@@ -75,6 +78,14 @@ if a study names none; the others take longer or serve a comparison.
 
 | name | symbol | units | dtype | usual | meaning |
 |---|---|---|---|---|---|
+"""
+
+NUMBERS_HEADER = """# Numbers behind the figures
+
+Written by `make numbers` from the datasets of the studies at full size: `scbjax figure NAME
+--numbers` prints a section. The captions in [figures.md](figures.md) and the rows of
+[REPRODUCTION.md](../REPRODUCTION.md) quote them.
+
 """
 
 
@@ -157,6 +168,37 @@ def fields() -> str:
     return FIELDS_HEADER + field_table() + OBSERVABLES_HEADER + "\n".join(rows) + "\n"
 
 
+def sections(text: str) -> dict[str, str]:
+    """The sections of a page by their headings, without what stands before the first one."""
+    parts = re.split(r"^## (.*)$", text, flags=re.MULTILINE)
+    return {name: body.strip("\n") for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def numbers(results: Path, written: str) -> str:
+    """The text of docs/numbers.md: as it was, but for the figures whose datasets are there."""
+    found = sections(written)
+    for name, script in find_figures().items():
+        try:
+            dataset_of(script, results)
+        except StudyError:
+            continue
+        found[name] = numbers_of(script, results)
+    return NUMBERS_HEADER + "\n".join(f"## {name}\n\n{found[name]}\n" for name in sorted(found))
+
+
+def main() -> None:
+    """Write the pages."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, help="renew docs/numbers.md from the studies there")
+    results = parser.parse_args().results
+    if results is None:
+        (DOCS / "api.md").write_text(api(), encoding="utf-8")
+        (DOCS / "fields.md").write_text(fields(), encoding="utf-8")
+        return
+    page = DOCS / "numbers.md"
+    written = page.read_text(encoding="utf-8") if page.exists() else ""
+    page.write_text(numbers(results, written), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    (DOCS / "api.md").write_text(api(), encoding="utf-8")
-    (DOCS / "fields.md").write_text(fields(), encoding="utf-8")
+    main()

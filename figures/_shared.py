@@ -77,6 +77,7 @@ STAGE_COLOUR: Final = "#888888"
 
 Plot = Callable[[xr.Dataset], Figure]
 Draw = Callable[[Path, Path], list[Path]]
+Numbers = Callable[[Path], str]
 Values = NDArray[np.float64]
 Kind = tuple[str, str]
 
@@ -851,8 +852,14 @@ def render(
     return paths
 
 
-def main(draw: Draw, description: str | None) -> int:
-    """Run a figure script: parse --results and --out, draw, print the paths; 2 on bad input."""
+def main(draw: Draw, description: str | None, numbers: Numbers | None = None) -> int:
+    """Run a figure script: draw and print the paths, or print the numbers; 2 on bad input.
+
+    Args:
+        draw: writes the pictures.
+        description: of the script, for `--help`.
+        numbers: what `--numbers` prints, if the script has it.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -860,12 +867,19 @@ def main(draw: Draw, description: str | None) -> int:
         "--results", type=Path, default=Path("results"), help="holds STUDY/STUDY.nc"
     )
     parser.add_argument("--out", type=Path, default=Path("figures/out"), help="where files go")
+    if numbers is not None:
+        parser.add_argument(
+            "--numbers", action="store_true", help="print the numbers behind it, and draw nothing"
+        )
     arguments = parser.parse_args()
     try:
-        paths = draw(arguments.results, arguments.out)
+        if numbers is not None and arguments.numbers:
+            lines: Sequence[object] = [numbers(arguments.results)]
+        else:
+            lines = draw(arguments.results, arguments.out)
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    for path in paths:
-        print(path)
+    for line in lines:
+        print(line)
     return 0

@@ -8,11 +8,13 @@ projector as printed; samples after it hardly grow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xarray as xr
+from _numbers import Table, tabulate
 from _shared import DOUBLE_COLUMN, Values, main, render, setting
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -41,10 +43,7 @@ INTERVAL: Final = (5.0, 95.0)  # percentiles over resampled seeds
 
 def plot(dataset: xr.Dataset) -> Figure:
     """Make the figure from the study's dataset."""
-    for name in ("geometry", "batch_size"):
-        if name not in dataset.dims:
-            dataset = dataset.expand_dims({name: [setting(dataset, name)]})
-    dataset = dataset.transpose("size", "geometry", "batch_size", "seed", "probe")
+    dataset = arranged(dataset)
     figure = Figure(figsize=(DOUBLE_COLUMN, 3.0))
     panels = figure.subplots(1, len(SIZES), sharey=True)
     for axes, field in zip(panels, SIZES, strict=True):
@@ -76,6 +75,14 @@ def plot(dataset: xr.Dataset) -> Figure:
     return figure
 
 
+def arranged(dataset: xr.Dataset) -> xr.Dataset:
+    """Give a dataset the dimensions (size, geometry, batch_size, seed, probe)."""
+    for name in ("geometry", "batch_size"):
+        if name not in dataset.dims:
+            dataset = dataset.expand_dims({name: [setting(dataset, name)]})
+    return dataset.transpose("size", "geometry", "batch_size", "seed", "probe")
+
+
 def rows_of(dataset: xr.Dataset, field: str) -> list[int]:
     """Rows of the study's sizes that vary one field and have the usual values of the others."""
     table = {name: dataset[name].to_numpy() for name in SIZES}
@@ -99,14 +106,7 @@ def draw_geometry(axes: Axes, part: xr.Dataset, field: str, geometry: str) -> li
     """Draw the samples in all, in stage 1 and after it; return the fitted exponents."""
     labels = []
     x = part[field].to_numpy().astype(float)
-    share = float(str(setting(part, "share")))
-    goal, switch = (part[name].to_numpy().astype(float) for name in (GOAL, SWITCH))
-    found = costs(goal, switch, share)
-    rng = np.random.default_rng(0)
-    resampled = []
-    for _ in range(RESAMPLES):
-        pick = rng.integers(0, goal.shape[2], goal.shape[2])
-        resampled.append(costs(goal[:, :, pick], switch[:, :, pick], share))
+    found, resampled = costs_of(part)
     for name, style in PARTS.items():
         shown = np.isfinite(found[name])
         if not shown.any():
@@ -116,7 +116,7 @@ def draw_geometry(axes: Axes, part: xr.Dataset, field: str, geometry: str) -> li
         slope = exponent(x, found[name])
         if not np.isfinite(slope):
             continue
-        low, high = np.nanpercentile([exponent(x, draw[name]) for draw in resampled], INTERVAL)
+        low, high = interval(x, [draw[name] for draw in resampled])
         text = f"{SIZES[field]}$^{{{slope:.2f}}}$ [{low:.2f}, {high:.2f}]"
         labels.append(Label(float(found[name][shown][-1]), text, look["color"]))
     return labels
@@ -138,6 +138,18 @@ def write_labels(axes: Axes, x: float, labels: list[Label]) -> None:
             fontsize=6,
             color=label.colour,
         )
+
+
+def costs_of(part: xr.Dataset) -> tuple[dict[str, Values], list[dict[str, Values]]]:
+    """Give the costs of one geometry's sizes, and those of resampled seeds."""
+    share = float(str(setting(part, "share")))
+    goal, switch = (part[name].to_numpy().astype(float) for name in (GOAL, SWITCH))
+    rng = np.random.default_rng(0)
+    resampled = []
+    for _ in range(RESAMPLES):
+        pick = rng.integers(0, goal.shape[2], goal.shape[2])
+        resampled.append(costs(goal[:, :, pick], switch[:, :, pick], share))
+    return costs(goal, switch, share), resampled
 
 
 def costs(goal: Values, switch: Values, share: float) -> dict[str, Values]:
@@ -171,10 +183,51 @@ def exponent(x: Values, y: Values) -> float:
     return float(np.polyfit(np.log(x[seen]), np.log(y[seen]), 1)[0])
 
 
+def interval(x: Values, resampled: Sequence[Values]) -> tuple[float, float]:
+    """Give the interval of a power over resampled seeds."""
+    low, high = np.nanpercentile([exponent(x, costs) for costs in resampled], INTERVAL)
+    return float(low), float(high)
+
+
+def tables(dataset: xr.Dataset) -> list[Table]:
+    """Tabulate the samples with their fitted powers, for every size and geometry."""
+    dataset = arranged(dataset)
+    rows, fits = [], []
+    for field in SIZES:
+        for index, geometry in enumerate(dataset["geometry"].to_numpy()):
+            part = dataset.isel(size=rows_of(dataset, field), geometry=index)
+            found, resampled = costs_of(part)
+            x = part[field].to_numpy().astype(float)
+            for place, size in enumerate(x):
+                rows.append([NAMES[field], geometry, size, *(found[n][place] for n in PARTS)])
+            fit: list[object] = [NAMES[field], geometry]
+            for name in PARTS:
+                power = exponent(x, found[name])
+                around = (np.nan, np.nan)
+                if np.isfinite(power):
+                    around = interval(x, [draw[name] for draw in resampled])
+                fit += [power, *around]
+            fits.append(fit)
+    columns = [text for name in PARTS for text in (name, "from", "to")]
+    return [
+        Table("Least samples until recovery", ("of", "geometry", "size", *PARTS), rows),
+        Table(
+            "Fitted powers, with 90% intervals over resampled seeds",
+            ("of", "geometry", *columns),
+            fits,
+        ),
+    ]
+
+
 def draw(results: Path, out: Path) -> list[Path]:
     """Draw the figure from the dataset under `results` into `out` and return the files."""
     return render("complexity", STUDY, VARIABLES, plot, results, out)
 
 
+def numbers(results: Path) -> str:
+    """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
+    return tabulate(STUDY, VARIABLES, tables, results)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(draw, __doc__))
+    raise SystemExit(main(draw, __doc__, numbers))

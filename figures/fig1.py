@@ -12,7 +12,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import xarray as xr
+from _numbers import Table, by_settings, last, runs_in, sgd_beside, tabulate
 from _shared import (
     ATTENTION,
     DOUBLE_COLUMN,
@@ -20,6 +22,7 @@ from _shared import (
     add_legend,
     arms_of,
     columns_of,
+    count_mirrored,
     distance_limits,
     draw_distance,
     draw_refits,
@@ -36,6 +39,9 @@ from matplotlib.figure import Figure
 STUDY: Final = "fig1"
 REFIT: Final = "population_refit_distance"
 VARIABLES: Final = ("samples", REFIT, *VALUE.variables, *ATTENTION.variables)
+NUMBERS: Final = (*VARIABLES, "flipped")
+# What "found" means: the rounded A and the V refitted to it are this near to Q and P.
+FOUND: Final = {ATTENTION.rounded: 0.1, VALUE.rounded: 0.05}
 
 
 def plot(dataset: xr.Dataset) -> Figure:
@@ -63,10 +69,62 @@ def plot(dataset: xr.Dataset) -> Figure:
     return figure
 
 
+def tables(dataset: xr.Dataset) -> list[Table]:
+    """Tabulate where the arms end, and on how many tasks proximal steps are nearer than SGD."""
+    data = tidy(dataset)
+    rows = []
+    for settings, arm in by_settings(data):
+        found = [last(data, name, arm) < level for name, level in FOUND.items()]
+        ends = [
+            last(data, name, arm)
+            for name in (VALUE.drawn, ATTENTION.drawn, VALUE.rounded, ATTENTION.rounded)
+        ]
+        counts = [np.logical_and(*found).sum(), count_mirrored(data, arm)]
+        counts += [int((last(data, "flipped", arm) > 0).sum())]
+        farthest = [values.max() for values in ends[2:]]
+        rows.append([settings, arm.label, *counts, *(np.median(x) for x in ends), *farthest])
+    columns = ("settings", "arm", "found", "mirrored", "flipped", "to P", "to Q")
+    more = ("rounded, to P", "rounded, to Q", "farthest, P", "farthest, Q")
+    return [
+        Table(
+            f"The last iteration: counts, and medians of {runs_in(data)}", (*columns, *more), rows
+        ),
+        beside_sgd(data),
+    ]
+
+
+def beside_sgd(data: xr.Dataset) -> Table:
+    """Compare proximal steps with SGD at the same rate, and at its best one."""
+    rows = []
+    for settings, arm in by_settings(data):
+        other = sgd_beside(data, arm)
+        if other is None:
+            continue
+        sgd = [x for name, x in by_settings(data) if name == settings and x.optimizer == "sgd"]
+        nearer, ratios = [], []
+        for item in (VALUE, ATTENTION):
+            here = last(data, item.drawn, arm)
+            nearer.append((here < last(data, item.drawn, other)).sum())
+            best = min(np.median(last(data, item.drawn, each)) for each in sgd)
+            ratios.append(best / np.median(here))
+        rows.append([settings, arm.label, *nearer, *ratios])
+    columns = ("settings", "arm", "nearer to P", "nearer to Q", "best to P, over it")
+    return Table(
+        "Runs that end nearer than SGD at the same rate; the best median of SGD, over it",
+        (*columns, "best to Q, over it"),
+        rows,
+    )
+
+
 def draw(results: Path, out: Path) -> list[Path]:
     """Draw the figure from the dataset under `results` into `out` and return the files."""
     return render("fig1", STUDY, VARIABLES, plot, results, out)
 
 
+def numbers(results: Path) -> str:
+    """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
+    return tabulate(STUDY, NUMBERS, tables, results)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(draw, __doc__))
+    raise SystemExit(main(draw, __doc__, numbers))

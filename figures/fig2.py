@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
+from _numbers import Table, last, runs_in, tabulate
 from _shared import (
     BAND,
     DOUBLE_COLUMN,
@@ -213,10 +214,54 @@ def draw_gains(axes: Axes, data: xr.Dataset, arms: Sequence[Arm]) -> None:
     axes.set_ylabel("effective preconditioner\n$(JJ^\\top)_{tt}$, relative to its start")
 
 
+def tables(dataset: xr.Dataset) -> list[Table]:
+    """Tabulate how alike the maps are, and what is left of the loss and the preconditioner."""
+    data = tidy(dataset)
+    arms, curves = arms_of(data), data[list(CURVES)]
+    reference = reference_of(data, arms)
+    alike, rest = [], []
+    for arm in arms:
+        cosines = [similarities(data, "attention", arm, other) for other in (None, reference)]
+        ends = [f(values) for values in cosines for f in (np.median, np.min)]
+        pattern, learned = (matrices(data, name, arm) for name in ("pattern", "attention"))
+        weight = np.where(pattern > 0, learned, 0).sum((1, 2)) / pattern.sum((1, 2))
+        value = np.median(similarities(data, "value", arm))
+        alike.append([arm.label, *ends, np.median(weight), value])
+        losses = [np.median(last(curves, "excess_loss", each)) for each in (arm, reference)]
+        gains = [band(runs_of(curves, name, arm))[1] for name in GAINS]
+        least = horizontal(curves, arm, "step")[gains[1].argmin()]
+        ratio = np.median(np.divide(*(last(curves, name, arm) for name in GAINS)))
+        here = [gains[0][-1], gains[1][-1], gains[1].min(), least, ratio]
+        rest.append([arm.label, losses[0], losses[0] / losses[1], *here])
+    columns = (
+        "arm",
+        "A to Q",
+        "least",
+        "A to linear",
+        "least",
+        "A over Q on the support",
+        "V to P",
+    )
+    more = ("arm", "excess loss", "over linear", "preconditioner on the support", "off it")
+    return [
+        Table(f"Cosines at the end, medians of {runs_in(data)} and the least", columns, alike),
+        Table(
+            "Loss and effective preconditioner, relative to its start, at the end, medians",
+            (*more, "off it, least", "at iteration", "on over off it"),
+            rest,
+        ),
+    ]
+
+
 def draw(results: Path, out: Path) -> list[Path]:
     """Draw the figure from the dataset under `results` into `out` and return the files."""
     return render("fig2", STUDY, VARIABLES, plot, results, out)
 
 
+def numbers(results: Path) -> str:
+    """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
+    return tabulate(STUDY, VARIABLES, tables, results)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(draw, __doc__))
+    raise SystemExit(main(draw, __doc__, numbers))

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import xarray as xr
+from _numbers import Table, by_settings, last, runs_in, sgd_beside, tabulate
 from _shared import (
     DOUBLE_COLUMN,
     POPULATION,
@@ -33,6 +35,7 @@ from _shared import (
     render,
     runs_of,
     samples_above,
+    stage_ends,
     symbol,
     tidy,
     title,
@@ -48,6 +51,7 @@ NAMES: Final = {
     "delta_attention": "distance to the path",
 }
 VARIABLES: Final = ("stage", "samples", *NAMES, *POPULATION.values())
+NUMBERS: Final = (*VARIABLES, "pattern_signal")
 
 
 def plot(dataset: xr.Dataset) -> Figure:
@@ -95,10 +99,48 @@ def row_limits(data: xr.Dataset, variable: str) -> tuple[float, float]:
     return linear_limits(drawn)
 
 
+def tables(dataset: xr.Dataset) -> list[Table]:
+    """Tabulate the signals at the end of stage 1 and what is off the path."""
+    data = tidy(dataset)
+    rows, paths = [], []
+    for settings, arm in by_settings(data):
+        stage, x = runs_of(data, "stage", arm), horizontal(data, arm, "step")
+        ends = stage_ends(x, stage, 1)
+        switch = np.median(ends) if ends.size else np.nan
+        here = int(np.searchsorted(x, switch)) if ends.size else -1
+        size = np.abs(runs_of(data, "alpha_value", arm)[:, here])
+        path = np.median(runs_of(data, POPULATION["alpha_value"], arm)[:, here])
+        rows.append([settings, arm.label, switch, np.median(size), size.max(), path])
+        off = [runs_of(data, f"delta_{part}", arm) for part in ("value", "attention")]
+        other = sgd_beside(data, arm)
+        lower = "" if other is None else (off[1] < runs_of(data, "delta_attention", other))[:, -1]
+        numbers_off = [np.nanmax(off[0]), *(np.median(values[:, -1]) for values in off)]
+        signals = [np.median(last(data, name, arm)) for name in list(NAMES)[:2]]
+        lowered = "" if other is None else np.sum(lower)
+        paths.append([settings, arm.label, *numbers_off, lowered, *signals])
+    reach = float(np.sqrt(np.median(data["pattern_signal"])))
+    columns = ("settings", "arm", "end of stage 1", "size of alpha_V", "largest", "population")
+    others = ("settings", "arm", "Delta_V, largest", "Delta_V", "Delta_A", "lower than SGD")
+    return [
+        Table(f"Signal at the median end of stage 1, medians of {runs_in(data)}", columns, rows),
+        Table(
+            f"Off the path: largest of all records; at the last iteration, medians; "
+            f"|Q - 1/T| = {reach:.3g}",
+            (*others, "alpha_V", "alpha_A"),
+            paths,
+        ),
+    ]
+
+
 def draw(results: Path, out: Path) -> list[Path]:
     """Draw the figure from the dataset under `results` into `out` and return the files."""
     return render("fig3", STUDY, VARIABLES, plot, results, out)
 
 
+def numbers(results: Path) -> str:
+    """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
+    return tabulate(STUDY, NUMBERS, tables, results)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(draw, __doc__))
+    raise SystemExit(main(draw, __doc__, numbers))

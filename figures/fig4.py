@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
+from _numbers import Table, by_settings, last, runs_in, tabulate
 from _shared import (
     DOUBLE_COLUMN,
     Arm,
@@ -41,6 +42,7 @@ MARKERS: Final[tuple[dict[str, Any], ...]] = (
     {"marker": "o", "markersize": 4.0},
     {"marker": "*", "markersize": 7.5},
 )
+LEVELS: Final = (0.8, 0.95, 0.996)  # between which runs are counted
 
 
 def plot(dataset: xr.Dataset) -> Figure:
@@ -112,10 +114,33 @@ def legend(runs: int) -> list[Line2D]:
     ]
 
 
+def tables(dataset: xr.Dataset) -> list[Table]:
+    """Tabulate the cosines before and after rounding."""
+    data = tidy(dataset)
+    rows, edges = [], [-np.inf, *LEVELS, np.inf]
+    for settings, arm in by_settings(data):
+        pairs = [last(data, name, arm) for _, *names in ROWS for name in names]
+        counts = np.histogram(pairs[-1], edges)[0]
+        medians = [np.median(values) for values in pairs]
+        rows.append([settings, arm.label, *medians, pairs[-1].min(), *counts])
+    columns = ("settings", "arm", "V", "V, rounded", "A", "A, rounded", "A, rounded, least")
+    bins = (f"below {LEVELS[0]}", *(f"to {level}" for level in LEVELS[1:]), f"above {LEVELS[-1]}")
+    first = [np.median(data[name].isel(step=0)) for _, name, _ in ROWS]
+    return [
+        Table(f"Cosines at the end, medians of {runs_in(data)}; runs", (*columns, *bins), rows),
+        Table("Cosines at the start, medians", ("V", "A"), [first]),
+    ]
+
+
 def draw(results: Path, out: Path) -> list[Path]:
     """Draw the figure from the dataset under `results` into `out` and return the files."""
     return render("fig4", STUDY, VARIABLES, plot, results, out)
 
 
+def numbers(results: Path) -> str:
+    """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
+    return tabulate(STUDY, VARIABLES, tables, results)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(draw, __doc__))
+    raise SystemExit(main(draw, __doc__, numbers))

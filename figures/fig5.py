@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import xarray as xr
+from _numbers import Table, last, runs_in, sgd_beside, tabulate
 from _shared import (
     ATTENTION,
     DOUBLE_COLUMN,
@@ -41,6 +43,7 @@ STUDY: Final = "fig5"
 LOSS: Final = "excess_loss"
 VARIABLES: Final = ("samples", LOSS, *VALUE.variables, *ATTENTION.variables)
 SCALE_FREE: Final = r"\,\eta\,\alpha_V"
+RECOVERED: Final = 0.1  # rounded distances to P and Q below it
 
 
 def plot(dataset: xr.Dataset) -> Figure:
@@ -92,10 +95,37 @@ def renamed(arm: Arm, data: xr.Dataset) -> Arm:
     return replace(arm, label=label)
 
 
+def tables(dataset: xr.Dataset) -> list[Table]:
+    """Tabulate where the arms end, for every vocabulary."""
+    data = tidy(dataset, ["num_tokens"])
+    rows = []
+    for place, size in enumerate(data["num_tokens"].to_numpy()):
+        panel = data.isel(num_tokens=place)
+        for arm in arms_of(data):
+            ends = [last(panel, item.drawn, arm) for item in (ATTENTION, VALUE)]
+            rounded = [last(panel, item.rounded, arm) for item in (ATTENTION, VALUE)]
+            found = (np.maximum(*rounded) < RECOVERED).sum()
+            other = sgd_beside(panel, arm)
+            sgd = np.nan if other is None else last(panel, ATTENTION.drawn, other)
+            nearer = "" if other is None else np.sum(ends[0] < sgd)
+            first = np.median(runs_of(panel, ATTENTION.drawn, arm)[:, 0])
+            loss, alpha = (np.median(last(panel, name, arm)) for name in (LOSS, "alpha_value"))
+            medians = [first, *(np.median(values) for values in ends), loss, alpha]
+            rows.append([size, renamed(arm, data).label, *medians, nearer, found])
+    columns = ("N", "arm", "to Q at the start", "to Q", "to P", "excess loss", "alpha_V")
+    counts = ("nearer to Q than SGD", f"rounded, within {RECOVERED} of P and Q")
+    return [Table(f"The end, medians of {runs_in(data)}; runs", (*columns, *counts), rows)]
+
+
 def draw(results: Path, out: Path) -> list[Path]:
     """Draw the figure from the dataset under `results` into `out` and return the files."""
     return render("fig5", STUDY, VARIABLES, plot, results, out)
 
 
+def numbers(results: Path) -> str:
+    """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
+    return tabulate(STUDY, VARIABLES, tables, results)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(draw, __doc__))
+    raise SystemExit(main(draw, __doc__, numbers))

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from _numbers import Table, last, runs_in, tabulate
 from _shared import (
     DOUBLE_COLUMN,
     POPULATION,
@@ -33,6 +35,7 @@ from _shared import (
     render,
     runs_of,
     setting,
+    stage_ends,
     symbol,
     tidy,
     title,
@@ -51,6 +54,8 @@ NAMES: Final = {
 VARIABLES: Final = ("stage", *NAMES, *POPULATION.values())
 # Settings in which a real run must agree to be drawn over the simulated ones.
 SAME: Final = ("context_length", "batch_size", "learning_rate_1", "learning_rate_2", "l1")
+DISTANCES: Final = ("value_distance", "attention_distance", "rounded_attention_distance")
+NUMBERS: Final = (*VARIABLES, *DISTANCES)
 
 
 def plot(dataset: xr.Dataset, real: xr.Dataset | None = None) -> Figure:
@@ -115,17 +120,77 @@ def same_settings(simulated: xr.Dataset, real: xr.Dataset) -> bool:
     return all(setting(simulated, name) == setting(real, name) for name in SAME)
 
 
+def tables(dataset: xr.Dataset) -> list[Table]:
+    """Tabulate the extremes of what is drawn, and where the arms end."""
+    data = tidy(dataset, ["num_tokens"])
+    rows = []
+    for place, size in enumerate(data["num_tokens"].to_numpy()):
+        panel = data.isel(num_tokens=place)
+        for arm in arms_of(panel):
+            signal, *off = (
+                band(runs_of(panel, name, arm))[1]
+                for name in ("alpha_value", "delta_attention", "delta_value")
+            )
+            x, stage = horizontal(panel, arm, "step"), runs_of(panel, "stage", arm)
+            ends = [stage_ends(x, stage, number) for number in (1, 2)]
+            steps = [np.median(values) if values.size else np.nan for values in ends]
+            first = np.median(runs_of(panel, "attention_distance", arm)[:, 0])
+            finals = [np.median(last(panel, name, arm)) for name in DISTANCES]
+            largest = [signal.max(), signal[-1], *(values.max() for values in off)]
+            rows.append([size, arm.label, *steps, *largest, first, *finals])
+    columns = ("N", "arm", "stage 1 ends at step", "stage 2", "alpha_V, largest", "at the end")
+    more = ("Delta_A, largest", "Delta_V, largest", "to Q at the start", "to P", "to Q")
+    title_ = f"Simulated runs, medians of {runs_in(data)}"
+    return [Table(title_, (*columns, *more, "rounded, to Q"), rows)]
+
+
+def beside_real(dataset: xr.Dataset, real: xr.Dataset) -> Table:
+    """Tabulate how far simulated medians are from the real run of the same arm, at most."""
+    simulated, measured = (tidy(each, ["num_tokens"]) for each in (dataset, real))
+    rows = []
+    for place, size in enumerate(simulated["num_tokens"].to_numpy()):
+        panel = simulated.isel(num_tokens=place)
+        others = measured.isel(num_tokens=measured["num_tokens"].to_numpy() == size)
+        for arm in arms_of(panel):
+            for other in arms_of(others) if others.sizes["num_tokens"] else []:
+                if other.optimizer != arm.optimizer:
+                    continue
+                here = others.isel(num_tokens=0)
+                gaps = [
+                    np.abs(band(runs_of(panel, name, arm)) - band(runs_of(here, name, other)))[1]
+                    for name in NAMES
+                ]
+                rows.append([size, arm.label, *(gap.max() for gap in gaps)])
+    columns = ("N", "arm", "alpha_V", "alpha_A", "Delta_V", "Delta_A")
+    return Table("Largest distance of a simulated median from a real one", columns, rows)
+
+
+def real_beside(results: Path, dataset: xr.Dataset) -> xr.Dataset | None:
+    """Read the real runs of the simulated ones' settings, if they are there."""
+    if not (results / REAL / f"{REAL}.nc").is_file():
+        return None
+    real = open_study(results, REAL, VARIABLES)
+    return real if same_settings(dataset, real) else None
+
+
 def draw(results: Path, out: Path) -> list[Path]:
     """Draw the figure from the dataset under `results` into `out` and return the files."""
 
     def with_real(dataset: xr.Dataset) -> Figure:
-        if not (results / REAL / f"{REAL}.nc").is_file():
-            return plot(dataset)
-        real = open_study(results, REAL, VARIABLES)
-        return plot(dataset, real if same_settings(dataset, real) else None)
+        return plot(dataset, real_beside(results, dataset))
 
     return render("fig6", STUDY, VARIABLES, with_real, results, out)
 
 
+def numbers(results: Path) -> str:
+    """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
+
+    def with_real(dataset: xr.Dataset) -> list[Table]:
+        real = real_beside(results, dataset)
+        return [*tables(dataset), *([] if real is None else [beside_real(dataset, real)])]
+
+    return tabulate(STUDY, NUMBERS, with_real, results)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(draw, __doc__))
+    raise SystemExit(main(draw, __doc__, numbers))

@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
+from _numbers import Table, tabulate
 from _shared import DOUBLE_COLUMN, Values, main, render, setting, symbol
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, LogNorm, Normalize
@@ -30,12 +31,7 @@ WRITTEN: Final = 0.5  # cells of at least this share of the scale get dark text
 
 def plot(dataset: xr.Dataset) -> Figure:
     """Make the figure from the study's dataset."""
-    last = dataset.isel(step=-1)
-    recovered = xr.ones_like(last[ROUNDED[0]], dtype=bool)
-    for name in ROUNDED:
-        recovered &= last[name] < RECOVERED
-    share = over_runs(recovered.astype(float), "mean")
-    distance = over_runs(last[DISTANCE], "median")
+    share, distance = maps_of(dataset)
     figure = Figure(figsize=(DOUBLE_COLUMN, 3.0))
     left, right = figure.subplots(1, 2, sharey=True)
     norm = BoundaryNorm(SHARES, 256)
@@ -43,7 +39,7 @@ def plot(dataset: xr.Dataset) -> Figure:
     finite = distance[np.isfinite(distance)]
     limits = LogNorm(finite.min(), min(1.0, finite.max())) if finite.size else Normalize(0, 1)
     draw_map(right, dataset, distance, limits, "viridis_r")
-    runs = last[ROUNDED[0]].size // share.size
+    runs = dataset[DISTANCE].isel(step=-1).size // share.size
     left.set_title(f"share of {runs} seeds recovered after rounding")
     right.set_title(f"{symbol(dataset, DISTANCE)} without rounding (median)")
     left.set_ylabel(rf"rate of stage 2, {symbol(dataset, FIELDS[1])}")
@@ -57,6 +53,15 @@ def plot(dataset: xr.Dataset) -> Figure:
         f"$T = {length}$, $B = {batch}$, {setting(dataset, 'steps')} iterations", fontsize=8
     )
     return figure
+
+
+def maps_of(dataset: xr.Dataset) -> tuple[Values, Values]:
+    """Give the share recovered and the median distance without rounding, [rates, weights]."""
+    last = dataset.isel(step=-1)
+    recovered = xr.ones_like(last[ROUNDED[0]], dtype=bool)
+    for name in ROUNDED:
+        recovered &= last[name] < RECOVERED
+    return over_runs(recovered.astype(float), "mean"), over_runs(last[DISTANCE], "median")
 
 
 def over_runs(values: xr.DataArray, how: str) -> Values:
@@ -98,10 +103,32 @@ def edges(centres: Values) -> Values:
     return np.asarray(np.exp(np.append(logs - half, logs[-1] + half)))
 
 
+def tables(dataset: xr.Dataset) -> list[Table]:
+    """Tabulate the two maps, a row for each rate."""
+    weights, rates = (dataset[name].to_numpy() for name in FIELDS)
+    columns = ("rate of stage 2", *(f"{weight:.3g}" for weight in weights))
+    return [
+        Table(name, columns, [[rate, *row] for rate, row in zip(rates, values, strict=True)])
+        for name, values in zip(
+            (
+                "Share recovered after rounding, by weight",
+                "Distance to Q without rounding, medians",
+            ),
+            maps_of(dataset),
+            strict=True,
+        )
+    ]
+
+
 def draw(results: Path, out: Path) -> list[Path]:
     """Draw the figure from the dataset under `results` into `out` and return the files."""
     return render("phase_rates", STUDY, VARIABLES, plot, results, out)
 
 
+def numbers(results: Path) -> str:
+    """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
+    return tabulate(STUDY, VARIABLES, tables, results)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(draw, __doc__))
+    raise SystemExit(main(draw, __doc__, numbers))

@@ -12,7 +12,8 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
-from _shared import SINGLE_COLUMN, Values, log_axis, main, render, setting
+from _numbers import Table, tabulate
+from _shared import SINGLE_COLUMN, Values, log_axis, main, render, samples_for_share, setting
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -23,6 +24,7 @@ RECOVERED: Final = 0.1
 MOST: Final = 0.9
 LENGTH: Final = "context_length"
 RATE: Final = "learning_rate_1"
+NUMBERS: Final = (*VARIABLES, "stage")
 
 
 def plot(dataset: xr.Dataset) -> Figure:
@@ -43,8 +45,8 @@ def plot(dataset: xr.Dataset) -> Figure:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}")
     axes.set_xticks(lengths, [f"{length:g}" for length in lengths])
     first = frontier(share, samples)
+    slope, offset = power_of(lengths, first)
     axes.plot(lengths, first, "o", color="white", markeredgecolor="black", markersize=4)
-    seen = np.isfinite(first)
     handles = [
         Line2D(
             [],
@@ -57,8 +59,7 @@ def plot(dataset: xr.Dataset) -> Figure:
             label=f"{MOST:.0%} recovered",
         )
     ]
-    if seen.sum() > 1:
-        slope, offset = np.polyfit(np.log(lengths[seen]), np.log(first[seen]), 1)
+    if np.isfinite(slope):
         axes.plot(lengths, np.exp(offset) * lengths**slope, "w--", linewidth=0.9)
         handles.append(
             Line2D([], [], color="#999999", linestyle="--", label=f"fit, $T^{{{slope:.2f}}}$")
@@ -83,10 +84,61 @@ def frontier(share: Values, samples: Values) -> Values:
     return np.where(reached.any(axis=1), samples[reached.argmax(axis=1)], np.nan)
 
 
+def power_of(lengths: Values, samples: Values) -> Values:
+    """Fit samples ~ exp(offset) T^slope: (slope, offset), NaN where fewer than two are finite."""
+    seen = np.isfinite(samples)
+    if seen.sum() < 2:
+        return np.full(2, np.nan)
+    return np.asarray(np.polyfit(np.log(lengths[seen]), np.log(samples[seen]), 1))
+
+
+def tables(dataset: xr.Dataset) -> list[Table]:
+    """Tabulate the frontier and, for each rate, what stage 1 takes and what the rest does."""
+    samples = dataset["step"].to_numpy() * int(str(setting(dataset, "batch_size")))
+    lengths, first = dataset[LENGTH].to_numpy(), frontier(best_share(dataset), samples)
+    data = dataset if RATE in dataset.dims else dataset.expand_dims(RATE)
+    data = data.transpose(LENGTH, RATE, "seed", "step")
+    used, switch = (
+        np.where(reached, samples, np.inf).min(axis=-1)
+        for reached in (data[DISTANCE].to_numpy() < RECOVERED, data["stage"].to_numpy() > 1)
+    )
+    with np.errstate(invalid="ignore"):
+        after = np.nan_to_num(used - switch, nan=np.inf)
+    parts = (
+        samples_for_share(used, MOST),
+        np.median(switch, axis=-1),
+        samples_for_share(after, MOST),
+        np.isinf(used).sum(axis=-1),
+    )
+    rows = [
+        [
+            lengths[place],
+            np.atleast_1d(data[RATE])[column],
+            *(part[place, column] for part in parts),
+        ]
+        for place, column in np.ndindex(*used.shape[:2])
+    ]
+    columns = ("T", "rate of stage 1", f"samples until {MOST:.0%} recover", "stage 1, median")
+    slope = power_of(lengths, first)[0]
+    return [
+        Table(
+            f"Samples until {MOST:.0%} recover at the best rate: a power {slope:.2f} of T",
+            ("T", "samples"),
+            list(zip(lengths, first, strict=True)),
+        ),
+        Table("The same, rate by rate", (*columns, f"after it, {MOST:.0%}", "never"), rows),
+    ]
+
+
+def numbers(results: Path) -> str:
+    """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
+    return tabulate(STUDY, NUMBERS, tables, results)
+
+
 def draw(results: Path, out: Path) -> list[Path]:
     """Draw the figure from the dataset under `results` into `out` and return the files."""
     return render("phase_samples", STUDY, VARIABLES, plot, results, out)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(draw, __doc__))
+    raise SystemExit(main(draw, __doc__, numbers))

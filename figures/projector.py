@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xarray as xr
+from _numbers import Table, tabulate
 from _shared import DOUBLE_COLUMN, Values, band, main, render, setting
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
@@ -45,6 +46,10 @@ VARIABLES: Final = (
     "alpha_value",
     "stationary_norm",
 )
+GRADIENTS: Final = ("alpha_value_gradient_paper", "alpha_value_gradient_mu")
+NUMBERS: Final = (*VARIABLES, *GRADIENTS, "alpha_attention_noise")
+# Between which sizes of the signal the noise on the way is summed up.
+RANGES: Final = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.7), (0.7, 1.2))
 
 
 def plot(dataset: xr.Dataset) -> Figure:
@@ -171,10 +176,88 @@ def draw_signal(axes: Axes, data: xr.Dataset) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def tables(dataset: xr.Dataset) -> list[Table]:
+    """Tabulate deviations and means at the start, the ratio of variances, and noise on the way."""
+    data = flat(dataset)
+    return [*start_tables(data), ratio_table(data), way_table(data)]
+
+
+def start_tables(data: xr.Dataset) -> list[Table]:
+    """Tabulate the gradient at the start against T, and how it agrees with what is exact."""
+    usual, lengths = is_usual(data, "skew"), data["context_length"].to_numpy()
+    samples = int(str(setting(data, "noise_samples")))
+    rows, fits = [], []
+    for look, gradient in zip(LOOKS, GRADIENTS, strict=True):
+        noise, exact = at_start(data, look.noise), at_start(data, look.exact)
+        error = noise / np.sqrt(samples)
+        means = at_start(data, gradient)
+        places = np.unique(lengths[usual])
+        medians = [np.median(noise[usual & (lengths == length)]) for length in places]
+        for length, median in zip(places, medians, strict=True):
+            here = usual & (lengths == length)
+            spread = length * np.sqrt((error[here] ** 2).sum()) / here.sum()
+            rows.append([look.label, length, median, length * means[here].mean(), spread])
+        slope = np.polyfit(np.log(places), np.log(medians), 1)[0] if places.size > 1 else np.nan
+        away = np.abs(noise / exact - 1).max()
+        fits.append([look.label, slope, away, np.mean(((means + 1 / lengths) / error) ** 2)])
+    return [
+        Table(
+            "At the start: deviation over samples, median of tasks; T times the mean gradient",
+            ("projector", "T", "deviation", "T times the mean", "its standard error"),
+            rows,
+        ),
+        Table(
+            "At the start: power of T; largest relative distance of measured and exact deviations; "
+            "squared distance of means from -1/T in standard errors, its mean",
+            ("projector", "power of T", "from exact", "squared"),
+            fits,
+        ),
+    ]
+
+
+def ratio_table(data: xr.Dataset) -> Table:
+    """Tabulate how many times smaller the variance is at the start, for every skew."""
+    usual, skews = is_usual(data, "context_length"), data["skew"].to_numpy()
+    ratios = (at_start(data, LOOKS[0].noise) / at_start(data, LOOKS[1].noise)) ** 2
+    rows: list[list[object]] = []
+    groups = {f"{skew:g}": usual & (skews == skew) for skew in np.unique(skews[usual])}
+    groups["above 1"] = usual & (skews > 1)
+    for name, here in groups.items():
+        if here.any():
+            rows.append([name, here.sum(), np.median(ratios[here]), ratios[here].min()])
+    return Table(
+        f"At the start, T = {data['context_length'].to_numpy()[usual][0]}: variance as printed, "
+        "over the mu-orthogonal one",
+        ("skew", "tasks", "median", "least"),
+        rows,
+    )
+
+
+def way_table(data: xr.Dataset) -> Table:
+    """Tabulate the noise on the way, by the size of the signal."""
+    chosen = data.isel(case=is_usual(data, "context_length") & is_usual(data, "skew"))
+    signal = np.abs(chosen["alpha_value"].to_numpy())
+    names = (LOOKS[0].noise, LOOKS[1].noise, "alpha_attention_noise")
+    noise = [chosen[name].to_numpy() for name in names]
+    rows: list[list[object]] = []
+    for low, high in RANGES:
+        here = (signal >= low) & (signal < high)
+        if here.any():
+            ratio = np.median((noise[0][here] / noise[1][here]) ** 2)
+            rows.append([f"{low} to {high}", here.sum(), ratio, np.median(noise[2][here])])
+    columns = ("signal", "records", "variance, printed over mu-orthogonal")
+    return Table("On the way, medians", (*columns, "deviation of alpha_A's gradient"), rows)
+
+
 def draw(results: Path, out: Path) -> list[Path]:
     """Draw the figure from the dataset under `results` into `out` and return the files."""
     return render("projector", STUDY, VARIABLES, plot, results, out)
 
 
+def numbers(results: Path) -> str:
+    """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
+    return tabulate(STUDY, NUMBERS, tables, results)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(draw, __doc__))
+    raise SystemExit(main(draw, __doc__, numbers))

@@ -12,18 +12,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import xarray as xr
+from _numbers import Table, last, runs_in, tabulate
 from _shared import (
     ATTENTION,
     DOUBLE_COLUMN,
     VALUE,
+    Arm,
+    Values,
     add_legend,
     arms_of,
     distance_limits,
     draw_distance,
+    horizontal,
     log_axis,
     main,
     render,
+    runs_of,
+    stage_ends,
     symbol,
     thousands,
     tidy,
@@ -69,10 +76,41 @@ def plot(dataset: xr.Dataset) -> Figure:
     return figure
 
 
+def before_rounding(panel: xr.Dataset, arm: Arm) -> Values:
+    """Give the distance of A to Q of every run at its last record before stage 3, [runs]."""
+    distances, stage = (runs_of(panel, name, arm) for name in (ATTENTION.drawn, "stage"))
+    final = (stage < 3).sum(axis=1) - 1
+    return np.asarray(np.take_along_axis(distances, final[:, None], axis=1)[:, 0])
+
+
+def tables(dataset: xr.Dataset) -> list[Table]:
+    """Tabulate where the arms end, for every sparsity."""
+    data = tidy(dataset, ["sparsity"])
+    rows = []
+    for level in range(data.sizes["sparsity"]):
+        panel = data.isel(sparsity=level)
+        for arm in arms_of(data):
+            drawn = [last(panel, item.drawn, arm) for item in (VALUE, ATTENTION)]
+            drawn.append(before_rounding(panel, arm))
+            rounded = [last(panel, item.rounded, arm) for item in (VALUE, ATTENTION)]
+            used = stage_ends(horizontal(panel, arm, "samples"), runs_of(panel, "stage", arm), 2)
+            end = np.median(used) if used.size else np.nan
+            medians = [np.median(values) for values in (*drawn, *rounded)]
+            rows.append([panel["sparsity"].item(), arm.label, *medians, used.size, end])
+    columns = ("sparsity", "arm", "to P", "to Q", "before rounding", "rounded, to P")
+    more = ("rounded, to Q", "ended stage 2", "samples by then")
+    return [Table(f"Distances at the end, medians of {runs_in(data)}", (*columns, *more), rows)]
+
+
 def draw(results: Path, out: Path) -> list[Path]:
     """Draw the figure from the dataset under `results` into `out` and return the files."""
     return render("quickstart", STUDY, VARIABLES, plot, results, out)
 
 
+def numbers(results: Path) -> str:
+    """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
+    return tabulate(STUDY, VARIABLES, tables, results)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(draw, __doc__))
+    raise SystemExit(main(draw, __doc__, numbers))

@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
+from _numbers import Table, last, tabulate
 from _shared import (
     ATTENTION,
     DOUBLE_COLUMN,
@@ -31,6 +32,7 @@ from _shared import (
     population_of,
     render,
     runs_of,
+    stage_ends,
     symbol,
     tidy,
     title,
@@ -93,10 +95,32 @@ def path_of(panel: xr.Dataset, variable: str, arm: Arm) -> NDArray[np.float64]:
     return median
 
 
+def tables(dataset: xr.Dataset) -> list[Table]:
+    """Tabulate when the stages end, and where the runs do."""
+    data = tidy(dataset, ["num_tokens"])
+    rows = []
+    for place, size in enumerate(data["num_tokens"].to_numpy()):
+        panel = data.isel(num_tokens=place)
+        for arm in arms_of(panel):
+            x, stage = horizontal(panel, arm, "step"), runs_of(panel, "stage", arm)
+            ends = [stage_ends(x, stage, number) for number in (1, 2)]
+            steps = [np.median(values) if values.size else np.nan for values in ends]
+            names = (ATTENTION.rounded, "attention_distance", "value_distance")
+            medians = [np.median(last(panel, name, arm)) for name in names]
+            rows.append([size, arm.label, *steps, *medians])
+    columns = ("N", "arm", "stage 1 ends at step", "stage 2", "rounded, to Q", "to Q", "to P")
+    return [Table("Stages and distances at the end", columns, rows)]
+
+
 def draw(results: Path, out: Path) -> list[Path]:
     """Draw the figure from the dataset under `results` into `out` and return the files."""
     return render("scale", STUDY, VARIABLES, plot, results, out)
 
 
+def numbers(results: Path) -> str:
+    """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
+    return tabulate(STUDY, VARIABLES, tables, results)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(draw, __doc__))
+    raise SystemExit(main(draw, __doc__, numbers))

@@ -11,11 +11,13 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
+from _numbers import Table, tabulate
 from _shared import (
     DOUBLE_COLUMN,
     POPULATION_LOOK,
     Arm,
     Values,
+    band,
     draw_arm,
     main,
     render,
@@ -33,6 +35,7 @@ START: Final = "pattern_signal"  # K_Q, the squared distance of the uniform A to
 DISTANCES: Final = {"attention_distance": "#0072B2", ROUNDED: "#D55E00"}
 VARIABLES: Final = (*DISTANCES, START, "samples", "stage")
 RECOVERED: Final = 0.1
+NUMBERS: Final = (*VARIABLES, "alpha_attention")
 
 
 def plot(dataset: xr.Dataset) -> Figure:
@@ -90,10 +93,49 @@ def samples_needed(recovered: np.ndarray, samples: Values) -> Values:
     return np.where(recovered.any(axis=-1), found, np.nan)
 
 
+def tables(dataset: xr.Dataset) -> list[Table]:
+    """Tabulate recovery and distances, for every sparsity."""
+    data = dataset.transpose("seed", LEVEL, "step")
+    recovered = data[ROUNDED].to_numpy() < RECOVERED
+    needed = samples_needed(recovered, data["samples"].to_numpy().astype(float))
+    last = data.isel(step=-1)
+    medians = [
+        np.sqrt(np.median(data[START], axis=0)),
+        *(np.median(last[name], axis=0) for name in (*DISTANCES, "alpha_attention")),
+    ]
+    share, ended = recovered[..., -1].mean(axis=0), (last["stage"].to_numpy() > 2).sum(axis=0)
+    rows = [
+        [level, share[place], *(values[place] for values in medians), ended[place], samples]
+        for place, level in enumerate(data[LEVEL].to_numpy())
+        for samples in [band(needed)[1, place]]
+    ]
+    columns = ("sparsity", "share recovered", "to Q at the start", "to Q", "rounded, to Q")
+    more = ("alpha_A", "ended stage 2", "samples of the recovered")
+    seconds = {name: dataset.attrs.get(f"{name}_seconds", np.nan) for name in ("wall", "compile")}
+    steps = recovered.shape[0] * recovered.shape[1] * int(data["step"][-1])
+    tokens = int(str(setting(dataset, "batch_size"))) * int(str(setting(dataset, "context_length")))
+    run = float(seconds["wall"]) - float(seconds["compile"])
+    speed = [float(value) for value in seconds.values()]
+    speed += [run, steps / run, steps * tokens / run]
+    return [
+        Table(f"The end, medians of {data.sizes['seed']} seeds", (*columns, *more), rows),
+        Table(
+            "Time of the whole run and, without compilation, what was done a second",
+            ("seconds", "of compilation", "without it", "steps a second", "tokens a second"),
+            [speed],
+        ),
+    ]
+
+
 def draw(results: Path, out: Path) -> list[Path]:
     """Draw the figure from the dataset under `results` into `out` and return the files."""
     return render("sparsity", STUDY, VARIABLES, plot, results, out)
 
 
+def numbers(results: Path) -> str:
+    """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
+    return tabulate(STUDY, NUMBERS, tables, results)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(draw, __doc__))
+    raise SystemExit(main(draw, __doc__, numbers))

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
+from _numbers import Table, tabulate
 from _shared import (
     DOUBLE_COLUMN,
     LOOKS,
@@ -44,6 +45,11 @@ WAYS: Final[dict[tuple[str, str, bool], tuple[str, Any]]] = {
     ("transfer", "sgd", True): ("transfer, SGD", LOOKS["proximal"][1]),
 }
 NO_SAMPLES: Final = (1e3, 1e5)  # limits of axes on which no run recovers
+# What sets the lines of the study apart.
+TRIED: Final = (
+    "context_length", "start", "optimizer", "flip", "batch_size", "learning_rate_1",
+    "learning_rate_2",
+)  # fmt: skip
 SHARES: Final = ("from scratch", "transfer")  # drawn on the right, for every context length
 
 
@@ -198,10 +204,68 @@ def add_legend(figure: Figure, curves: Sequence[Curve]) -> None:
     figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=2)
 
 
+def tables(dataset: xr.Dataset) -> list[Table]:
+    """Tabulate the samples of every way to train, and of every setting that was tried."""
+    return [*growth_tables(dataset), tried_table(dataset)]
+
+
+def growth_tables(dataset: xr.Dataset) -> list[Table]:
+    """Tabulate samples against T and how they grow, at the best settings."""
+    rows, fits = [], []
+    for curve in curves_of(dataset):
+        costs, medians = samples_for_share(curve.samples), np.median(curve.samples, axis=1)
+        share = np.isfinite(curve.samples).mean(axis=1)
+        rows += [
+            [curve.label, *numbers]
+            for numbers in zip(curve.lengths, costs, medians, share, strict=True)
+        ]
+        if len(curve.lengths) > 1:
+            low, power, high = growth_exponent(curve.lengths, curve.samples)
+            with np.errstate(invalid="ignore"):
+                grown = (costs[-1] / costs[0], medians[-1] / medians[0])
+            fits.append([curve.label, *grown, power, low, high])
+    columns = ("way", "T", f"{SUCCESS:.0%} recover", "median", "share recovered")
+    more = ("way", f"growth of {SUCCESS:.0%}", "of the median", "power of T", "from", "to")
+    return [
+        Table("Samples to recovery at the best settings", columns, rows),
+        Table(
+            f"From the smallest T to the largest, and the fitted power of T for {SUCCESS:.0%}, "
+            "with 95% intervals over resampled seeds",
+            more,
+            fits,
+        ),
+    ]
+
+
+def tried_table(dataset: xr.Dataset) -> Table:
+    """Tabulate the samples for every line of the study."""
+    samples = samples_to_recovery(dataset)
+    along = dataset["context_length"].dims[0]
+    runs = samples.stack(run=[name for name in samples.dims if name != along], create_index=False)
+    table = runs.transpose(along, "run").to_numpy()
+    settings = [name for name in TRIED if name in dataset.coords]
+    rows = [
+        [
+            *(str(dataset[name].values[place]) for name in settings),
+            samples_for_share(own),
+            np.median(own),
+            np.isfinite(own).mean(),
+        ]
+        for place, own in enumerate(table)
+    ]
+    columns = (*settings, f"{SUCCESS:.0%} recover", "median", "share recovered")
+    return Table(f"All settings, {table.shape[1]} runs each", columns, rows)
+
+
 def draw(results: Path, out: Path) -> list[Path]:
     """Draw the figure from the dataset under `results` into `out` and return the files."""
     return render("transfer", STUDY, VARIABLES, plot, results, out)
 
 
+def numbers(results: Path) -> str:
+    """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
+    return tabulate(STUDY, VARIABLES, tables, results)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(draw, __doc__))
+    raise SystemExit(main(draw, __doc__, numbers))

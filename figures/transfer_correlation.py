@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
+from _numbers import Table, tabulate
 from _shared import (
     DOUBLE_COLUMN,
     Values,
@@ -131,10 +132,45 @@ def add_legend(figure: Figure, arms: Sequence[Arm]) -> None:
     figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=3)
 
 
+def tables(dataset: xr.Dataset) -> list[Table]:
+    """Tabulate where recovery ends, and the samples against the overlap."""
+    arms = arms_of(dataset)
+    overlap = np.concatenate([arm.overlap for arm in arms])
+    found = np.isfinite(np.concatenate([arm.samples for arm in arms]))
+    least = overlap[found].min(initial=np.inf)
+    most = overlap[~found].max(initial=-np.inf)
+    # All arms of a seed and a correlation have the same two tasks.
+    tasks = arms[0].overlap
+    needed = np.median(dataset["stationary_norm"] / dataset["transition_signal"])
+    edge = [most, (tasks > most).sum(), least, (tasks < least).sum(), needed]
+    data = tidy(dataset, ("correlation",))
+    recovered = (samples_to_recovery(data) < np.inf).mean(["arm", "run"]).to_numpy()
+    shares = list(zip(data["correlation"].to_numpy(), recovered, strict=True))
+    binned: list[list[object]] = []
+    for arm in arms:
+        for place, share, samples in zip(*arm.binned(), strict=True):
+            binned.append([arm.label, place, share, samples])
+    return [
+        Table(
+            "Overlap: the largest of a run that is lost, task pairs above it; the smallest of one "
+            "that recovers, pairs below it; what the theorem asks for, median",
+            ("largest lost", "pairs above", "smallest found", "pairs below", "theorem"),
+            [edge],
+        ),
+        Table("Share of all runs recovered", ("correlation", "share"), shares),
+        Table("By overlap", ("arm", "mean overlap", "share", "samples, median"), binned),
+    ]
+
+
 def draw(results: Path, out: Path) -> list[Path]:
     """Draw the figure from the dataset under `results` into `out` and return the files."""
     return render("transfer_correlation", STUDY, VARIABLES, plot, results, out)
 
 
+def numbers(results: Path) -> str:
+    """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
+    return tabulate(STUDY, VARIABLES, tables, results)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(draw, __doc__))
+    raise SystemExit(main(draw, __doc__, numbers))

@@ -13,9 +13,10 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias, get_args
@@ -396,15 +397,19 @@ class Figure:
     ]
     results: Results = RESULTS
     out: Annotated[str, tyro.conf.arg(metavar="DIR", help="Where the pictures go.")] = PICTURES
+    numbers: Annotated[
+        bool, tyro.conf.arg(help="Print the numbers behind it as tables, and draw nothing.")
+    ] = False
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
         from scbjax.sweep.figures import find_figure
 
         results, out = Path(_checked_path(self.results)), Path(_checked_path(self.out))
+        show = _print_numbers if self.numbers else partial(_draw, out=out)
         if self.name == "all":
-            return _draw_all(results, out)
-        _draw(find_figure(self.name), results, out)
+            return _show_all(results, show)
+        show(find_figure(self.name), results)
         return 0
 
 
@@ -819,17 +824,32 @@ def _tell_figures(study: str, dataset: Path, *, draw: bool) -> None:
 
 def _draw(script: Path, results: Path, out: Path) -> None:
     """Draws a figure, and says if there is a newer dataset that it is not drawn from."""
-    from scbjax.sweep.figures import dataset_of, draw_figure, newer_than
+    from scbjax.sweep.figures import draw_figure
 
     _print_paths(draw_figure(script, results, out))
+    _tell_newer(script, results)
+
+
+def _print_numbers(script: Path, results: Path) -> None:
+    """Prints the numbers behind a figure under its name, as Markdown."""
+    from scbjax.sweep.figures import numbers_of
+
+    print(f"## {script.stem}\n\n{numbers_of(script, results)}\n")
+    _tell_newer(script, results)
+
+
+def _tell_newer(script: Path, results: Path) -> None:
+    """Says if there is a newer dataset than the one that a figure reads."""
+    from scbjax.sweep.figures import dataset_of, newer_than
+
     dataset = dataset_of(script, results)
     if newer := newer_than(dataset):
-        said = f"{newer} has other settings and is newer than {dataset}, which was drawn"
+        said = f"{newer} has other settings and is newer than {dataset}, which was read"
         print(f"scbjax: {said}", file=sys.stderr)
 
 
-def _draw_all(results: Path, out: Path) -> int:
-    """Draws every figure whose dataset is there, and says which are left out and why."""
+def _show_all(results: Path, show: Callable[[Path, Path], None]) -> int:
+    """Draws every figure whose dataset is there, or prints its numbers; says what is left out."""
     from scbjax.sweep.figures import dataset_of, find_figures
 
     left_out = []
@@ -839,7 +859,7 @@ def _draw_all(results: Path, out: Path) -> int:
         except StudyError as error:
             left_out.append(str(error))
         else:
-            _draw(script, results, out)
+            show(script, results)
     for reason in left_out:
         print(f"scbjax: left out: {reason}", file=sys.stderr)
     if len(left_out) == len(find_figures()):

@@ -2,7 +2,8 @@
 
 A script ``figures/NAME.py`` says in a constant ``STUDY`` whose dataset it reads, and has a function
 ``draw(results, out)`` that returns the files it wrote. The constant is read without running the
-script, so that a missing dataset is noticed before matplotlib is loaded.
+script, so that a missing dataset is noticed before matplotlib is loaded. It may have a function
+``numbers(results)`` too, which returns as text what a caption quotes and no picture prints.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import ast
 import importlib.util
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,30 @@ def draw_figure(script: Path, results: Path, out: Path) -> list[Path]:
 
     check_heaps(dataset_of(script, results))
     try:
-        return _load(script)(results, out)
+        paths: list[Path] = _load(script).draw(results, out)
+    except (OSError, ValueError) as error:
+        raise StudyError(f"figure {script.stem}: {error}") from None
+    return paths
+
+
+def numbers_of(script: Path, results: Path) -> str:
+    """Returns the numbers behind a figure, as tables in Markdown; nothing is drawn.
+
+    Args:
+        script: the figure's script.
+        results: the directory that holds the studies' directories.
+
+    Raises:
+        StudyError: the script gives no numbers, or the dataset is missing or unfit.
+    """
+    from scbjax.sweep.dataset import check_heaps
+
+    check_heaps(dataset_of(script, results))
+    numbers = getattr(_load(script), "numbers", None)
+    if numbers is None:
+        raise StudyError(f"figure {script.stem} gives no numbers: {script} has no function numbers")
+    try:
+        return str(numbers(results))
     except (OSError, ValueError) as error:
         raise StudyError(f"figure {script.stem}: {error}") from None
 
@@ -138,7 +161,8 @@ def draw_dataset(script: Path, dataset: Path, out: Path) -> list[Path]:
             raise StudyError(str(error).replace(str(link), str(dataset.parent))) from None
 
 
-def _load(script: Path) -> Callable[[Path, Path], list[Path]]:
+def _load(script: Path) -> Any:  # noqa: ANN401
+    """Runs a script and returns its module."""
     spec = importlib.util.spec_from_file_location(f"scbjax_figure_{script.stem}", script)
     if spec is None or spec.loader is None:
         raise StudyError(f"{script} can't be loaded as a figure script")
@@ -151,4 +175,4 @@ def _load(script: Path) -> Callable[[Path, Path], list[Path]]:
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(script.parent))
-    return module.draw  # type: ignore[no-any-return]
+    return module

@@ -15,12 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "figures"))
+# The scripts, and the makers of datasets that stand beside the tests.
+sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "figures"), str(Path(__file__).parent)]
+
+from made import ARM  # noqa: E402
 
 CONTEXT_LENGTH = 1000
 BATCH_SIZE = 32
 SWITCH_LEVEL = 0.1
-ARM = "optimizer_and_learning_rate_2"
 SYMBOLS = {
     "value_distance": r"$|V - P|_\mu$",
     "attention_distance": r"$|A - Q|_\mu$",
@@ -98,6 +100,7 @@ def simulate(
         name: table[:, column].astype(np.int32 if name in {"stage", "samples"} else np.float32)
         for column, name in enumerate(NAMES)
     }
+    run["flipped"] = np.arange(len(table)) * 0 + (seed % 2)
     run["transition_signal"] = np.array(transition_signal, np.float32)
     run["pattern_signal"] = np.array(pattern_signal, np.float32)
     return run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import runpy
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import xarray as xr
+from made import ARM, build_noise, suited, with_matrices
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
@@ -28,11 +28,10 @@ Store = Callable[[str, xr.Dataset], Path]
 
 FIGURES = Path(_shared.__file__).parent
 CURVES = ("quickstart", "fig1", "fig3", "fig6", "scale")
-NAMES = (*CURVES, "fig2", "fig4", "projector")
+NAMES = (*CURVES, "fig2", "fig4", "projector", "simulation")
 # Not against the iteration; tested in files of their own.
 RECOVERY = ("complexity", "fig5", "phase_rates", "phase_samples", "sparsity")
 OTHERS = ("transfer", "transfer_correlation", *RECOVERY)
-ARM = "optimizer_and_learning_rate_2"
 
 
 @pytest.fixture(params=NAMES)
@@ -50,84 +49,6 @@ def curves(request: pytest.FixtureRequest) -> ModuleType:
 def maps_dataset(dataset: xr.Dataset) -> xr.Dataset:
     """Give a dataset with an arm of linear attention and two of softmax, and their matrices."""
     return with_matrices(dataset)
-
-
-def build_noise() -> xr.Dataset:
-    """Make a dataset over (seed, point, step), as the study `projector` does."""
-    # The usual length is 1000, the usual skew 2.
-    lengths, skews = (250, 1000, 4000, 1000, 1000), (2.0, 2.0, 2.0, 2.0, 3.0)
-    rng = np.random.default_rng(0)
-    shape = (5, len(lengths), 3)
-    falling = (6 / np.sqrt(lengths))[None, :, None] * np.linspace(1, 4, 3)
-    noise = {
-        "alpha_value_noise_mu": falling * rng.uniform(0.9, 1.1, shape),
-        "alpha_value_noise_paper": rng.uniform(0.4, 0.6, shape),
-        "initial_noise_mu": falling * np.ones(shape),
-        "initial_noise_paper": np.full(shape, 0.5),
-        "alpha_value": np.linspace(0, 0.5, 3) * rng.uniform(0.8, 1.2, shape),
-    }
-    dims = ("seed", "point", "step")
-    return xr.Dataset(
-        {
-            **{name: (dims, values.astype(np.float32)) for name, values in noise.items()},
-            "stationary_norm": (dims[:2], rng.uniform(1 / 3, 0.45, shape[:2])),
-        },
-        coords={
-            "seed": range(5),
-            "context_length": ("point", list(lengths)),
-            "skew": ("point", list(skews)),
-            "step": [0, 100, 200],
-        },
-        attrs={"settings": json.dumps({"task.num_tokens": 3})},
-    )
-
-
-def with_matrices(dataset: xr.Dataset, length: int = 12, tokens: int = 4) -> xr.Dataset:
-    """Turn a dataset into one of attention maps, with the matrices that its runs learned."""
-    data = dataset.sel(sparsity=2, drop=True).drop_vars("learning_rate_2")
-    data = data.rename_dims({ARM: "arm"}).assign_coords(
-        optimizer=("arm", ["proximal", "raw_sgd", "adam"]),
-        attention_map=("arm", ["linear", "softmax", "softmax"]),
-    )
-    rng = np.random.default_rng(7)
-    shape = data.sizes["seed"], 1, 1, 1
-    pattern = rng.dirichlet(np.full(length, 0.1), (*shape[:1], 1, tokens)).swapaxes(-1, -2)
-    transition = rng.dirichlet(np.full(tokens, 0.5), (*shape[:1], 1, tokens)).swapaxes(-1, -2)
-    noise = rng.random((data.sizes["seed"], 3, 1, 1))
-    learned = pattern + 0.1 * noise * rng.normal(size=(data.sizes["seed"], 3, length, tokens))
-    value = transition + 0.1 * noise * rng.normal(size=(data.sizes["seed"], 3, tokens, tokens))
-    ones = np.ones((1, 3, 1, 1))
-    dims = {"attention": ("position", "query"), "value": ("token_out", "token_in")}
-    matrices: dict[str, Any] = {
-        "pattern": (("seed", "arm", *dims["attention"]), pattern * ones, {"symbol": "$Q$"}),
-        "transition": (("seed", "arm", *dims["value"]), transition * ones, {"symbol": "$P$"}),
-        "attention": (("seed", "arm", *dims["attention"]), learned),
-        "value": (("seed", "arm", *dims["value"]), value),
-    }
-    mu = rng.dirichlet(np.ones(tokens), (data.sizes["seed"], 1)) * ones[:, :, 0]
-    gain = np.exp(3 * data["alpha_attention"] * (data["attention_map"] == "softmax"))
-    return data.assign(
-        matrices
-        | {
-            "stationary": (("seed", "arm", "token_in"), mu),
-            "excess_loss": 0.1 * data["attention_distance"] ** 2,
-            "attention_gain_support": gain,
-            "attention_gain_rest": 1 / gain,
-        }
-    )
-
-
-def suited(script: ModuleType, dataset: xr.Dataset) -> xr.Dataset:
-    """Cut the dataset to what the script's study holds: only the quickstart sweeps sparsity."""
-    if script.__name__ == "scale":
-        return dataset.isel({ARM: [0, 1], "sparsity": [0, 2]}).rename(sparsity="num_tokens")
-    if script.__name__ == "projector":
-        return build_noise()
-    if script.__name__ == "fig2":
-        return with_matrices(dataset)
-    if script.__name__ == "quickstart":
-        return dataset.isel({ARM: [0, 1]})
-    return dataset.sel(sparsity=2, drop=True)
 
 
 def run_script(

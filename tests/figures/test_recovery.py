@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,112 +11,9 @@ import _shared
 import numpy as np
 import pytest
 import xarray as xr
+from made import MADE, SEEDS, complexity, fig5, phase_rates, phase_samples, sparsity
 
 Store = Callable[[str, xr.Dataset], Path]
-
-SEEDS = 10
-
-
-def settings(**values: object) -> dict[str, str]:
-    """The settings that a dataset carries."""
-    return {"settings": json.dumps({f"train.{name}": value for name, value in values.items()})}
-
-
-def phase_samples() -> xr.Dataset:
-    """Seed s recovers at record s + 1, twice as late with the worse rate and at the larger T."""
-    seeds, lengths, rates, step = np.arange(SEEDS), [100, 400], [0.01, 0.02], np.arange(41) * 5
-    late = np.array([1, 2])[:, None] * np.array([2, 1])[None, :]
-    done = 5 * (seeds[:, None, None] + 1) * late
-    distance = np.where(step >= done[..., None], 0.05, 1.0)
-    dims = ("seed", "context_length", "learning_rate_1", "step")
-    samples = np.broadcast_to(step * 8, distance.shape)
-    coords = {"seed": seeds, "context_length": lengths, "learning_rate_1": rates, "step": step}
-    return xr.Dataset(
-        {"rounded_attention_distance": (dims, distance), "samples": (dims, samples)},
-        coords=coords,
-        attrs=settings(batch_size=8),
-    )
-
-
-def phase_rates() -> xr.Dataset:
-    """Recovery falls with the weight: seed s is recovered at the first s weights."""
-    weights, rates = [1e-5, 1e-4, 1e-3], [0.01, 0.1]
-    dims, shape = ("seed", "l1", "learning_rate_2", "step"), (SEEDS, 3, 2, 2)
-    seed, weight = np.arange(SEEDS)[:, None, None, None], np.arange(3)[None, :, None, None]
-    distance = np.broadcast_to(np.where(weight < seed, 0.01, np.nan), shape)
-    coords = {"seed": np.arange(SEEDS), "l1": weights, "learning_rate_2": rates, "step": [0, 10]}
-    names = ("rounded_attention_distance", "rounded_value_distance", "attention_distance")
-    return xr.Dataset(
-        dict.fromkeys(names, (dims, distance)),
-        coords=coords,
-        attrs=settings(batch_size=8, steps=10),
-    )
-
-
-def sparsity() -> xr.Dataset:
-    """Distances grow with the sparsity; at the largest level no seed is recovered."""
-    levels, step = np.arange(1, 6), np.arange(5) * 10
-    dims, shape = ("seed", "sparsity", "step"), (SEEDS, 5, 5)
-    distance = np.where(step >= 10 * np.minimum(levels, 4)[:, None], 0.021 * levels[:, None], 1.0)
-    full = np.broadcast_to(distance, shape).copy()
-    full[-1] = 0.5
-    return xr.Dataset(
-        {
-            "attention_distance": (dims, 2 * full),
-            "rounded_attention_distance": (dims, full),
-            "pattern_signal": (dims[:-1], np.broadcast_to(1.0 / levels, shape[:-1])),
-            "samples": (dims, np.broadcast_to(step * 8, shape)),
-            "stage": (dims, np.ones(shape)),
-        },
-        coords={"seed": np.arange(SEEDS), "sparsity": levels, "step": step},
-        attrs=settings(batch_size=8),
-    )
-
-
-def complexity() -> xr.Dataset:
-    """Stage 1 takes T^1.5 N samples with the better batch size and rate, the rest 1000 Q."""
-    lengths = np.array([100, 200, 400, 100, 100, 100, 100])
-    tokens, level = np.array([3, 3, 3, 6, 12, 3, 3]), np.array([2, 2, 2, 2, 2, 4, 8])
-    worse = np.array([1.0, 2.0])
-    spread = np.linspace(1.0, 1.01, SEEDS)[None, None, None, :, None]
-    shape = (7, 2, 2, SEEDS, 2)
-    switch = (lengths**1.5 * tokens)[:, None, None, None, None] * spread
-    switch = switch * worse[None, :, None, None, None] * worse[:, None, None] * worse
-    goal = switch + 1000.0 * level[:, None, None, None, None]
-    lost = np.zeros(shape, bool)
-    lost[..., -2:, 0] = True  # two seeds of ten never recover with the faster rate
-    lost[:, 1] |= (lengths > 200)[:, None, None, None]
-    dims = ("size", "geometry", "batch_size", "seed", "probe")
-    return xr.Dataset(
-        {
-            "samples_to_goal": (dims, np.where(lost, np.inf, goal)),
-            "samples_to_switch": (dims, np.broadcast_to(switch, shape)),
-            "learning_rate_1": (("size", "geometry", "batch_size", "probe"), np.ones((7, 2, 2, 2))),
-        },
-        coords={
-            "context_length": ("size", lengths),
-            "num_tokens": ("size", tokens),
-            "sparsity": ("size", level),
-            "geometry": ["mu", "paper"],
-            "batch_size": [8, 32],
-            "seed": np.arange(SEEDS),
-        },
-        attrs={"settings": json.dumps({"search.share": 0.9})},
-    )
-
-
-def fig5(dataset: xr.Dataset) -> xr.Dataset:
-    """The shared dataset with a vocabulary in the place of the sparsity, and a loss."""
-    data = dataset.rename({"sparsity": "num_tokens"})
-    return data.assign(excess_loss=data["value_distance"] ** 2)
-
-
-MADE: dict[str, Callable[[], xr.Dataset]] = {
-    "phase_samples": phase_samples,
-    "phase_rates": phase_rates,
-    "sparsity": sparsity,
-    "complexity": complexity,
-}
 
 
 def load(name: str) -> ModuleType:

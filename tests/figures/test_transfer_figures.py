@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import pytest
 import transfer
 import transfer_correlation
 import xarray as xr
+from made import EXPONENTS, RUNS, correlations, scaling
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -25,79 +25,6 @@ from numpy.typing import NDArray
 from scbjax.sweep.figures import draw_dataset
 
 Store = Callable[[str, xr.Dataset], Path]
-
-LENGTHS = (1000, 4000, 16000)
-RUNS = 10
-EVERY = 500
-
-
-def records(recovery: NDArray[np.float64], records: int = 200) -> dict[str, Any]:
-    """Records of runs that recover at given samples, [..., step]."""
-    samples = np.broadcast_to(np.arange(records) * EVERY, (*recovery.shape, records))
-    after = samples >= recovery[..., None]
-    return {
-        "samples": samples.astype(np.int32),
-        # V is near later than A in some runs and earlier in none.
-        "rounded_attention_distance": np.where(samples >= recovery[..., None] - EVERY, 0.02, 0.6),
-        "rounded_value_distance": np.where(after, 0.03, 0.5),
-    }
-
-
-def scaling(exponents: dict[tuple[str, str, bool], float]) -> xr.Dataset:
-    """A study of the context length whose runs need 5000 (T / 1000)^b samples, give or take."""
-    rng = np.random.default_rng(0)
-    rows = [(*way, length) for way in exponents for length in LENGTHS]
-    need = [5000 * (row[-1] / 1000) ** exponents[row[0], row[1], row[2]] for row in rows]
-    recovery = np.array(need)[:, None] * (1 + 0.1 * rng.random((len(rows), RUNS)))
-    recovery = np.ceil(recovery / EVERY) * EVERY
-    starts, optimizers, flips, lengths = zip(*rows, strict=True)
-    return xr.Dataset(
-        {name: (("arm", "seed", "step"), value) for name, value in records(recovery).items()},
-        coords={
-            "start": ("arm", list(starts)),
-            "optimizer": ("arm", list(optimizers)),
-            "flip": ("arm", list(flips)),
-            "context_length": ("arm", list(lengths)),
-            "seed": np.arange(RUNS),
-        },
-        attrs={"settings": json.dumps({})},
-    )
-
-
-EXPONENTS = {
-    ("uniform", "proximal", False): 1.0,
-    ("uniform", "proximal", True): 0.3,
-    ("transfer", "proximal", True): 0.0,
-    ("transfer", "sgd", True): 0.0,
-}
-
-
-def correlations() -> xr.Dataset:
-    """A study of the correlation: runs recover where the overlap is above 0.2."""
-    theta, kinds = [0.1, 0.2, 0.2], ["transfer", "transfer", "pretrained"]
-    correlation = np.linspace(0, 1, 5)
-    rng = np.random.default_rng(1)
-    overlap = correlation + 0.1 * rng.standard_normal((RUNS, 5))
-    overlap = np.broadcast_to(overlap[None], (3, RUNS, 5)).clip(-0.9, 1.0)
-    recovery = np.where(overlap > 0.2, 4000 / np.maximum(overlap, 0.2), np.inf)
-    dims = ("arm", "seed", "correlation")
-    data = {name: ((*dims, "step"), value) for name, value in records(recovery).items()}
-    alpha = overlap[..., None] * np.array(theta)[:, None, None, None] * np.ones(200)
-    return xr.Dataset(
-        {
-            **data,
-            "alpha_value": ((*dims, "step"), alpha),
-            "transition_signal": (dims, np.full(overlap.shape, 0.4)),
-            "stationary_norm": (dims, np.full(overlap.shape, 0.36)),
-        },
-        coords={
-            "theta": ("arm", theta),
-            "start": ("arm", kinds),
-            "correlation": correlation,
-            "seed": np.arange(RUNS),
-        },
-        attrs={"settings": json.dumps({})},
-    )
 
 
 FIGURES: dict[ModuleType, Callable[[], xr.Dataset]] = {

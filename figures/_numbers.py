@@ -1,0 +1,123 @@
+"""The numbers behind a figure, as tables: what a caption quotes and no picture prints.
+
+A figure script's `numbers(results)` reads the dataset that its picture is drawn from, and gives the
+tables as text in Markdown. `scbjax figure NAME --numbers` prints it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from _shared import Arm, Values, columns_of, open_study, runs_of, setting
+
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of numbers.
+
+    Attributes:
+        title: what it shows, and of what.
+        columns: their names.
+        rows: texts, and numbers to be written with four digits.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+    def __str__(self) -> str:
+        """Write the table in Markdown, with its title above it.
+
+        >>> print(Table("Share of runs", ("T", "share"), [(1000, 2 / 3), (2000, np.nan)]))
+        **Share of runs**
+        <BLANKLINE>
+        | T | share |
+        |---|---|
+        | 1000 | 0.6667 |
+        | 2000 | - |
+        """
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        texts = [[worded(cell) for cell in line] for line in lines]
+        ruled = [f"| {' | '.join(line)} |".replace("| --- ", "|---") for line in texts]
+        ruled[1] = "|" + "---|" * len(self.columns)
+        return "\n".join([f"**{self.title}**", "", *ruled])
+
+
+def worded(cell: object) -> str:
+    """Write a cell: text as it is, counts in full, other numbers with four digits.
+
+    >>> worded("T"), worded(16384), worded(0.123456), worded(float("nan"))
+    ('T', '16384', '0.1235', '-')
+    """
+    if isinstance(cell, str):
+        return cell
+    number = float(np.asarray(cell))
+    if np.isnan(number):
+        return MISSING
+    return f"{number:.0f}" if number.is_integer() else f"{number:.4g}"
+
+
+def tabulate(
+    study: str,
+    variables: Sequence[str],
+    tables: Callable[[xr.Dataset], Sequence[Table]],
+    results: Path,
+) -> str:
+    """Read a study's dataset, as `render` does for a picture, and write tables of it.
+
+    Args:
+        study: whose dataset is read.
+        variables: what the tables need of it.
+        tables: makes them.
+        results: the directory that holds the studies' directories.
+
+    Returns:
+        The tables in Markdown.
+
+    Raises:
+        FileNotFoundError: no dataset.
+        ValueError: a dataset that lacks what the tables need.
+    """
+    dataset = open_study(results, study, variables)
+    return "\n\n".join(map(str, tables(dataset)))
+
+
+def by_settings(data: xr.Dataset) -> list[tuple[str, Arm]]:
+    """Give the arms of a tidy dataset with the name of the settings that they were run with."""
+    return [(column.settings, arm) for column in columns_of(data) for arm in column.arms]
+
+
+def last(data: xr.Dataset, variable: str, arm: Arm) -> Values:
+    """Give a variable of every run of an arm at the last record, [runs]."""
+    values: Values = runs_of(data, variable, arm)[:, -1]
+    return values
+
+
+def sgd_beside(data: xr.Dataset, arm: Arm) -> Arm | None:
+    """Find the arm of SGD with the settings of a proximal arm; None where the study has none.
+
+    Of several weights of the l1 norm, which SGD does not have, any will do.
+    """
+    fields = ("geometry", "learning_rate_1", "learning_rate_2", "batch_size", "attention_map")
+    told = [name for name in fields if name in data.coords and data[name].dims == ("arm",)]
+    for _, other in by_settings(data):
+        alike = all(data[name][arm.index] == data[name][other.index] for name in told)
+        if arm.optimizer == "proximal" and other.optimizer == "sgd" and alike:
+            return other
+    return None
+
+
+def runs_in(data: xr.Dataset) -> str:
+    """Say how many runs a median is of: `32 runs`."""
+    return f"{data.sizes['run']} runs"
+
+
+def batch(dataset: xr.Dataset) -> int:
+    """Give the batch size that all arms of a study have."""
+    return int(str(setting(dataset, "batch_size")))

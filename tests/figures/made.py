@@ -1,0 +1,280 @@
+"""Made-up datasets of every study that a figure is drawn from, with numbers known beforehand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+ARM = "optimizer_and_learning_rate_2"
+SEEDS = 10
+LENGTHS = (1000, 4000, 16000)
+RUNS = 10
+EVERY = 500
+EXPONENTS = {
+    ("uniform", "proximal", False): 1.0,
+    ("uniform", "proximal", True): 0.3,
+    ("transfer", "proximal", True): 0.0,
+    ("transfer", "sgd", True): 0.0,
+}
+
+
+def build_noise() -> xr.Dataset:
+    """Make a dataset over (seed, point, step), as the study `projector` does."""
+    # The usual length is 1000, the usual skew 2.
+    lengths, skews = (250, 1000, 4000, 1000, 1000), (2.0, 2.0, 2.0, 2.0, 3.0)
+    rng = np.random.default_rng(0)
+    shape = (5, len(lengths), 3)
+    falling = (6 / np.sqrt(lengths))[None, :, None] * np.linspace(1, 4, 3)
+    noise = {
+        "alpha_value_noise_mu": falling * rng.uniform(0.9, 1.1, shape),
+        "alpha_value_noise_paper": rng.uniform(0.4, 0.6, shape),
+        "initial_noise_mu": falling * np.ones(shape),
+        "initial_noise_paper": np.full(shape, 0.5),
+        "alpha_value": np.linspace(0, 0.5, 3) * rng.uniform(0.8, 1.2, shape),
+    }
+    dims = ("seed", "point", "step")
+    return xr.Dataset(
+        {
+            **{name: (dims, values.astype(np.float32)) for name, values in noise.items()},
+            "stationary_norm": (dims[:2], rng.uniform(1 / 3, 0.45, shape[:2])),
+        },
+        coords={
+            "seed": range(5),
+            "context_length": ("point", list(lengths)),
+            "skew": ("point", list(skews)),
+            "step": [0, 100, 200],
+        },
+        attrs={"settings": json.dumps({"task.num_tokens": 3})},
+    )
+
+
+def with_matrices(dataset: xr.Dataset, length: int = 12, tokens: int = 4) -> xr.Dataset:
+    """Turn a dataset into one of attention maps, with the matrices that its runs learned."""
+    data = dataset.sel(sparsity=2, drop=True).drop_vars("learning_rate_2")
+    data = data.rename_dims({ARM: "arm"}).assign_coords(
+        optimizer=("arm", ["proximal", "raw_sgd", "adam"]),
+        attention_map=("arm", ["linear", "softmax", "softmax"]),
+    )
+    rng = np.random.default_rng(7)
+    shape = data.sizes["seed"], 1, 1, 1
+    pattern = rng.dirichlet(np.full(length, 0.1), (*shape[:1], 1, tokens)).swapaxes(-1, -2)
+    transition = rng.dirichlet(np.full(tokens, 0.5), (*shape[:1], 1, tokens)).swapaxes(-1, -2)
+    noise = rng.random((data.sizes["seed"], 3, 1, 1))
+    learned = pattern + 0.1 * noise * rng.normal(size=(data.sizes["seed"], 3, length, tokens))
+    value = transition + 0.1 * noise * rng.normal(size=(data.sizes["seed"], 3, tokens, tokens))
+    ones = np.ones((1, 3, 1, 1))
+    dims = {"attention": ("position", "query"), "value": ("token_out", "token_in")}
+    matrices: dict[str, Any] = {
+        "pattern": (("seed", "arm", *dims["attention"]), pattern * ones, {"symbol": "$Q$"}),
+        "transition": (("seed", "arm", *dims["value"]), transition * ones, {"symbol": "$P$"}),
+        "attention": (("seed", "arm", *dims["attention"]), learned),
+        "value": (("seed", "arm", *dims["value"]), value),
+    }
+    mu = rng.dirichlet(np.ones(tokens), (data.sizes["seed"], 1)) * ones[:, :, 0]
+    gain = np.exp(3 * data["alpha_attention"] * (data["attention_map"] == "softmax"))
+    return data.assign(
+        matrices
+        | {
+            "stationary": (("seed", "arm", "token_in"), mu),
+            "excess_loss": 0.1 * data["attention_distance"] ** 2,
+            "attention_gain_support": gain,
+            "attention_gain_rest": 1 / gain,
+        }
+    )
+
+
+def pairs(dataset: xr.Dataset) -> xr.Dataset:
+    """Real runs, and simulated ones that leave the band of the real ones at one record of two."""
+    real = dataset.sel(sparsity=2, drop=True).isel({ARM: [0, 1]}).drop_vars("learning_rate_2")
+    real = real.rename({ARM: "optimizer_"}).drop_vars("optimizer")
+    real = real.assign_coords(optimizer=("optimizer_", ["proximal", "sgd"])).swap_dims(
+        optimizer_="optimizer"
+    )
+    real = real.assign(nonzeros=real["stage"], excess_loss=real["value_distance"] ** 2)
+    away = 10.0 * (real["step"] % 100 == 0)
+    data = xr.concat([real + away, real], xr.Variable("tagged_positions", [8, 40]))
+    return data.assign_attrs(settings=json.dumps({"task.context_length": 40}))
+
+
+def suited(script: ModuleType, dataset: xr.Dataset) -> xr.Dataset:
+    """Cut the dataset to what the script's study holds: only the quickstart sweeps sparsity."""
+    if script.__name__ == "scale":
+        return dataset.isel({ARM: [0, 1], "sparsity": [0, 2]}).rename(sparsity="num_tokens")
+    if script.__name__ == "projector":
+        return build_noise()
+    if script.__name__ == "fig2":
+        return with_matrices(dataset)
+    if script.__name__ == "simulation":
+        return pairs(dataset)
+    if script.__name__ == "quickstart":
+        return dataset.isel({ARM: [0, 1]})
+    return dataset.sel(sparsity=2, drop=True)
+
+
+def settings(**values: object) -> dict[str, str]:
+    """The settings that a dataset carries."""
+    return {"settings": json.dumps({f"train.{name}": value for name, value in values.items()})}
+
+
+def phase_samples() -> xr.Dataset:
+    """Seed s recovers at record s + 1, twice as late with the worse rate and at the larger T."""
+    seeds, lengths, rates, step = np.arange(SEEDS), [100, 400], [0.01, 0.02], np.arange(41) * 5
+    late = np.array([1, 2])[:, None] * np.array([2, 1])[None, :]
+    done = 5 * (seeds[:, None, None] + 1) * late
+    distance = np.where(step >= done[..., None], 0.05, 1.0)
+    dims = ("seed", "context_length", "learning_rate_1", "step")
+    samples = np.broadcast_to(step * 8, distance.shape)
+    coords = {"seed": seeds, "context_length": lengths, "learning_rate_1": rates, "step": step}
+    return xr.Dataset(
+        {"rounded_attention_distance": (dims, distance), "samples": (dims, samples)},
+        coords=coords,
+        attrs=settings(batch_size=8),
+    )
+
+
+def phase_rates() -> xr.Dataset:
+    """Recovery falls with the weight: seed s is recovered at the first s weights."""
+    weights, rates = [1e-5, 1e-4, 1e-3], [0.01, 0.1]
+    dims, shape = ("seed", "l1", "learning_rate_2", "step"), (SEEDS, 3, 2, 2)
+    seed, weight = np.arange(SEEDS)[:, None, None, None], np.arange(3)[None, :, None, None]
+    distance = np.broadcast_to(np.where(weight < seed, 0.01, np.nan), shape)
+    coords = {"seed": np.arange(SEEDS), "l1": weights, "learning_rate_2": rates, "step": [0, 10]}
+    names = ("rounded_attention_distance", "rounded_value_distance", "attention_distance")
+    return xr.Dataset(
+        dict.fromkeys(names, (dims, distance)),
+        coords=coords,
+        attrs=settings(batch_size=8, steps=10),
+    )
+
+
+def sparsity() -> xr.Dataset:
+    """Distances grow with the sparsity; at the largest level no seed is recovered."""
+    levels, step = np.arange(1, 6), np.arange(5) * 10
+    dims, shape = ("seed", "sparsity", "step"), (SEEDS, 5, 5)
+    distance = np.where(step >= 10 * np.minimum(levels, 4)[:, None], 0.021 * levels[:, None], 1.0)
+    full = np.broadcast_to(distance, shape).copy()
+    full[-1] = 0.5
+    return xr.Dataset(
+        {
+            "attention_distance": (dims, 2 * full),
+            "rounded_attention_distance": (dims, full),
+            "pattern_signal": (dims[:-1], np.broadcast_to(1.0 / levels, shape[:-1])),
+            "samples": (dims, np.broadcast_to(step * 8, shape)),
+            "stage": (dims, np.ones(shape)),
+        },
+        coords={"seed": np.arange(SEEDS), "sparsity": levels, "step": step},
+        attrs=settings(batch_size=8, context_length=100),
+    )
+
+
+def complexity() -> xr.Dataset:
+    """Stage 1 takes T^1.5 N samples with the better batch size and rate, the rest 1000 Q."""
+    lengths = np.array([100, 200, 400, 100, 100, 100, 100])
+    tokens, level = np.array([3, 3, 3, 6, 12, 3, 3]), np.array([2, 2, 2, 2, 2, 4, 8])
+    worse = np.array([1.0, 2.0])
+    spread = np.linspace(1.0, 1.01, SEEDS)[None, None, None, :, None]
+    shape = (7, 2, 2, SEEDS, 2)
+    switch = (lengths**1.5 * tokens)[:, None, None, None, None] * spread
+    switch = switch * worse[None, :, None, None, None] * worse[:, None, None] * worse
+    goal = switch + 1000.0 * level[:, None, None, None, None]
+    lost = np.zeros(shape, bool)
+    lost[..., -2:, 0] = True  # two seeds of ten never recover with the faster rate
+    lost[:, 1] |= (lengths > 200)[:, None, None, None]
+    dims = ("size", "geometry", "batch_size", "seed", "probe")
+    return xr.Dataset(
+        {
+            "samples_to_goal": (dims, np.where(lost, np.inf, goal)),
+            "samples_to_switch": (dims, np.broadcast_to(switch, shape)),
+            "learning_rate_1": (("size", "geometry", "batch_size", "probe"), np.ones((7, 2, 2, 2))),
+        },
+        coords={
+            "context_length": ("size", lengths),
+            "num_tokens": ("size", tokens),
+            "sparsity": ("size", level),
+            "geometry": ["mu", "paper"],
+            "batch_size": [8, 32],
+            "seed": np.arange(SEEDS),
+        },
+        attrs={"settings": json.dumps({"search.share": 0.9})},
+    )
+
+
+def fig5(dataset: xr.Dataset) -> xr.Dataset:
+    """The shared dataset with a vocabulary in the place of the sparsity, and a loss."""
+    data = dataset.rename({"sparsity": "num_tokens"})
+    return data.assign(excess_loss=data["value_distance"] ** 2)
+
+
+MADE: dict[str, Callable[[], xr.Dataset]] = {
+    "phase_samples": phase_samples,
+    "phase_rates": phase_rates,
+    "sparsity": sparsity,
+    "complexity": complexity,
+}
+
+
+def records(recovery: NDArray[np.float64], records: int = 200) -> dict[str, Any]:
+    """Records of runs that recover at given samples, [..., step]."""
+    samples = np.broadcast_to(np.arange(records) * EVERY, (*recovery.shape, records))
+    after = samples >= recovery[..., None]
+    return {
+        "samples": samples.astype(np.int32),
+        # V is near later than A in some runs and earlier in none.
+        "rounded_attention_distance": np.where(samples >= recovery[..., None] - EVERY, 0.02, 0.6),
+        "rounded_value_distance": np.where(after, 0.03, 0.5),
+    }
+
+
+def scaling(exponents: dict[tuple[str, str, bool], float]) -> xr.Dataset:
+    """A study of the context length whose runs need 5000 (T / 1000)^b samples, give or take."""
+    rng = np.random.default_rng(0)
+    rows = [(*way, length) for way in exponents for length in LENGTHS]
+    need = [5000 * (row[-1] / 1000) ** exponents[row[0], row[1], row[2]] for row in rows]
+    recovery = np.array(need)[:, None] * (1 + 0.1 * rng.random((len(rows), RUNS)))
+    recovery = np.ceil(recovery / EVERY) * EVERY
+    starts, optimizers, flips, lengths = zip(*rows, strict=True)
+    return xr.Dataset(
+        {name: (("arm", "seed", "step"), value) for name, value in records(recovery).items()},
+        coords={
+            "start": ("arm", list(starts)),
+            "optimizer": ("arm", list(optimizers)),
+            "flip": ("arm", list(flips)),
+            "context_length": ("arm", list(lengths)),
+            "seed": np.arange(RUNS),
+        },
+        attrs={"settings": json.dumps({})},
+    )
+
+
+def correlations() -> xr.Dataset:
+    """A study of the correlation: runs recover where the overlap is above 0.2."""
+    theta, kinds = [0.1, 0.2, 0.2], ["transfer", "transfer", "pretrained"]
+    correlation = np.linspace(0, 1, 5)
+    rng = np.random.default_rng(1)
+    overlap = correlation + 0.1 * rng.standard_normal((RUNS, 5))
+    overlap = np.broadcast_to(overlap[None], (3, RUNS, 5)).clip(-0.9, 1.0)
+    recovery = np.where(overlap > 0.2, 4000 / np.maximum(overlap, 0.2), np.inf)
+    dims = ("arm", "seed", "correlation")
+    data = {name: ((*dims, "step"), value) for name, value in records(recovery).items()}
+    alpha = overlap[..., None] * np.array(theta)[:, None, None, None] * np.ones(200)
+    return xr.Dataset(
+        {
+            **data,
+            "alpha_value": ((*dims, "step"), alpha),
+            "transition_signal": (dims, np.full(overlap.shape, 0.4)),
+            "stationary_norm": (dims, np.full(overlap.shape, 0.36)),
+        },
+        coords={
+            "theta": ("arm", theta),
+            "start": ("arm", kinds),
+            "correlation": correlation,
+            "seed": np.arange(RUNS),
+        },
+        attrs={"settings": json.dumps({})},
+    )

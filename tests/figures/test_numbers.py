@@ -1,0 +1,431 @@
+"""The numbers behind the figures: each table against the same statistic, taken from the dataset."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import _numbers
+import _shared
+import made
+import numpy as np
+import pytest
+import xarray as xr
+from _numbers import Table
+from made import ARM
+from numpy.typing import NDArray
+
+from scbjax.sweep.figures import numbers_of
+
+Make = Callable[..., xr.Dataset]
+Store = Callable[[str, xr.Dataset], Path]
+Row = dict[str, str]
+Values = NDArray[np.float64]
+
+FIGURES = Path(_numbers.__file__).parent
+SCRIPTS = sorted(path.stem for path in FIGURES.glob("[!_]*.py"))
+
+
+def load(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def read(tables: list[Table]) -> list[list[Row]]:
+    """Read tables back from what is printed: [tables][rows]{column: text}."""
+    found = []
+    for table in tables:
+        title, blank, head, rule, *rows = str(table).splitlines()
+        assert title == f"**{table.title}**"
+        assert blank == ""
+        names = [name.strip() for name in head.strip("|").split("|")]
+        assert rule == "|" + "---|" * len(names)
+        cells = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
+        assert {len(row) for row in cells} <= {len(names)}
+        found.append([dict(zip(names, row, strict=True)) for row in cells])
+    return found
+
+
+def column(rows: list[Row], name: str) -> list[float]:
+    return [float(row[name]) for row in rows]
+
+
+def close(values: object) -> object:
+    """What numbers of four digits must be near."""
+    return pytest.approx(values, rel=1e-3, abs=1e-9)
+
+
+def noise() -> xr.Dataset:
+    """The made-up study of the projector, with the means of the gradients."""
+    data = made.build_noise()
+    rng = np.random.default_rng(5)
+    drift = -1 / data["context_length"]
+    for kind in ("mu", "paper"):
+        spread = data[f"alpha_value_noise_{kind}"] / 8
+        data[f"alpha_value_gradient_{kind}"] = spread * rng.standard_normal(spread.shape) + drift
+    data["alpha_attention_noise"] = 2 * data["alpha_value"]
+    settings = json.dumps({"task.num_tokens": 3, "record.noise_samples": 64})
+    return data.assign_attrs(settings=settings)
+
+
+def suited(name: str, dataset: xr.Dataset) -> xr.Dataset:
+    """The made-up dataset of a script."""
+    if name in made.MADE:
+        data = made.MADE[name]()
+        extra = {
+            "sparsity": {"alpha_attention": "rounded_attention_distance"},
+            "phase_samples": {"stage": "rounded_attention_distance"},
+        }.get(name, {})
+        return data.assign({new: data[old] for new, old in extra.items()})
+    others: dict[str, Callable[[], xr.Dataset]] = {
+        "fig5": lambda: made.fig5(dataset),
+        "projector": noise,
+        "simulation": lambda: made.pairs(dataset),
+        "transfer": lambda: made.scaling(made.EXPONENTS),
+        "transfer_correlation": made.correlations,
+    }
+    return others[name]() if name in others else made.suited(load(name), dataset)
+
+
+def tables_of(name: str, dataset: xr.Dataset) -> list[list[Row]]:
+    return read(load(name).tables(suited(name, dataset)))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_figure_gives_its_numbers_by_command(
+    name: str, dataset: xr.Dataset, store: Store
+) -> None:
+    script = load(name)
+    results = store(script.STUDY, suited(name, dataset))
+    printed = numbers_of(FIGURES / f"{name}.py", results)
+    assert printed == script.numbers(results)
+    assert printed.startswith("**")
+    assert "|---|" in printed
+
+
+@pytest.mark.parametrize("name", ["fig1", "complexity"])
+def test_a_script_prints_the_same_without_jax(name: str, dataset: xr.Dataset, store: Store) -> None:
+    script = load(name)
+    results = store(script.STUDY, suited(name, dataset))
+    path = FIGURES / f"{name}.py"
+    program = (
+        f"import runpy, sys; sys.path.insert(0, {str(FIGURES)!r}); sys.modules['jax'] = None\n"
+        f"sys.argv[1:] = ['--results', {str(results)!r}, '--numbers']\n"
+        f"runpy.run_path({str(path)!r}, run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=results
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == script.numbers(results) + "\n"
+    assert not (results / "figures").exists()
+
+
+def test_a_missing_variable_is_named(dataset: xr.Dataset, store: Store) -> None:
+    results = store("fig1", suited("fig1", dataset).drop_vars("flipped"))
+    with pytest.raises(ValueError, match="does not hold flipped, which this figure draws"):
+        load("fig1").numbers(results)
+
+
+def test_examples_run() -> None:
+    for module in (_numbers, _shared):
+        assert doctest.testmod(module).failed == 0
+
+
+def test_sgd_is_found_beside_proximal_steps_with_the_same_settings(dataset: xr.Dataset) -> None:
+    data = _shared.tidy(suited("fig1", dataset))
+    proximal, same, slow = (arm for _, arm in _numbers.by_settings(data))
+    assert _numbers.sgd_beside(data, proximal) == same
+    assert _numbers.sgd_beside(data, same) is None
+    assert _numbers.sgd_beside(data.isel(arm=[0, 2]), proximal) is None
+    assert slow.label.endswith("0.001")
+
+
+# ------------------------------------------------------------------------- against the iteration
+
+
+def test_fig1_counts_and_medians(dataset: xr.Dataset) -> None:
+    data = suited("fig1", dataset).copy(deep=True)
+    # One run of the slow arm ends far from Q, another with both signals turned around.
+    data["rounded_attention_distance"][{"seed": 0, ARM: 2, "step": -1}] = 0.4
+    for name in ("alpha_value", "alpha_attention"):
+        data[name][{"seed": 1, ARM: 2, "step": -1}] = -0.5
+    last = data.isel(step=-1)
+    ends, beside = read(load("fig1").tables(data))
+    for place, row in enumerate(ends):
+        here = last.isel({ARM: place})
+        for name, variable in {
+            "to P": "value_distance",
+            "to Q": "attention_distance",
+            "rounded, to P": "rounded_value_distance",
+            "rounded, to Q": "rounded_attention_distance",
+        }.items():
+            assert float(row[name]) == close(np.median(here[variable]))
+        assert float(row["farthest, Q"]) == close(here["rounded_attention_distance"].max().item())
+        assert row["flipped"] == "2"
+        assert (row["found"], row["mirrored"]) == (("4", "0") if place < 2 else ("3", "1"))
+    (row,) = beside
+    for name, variable in {"P": "value_distance", "Q": "attention_distance"}.items():
+        proximal, sgd, slow = (last[variable].isel({ARM: place}).values for place in range(3))
+        assert int(row[f"nearer to {name}"]) == (proximal < sgd).sum()
+        best = min(np.median(sgd), np.median(slow))
+        assert float(row[f"best to {name}, over it"]) == close(best / np.median(proximal))
+
+
+def test_fig3_reads_the_signal_at_the_median_switch(dataset: xr.Dataset) -> None:
+    data = suited("fig3", dataset)
+    signals, off = tables_of("fig3", dataset)
+    for place, (row, other) in enumerate(zip(signals, off, strict=True)):
+        here = data.isel({ARM: place})
+        switch = [
+            data["step"].values[int(np.flatnonzero(stage == 2)[0])]
+            for stage in here["stage"].values
+        ]
+        assert float(row["end of stage 1"]) == np.median(switch)
+        at = here.isel(step=int((data["step"].values >= np.median(switch)).argmax()))
+        assert float(row["size of alpha_V"]) == close(np.median(np.abs(at["alpha_value"])))
+        assert float(row["largest"]) == close(np.abs(at["alpha_value"]).max().item())
+        assert float(row["population"]) == close(np.median(at["population_alpha_value"]))
+        last = here.isel(step=-1)
+        assert float(other["Delta_V, largest"]) == close(here["delta_value"].max().item())
+        assert float(other["Delta_A"]) == close(np.median(last["delta_attention"]))
+        assert float(other["alpha_A"]) == close(np.median(last["alpha_attention"]))
+    end = data["delta_attention"].isel(step=-1).values
+    assert [row["lower than SGD"] for row in off] == [str((end[:, 0] < end[:, 1]).sum()), "", ""]
+
+
+def test_fig4_counts_runs_between_levels(dataset: xr.Dataset) -> None:
+    data = suited("fig4", dataset).copy(deep=True)
+    data["rounded_attention_similarity"][{ARM: 0, "step": -1}] = [0.5, 0.9, 0.97, 0.999]
+    ends, start = read(load("fig4").tables(data))
+    bins = ("below 0.8", "to 0.95", "to 0.996", "above 0.996")
+    assert [ends[0][name] for name in bins] == ["1"] * 4
+    assert float(ends[0]["A, rounded, least"]) == 0.5
+    last = data.isel(step=-1)
+    assert column(ends, "A") == close(np.median(last["attention_similarity"], axis=0).tolist())
+    first = [np.median(data[f"{name}_similarity"].isel(step=0)) for name in ("value", "attention")]
+    assert [float(start[0][name]) for name in "VA"] == close(first)
+
+
+def test_quickstart_medians_and_ends_of_stage_2(dataset: xr.Dataset) -> None:
+    data = suited("quickstart", dataset).copy(deep=True)
+    for seed, record in enumerate((12, 14, 18)):
+        data["stage"][{"seed": seed, ARM: 0, "sparsity": 1, "step": slice(record, None)}] = 3
+    (rows,) = read(load("quickstart").tables(data))
+    assert [(row["sparsity"], row["arm"]) for row in rows] == [
+        (level, arm) for level in "124" for arm in ("proximal", "SGD")
+    ]
+    distances = data["attention_distance"].values
+    before = [distances[seed, 1, 0, at - 1] for seed, at in enumerate((12, 14, 18))]
+    before.append(distances[3, 1, 0, -1])
+    assert float(rows[2]["before rounding"]) == close(np.median(before))
+    last = data["attention_distance"].isel(step=-1)
+    assert column(rows, "to Q") == close(np.median(last, axis=0).ravel().tolist())
+    assert [row["ended stage 2"] for row in rows] == ["0", "0", "3", "0", "0", "0"]
+    assert float(rows[2]["samples by then"]) == data["samples"].values[1, 1, 0, 14]
+    assert rows[0]["samples by then"] == "-"
+
+
+def test_fig5_has_a_row_for_every_vocabulary_and_arm(dataset: xr.Dataset) -> None:
+    data = suited("fig5", dataset)
+    (rows,) = tables_of("fig5", dataset)
+    assert [row["N"] for row in rows] == ["1"] * 3 + ["2"] * 3 + ["4"] * 3
+    last = data.isel(step=-1)
+    ends = last["attention_distance"].values
+    assert column(rows, "to Q") == close(np.median(ends, axis=0).ravel().tolist())
+    assert column(rows, "excess loss") == close(np.median(last["excess_loss"], 0).ravel().tolist())
+    nearer = (ends[..., 0] < ends[..., 1]).sum(axis=0)
+    assert [row["nearer to Q than SGD"] for row in rows[::3]] == [str(n) for n in nearer]
+    assert {row["rounded, within 0.1 of P and Q"] for row in rows} == {"4"}
+
+
+def test_fig6_and_scale_give_extremes_and_ends_of_stages(dataset: xr.Dataset) -> None:
+    (rows,) = tables_of("fig6", dataset)
+    data = suited("fig6", dataset)
+    signal = np.median(data["alpha_value"].values, axis=0)
+    assert column(rows, "alpha_V, largest") == close(signal.max(axis=1).tolist())
+    assert column(rows, "at the end") == close(signal[:, -1].tolist())
+    off = np.median(data["delta_attention"].values, axis=0)
+    assert column(rows, "Delta_A, largest") == close(off.max(axis=1).tolist())
+    assert {row["stage 2"] for row in rows} == {"-"}
+    (rows,) = tables_of("scale", dataset)
+    data = suited("scale", dataset)
+    ends = np.median(data["attention_distance"].isel(step=-1).values, axis=0).ravel()
+    assert column(rows, "to Q") == close(ends.tolist())
+
+
+def test_fig6_tells_how_far_simulated_medians_are_from_a_real_run(dataset: xr.Dataset) -> None:
+    script = load("fig6")
+    simulated = dataset.isel({ARM: [0, 1], "sparsity": [0, 2]}).rename(sparsity="num_tokens")
+    simulated = simulated.drop_vars("learning_rate_2")
+    real = simulated.isel({ARM: [0], "seed": [2], "num_tokens": [1]})
+    (rows,) = read([script.beside_real(simulated, real)])
+    (row,) = rows
+    assert (row["N"], row["arm"]) == ("4", "proximal")
+    for name, variable in {"alpha_V": "alpha_value", "Delta_A": "delta_attention"}.items():
+        median = np.median(simulated[variable].values[:, 1, 0], axis=0)
+        gap = np.abs(median - real[variable].values[0, 0, 0])
+        assert float(row[name]) == close(gap.max())
+
+
+def test_fig2_cosines_losses_and_gains(dataset: xr.Dataset) -> None:
+    alike, rest = tables_of("fig2", dataset)
+    data = suited("fig2", dataset)
+    mu = data["stationary"].transpose("seed", "arm", "token_in").values[:, :, None, :]
+    a, q = (data[name].transpose("seed", "arm", ...).values for name in ("attention", "pattern"))
+
+    def cosine(x: Values, y: Values) -> Values:
+        inner = [(u * v * mu).sum((2, 3)) for u, v in ((x, y), (x, x), (y, y))]
+        return np.asarray(inner[0] / np.sqrt(inner[1] * inner[2]))
+
+    to_linear = cosine(a, a[:, :1])
+    assert column(alike, "A to Q") == close(np.median(cosine(a, q), axis=0).tolist())
+    assert column(alike, "A to linear") == close(np.median(to_linear, axis=0).tolist())
+    # Two columns are called "least"; the later one is that of the cosine to the linear map.
+    assert column(alike, "least") == close(to_linear.min(axis=0).tolist())
+    weight = np.median((a * (q > 0)).sum((2, 3)) / q.sum((2, 3)), axis=0)
+    assert column(alike, "A over Q on the support") == close(weight.tolist())
+    last = data.isel(step=-1)
+    losses = np.median(last["excess_loss"].transpose("seed", "arm"), axis=0)
+    assert column(rest, "over linear") == close((losses / losses[0]).tolist())
+    on, off = (last[f"attention_gain_{x}"].transpose("seed", "arm") for x in ("support", "rest"))
+    assert column(rest, "on over off it") == close(np.median(on / off, axis=0).tolist())
+
+
+def test_simulation_counts_the_records_inside_the_band(dataset: xr.Dataset) -> None:
+    data = suited("simulation", dataset)
+    (rows,) = tables_of("simulation", dataset)
+    assert {row["share of records inside"] for row in rows} == {"0.4762"}  # 10 of 21
+    assert {row["outside, steps"] for row in rows} == {"0 to 1000"}
+    assert {row["medians apart"] for row in rows} == {"10"}
+    same = xr.concat(
+        [data.isel(tagged_positions=1)] * 2, xr.Variable("tagged_positions", [8, 40])
+    ).assign_attrs(data.attrs)
+    (rows,) = read(load("simulation").tables(same))
+    assert {row["share of records inside"] for row in rows} == {"1"}
+    assert {row["width over width"] for row in rows} <= {"1", "-"}
+
+
+def test_simulation_needs_real_runs_and_one_kind_of_simulated_ones(dataset: xr.Dataset) -> None:
+    data = made.pairs(dataset)
+    with pytest.raises(
+        ValueError, match=r"two values of tagged_positions, .* 40; the study has 8$"
+    ):
+        load("simulation").plot(data.isel(tagged_positions=[0]))
+
+
+def test_the_simulation_is_drawn_over_the_band_of_the_real_runs(dataset: xr.Dataset) -> None:
+    data = made.pairs(dataset)
+    figure = load("simulation").plot(data)
+    axes = figure.axes[0]
+    drawn = {line.get_gid(): np.asarray(line.get_ydata()) for line in axes.lines}
+    for name, kind in (("simulated 0", 0), ("median 0", 1)):
+        runs = data["alpha_value"].isel(tagged_positions=kind, optimizer=0)
+        median = np.median(runs.transpose("seed", "step").values, axis=0)
+        np.testing.assert_allclose(drawn[name], median, rtol=1e-6)
+
+
+# ----------------------------------------------------------------------------------- the others
+
+
+def test_projector_takes_errors_and_powers_from_the_cases_of_the_usual_skew(
+    dataset: xr.Dataset,
+) -> None:
+    start, fits, ratios, way = tables_of("projector", dataset)
+    data = noise().isel(step=0)
+    lengths = data["context_length"].values
+    usual = data["skew"].values == 2
+    for kind, label in (("paper", "as printed"), ("mu", r"$\mu$-orthogonal")):
+        noises, means, exact = (
+            data[f"{name}_{kind}"].values.astype(float)
+            for name in ("alpha_value_noise", "alpha_value_gradient", "initial_noise")
+        )
+        own = [row for row in start if row["projector"] == label]
+        assert column(own, "T") == [250, 1000, 4000]
+        for row in own:
+            here = usual & (lengths == float(row["T"]))
+            assert float(row["deviation"]) == close(np.median(noises[:, here]))
+            mean = float(row["T"]) * means[:, here].mean()
+            assert float(row["T times the mean"]) == close(mean)
+        (fit,) = (row for row in fits if row["projector"] == label)
+        assert float(fit["from exact"]) == close(np.abs(noises / exact - 1).max())
+        z = (means + 1 / lengths) / (noises / 8)
+        assert float(fit["squared"]) == close((z**2).mean())
+    assert float(fits[1]["power of T"]) == pytest.approx(-0.5, abs=0.05)
+    ratio = (data["alpha_value_noise_paper"] / data["alpha_value_noise_mu"]).values ** 2
+    assert [row["skew"] for row in ratios] == ["2", "3", "above 1"]
+    assert float(ratios[1]["median"]) == close(np.median(ratio[:, 4]))
+    assert float(ratios[1]["least"]) == close(ratio[:, 4].min())
+    assert sum(int(row["records"]) for row in way) > 0
+
+
+def test_complexity_prints_costs_and_powers(dataset: xr.Dataset) -> None:
+    costs, fits = tables_of("complexity", dataset)
+    own = [row for row in costs if (row["of"], row["geometry"]) == ("context length", "mu")]
+    stage = 2 * 3 * np.array([100.0, 200.0, 400.0]) ** 1.5 * np.linspace(1.0, 1.01, 10)[8]
+    assert column(own, "stage 1") == close(stage.tolist())
+    assert column(own, "total") == close((stage + 2000).tolist())
+    assert float(fits[0]["stage 1"]) == close(1.5)
+    assert next(row["total"] for row in fits if row["geometry"] == "paper") == "-"
+
+
+def test_phase_diagrams_print_their_maps(dataset: xr.Dataset) -> None:
+    share, distance = tables_of("phase_rates", dataset)
+    assert [list(row.values())[1:] for row in share] == [["0.9", "0.8", "0.7"]] * 2
+    assert {float(cell) for row in distance for cell in list(row.values())[1:]} == {0.01}
+    data = suited("phase_samples", dataset)
+    data["stage"] = 1 + (data["step"] >= 5) * xr.ones_like(data["samples"])
+    best, rates = read(load("phase_samples").tables(data))
+    assert column(best, "samples") == [9 * 40, 18 * 40]
+    assert "a power 0.50 of T" in load("phase_samples").tables(data)[0].title
+    assert column(rates, "samples until 90% recover") == [720, 360, 1440, 720]
+    assert column(rates, "stage 1, median") == [40] * 4
+    assert column(rates, "after it, 90%") == [680, 320, 1400, 680]
+
+
+def test_sparsity_prints_every_level_and_the_throughput(dataset: xr.Dataset) -> None:
+    script = load("sparsity")
+    data = suited("sparsity", dataset).assign_attrs(wall_seconds="10.0", compile_seconds="2.0")
+    settings = {"train.batch_size": 8, "task.context_length": 100}
+    levels, speed = read(script.tables(data.assign_attrs(settings=json.dumps(settings))))
+    assert column(levels, "share recovered") == close([0.9, 0.9, 0.9, 0.9, 0.0])
+    assert column(levels, "to Q at the start") == close(np.arange(1, 6) ** -0.5)
+    assert [row["samples of the recovered"] for row in levels] == ["80", "160", "240", "320", "-"]
+    steps = 10 * 5 * 40 / 8
+    assert float(speed[0]["steps a second"]) == close(steps)
+    assert float(speed[0]["tokens a second"]) == close(steps * 800)
+
+
+def test_transfer_prints_growth_and_all_settings(dataset: xr.Dataset) -> None:
+    best, growth, tried = tables_of("transfer", dataset)
+    script, data = load("transfer"), suited("transfer", dataset)
+    for curve in script.curves_of(data):
+        own = [row for row in best if row["way"] == curve.label]
+        costs = np.sort(curve.samples, axis=1)[:, 8]
+        assert column(own, "90% recover") == close(costs.tolist())
+        assert column(own, "median") == close(np.median(curve.samples, axis=1).tolist())
+        (fit,) = (row for row in growth if row["way"] == curve.label)
+        assert float(fit["growth of 90%"]) == close(costs[-1] / costs[0])
+        low, power, high = (float(fit[name]) for name in ("from", "power of T", "to"))
+        assert low <= power <= high
+        slope = np.polyfit(np.log(curve.lengths), np.log(costs), 1)[0]
+        assert power == pytest.approx(slope, abs=2e-4)
+    assert len(tried) == data.sizes["arm"]
+    assert {row["share recovered"] for row in tried} == {"1"}
+
+
+def test_transfer_correlation_finds_the_edge(dataset: xr.Dataset) -> None:
+    (edge,), shares, binned = tables_of("transfer_correlation", dataset)
+    data = suited("transfer_correlation", dataset)
+    overlap = (data["alpha_value"].isel(step=0) / data["theta"]).transpose("arm", ...).values
+    assert float(edge["largest lost"]) == close(overlap[overlap <= 0.2].max())
+    assert float(edge["smallest found"]) == close(overlap[overlap > 0.2].min())
+    assert int(edge["pairs above"]) == (overlap[0] > 0.2).sum()
+    assert float(edge["theorem"]) == close(0.9)
+    assert column(shares, "share") == close((overlap > 0.2).mean((0, 1)).tolist())
+    assert {row["arm"] for row in binned} >= {r"$\theta$ = 0.1", r"pretrained, $\theta$ = 0.2"}
