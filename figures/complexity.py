@@ -194,13 +194,17 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     dataset = arranged(dataset)
     rows, fits = [], []
     for field in SIZES:
+        first: Values | None = None
         for index, geometry in enumerate(dataset["geometry"].to_numpy()):
             part = dataset.isel(size=rows_of(dataset, field), geometry=index)
             found, resampled = costs_of(part)
             x = part[field].to_numpy().astype(float)
+            first = found["total"] if first is None else first
             for place, size in enumerate(x):
-                rows.append([NAMES[field], geometry, size, *(found[n][place] for n in PARTS)])
-            fit: list[object] = [NAMES[field], geometry]
+                costs_here = [found[name][place] for name in PARTS]
+                ratio = costs_here[0] / first[place]
+                rows.append([NAMES[field], geometry, size, *costs_here, ratio])
+            fit: list[object] = [NAMES[field], geometry, exponent(x, np.log(x))]
             for name in PARTS:
                 power = exponent(x, found[name])
                 around = (np.nan, np.nan)
@@ -210,10 +214,14 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             fits.append(fit)
     columns = [text for name in PARTS for text in (name, "from", "to")]
     return [
-        Table("Least samples until recovery", ("of", "geometry", "size", *PARTS), rows),
         Table(
-            "Fitted powers, with 90% intervals over resampled seeds",
-            ("of", "geometry", *columns),
+            "Least samples until recovery",
+            ("of", "geometry", "size", *PARTS, "over those of the first geometry"),
+            rows,
+        ),
+        Table(
+            "Fitted powers, with 90% intervals over resampled seeds; what a logarithm would give",
+            ("of", "geometry", "logarithm", *columns),
             fits,
         ),
     ]

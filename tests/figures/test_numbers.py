@@ -370,6 +370,11 @@ def test_complexity_prints_costs_and_powers(dataset: xr.Dataset) -> None:
     stage = 2 * 3 * np.array([100.0, 200.0, 400.0]) ** 1.5 * np.linspace(1.0, 1.01, 10)[8]
     assert column(own, "stage 1") == close(stage.tolist())
     assert column(own, "total") == close((stage + 2000).tolist())
+    printed = [row for row in costs if (row["of"], row["geometry"]) == ("context length", "paper")]
+    ratios = column(printed[:2], "total") / (stage + 2000)[:2]
+    assert column(printed[:2], "over those of the first geometry") == close(ratios.tolist())
+    lengths = np.log([100, 200, 400])
+    assert float(fits[0]["logarithm"]) == close(np.polyfit(lengths, np.log(lengths), 1)[0])
     assert float(fits[0]["stage 1"]) == close(1.5)
     assert next(row["total"] for row in fits if row["geometry"] == "paper") == "-"
 
