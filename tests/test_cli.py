@@ -374,6 +374,45 @@ def test_figure_scripts_that_fail(
     assert part in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["tiny", "all"])
+def test_numbers_behind_a_figure(
+    checkout: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    results = results_of(checkout)
+    script = checkout / "figures" / "tiny.py"
+    script.write_text(FIGURE + "def numbers(results): return f'**Table** of {results}'\n")
+    assert cli.main(["figure", name, "--numbers", "--out", "pictures"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "## tiny\n\n**Table** of results\n\n"
+    assert printed.err == ""
+    assert not (checkout / "pictures").exists()
+    newer = results / "tiny-0123abcd" / "tiny.nc"
+    newer.parent.mkdir()
+    newer.touch()
+    os.utime(newer, (time.time() + 9,) * 2)
+    assert cli.main(["figure", name, "--numbers"]) == 0
+    assert "has other settings and is newer than" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "part"),
+    [
+        ("", "figure tiny gives no numbers: "),
+        ("def numbers(results): raise ValueError('no seeds')\n", "figure tiny: no seeds"),
+    ],
+)
+def test_numbers_that_cant_be_had(
+    checkout: Path, capsys: pytest.CaptureFixture[str], more: str, part: str
+) -> None:
+    results_of(checkout)
+    (checkout / "figures" / "tiny.py").write_text(FIGURE + more)
+    assert cli.main(["figure", "tiny", "--numbers"]) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert part in sentence
+    assert cli.main(["figure", "tiny", "--numbers", "--results", "nowhere"]) == 2
+    assert "nowhere/tiny/tiny.nc is missing" in capsys.readouterr().err
+
+
 def test_a_figure_that_cant_be_written(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results_of(checkout)
     assert cli.main(["figure", "tiny", "--out", "sweeps/tiny.toml"]) == 2

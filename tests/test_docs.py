@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 import scbjax
+from scbjax.sweep.figures import find_figure, study_of
 from scbjax.sweep.study import parse_study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,11 +97,12 @@ def test_readme_examples_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_contributing_examples_run(tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
-    for helper in ("_shared.py", "scbjax.mplstyle"):
+    for helper in ("_shared.py", "_numbers.py", "scbjax.mplstyle"):
         shutil.copy(ROOT / "figures" / helper, tmp_path / "figures")
     write_files("CONTRIBUTING.md", tmp_path)
     run("-m", "scbjax", "run", "weights", cwd=tmp_path)
     assert (tmp_path / "figures" / "out" / "weights.png").stat().st_size > 0
+    run("-m", "scbjax", "figure", "weights", "--numbers", cwd=tmp_path)
     run_examples("CONTRIBUTING.md", tmp_path)
 
 
@@ -137,3 +139,102 @@ def test_readme_names_the_pinned_versions(python: str) -> None:
         for package, version in re.findall(r"(\w+) ([\d.]+\d)", cell):
             assert re.search(rf"^{package.lower()}=={re.escape(version)}$", exact, re.MULTILINE)
         assert "JAX" in cell
+
+
+# ---------------------------------------------------------------------- numbers in the captions
+
+NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e-?\d+)?")
+WORDS_FOR = 4  # whole numbers up to it count things, and are not looked up
+PERCENTILES = [10.0, 80.0, 90.0]  # of the bands, and of what counts as success
+
+
+def numbers_in(text: str) -> list[str]:
+    """The numbers of a text, without code, formulas, links and the numbers of figures."""
+    bare = re.sub(r"`[^`]*`|\$[^$]*\$|\]\([^)]*\)", "", text)
+    bare = re.sub(r"(Theorem|Lemma|arXiv:|eq\.|section|[Ff]ig(ures?|\.)) ?[\d.]+", "", bare)
+    found = NUMBER.findall(bare)
+    return [number for number in found if not number.isdigit() or int(number) > WORDS_FOR]
+
+
+def agrees(number: str, values: list[float]) -> bool:
+    """Whether one of the values, rounded to the digits of a number in a text, is that number."""
+    digits = len(number.partition(".")[2])
+    if not digits:  # 7400 may stand for 7388, but no more than two digits are rounded away
+        digits = -min(len(number) - len(number.rstrip("0")), max(len(number) - 2, 0))
+    half = 0.5 * 10.0**-digits
+    return any(abs(abs(value) - float(number)) <= half * (1 + 1e-6) for value in values)
+
+
+def values_behind(names: list[str]) -> list[float]:
+    """What a text on some figures may quote: their numbers and the settings of their studies.
+
+    Samples may be quoted in thousands, shares in per cent.
+    """
+    page = generate.sections((ROOT / "docs" / "numbers.md").read_text(encoding="utf-8"))
+    tables = "".join(text for title, text in page.items() if title.partition(",")[0] in names)
+    found = [float(number) for number in NUMBER.findall(tables)]
+    found += [value / 1000 for value in found if value >= 1000]
+    found += [100 * value for value in found if value <= 1]
+    studies = {study_of(find_figure(name)) for name in names}
+    texts = [(ROOT / "sweeps" / f"{study}.toml").read_text(encoding="utf-8") for study in studies]
+    found += [float(number) for text in texts for number in NUMBER.findall(text)]
+    # The last one of a range of seeds is one below its end.
+    ends = re.findall(r"range = \[\d+, (\d+)\]", "".join([tables, *texts]))
+    return found + PERCENTILES + [float(end) - 1 for end in ends]
+
+
+def captions() -> dict[str, tuple[list[str], str]]:
+    """The sections of docs/figures.md about figures: the names of these, and the text."""
+    found = {}
+    page = (ROOT / "docs" / "figures.md").read_text(encoding="utf-8")
+    for title, text in generate.sections(page).items():
+        names = re.findall(r"`figures/(\w+)\.py`", text)
+        if title.startswith("The paper's main setting"):
+            names = ["fig1", "fig3", "fig4"]
+        if names:
+            found[title] = names, text
+    return found
+
+
+@pytest.mark.parametrize("title", captions())
+def test_captions_quote_the_numbers_of_their_datasets(title: str) -> None:
+    names, text = captions()[title]
+    values = values_behind(names)
+    assert [number for number in numbers_in(text) if not agrees(number, values)] == []
+
+
+def claims() -> list[tuple[list[str], str]]:
+    """What REPRODUCTION.md and README.md say was found, with the figures that show it."""
+    rows: list[tuple[list[str], str]] = []
+    names: list[str] = []
+    page = (ROOT / "REPRODUCTION.md").read_text(encoding="utf-8")
+    for line in page.partition("| claim |")[2].partition("\n## ")[0].splitlines()[2:]:
+        cells = re.split(r"(?<!\\)\|", line)
+        if len(cells) > 1:
+            names = re.findall(r"docs/(\w+)\.png", cells[-2]) or names
+            rows.append((names, "|".join(cells[3:-2])))
+    more = page.partition("## What the paper does not have")[2].partition("\n## ")[0]
+    rows += [(re.findall(r"scbjax run (\w+)", it) or ["fig1"], it) for it in more.split("\n- ")]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition("## What it has shown so far")[2].partition("[REPRODUCTION.md]")[0]
+    return [*rows, (["quickstart", "fig1", "projector"], shown)]
+
+
+def test_claims_quote_the_numbers_of_their_datasets() -> None:
+    assert len(claims()) > 10
+    for names, text in claims():
+        values = values_behind(names)
+        assert [number for number in numbers_in(text) if not agrees(number, values)] == [], text
+
+
+def test_a_changed_number_is_noticed() -> None:
+    noticed = []
+    for names, text in captions().values():
+        values = values_behind(names)
+        for number in numbers_in(text):
+            digits = number.partition(".")[2]
+            if len(digits) > 1 and "e" not in number:
+                wrong = f"{float(number) + 0.37:.{len(digits)}f}"
+                noticed.append(not agrees(wrong, values))
+    assert len(noticed) > 50
+    assert sum(noticed) > 0.8 * len(noticed)
