@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 STUDY: Final = "projector"
 SMALLEST: Final = 1e-3  # signals below it, as that of 0 at the start, are off the last panel
+ATTENTION: Final[dict[str, Any]] = {"color": "#009E73", "marker": "^", "linestyle": ""}
 EXACT: Final[dict[str, Any]] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
 
 
@@ -44,10 +45,11 @@ LOOKS: Final = (
 VARIABLES: Final = (
     *(name for look in LOOKS for name in (look.noise, look.exact)),
     "alpha_value",
+    "alpha_attention_noise",
     "stationary_norm",
 )
 GRADIENTS: Final = ("alpha_value_gradient_paper", "alpha_value_gradient_mu")
-NUMBERS: Final = (*VARIABLES, *GRADIENTS, "alpha_attention_noise")
+NUMBERS: Final = (*VARIABLES, *GRADIENTS)
 # Between which sizes of the signal the noise on the way is summed up.
 RANGES: Final = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.7), (0.7, 1.2))
 
@@ -62,9 +64,10 @@ def plot(dataset: xr.Dataset) -> Figure:
     draw_signal(right, data)
     handles = [
         *(
-            Line2D([], [], **marker(look), markersize=4, label=f"deviation, {look.label}")
+            Line2D([], [], **marker(look), markersize=4, label=rf"$\alpha_V$, {look.label}")
             for look in LOOKS
         ),
+        Line2D([], [], **ATTENTION, markersize=4, label=r"$\alpha_A$"),
         Line2D([], [], **EXACT, label="exact"),
         Line2D([], [], color="#777777", linestyle="--", label="expectation, $1/T$"),
     ]
@@ -160,15 +163,26 @@ def draw_signal(axes: Axes, data: xr.Dataset) -> None:
     """Draw noise and drift against the signal on the way, for the cases of the usual T."""
     chosen = data.isel(case=is_usual(data, "context_length") & is_usual(data, "skew"))
     signal = np.abs(chosen["alpha_value"].to_numpy()).ravel()
+    shown = signal > SMALLEST
     for look in LOOKS:
         axes.plot(
-            signal,
-            chosen[look.noise].to_numpy().ravel(),
+            signal[shown],
+            chosen[look.noise].to_numpy().ravel()[shown],
             **marker(look),
             markersize=2.5,
             alpha=0.7,
             gid=f"path {look.noise}",
         )
+    # The projector is on the side of V: the gradient of alpha_A is the same with both.
+    attention = chosen["alpha_attention_noise"].to_numpy().ravel()
+    axes.plot(
+        signal[shown],
+        attention[shown],
+        **ATTENTION,
+        markersize=2.5,
+        alpha=0.7,
+        gid="path alpha_attention_noise",
+    )
     axes.set(xscale="log", yscale="log", xlabel=r"signal $|\alpha_V|$")
     axes.set_xlim(left=SMALLEST)
     axes.set_ylabel("deviation over samples")
@@ -179,7 +193,7 @@ def draw_signal(axes: Axes, data: xr.Dataset) -> None:
 def tables(dataset: xr.Dataset) -> list[Table]:
     """Tabulate deviations and means at the start, the ratio of variances, and noise on the way."""
     data = flat(dataset)
-    return [*start_tables(data), ratio_table(data), way_table(data)]
+    return [*start_tables(data), ratio_table(data), way_table(data), attention_table(data)]
 
 
 def start_tables(data: xr.Dataset) -> list[Table]:
@@ -247,6 +261,26 @@ def way_table(data: xr.Dataset) -> Table:
             rows.append([f"{low} to {high}", here.sum(), ratio, np.median(noise[2][here])])
     columns = ("signal", "records", "variance, printed over mu-orthogonal")
     return Table("On the way, medians", (*columns, "deviation of alpha_A's gradient"), rows)
+
+
+def attention_table(data: xr.Dataset) -> Table:
+    """Tabulate the noise of alpha_A's gradient against T, in units of the signal in V."""
+    usual, lengths = is_usual(data, "skew"), data["context_length"].to_numpy()
+    rows: list[list[object]] = []
+    for length in np.unique(lengths[usual]):
+        here = data.isel(case=usual & (lengths == length))
+        signal, noise = (
+            np.abs(here[name].to_numpy()) for name in ("alpha_value", "alpha_attention_noise")
+        )
+        small = (signal > SMALLEST) & (signal < RANGES[0][0])
+        if small.any():
+            rows.append([length, small.sum(), np.median(noise[small] / signal[small])])
+    return Table(
+        f"On the way, at signals of {SMALLEST} to {RANGES[0][0]}: deviation of alpha_A's gradient "
+        "over the size of alpha_V, medians",
+        ("T", "records", "deviation over signal"),
+        rows,
+    )
 
 
 def draw(results: Path, out: Path) -> list[Path]:

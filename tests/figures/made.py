@@ -38,6 +38,7 @@ def build_noise() -> xr.Dataset:
         "initial_noise_paper": np.full(shape, 0.5),
         "alpha_value": np.linspace(0, 0.5, 3) * rng.uniform(0.8, 1.2, shape),
     }
+    noise["alpha_attention_noise"] = 2 * noise["alpha_value"]
     dims = ("seed", "point", "step")
     return xr.Dataset(
         {

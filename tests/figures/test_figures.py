@@ -393,6 +393,9 @@ def test_projector_draws_noise_against_length_spread_and_signal() -> None:
             np.median(usual[look.exact].values[:, :, 0].astype(float), axis=0),
         )
     np.testing.assert_allclose(line(left, "drift")[:, 1], 1 / np.array([250, 1000, 4000]))
+    drawn = line(right, "path alpha_attention_noise")
+    np.testing.assert_allclose(drawn[:, 1], 2 * drawn[:, 0], rtol=1e-6)
+    assert (drawn[:, 0] > script.SMALLEST).all()
     (dots,) = (item for item in middle.collections if item.get_gid() == "ratios")
     at_length = noise_dataset.isel(point=[1, 3, 4], step=0)
     ratio = at_length["alpha_value_noise_paper"] / at_length["alpha_value_noise_mu"]
@@ -402,7 +405,7 @@ def test_projector_draws_noise_against_length_spread_and_signal() -> None:
         np.stack([spread.ravel(), ratio.values.ravel().astype(float) ** 2], axis=1),
         rtol=1e-5,
     )
-    assert len(line(right, "path alpha_value_noise_mu")) == 5 * 2 * 3
+    assert len(line(right, "path alpha_value_noise_mu")) == 5 * 2 * 2  # without the start
 
 
 def as_sizes(dataset: xr.Dataset) -> xr.Dataset:

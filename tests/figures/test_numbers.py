@@ -68,7 +68,6 @@ def noise() -> xr.Dataset:
     for kind in ("mu", "paper"):
         spread = data[f"alpha_value_noise_{kind}"] / 8
         data[f"alpha_value_gradient_{kind}"] = spread * rng.standard_normal(spread.shape) + drift
-    data["alpha_attention_noise"] = 2 * data["alpha_value"]
     settings = json.dumps({"task.num_tokens": 3, "record.noise_samples": 64})
     return data.assign_attrs(settings=settings)
 
@@ -336,7 +335,7 @@ def test_the_simulation_is_drawn_over_the_band_of_the_real_runs(dataset: xr.Data
 def test_projector_takes_errors_and_powers_from_the_cases_of_the_usual_skew(
     dataset: xr.Dataset,
 ) -> None:
-    start, fits, ratios, way = tables_of("projector", dataset)
+    start, fits, ratios, way, _ = tables_of("projector", dataset)
     data = noise().isel(step=0)
     lengths = data["context_length"].values
     usual = data["skew"].values == 2
@@ -362,6 +361,17 @@ def test_projector_takes_errors_and_powers_from_the_cases_of_the_usual_skew(
     assert float(ratios[1]["median"]) == close(np.median(ratio[:, 4]))
     assert float(ratios[1]["least"]) == close(ratio[:, 4].min())
     assert sum(int(row["records"]) for row in way) > 0
+
+
+def test_projector_puts_the_noise_of_the_attention_over_the_signal() -> None:
+    script, data = load("projector"), noise()
+    data["alpha_value"] = data["alpha_value"] / 5  # the noise is 2 times what it was, so 10 times
+    (rows,) = read([script.attention_table(script.flat(data))])
+    small = (data["alpha_value"] > 1e-3) & (data["alpha_value"] < 0.1)
+    usual = small.isel(point=data["skew"] == 2).groupby("context_length").sum(...)
+    assert column(rows, "T") == [250, 1000, 4000]
+    assert column(rows, "records") == usual.values.tolist()
+    assert column(rows, "deviation over signal") == close([10.0] * 3)
 
 
 def test_complexity_prints_costs_and_powers(dataset: xr.Dataset) -> None:
