@@ -15,6 +15,7 @@ import xarray as xr
 from _numbers import Table, runs_in, tabulate
 from _shared import (
     DOUBLE_COLUMN,
+    STAGE_COLOUR,
     Arm,
     arms_of,
     band,
@@ -113,9 +114,12 @@ def add_legend(figure: Figure, real: xr.Dataset, tagged: int) -> None:
             [], [], color=SIMULATED, linewidth=0.9
         ),
         "their 10\u201390%": Line2D([], [], color=SIMULATED, linewidth=0.7, linestyle=":"),
-        "end of stage 1": Line2D([], [], color="#888888", linewidth=0.8),
-        "end of stage 2": Line2D([], [], color=grey, linestyle="", marker="v", markersize=4.5),
     }
+    if (real["stage"] > 1).any():
+        entries["end of stage 1"] = Line2D([], [], color=STAGE_COLOUR, linewidth=0.8)
+    if (real["stage"] > 2).any():
+        triangle = Line2D([], [], color=grey, linestyle="", marker="v", markersize=4.5)
+        entries["end of stage 2"] = triangle
     figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=2)
 
 

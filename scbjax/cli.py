@@ -852,16 +852,21 @@ def _show_all(results: Path, show: Callable[[Path, Path], None]) -> int:
     """Draws every figure whose dataset is there, or prints its numbers; says what is left out."""
     from scbjax.sweep.figures import dataset_of, find_figures
 
-    left_out = []
+    left_out, failed = [], []
     for script in find_figures().values():
         try:
             dataset_of(script, results)
         except StudyError as error:
             left_out.append(str(error))
-        else:
+            continue
+        try:
             show(script, results)
+        except StudyError as error:
+            failed.append(str(error))
     for reason in left_out:
         print(f"scbjax: left out: {reason}", file=sys.stderr)
+    for reason in failed:
+        print(f"scbjax: {reason}", file=sys.stderr)
     if len(left_out) == len(find_figures()):
         raise StudyError(f"no figure could be drawn from {results}")
-    return 0
+    return EXIT_BAD_INPUT if failed else 0

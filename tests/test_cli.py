@@ -374,6 +374,18 @@ def test_figure_scripts_that_fail(
     assert part in capsys.readouterr().err
 
 
+def test_a_figure_that_fails_does_not_keep_the_others(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results_of(checkout)
+    bad = FIGURE.replace("out.mkdir", "raise ValueError('no seeds')\n    out.mkdir")
+    (checkout / "figures" / "bad.py").write_text(bad)
+    assert cli.main(["figure", "all"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "figures/out/tiny.png\n"
+    assert printed.err == "scbjax: figure bad: no seeds\n"
+
+
 @pytest.mark.parametrize("name", ["tiny", "all"])
 def test_numbers_behind_a_figure(
     checkout: Path, capsys: pytest.CaptureFixture[str], name: str
