@@ -148,6 +148,21 @@ WORDS_FOR = 4  # whole numbers up to it count things, and are not looked up
 PERCENTILES = [10.0, 80.0, 90.0]  # of the bands, and of what counts as success
 
 
+def test_renewing_the_numbers_keeps_those_without_a_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = (ROOT / "docs" / "numbers.md").read_text(encoding="utf-8")
+    assert generate.numbers(tmp_path, written) == written
+    (tmp_path / "fig2").mkdir()
+    (tmp_path / "fig2" / "fig2.nc").touch()
+    monkeypatch.setattr(generate, "numbers_of", lambda script, _: f"{script.stem} anew")
+    before, after = (
+        generate.sections(generate.numbers(*pair))
+        for pair in ((tmp_path / "none", written), (tmp_path, written))
+    )
+    assert after == before | {"fig2": "fig2 anew"}
+
+
 def numbers_in(text: str) -> list[str]:
     """The numbers of a text, without code, formulas, links and the numbers of figures."""
     bare = re.sub(r"`[^`]*`|\$[^$]*\$|\]\([^)]*\)", "", text)
