@@ -637,8 +637,15 @@ _SEARCH = tuple(
             "goal",
             str,
             "rounded_attention_distance",
-            "What has to fall to the level; the best value needs the fewest samples for that",
+            "What has to come to the level; the best value needs the fewest samples for that",
             Choice(RECORDABLE),
+        ),
+        (
+            "direction",
+            str,
+            "falls",
+            "Whether the goal is reached when it falls to the level or when it rises to it",
+            Choice(("falls", "rises")),
         ),
         ("level", float, 0.1, "The level", _NONNEGATIVE),
         (

@@ -173,10 +173,11 @@ def _probes(study: Study, dataset: xarray.Dataset, values: Sequence[float]) -> _
         return array.reshape(-1, *array.shape[-2:])
 
     samples = flat("samples")
-    goal = flat(study.base["search.goal"]) <= study.base["search.level"]
+    goal, level = flat(study.base["search.goal"]), study.base["search.level"]
+    rises = study.base["search.direction"] == "rises"
     return _Probes(
         np.asarray(values, np.float64),
-        samples_to(samples, goal),
+        samples_to(samples, goal >= level if rises else goal <= level),
         samples_to(samples, flat("stage") > 1),
     )
 
@@ -200,7 +201,8 @@ def _dataset(study: Study, found: Sequence[_Probes]) -> xarray.Dataset:
 
     values = np.stack([probes.values for probes in found])
     dims = (*cell_names, *seed_names, "probe")
-    goal = f"{study.base['search.goal']} <= {study.base['search.level']:g}"
+    sign = ">=" if study.base["search.direction"] == "rises" else "<="
+    goal = f"{study.base['search.goal']} {sign} {study.base['search.level']:g}"
     return xarray.Dataset(
         {
             field.short: (

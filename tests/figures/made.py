@@ -206,6 +206,32 @@ def complexity() -> xr.Dataset:
     )
 
 
+def stage1() -> xr.Dataset:
+    """The right sign takes 3 T samples, and T^2 / 50 as printed, with the second batch and rate."""
+    lengths = np.array([100.0, 200.0, 400.0])
+    need = np.stack([3 * lengths, lengths**2 / 50])[:, :, None, None, None]
+    worse = np.array([2.0, 1.0])
+    spread = np.linspace(1.0, 1.01, SEEDS)[:, None]
+    goal = need * worse[:, None, None] * spread * worse
+    goal[..., :2, 0] = np.inf  # two seeds of ten have the wrong sign with the first rate
+    goal[:, :, 0, :5] = np.inf
+    dims = ("geometry", "context_length", "batch_size", "seed", "probe")
+    rates = np.broadcast_to([0.1, 0.01], (2, 3, 2, 2))
+    return xr.Dataset(
+        {
+            "samples_to_goal": (dims, goal),
+            "learning_rate_1": ((*dims[:3], "probe"), rates),
+        },
+        coords={
+            "geometry": ["mu", "paper"],
+            "context_length": lengths.astype(int),
+            "batch_size": [8, 32],
+            "seed": np.arange(SEEDS),
+        },
+        attrs={"settings": json.dumps({"search.share": 0.9})},
+    )
+
+
 def fig5(dataset: xr.Dataset) -> xr.Dataset:
     """The shared dataset with a vocabulary in the place of the sparsity, and a loss."""
     data = dataset.rename({"sparsity": "num_tokens"})
@@ -217,6 +243,7 @@ MADE: dict[str, Callable[[], xr.Dataset]] = {
     "phase_rates": phase_rates,
     "sparsity": sparsity,
     "complexity": complexity,
+    "stage1": stage1,
 }
 
 

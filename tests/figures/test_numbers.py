@@ -389,6 +389,33 @@ def test_complexity_prints_costs_and_powers(dataset: xr.Dataset) -> None:
     assert next(row["total"] for row in fits if row["geometry"] == "paper") == "-"
 
 
+def test_stage1_takes_the_best_setting_and_fits_both_powers(dataset: xr.Dataset) -> None:
+    costs, fits = tables_of("stage1", dataset)
+    largest = np.linspace(1.0, 1.01, 10)[8]
+    lengths = np.array([100.0, 200.0, 400.0])
+    assert column(costs[:3], "samples") == close((3 * lengths * largest).tolist())
+    assert column(costs[3:], "samples") == close((lengths**2 / 50 * largest).tolist())
+    assert {(row["batch size"], row["rate"]) for row in costs} == {("32", "0.01")}
+    assert column(costs, "rate over batch size") == close([0.01 / 32] * 6)
+    assert column(fits, "power") == close([1.0, 2.0])
+    assert column(fits, "growth") == close([4.0, 16.0])
+    for row in fits:
+        assert float(row["from"]) <= float(row["power"]) <= float(row["to"])
+
+
+def test_stage1_draws_the_costs_and_leaves_out_what_is_not_reached() -> None:
+    data = made.stage1()
+    data["samples_to_goal"][{"geometry": 1, "context_length": 2}] = np.inf
+    (axes,) = load("stage1").plot(data).axes
+    drawn = {line.get_gid(): np.asarray(line.get_ydata()) for line in axes.lines}
+    largest = np.linspace(1.0, 1.01, 10)[8]
+    np.testing.assert_allclose(drawn["costs mu"], np.array([300, 600, 1200]) * largest)
+    np.testing.assert_allclose(drawn["costs paper"][:2], np.array([200, 800]) * largest)
+    assert np.isnan(drawn["costs paper"][2])
+    (_, fits) = read(load("stage1").tables(data))
+    assert fits[1]["power"] == "-"
+
+
 def test_phase_diagrams_print_their_maps(dataset: xr.Dataset) -> None:
     share, distance = tables_of("phase_rates", dataset)
     assert [list(row.values())[1:] for row in share] == [["0.9", "0.8", "0.7"]] * 2

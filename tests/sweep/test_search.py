@@ -139,6 +139,22 @@ def test_samples_to_the_first_record_that_has_reached() -> None:
     assert samples_to(samples, reached).tolist() == [10.0, np.inf]
 
 
+def test_a_goal_may_rise_to_its_level(tmp_path: Path) -> None:
+    """Turned around, what falls below 0.1 rises above -0.1 at the same record."""
+    study = make(["search.goal=alpha_value", "search.direction=rises", "search.level=0.5"])
+
+    def turned(study: Study, out: Path) -> xr.Dataset:
+        dataset = pretend(study, out)
+        return dataset.assign(alpha_value=1.0 - dataset["rounded_attention_distance"])
+
+    found, falling = search(study, tmp_path, turned), search(make(), tmp_path, pretend)
+    xr.testing.assert_equal(found["samples_to_goal"], falling["samples_to_goal"])
+    assert found["samples_to_goal"].attrs["long_name"] == "samples until alpha_value >= 0.5"
+    never = make(["search.goal=alpha_value", "search.direction=falls", "search.level=0.0"])
+    first = search(never, tmp_path, turned)["samples_to_goal"]
+    assert set(np.unique(first)) == {0.0}
+
+
 def test_a_search_finds_the_best_value_in_every_cell(tmp_path: Path) -> None:
     """Its dataset holds every value tried, and the samples of every seed."""
     found = search(make(), tmp_path, pretend)

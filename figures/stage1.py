@@ -1,0 +1,177 @@
+"""Samples that stage 1 needs to get the sign right, against T, with either projector of eq. 4.
+
+The dataset comes from `scbjax run stage1`: stage 1 as in the paper, without the sign flip; for
+every context length and projector the rate and the batch size with which 90% of the seeds come to a
+signal of +0.1 with the fewest samples. What to see: whether drift is told from noise after of the
+order of T samples with the mu-orthogonal projector, whose noise falls like 1/sqrt(T), and of T^2
+with the printed one, whose noise does not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from _numbers import Table, tabulate
+from _shared import SINGLE_COLUMN, Values, log_axis, log_limits, main, render, setting
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+STUDY: Final = "stage1"
+GOAL, RATE, LENGTH = "samples_to_goal", "learning_rate_1", "context_length"
+VARIABLES: Final = (GOAL, RATE)
+LOOKS: Final[dict[str, dict[str, Any]]] = {
+    "paper": {"color": "#D55E00", "marker": "s"},
+    "mu": {"color": "#0072B2", "marker": "o"},
+}
+NAMES: Final = {"paper": "as printed", "mu": r"$\mu$-orthogonal"}
+# What the noise of one sample leads one to expect: (sigma T)^2 samples.
+POWERS: Final = {"paper": 2.0, "mu": 1.0}
+GUIDE: Final[dict[str, Any]] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
+RESAMPLES: Final = 400  # of the seeds
+INTERVAL: Final = (5.0, 95.0)  # percentiles over resampled seeds
+
+
+def plot(dataset: xr.Dataset) -> Figure:
+    """Make the figure from the study's dataset."""
+    data = arranged(dataset)
+    figure = Figure(figsize=(SINGLE_COLUMN, 3.0))
+    axes = figure.subplots()
+    lengths = data[LENGTH].to_numpy().astype(float)
+    entries: dict[str, Line2D] = {}
+    drawn = []
+    for index, geometry in enumerate(map(str, data["geometry"].to_numpy())):
+        runs = data.isel(geometry=index)
+        costs = least(runs[GOAL].to_numpy(), share_of(data))[0]
+        drawn.append(costs)
+        look = LOOKS[geometry]
+        axes.plot(lengths, costs, **look, markersize=4, linestyle="-", gid=f"costs {geometry}")
+        label = NAMES[geometry]
+        low, power, high = power_of(lengths, runs[GOAL].to_numpy(), share_of(data))
+        if np.isfinite(power):
+            label += f": $T^{{{power:.2f}}}$ ({low:.2f} to {high:.2f})"
+        entries[label] = Line2D([], [], **look, markersize=4)
+        draw_guide(axes, lengths, costs, POWERS[geometry])
+    entries["powers 2 and 1"] = Line2D([], [], **GUIDE)
+    axes.set(xscale="log", xlabel="context length, $T$")
+    log_axis(axes, log_limits(drawn, floor=1.0))
+    axes.set_xticks(lengths, [f"{length:g}" for length in lengths])
+    axes.minorticks_off()
+    seeds = data.sizes["seed"]
+    axes.set_ylabel(f"samples until {share_of(data):.0%} of {seeds} seeds\nhave a signal of +0.1")
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center")
+    return figure
+
+
+def draw_guide(axes: Axes, lengths: Values, costs: Values, power: float) -> None:
+    """Draw growth with a power of T through the middle of the costs."""
+    seen = np.isfinite(costs)
+    if seen.any():
+        middle = np.exp(np.mean(np.log(costs[seen]) - power * np.log(lengths[seen])))
+        axes.plot(lengths[seen], middle * lengths[seen] ** power, **GUIDE, zorder=1)
+
+
+def arranged(dataset: xr.Dataset) -> xr.Dataset:
+    """Give a dataset the dimensions (geometry, context_length, batch_size, seed, probe)."""
+    for name in ("geometry", "batch_size"):
+        if name not in dataset.dims:
+            dataset = dataset.expand_dims({name: [setting(dataset, name)]})
+    return dataset.transpose("geometry", LENGTH, "batch_size", "seed", "probe")
+
+
+def share_of(dataset: xr.Dataset) -> float:
+    """Give the share of the seeds that the search asked for."""
+    return float(str(setting(dataset, "share")))
+
+
+def least(goal: Values, share: float) -> tuple[Values, Values]:
+    """Least samples over batch sizes and rates, with which a share of the seeds gets there.
+
+    Args:
+        goal: samples [lengths, batches, seeds, probes], infinity for runs that never do.
+        share: in (0, 1].
+
+    Returns:
+        The samples [lengths], NaN where no setting is enough, and the place of the best setting
+        among batches and probes [lengths].
+    """
+    needed = int(np.ceil(share * goal.shape[2] - 1e-9)) - 1
+    costs = np.sort(goal.astype(float), axis=2)[:, :, needed].reshape(len(goal), -1)
+    best = costs.argmin(axis=1)
+    found = costs[np.arange(len(goal)), best]
+    return np.where(np.isfinite(found), found, np.nan), best
+
+
+def power_of(lengths: Values, goal: Values, share: float) -> Values:
+    """Fit a power of T to the least samples: its interval over resampled seeds, around it.
+
+    Every resample takes the settings that are best for it.
+
+    Args:
+        lengths: [lengths].
+        goal: [lengths, batches, seeds, probes].
+        share: of the seeds.
+
+    Returns:
+        [3]: 5th percentile, the power, 95th percentile; NaN where a length has no samples.
+    """
+    rng = np.random.default_rng(0)
+    seeds = goal.shape[2]
+    picks = np.concatenate([[np.arange(seeds)], rng.integers(seeds, size=(RESAMPLES, seeds))])
+    costs = np.stack([least(goal[:, :, pick], share)[0] for pick in picks])
+    centred = np.log(lengths) - np.log(lengths).mean()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slopes = np.log(costs) @ centred / (centred @ centred)
+    if not np.isfinite(slopes[0]):
+        return np.full(3, np.nan)
+    low, high = np.nanpercentile(slopes, INTERVAL)
+    return np.array([low, slopes[0], high])
+
+
+def tables(dataset: xr.Dataset) -> list[Table]:
+    """Tabulate the least samples with their settings, and the fitted powers."""
+    data = arranged(dataset)
+    lengths, share = data[LENGTH].to_numpy().astype(float), share_of(data)
+    rates = data[RATE].transpose("geometry", LENGTH, "batch_size", "probe").to_numpy()
+    batches, probes = data["batch_size"].to_numpy(), data.sizes["probe"]
+    rows, fits = [], []
+    for index, geometry in enumerate(map(str, data["geometry"].to_numpy())):
+        goal = data[GOAL].isel(geometry=index).to_numpy()
+        costs, best = least(goal, share)
+        for place, length in enumerate(lengths):
+            batch, probe = divmod(int(best[place]), probes)
+            rate = rates[index, place, batch, probe]
+            row = (costs[place], batches[batch], rate, rate / batches[batch])
+            rows.append([NAMES[geometry], length, *row])
+        low, power, high = power_of(lengths, goal, share)
+        grown = costs[-1] / costs[0]
+        fits.append([NAMES[geometry], power, low, high, grown])
+    return [
+        Table(
+            f"Least samples until {share:.0%} of {data.sizes['seed']} seeds have a signal of +0.1",
+            ("projector", "T", "samples", "batch size", "rate", "rate over batch size"),
+            rows,
+        ),
+        Table(
+            "Fitted power of T, with its 90% interval over resampled seeds, and the whole growth",
+            ("projector", "power", "from", "to", "growth"),
+            fits,
+        ),
+    ]
+
+
+def draw(results: Path, out: Path) -> list[Path]:
+    """Draw the figure from the dataset under `results` into `out` and return the files."""
+    return render("stage1", STUDY, VARIABLES, plot, results, out)
+
+
+def numbers(results: Path) -> str:
+    """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
+    return tabulate(STUDY, VARIABLES, tables, results)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(draw, __doc__, numbers))
