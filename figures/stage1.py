@@ -1,7 +1,8 @@
 """Samples that stage 1 needs to get the sign right, against T, with either projector of eq. 4.
 
-The dataset comes from `scbjax run stage1`: stage 1 as in the paper, without the sign flip; for
-every context length and projector the rate and the batch size with which 90% of the seeds come to a
+The datasets come from `scbjax run stage1` and, with the projector as printed, from `scbjax run
+stage1_printed`, which is drawn where it has been run: stage 1 as in the paper, without the sign
+flip; for every context length the rate and the batch size with which 90% of the seeds come to a
 signal of +0.1 with the fewest samples. What to see: whether drift is told from noise after of the
 order of T samples with the mu-orthogonal projector, whose noise falls like 1/sqrt(T), and of T^2
 with the printed one, whose noise does not.
@@ -15,53 +16,65 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 from _numbers import Table, tabulate
-from _shared import SINGLE_COLUMN, Values, log_axis, log_limits, main, render, setting
+from _shared import (
+    SINGLE_COLUMN,
+    Values,
+    log_axis,
+    log_limits,
+    main,
+    open_study,
+    render,
+    setting,
+)
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 
 STUDY: Final = "stage1"
+PRINTED: Final = "stage1_printed"
 GOAL, RATE, LENGTH = "samples_to_goal", "learning_rate_1", "context_length"
 VARIABLES: Final = (GOAL, RATE)
 LOOKS: Final[dict[str, dict[str, Any]]] = {
-    "paper": {"color": "#D55E00", "marker": "s"},
     "mu": {"color": "#0072B2", "marker": "o"},
+    "paper": {"color": "#D55E00", "marker": "s"},
 }
-NAMES: Final = {"paper": "as printed", "mu": r"$\mu$-orthogonal"}
+NAMES: Final = {"mu": r"$\mu$-orthogonal", "paper": "as printed"}
 # What the noise of one sample leads one to expect: (sigma T)^2 samples.
-POWERS: Final = {"paper": 2.0, "mu": 1.0}
+POWERS: Final = {"mu": 1.0, "paper": 2.0}
 GUIDE: Final[dict[str, Any]] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
 RESAMPLES: Final = 400  # of the seeds
 INTERVAL: Final = (5.0, 95.0)  # percentiles over resampled seeds
 
 
-def plot(dataset: xr.Dataset) -> Figure:
-    """Make the figure from the study's dataset."""
-    data = arranged(dataset)
+def plot(dataset: xr.Dataset, printed: xr.Dataset | None = None) -> Figure:
+    """Make the figure from the study's dataset and, if there is one, that of the printed one."""
+    studies = [arranged(each) for each in (dataset, printed) if each is not None]
     figure = Figure(figsize=(SINGLE_COLUMN, 3.0))
     axes = figure.subplots()
-    lengths = data[LENGTH].to_numpy().astype(float)
     entries: dict[str, Line2D] = {}
     drawn = []
-    for index, geometry in enumerate(map(str, data["geometry"].to_numpy())):
-        runs = data.isel(geometry=index)
-        costs = least(runs[GOAL].to_numpy(), share_of(data))[0]
+    for data in studies:
+        geometry, lengths = str(setting(data, "geometry")), lengths_of(data)
+        costs = least(data[GOAL].to_numpy(), share_of(data))[0]
         drawn.append(costs)
         look = LOOKS[geometry]
         axes.plot(lengths, costs, **look, markersize=4, linestyle="-", gid=f"costs {geometry}")
         label = NAMES[geometry]
-        low, power, high = power_of(lengths, runs[GOAL].to_numpy(), share_of(data))
+        low, power, high = power_of(lengths, data[GOAL].to_numpy(), share_of(data))
         if np.isfinite(power):
             label += f": $T^{{{power:.2f}}}$ ({low:.2f} to {high:.2f})"
         entries[label] = Line2D([], [], **look, markersize=4)
         draw_guide(axes, lengths, costs, POWERS[geometry])
-    entries["powers 2 and 1"] = Line2D([], [], **GUIDE)
+    powers = " and ".join(f"$T^{POWERS[str(setting(data, 'geometry'))]:g}$" for data in studies)
+    entries[f"slope of {powers}"] = Line2D([], [], **GUIDE)
     axes.set(xscale="log", xlabel="context length, $T$")
     log_axis(axes, log_limits(drawn, floor=1.0))
-    axes.set_xticks(lengths, [f"{length:g}" for length in lengths])
-    axes.minorticks_off()
-    seeds = data.sizes["seed"]
-    axes.set_ylabel(f"samples until {share_of(data):.0%} of {seeds} seeds\nhave a signal of +0.1")
+    ticks = np.unique(np.concatenate([lengths_of(data) for data in studies]))
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    seeds, share = studies[0].sizes["seed"], share_of(studies[0])
+    axes.set_ylabel(f"samples until {share:.0%} of {seeds} seeds\nhave a signal of +0.1")
     figure.legend(entries.values(), entries.keys(), loc="outside upper center")
     return figure
 
@@ -75,11 +88,15 @@ def draw_guide(axes: Axes, lengths: Values, costs: Values, power: float) -> None
 
 
 def arranged(dataset: xr.Dataset) -> xr.Dataset:
-    """Give a dataset the dimensions (geometry, context_length, batch_size, seed, probe)."""
-    for name in ("geometry", "batch_size"):
-        if name not in dataset.dims:
-            dataset = dataset.expand_dims({name: [setting(dataset, name)]})
-    return dataset.transpose("geometry", LENGTH, "batch_size", "seed", "probe")
+    """Give a dataset the dimensions (context_length, batch_size, seed, probe)."""
+    if "batch_size" not in dataset.dims:
+        dataset = dataset.expand_dims({"batch_size": [setting(dataset, "batch_size")]})
+    return dataset.transpose(LENGTH, "batch_size", "seed", "probe")
+
+
+def lengths_of(data: xr.Dataset) -> Values:
+    """Give the context lengths [lengths]."""
+    return np.asarray(data[LENGTH].to_numpy(), float)
 
 
 def share_of(dataset: xr.Dataset) -> float:
@@ -131,27 +148,24 @@ def power_of(lengths: Values, goal: Values, share: float) -> Values:
     return np.array([low, slopes[0], high])
 
 
-def tables(dataset: xr.Dataset) -> list[Table]:
+def tables(dataset: xr.Dataset, printed: xr.Dataset | None = None) -> list[Table]:
     """Tabulate the least samples with their settings, and the fitted powers."""
-    data = arranged(dataset)
-    lengths, share = data[LENGTH].to_numpy().astype(float), share_of(data)
-    rates = data[RATE].transpose("geometry", LENGTH, "batch_size", "probe").to_numpy()
-    batches, probes = data["batch_size"].to_numpy(), data.sizes["probe"]
     rows, fits = [], []
-    for index, geometry in enumerate(map(str, data["geometry"].to_numpy())):
-        goal = data[GOAL].isel(geometry=index).to_numpy()
+    for data in (arranged(each) for each in (dataset, printed) if each is not None):
+        name, lengths = NAMES[str(setting(data, "geometry"))], lengths_of(data)
+        goal, share = data[GOAL].to_numpy(), share_of(data)
+        rates = data[RATE].transpose(LENGTH, "batch_size", "probe").to_numpy()
         costs, best = least(goal, share)
         for place, length in enumerate(lengths):
-            batch, probe = divmod(int(best[place]), probes)
-            rate = rates[index, place, batch, probe]
-            row = (costs[place], batches[batch], rate, rate / batches[batch])
-            rows.append([NAMES[geometry], length, *row])
+            batch, probe = divmod(int(best[place]), rates.shape[-1])
+            size, rate = data["batch_size"].to_numpy()[batch], rates[place, batch, probe]
+            rows.append([name, length, costs[place], size, rate, rate / size])
         low, power, high = power_of(lengths, goal, share)
-        grown = costs[-1] / costs[0]
-        fits.append([NAMES[geometry], power, low, high, grown])
+        fits.append([name, power, low, high, costs[-1] / costs[0]])
+    seeds, share = dataset.sizes["seed"], share_of(dataset)
     return [
         Table(
-            f"Least samples until {share:.0%} of {data.sizes['seed']} seeds have a signal of +0.1",
+            f"Least samples until {share:.0%} of {seeds} seeds have a signal of +0.1",
             ("projector", "T", "samples", "batch size", "rate", "rate over batch size"),
             rows,
         ),
@@ -163,14 +177,28 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     ]
 
 
+def printed_beside(results: Path) -> xr.Dataset | None:
+    """Read the study with the printed projector, if it is there."""
+    there = (results / PRINTED / f"{PRINTED}.nc").is_file()
+    return open_study(results, PRINTED, VARIABLES) if there else None
+
+
 def draw(results: Path, out: Path) -> list[Path]:
-    """Draw the figure from the dataset under `results` into `out` and return the files."""
-    return render("stage1", STUDY, VARIABLES, plot, results, out)
+    """Draw the figure from the datasets under `results` into `out` and return the files."""
+
+    def both(dataset: xr.Dataset) -> Figure:
+        return plot(dataset, printed_beside(results))
+
+    return render("stage1", STUDY, VARIABLES, both, results, out)
 
 
 def numbers(results: Path) -> str:
-    """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
-    return tabulate(STUDY, VARIABLES, tables, results)
+    """Give the numbers of the datasets under `results` as tables, and nothing drawn."""
+
+    def both(dataset: xr.Dataset) -> list[Table]:
+        return tables(dataset, printed_beside(results))
+
+    return tabulate(STUDY, VARIABLES, both, results)
 
 
 if __name__ == "__main__":

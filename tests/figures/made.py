@@ -206,29 +206,29 @@ def complexity() -> xr.Dataset:
     )
 
 
-def stage1() -> xr.Dataset:
+def stage1(geometry: str = "mu") -> xr.Dataset:
     """The right sign takes 3 T samples, and T^2 / 50 as printed, with the second batch and rate."""
     lengths = np.array([100.0, 200.0, 400.0])
-    need = np.stack([3 * lengths, lengths**2 / 50])[:, :, None, None, None]
+    need = 3 * lengths if geometry == "mu" else lengths**2 / 50
     worse = np.array([2.0, 1.0])
     spread = np.linspace(1.0, 1.01, SEEDS)[:, None]
-    goal = need * worse[:, None, None] * spread * worse
+    goal = need[:, None, None, None] * worse[:, None, None] * spread * worse
     goal[..., :2, 0] = np.inf  # two seeds of ten have the wrong sign with the first rate
-    goal[:, :, 0, :5] = np.inf
-    dims = ("geometry", "context_length", "batch_size", "seed", "probe")
-    rates = np.broadcast_to([0.1, 0.01], (2, 3, 2, 2))
+    goal[:, 0, :5] = np.inf
+    dims = ("context_length", "batch_size", "seed", "probe")
+    rates = np.broadcast_to([0.1, 0.01], (3, 2, 2))
+    settings = {"train.geometry": geometry, "search.share": 0.9}
     return xr.Dataset(
         {
             "samples_to_goal": (dims, goal),
-            "learning_rate_1": ((*dims[:3], "probe"), rates),
+            "learning_rate_1": ((*dims[:2], "probe"), rates),
         },
         coords={
-            "geometry": ["mu", "paper"],
             "context_length": lengths.astype(int),
             "batch_size": [8, 32],
             "seed": np.arange(SEEDS),
         },
-        attrs={"settings": json.dumps({"search.share": 0.9})},
+        attrs={"settings": json.dumps(settings)},
     )
 
 

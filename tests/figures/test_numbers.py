@@ -389,8 +389,8 @@ def test_complexity_prints_costs_and_powers(dataset: xr.Dataset) -> None:
     assert next(row["total"] for row in fits if row["geometry"] == "paper") == "-"
 
 
-def test_stage1_takes_the_best_setting_and_fits_both_powers(dataset: xr.Dataset) -> None:
-    costs, fits = tables_of("stage1", dataset)
+def test_stage1_takes_the_best_setting_and_fits_both_powers() -> None:
+    costs, fits = read(load("stage1").tables(made.stage1(), made.stage1("paper")))
     largest = np.linspace(1.0, 1.01, 10)[8]
     lengths = np.array([100.0, 200.0, 400.0])
     assert column(costs[:3], "samples") == close((3 * lengths * largest).tolist())
@@ -403,17 +403,21 @@ def test_stage1_takes_the_best_setting_and_fits_both_powers(dataset: xr.Dataset)
         assert float(row["from"]) <= float(row["power"]) <= float(row["to"])
 
 
-def test_stage1_draws_the_costs_and_leaves_out_what_is_not_reached() -> None:
-    data = made.stage1()
-    data["samples_to_goal"][{"geometry": 1, "context_length": 2}] = np.inf
-    (axes,) = load("stage1").plot(data).axes
+def test_stage1_draws_the_printed_projector_where_its_study_was_run(store: Store) -> None:
+    script = load("stage1")
+    printed = made.stage1("paper")
+    printed["samples_to_goal"][{"context_length": 2}] = np.inf
+    (axes,) = script.plot(made.stage1(), printed).axes
     drawn = {line.get_gid(): np.asarray(line.get_ydata()) for line in axes.lines}
     largest = np.linspace(1.0, 1.01, 10)[8]
     np.testing.assert_allclose(drawn["costs mu"], np.array([300, 600, 1200]) * largest)
     np.testing.assert_allclose(drawn["costs paper"][:2], np.array([200, 800]) * largest)
     assert np.isnan(drawn["costs paper"][2])
-    (_, fits) = read(load("stage1").tables(data))
-    assert fits[1]["power"] == "-"
+    results = store("stage1", made.stage1())
+    assert "as printed" not in script.numbers(results)
+    store("stage1_printed", printed)
+    _, fits = read(script.tables(made.stage1(), script.printed_beside(results)))
+    assert [row["power"] for row in fits] == ["1", "-"]
 
 
 def test_phase_diagrams_print_their_maps(dataset: xr.Dataset) -> None:
