@@ -66,8 +66,9 @@ def plot(dataset: xr.Dataset, printed: xr.Dataset | None = None) -> Figure:
             label += f": $T^{{{power:.2f}}}$ ({low:.2f} to {high:.2f})"
         entries[label] = Line2D([], [], **look, markersize=4)
         draw_guide(axes, lengths, costs, POWERS[geometry])
-    powers = " and ".join(f"$T^{POWERS[str(setting(data, 'geometry'))]:g}$" for data in studies)
-    entries[f"slope of {powers}"] = Line2D([], [], **GUIDE)
+    powers = [POWERS[str(setting(data, "geometry"))] for data in studies]
+    slopes = " and ".join("$T$" if power == 1 else f"$T^{power:g}$" for power in powers)
+    entries[f"slope of {slopes}"] = Line2D([], [], **GUIDE)
     axes.set(xscale="log", xlabel="context length, $T$")
     log_axis(axes, log_limits(drawn, floor=1.0))
     ticks = np.unique(np.concatenate([lengths_of(data) for data in studies]))

@@ -191,6 +191,7 @@ def values_behind(names: list[str]) -> list[float]:
     found += [value / 1000 for value in found if value >= 1000]
     found += [100 * value for value in found if value <= 1]
     studies = {study_of(find_figure(name)) for name in names}
+    studies |= {f"{study}_printed" for study in studies & {"stage1"}}
     texts = [(ROOT / "sweeps" / f"{study}.toml").read_text(encoding="utf-8") for study in studies]
     found += [float(number) for text in texts for number in NUMBER.findall(text)]
     # The last one of a range of seeds is one below its end.
