@@ -23,7 +23,8 @@ seed = { range = [0, 6] }
 """
 # With K_Q at most 1 - 1/T the matrix of a step at eta = 1 is [[1 + 1/49, 1], [1, 1]].
 BOUND = 2 / np.linalg.eigvalsh([[1 + 1 / 49, 1.0], [1.0, 1.0]])[-1]
-SLOW_BOUND = 2 / np.linalg.eigvals([[1 + 1 / 49, 1.0], [0.1, 0.1]]).max()  # with A slower than V
+# With A slower than V. The eigenvalues are real; newer releases of NumPy give them as complex.
+SLOW_BOUND = 2 / np.linalg.eigvals([[1 + 1 / 49, 1.0], [0.1, 0.1]]).real.max()
 
 
 def make(*overrides: str) -> Study:
