@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import xarray as xr
 from _numbers import Table, tabulate
-from _shared import DOUBLE_COLUMN, Values, band, main, render, setting
+from _shared import DOUBLE_COLUMN, Values, band, log_limits, main, render, setting
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -163,11 +163,10 @@ def draw_signal(axes: Axes, data: xr.Dataset) -> None:
     """Draw noise and drift against the signal on the way, for the cases of the usual T."""
     chosen = data.isel(case=is_usual(data, "context_length") & is_usual(data, "skew"))
     signal = np.abs(chosen["alpha_value"].to_numpy()).ravel()
-    shown = signal > SMALLEST
     for look in LOOKS:
         axes.plot(
-            signal[shown],
-            chosen[look.noise].to_numpy().ravel()[shown],
+            signal,
+            chosen[look.noise].to_numpy().ravel(),
             **marker(look),
             markersize=2.5,
             alpha=0.7,
@@ -175,16 +174,13 @@ def draw_signal(axes: Axes, data: xr.Dataset) -> None:
         )
     # The projector is on the side of V: the gradient of alpha_A is the same with both.
     attention = chosen["alpha_attention_noise"].to_numpy().ravel()
-    axes.plot(
-        signal[shown],
-        attention[shown],
-        **ATTENTION,
-        markersize=2.5,
-        alpha=0.7,
-        gid="path alpha_attention_noise",
-    )
+    gid = "path alpha_attention_noise"
+    axes.plot(signal, attention, **ATTENTION, markersize=2.5, alpha=0.7, gid=gid)
     axes.set(xscale="log", yscale="log", xlabel=r"signal $|\alpha_V|$")
     axes.set_xlim(left=SMALLEST)
+    drawn = [attention, *(chosen[look.noise].to_numpy().ravel() for look in LOOKS)]
+    if (signal > SMALLEST).any():
+        axes.set_ylim(log_limits([values[signal > SMALLEST] for values in drawn], floor=0.0))
     axes.set_ylabel("deviation over samples")
     axes.set_title(f"on the way, $T$ = {chosen['context_length'].to_numpy()[0]}")
     axes.yaxis.set_minor_formatter(NullFormatter())

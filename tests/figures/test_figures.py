@@ -395,7 +395,12 @@ def test_projector_draws_noise_against_length_spread_and_signal() -> None:
     np.testing.assert_allclose(line(left, "drift")[:, 1], 1 / np.array([250, 1000, 4000]))
     drawn = line(right, "path alpha_attention_noise")
     np.testing.assert_allclose(drawn[:, 1], 2 * drawn[:, 0], rtol=1e-6)
-    assert (drawn[:, 0] > script.SMALLEST).all()
+    shown = drawn[drawn[:, 0] > script.SMALLEST]
+    assert len(shown) == 5 * 2 * 2
+    assert right.get_ylim()[0] <= shown[:, 1].min() < 2 * right.get_ylim()[0]
+    # A small study that ends before there is a signal is drawn too, if with an empty panel.
+    none = noise_dataset.assign(alpha_value=noise_dataset["alpha_value"] * 1e-6)
+    script.plot(none).draw_without_rendering()
     (dots,) = (item for item in middle.collections if item.get_gid() == "ratios")
     at_length = noise_dataset.isel(point=[1, 3, 4], step=0)
     ratio = at_length["alpha_value_noise_paper"] / at_length["alpha_value_noise_mu"]
@@ -405,7 +410,7 @@ def test_projector_draws_noise_against_length_spread_and_signal() -> None:
         np.stack([spread.ravel(), ratio.values.ravel().astype(float) ** 2], axis=1),
         rtol=1e-5,
     )
-    assert len(line(right, "path alpha_value_noise_mu")) == 5 * 2 * 2  # without the start
+    assert len(line(right, "path alpha_value_noise_mu")) == 5 * 2 * 3
 
 
 def as_sizes(dataset: xr.Dataset) -> xr.Dataset:
