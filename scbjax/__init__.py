@@ -1,8 +1,7 @@
 """Sparse contextual bigrams learned by linear transformers, in JAX.
 
 The public names of the core can be imported from here. They are looked up on first use (PEP 562),
-so `import scbjax` costs nothing and does not import JAX. A function that shares the name of its
-module stays there: `scbjax.loss.loss`, `scbjax.train.train`, `scbjax.simulate.simulate`.
+so `import scbjax` costs nothing and does not import JAX.
 
 Example:
     >>> import scbjax
@@ -15,21 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scbjax import (
-        loss as loss,
+        losses as losses,
         model as model,
         observe as observe,
         optim as optim,
         sampling as sampling,
         sharding as sharding,
-        simulate as simulate,
+        simulation as simulation,
         stages as stages,
         task as task,
         theory as theory,
-        train as train,
+        training as training,
         transfer as transfer,
     )
-    from scbjax.loss import (
+    from scbjax.losses import (
         excess_loss as excess_loss,
+        loss as loss,
         population_grad as population_grad,
         population_loss as population_loss,
     )
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     )
     from scbjax.sampling import Batch as Batch, sample_batch as sample_batch
     from scbjax.sharding import over_positions as over_positions
-    from scbjax.simulate import Simulation as Simulation
+    from scbjax.simulation import Simulation as Simulation, simulate as simulate
     from scbjax.stages import (
         population_refit as population_refit,
         refit_value as refit_value,
@@ -86,11 +86,12 @@ if TYPE_CHECKING:
         predict_step as predict_step,
         project_on_path as project_on_path,
     )
-    from scbjax.train import (
+    from scbjax.training import (
         Info as Info,
         Settings as Settings,
         State as State,
         Trajectory as Trajectory,
+        train as train,
     )
     from scbjax.transfer import (
         first_step as first_step,
@@ -114,12 +115,12 @@ _EXPORTS = {
         "PathProjection PopulationPath Rates StepPrediction path_point population_path "
         "population_step predict_step project_on_path"
     ),
-    "loss": "excess_loss population_grad population_loss",
+    "losses": "excess_loss loss population_grad population_loss",
     "stages": "population_refit refit_value round_attention threshold_and_project",
     "observe": "OBSERVABLES",
-    "train": "Info Settings State Trajectory",
+    "training": "Info Settings State Trajectory train",
     "transfer": "first_step keep_large mix_value source_overlap",
-    "simulate": "Simulation",
+    "simulation": "Simulation simulate",
     "optim": (
         "adam project_tangent proximal_l1 raw_sgd restore_column_sums scale_by_stationary "
         "scb_proximal scb_sgd"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scbjax.loss import excess_loss
+from scbjax.losses import excess_loss
 from scbjax.model import ATTENTION_MAPS, Params
 from scbjax.noise import SignalNoise, initial_noise, signal_noise
 from scbjax.sharding import every_nth_row

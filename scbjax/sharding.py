@@ -61,8 +61,8 @@ def over_positions(
     yet are cut up when the function is called; results stay split where they were made.
 
     Args:
-        function: what is to be compiled, such as :func:`scbjax.train.train`; made of functions of
-            this library, with arrays as arguments.
+        function: what is to be compiled, such as :func:`scbjax.training.train`; made of functions
+            of this library, with arrays as arguments.
         devices: the devices, all there are by default, of all processes. Their number must divide
             T, or tracing raises a ``ValueError``.
 
@@ -73,7 +73,7 @@ def over_positions(
     Example:
         >>> from functools import partial
         >>> from scbjax.task import random_task
-        >>> from scbjax.train import Settings, train
+        >>> from scbjax.training import Settings, train
         >>> draw = partial(random_task, num_tokens=3, context_length=64, sparsity=2)
         >>> task = over_positions(draw)(jax.random.key(0))
         >>> settings = Settings(batch_size=32, steps=20, record_every=20, record=("stage",))

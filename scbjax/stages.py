@@ -125,7 +125,7 @@ def rounding_level(task: Task, share: jax.Array | float) -> jax.Array:
 def population_refit(attention: jax.Array, task: Task) -> jax.Array:
     """The V [N, N] that minimises the expected loss for a given A [T, N] (the paper's star).
 
-    ``V = E[e_{x_o} h^T] E[h h^T]^{-1}`` with the moments of :mod:`scbjax.loss`. For A on the
+    ``V = E[e_{x_o} h^T] E[h h^T]^{-1}`` with the moments of :mod:`scbjax.losses`. For A on the
     population path it is the point of the path with
 
         alpha_V = (alpha_A K_Q + 1/T) / (alpha_A^2 K_Q + 1/T),

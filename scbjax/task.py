@@ -51,7 +51,7 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
     """The matrix product in full precision of the dtype, on every device.
 
     Within ``jax.default_matmul_precision(...)`` it has the precision that is named there. A step of
-    training sets that to the ``precision`` of its :class:`scbjax.train.Settings`.
+    training sets that to the ``precision`` of its :class:`scbjax.training.Settings`.
     """
     chosen = getattr(jax.config, "jax_default_matmul_precision", None)
     return jnp.matmul(a, b, precision=PRECISION if chosen is None else None)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from scbjax import optim
-from scbjax.loss import loss
+from scbjax.losses import loss
 from scbjax.model import Params
 from scbjax.sampling import Generator, draw_step, fold_in, make_sampler, make_seed
 from scbjax.task import Task, mu_inner, stationary_norm

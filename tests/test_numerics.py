@@ -18,7 +18,7 @@ from scbjax.sweep.plan import make_plan
 from scbjax.sweep.progress import SilentProgress
 from scbjax.sweep.study import parse_study
 from scbjax.task import Task, random_task
-from scbjax.train import Settings, State, advance, init
+from scbjax.training import Settings, State, advance, init
 
 STEPS = 10**5
 N, T, Q = 3, 30, 2

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scbjax import stages, theory
-from scbjax.loss import population_grad, population_loss
+from scbjax.losses import population_grad, population_loss
 from scbjax.model import Params, init_params
 from scbjax.sampling import Batch, sample_batch
 from scbjax.task import Task

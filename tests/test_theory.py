@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scbjax import optim, theory
-from scbjax.loss import loss, population_grad
+from scbjax.losses import loss, population_grad
 from scbjax.model import Params
 from scbjax.sampling import sample_batch
 from scbjax.task import Task

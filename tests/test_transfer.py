@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scbjax import train as training
+from scbjax import training
 from scbjax.model import Params, init_params
 from scbjax.sampling import Batch, Seed, draw_batch, fold_in, make_sampler, make_seed
 from scbjax.task import (
@@ -20,7 +20,7 @@ from scbjax.task import (
     related_task,
     transition_signal,
 )
-from scbjax.train import NEVER, Settings, State, init, start_from, train
+from scbjax.training import NEVER, Settings, State, init, start_from, train
 from scbjax.transfer import first_step, keep_large, mix_value, on_tangent, source_overlap
 
 Array = np.ndarray

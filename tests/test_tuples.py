@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scbjax import sampling, tuples
-from scbjax.loss import loss
+from scbjax.losses import loss
 from scbjax.model import Params
 from scbjax.sampling import AnyBatch, Batch, PackedBatch
 from scbjax.task import Task

@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from scbjax import train
+from scbjax import training
 from scbjax.model import Params, map_attention
 from scbjax.observe import OBSERVABLES
 from scbjax.sharding import shard_map
-from scbjax.simulate import Simulation
+from scbjax.simulation import Simulation
 from scbjax.sweep import cost
 from scbjax.sweep.backend import compiler_options
 from scbjax.sweep.fields import FIELDS
@@ -37,7 +37,7 @@ from scbjax.task import (
     stationary_norm,
     transition_signal,
 )
-from scbjax.train import (
+from scbjax.training import (
     STATIC_FIELDS,
     TRACED_FIELDS,
     Settings,
@@ -64,7 +64,7 @@ _NOT_DIVERGED = -1
 
 
 class _Learner(Protocol):
-    """What moves and records a trajectory: :mod:`scbjax.train` or a simulation of it."""
+    """What moves and records a trajectory: :mod:`scbjax.training` or a simulation of it."""
 
     def init(self, key: jax.Array, task: Task, settings: Settings) -> State: ...
 
@@ -624,7 +624,7 @@ def _observe(
 def _learner(program: Program) -> _Learner:
     """Training on real contexts, or the simulation where only tagged positions get tokens."""
     length: int = program.fixed["task.context_length"]
-    return train if cost.rows(program.fixed) == length else Simulation(length)
+    return training if cost.rows(program.fixed) == length else Simulation(length)
 
 
 def _slice(tree: Any, first: jax.Array, size: int) -> Any:  # noqa: ANN401 - any tree of arrays

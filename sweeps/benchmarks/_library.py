@@ -14,7 +14,7 @@ import numpy as np
 from _measure import Contender, Payload
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from scbjax.loss import loss, sample_gradients
+from scbjax.losses import loss, sample_gradients
 from scbjax.model import Params
 from scbjax.sampling import (
     POSITION_MAJOR_LIMIT,
@@ -31,7 +31,7 @@ from scbjax.sharding import shard_map
 from scbjax.sweep.backend import compiler_options
 from scbjax.sweep.chunks import over_axis
 from scbjax.task import Task, random_task
-from scbjax.train import Settings, State, init, step, stored
+from scbjax.training import Settings, State, init, step, stored
 
 OURS: Final = "scbjax"
 FLOOR: Final = "one random word a token"

@@ -147,7 +147,7 @@ def environment() -> Payload:
     """Device, processors and versions, and how busy the machine was before."""
     import jax
 
-    from scbjax.train import Settings
+    from scbjax.training import Settings
 
     device = jax.devices()[0]
     return {

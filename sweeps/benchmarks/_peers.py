@@ -21,10 +21,10 @@ import numpy.typing as npt
 from _library import Size, draw_tasks, settings_for, start
 from _measure import Contender, say
 
-from scbjax.loss import loss
+from scbjax.losses import loss
 from scbjax.sampling import sample_batch
 from scbjax.task import Task
-from scbjax.train import State, step, step_sizes
+from scbjax.training import State, step, step_sizes
 
 if TYPE_CHECKING:
     import torch

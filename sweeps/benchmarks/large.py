@@ -114,7 +114,7 @@ def _split(num_tokens: int, context_length: int, batch_size: int, *, quick: bool
 
     from scbjax.sharding import over_positions
     from scbjax.task import random_task
-    from scbjax.train import Settings
+    from scbjax.training import Settings
 
     settings = Settings(batch_size, SPLIT_STEPS, SPLIT_STEPS, record=("stage",))
     draw = partial(random_task, num_tokens=num_tokens, context_length=context_length, sparsity=2)
@@ -138,7 +138,7 @@ def _trajectory(name: str, compile_it: Any, draw: Any, settings: Any) -> Contend
     """A unit is ten steps and a record of one number; the state is kept between calls."""
     import jax
 
-    from scbjax.train import advance, init
+    from scbjax.training import advance, init
 
     task = compile_it(draw)(jax.random.key(0))
     move = compile_it(partial(advance, num_records=1))

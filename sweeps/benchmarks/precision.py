@@ -31,11 +31,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from step import CHECKED_SAMPLES, QUICK_SIZES, SIZES
 
-from scbjax.loss import loss
+from scbjax.losses import loss
 from scbjax.model import Params
 from scbjax.sampling import Batch, sample_batch
 from scbjax.task import Task
-from scbjax.train import State
+from scbjax.training import State
 
 FLOAT32, STORED, THROUGHOUT = "float32", "bfloat16, stored", "bfloat16, throughout"
 PRECISIONS: Final = {

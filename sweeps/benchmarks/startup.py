@@ -26,7 +26,7 @@ COMMANDS = {
     "import numpy": ["-c", "import numpy"],
     "import jax": ["-c", "import jax"],
     "import scbjax": ["-c", "import scbjax"],
-    "scbjax.train, with JAX": ["-c", "import scbjax.train"],
+    "scbjax.train, with JAX": ["-c", "import scbjax; scbjax.train"],
     "scbjax --help": ["-m", "scbjax", "--help"],
     "scbjax list": ["-m", "scbjax", "list"],
     "scbjax show fig1": ["-m", "scbjax", "show", "fig1"],
@@ -76,7 +76,7 @@ def compile_once() -> int:
     import jax
 
     from scbjax.task import random_task
-    from scbjax.train import Settings, train
+    from scbjax.training import Settings, train
 
     task = random_task(jax.random.key(0), num_tokens=3, context_length=5000, sparsity=2)
     settings = Settings(64, 1000, record_every=10)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from scbjax.observe import DEFAULT_RECORD
 from scbjax.sweep.backend import compiler_options
-from scbjax.train import Settings, train
+from scbjax.training import Settings, train
 
 SIZE, STEPS, EVERY = Size(3, 5000, 64, 1), 1000, 10
 QUICK_SIZE, QUICK_STEPS = Size(3, 200, 8, 1), 20

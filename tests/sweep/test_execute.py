@@ -20,7 +20,7 @@ import xarray
 from numpy.typing import NDArray
 
 from scbjax.observe import OBSERVABLES
-from scbjax.simulate import simulate
+from scbjax.simulation import simulate
 from scbjax.sweep import dataset as datasets
 from scbjax.sweep.chunks import ChunkResult, Executor, _prepare, chunk_inputs, over_axis
 from scbjax.sweep.cost import CACHE_BYTES, chunk_bytes, step_bytes
@@ -33,7 +33,7 @@ from scbjax.sweep.progress import Reading, SilentProgress
 from scbjax.sweep.store import Store, status
 from scbjax.sweep.study import Study, parse_study
 from scbjax.task import random_task, related_task
-from scbjax.train import Settings, train
+from scbjax.training import Settings, train
 
 TEXT = """
 title = "A title"

@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import assume, given
 
-from scbjax import observe, task, train
+from scbjax import observe, task, training
 from scbjax.sweep import definition, fields, study
 from scbjax.sweep.cells import is_search
 from scbjax.sweep.fields import FIELDS, INT32_MAX, Choice, Field, Interval, find_field
@@ -56,28 +56,28 @@ def message(extra: str = "", overrides: tuple[str, ...] = ()) -> str:
 
 
 def test_fields_match_the_settings_of_a_trajectory() -> None:
-    for setting in dataclasses.fields(train.Settings):
+    for setting in dataclasses.fields(training.Settings):
         if setting.name == "record":
             continue
         field = find_field(setting.name)
-        kind = "static" if setting.name in train.STATIC_FIELDS else "traced"
+        kind = "static" if setting.name in training.STATIC_FIELDS else "traced"
         assert field.kind == kind
         required = setting.default is dataclasses.MISSING
         assert isinstance(field.default, fields.Required) == required
         assert required or field.default == setting.default
         assert required or type(field.default) is type(setting.default)
-    names = {setting.name for setting in dataclasses.fields(train.Settings)} - {"record"}
+    names = {setting.name for setting in dataclasses.fields(training.Settings)} - {"record"}
     tables = {"train", "model", "transfer"}
     found = {field.short for field in FIELDS.values() if field.table in tables}
     assert found - names == {"correlation"}  # of the related task, not of the trajectory
     assert names <= found
 
 
-@pytest.mark.parametrize("name", sorted(train._CHOICES))
+@pytest.mark.parametrize("name", sorted(training._CHOICES))
 def test_choices_match_those_of_a_trajectory(name: str) -> None:
     check = find_field(name).check
     assert isinstance(check, Choice)
-    assert check.options == tuple(train._CHOICES[name])
+    assert check.options == tuple(training._CHOICES[name])
 
 
 def test_fields_of_the_task_match_random_task() -> None:
@@ -739,10 +739,10 @@ def test_what_a_study_accepts_a_trajectory_accepts(data: st.DataObject) -> None:
         relation.holds(*(settings[path.rpartition(".")[2]] for path in relation.fields))
         for relation in study._ATTENTION_RELATIONS
     ):
-        train.Settings(**settings)
+        training.Settings(**settings)
     else:
         with pytest.raises(ValueError, match="with attention_map = 'softmax'"):
-            train.Settings(**settings)
+            training.Settings(**settings)
 
 
 # ---------------------------------------------------------------------------- anything at all

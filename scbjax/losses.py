@@ -191,7 +191,7 @@ def excess_loss(params: Params, task: Task, repeats: jax.Array | float = 1.0) ->
         params: V [N, N] and A [T, N].
         task: the task.
         repeats: how many positions each entry of A stands for, where it is more than itself
-            (:mod:`scbjax.simulate`).
+            (:mod:`scbjax.simulation`).
     """
     mu = task.stationary
     value_error = params.value - task.transition

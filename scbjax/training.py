@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from scbjax import optim
-from scbjax.loss import loss, sample_gradients
+from scbjax.losses import loss, sample_gradients
 from scbjax.model import ATTENTION_MAPS, Params, init_params, map_attention, sum_by_query
 from scbjax.observe import DEFAULT_RECORD, OBSERVABLES, View, observe
 from scbjax.sampling import (

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scbjax import loss, observe, sampling, stages, theory, train as training
+from scbjax import losses, observe, sampling, stages, theory, training
 from scbjax.model import Params, map_attention
 from scbjax.sampling import Batch, sample_batch
 from scbjax.task import (
@@ -23,7 +23,17 @@ from scbjax.task import (
     random_task,
     transition_signal,
 )
-from scbjax.train import NEVER, Settings, State, Trajectory, advance, init, next_stage, step, train
+from scbjax.training import (
+    NEVER,
+    Settings,
+    State,
+    Trajectory,
+    advance,
+    init,
+    next_stage,
+    step,
+    train,
+)
 
 Array = np.ndarray
 
@@ -501,10 +511,10 @@ def test_factors_of_fewer_bits_change_the_gradient(
 
     task = make_task()
     params, batch = init(jax.random.key(0), task, QUICK).params, draw(0, task)
-    exact = jax.jit(jax.grad(loss.loss))(params, batch).value
-    monkeypatch.setattr(loss, "product", lambda a, b: product(rounded(a), rounded(b)))
-    inexact = jax.jit(jax.grad(loss.loss))(params, batch).value
-    _, residuals = loss._forward(params, batch)
+    exact = jax.jit(jax.grad(losses.loss))(params, batch).value
+    monkeypatch.setattr(losses, "product", lambda a, b: product(rounded(a), rounded(b)))
+    inexact = jax.jit(jax.grad(losses.loss))(params, batch).value
+    _, residuals = losses._forward(params, batch)
     attended, error = jnp.abs(residuals.attended), jnp.abs(residuals.error)
     terms = (error + attended @ jnp.abs(params.value).T).T @ attended / len(batch.label)
     share = jnp.abs(inexact - exact) / (2 * 2.0 ** -(bits + 1) * terms)

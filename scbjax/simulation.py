@@ -7,8 +7,8 @@ are among them; a tagged position off this support stands for ``m = (T - Q) / (R
 that go through the same in law. What is left out, T - R positions of small weights, is summed up:
 
 * Tagged positions get tokens, and with them labels, attention and gradients, as in
-  :mod:`scbjax.train`. Since their own tokens are in ``h = X a`` with their own weights, the drift
-  of Lemma B.8 need not be put in by hand.
+  :mod:`scbjax.training`. Since their own tokens are in ``h = X a`` with their own weights, the
+  drift of Lemma B.8 need not be put in by hand.
 * Of the others a sample needs ``h_o = sum a_t e_{x_t}`` and, for the mean of a gradient over
   positions, the counts ``n_o = sum e_{x_t}``. Tokens are i.i.d., so with ``Sigma = diag(mu) - mu
   mu^T``, ``s_1 = sum a_t`` and ``s_2 = sum a_t^2`` over these positions,
@@ -39,14 +39,14 @@ import jax.numpy as jnp
 import optax
 
 from scbjax import optim
-from scbjax.loss import excess_loss
+from scbjax.losses import excess_loss
 from scbjax.model import Params, attend, attend_transpose
 from scbjax.observe import DEFAULT_RECORD, View, observe, stands_out
 from scbjax.sampling import Batch, draw_batch, fold_in, make_sampler, make_seed
 from scbjax.stages import estimated_signals, mirror, round_attention, rounding_level
 from scbjax.task import Task, mu_inner, pattern_signal, product, transition_signal
 from scbjax.theory import PathProjection, path_point, population_step, ratio, signals
-from scbjax.train import (
+from scbjax.training import (
     Settings,
     State,
     Trajectory,
@@ -57,8 +57,8 @@ from scbjax.train import (
     step_sizes,
 )
 
-# Streams of a trajectory's key. Of those of scbjax.train only the refits are shared: a simulation
-# and a training with the same seed see independent noise.
+# Streams of a trajectory's key. Of those of scbjax.training only the refits are shared: a
+# simulation and a training with the same seed see independent noise.
 _REFITS, _TAGGED, _OTHERS = 1, 100, 101
 
 
@@ -129,7 +129,7 @@ def repeats(pattern: jax.Array, context_length: int) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Simulation:
-    """The learner at context length T, with the functions of :mod:`scbjax.train`.
+    """The learner at context length T, with the functions of :mod:`scbjax.training`.
 
     Tasks that it is given have R rows, the tagged positions, at least one of them off the support
     of every column of Q.
@@ -141,7 +141,7 @@ class Simulation:
     context_length: int
 
     def init(self, key: jax.Array, task: Task, settings: Settings) -> State:
-        """The state before the first step; see :func:`scbjax.train.init`.
+        """The state before the first step; see :func:`scbjax.training.init`.
 
         Raises:
             ValueError: for Adam and for attention maps other than the linear one.
@@ -234,7 +234,7 @@ class Simulation:
     def step(
         self, state: State, batch: Batch, others: Others, task: Task, settings: Settings
     ) -> State:
-        """One step of the optimiser; the stage stays what it is. See :func:`scbjax.train.step`."""
+        """One step; the stage stays what it is. See :func:`scbjax.training.step`."""
         signal = pattern_signal(task, self.context_length)
         rates, l1 = step_sizes(state, task, settings, signal)
         with jax.default_matmul_precision(settings.precision):
@@ -261,7 +261,7 @@ class Simulation:
         )
 
     def next_stage(self, state: State, task: Task, settings: Settings) -> State:
-        """Ends stage 1 or 2 if it is over; see :func:`scbjax.train.next_stage`."""
+        """Ends stage 1 or 2 if it is over; see :func:`scbjax.training.next_stage`."""
         strengths = self._strengths(state.params, task, settings)
         return end_stage(
             state,
@@ -280,7 +280,7 @@ class Simulation:
         start: jax.Array | int,
         num_records: int,
     ) -> tuple[State, dict[str, jax.Array]]:
-        """Steps and records; see :func:`scbjax.train.advance`."""
+        """Steps and records; see :func:`scbjax.training.advance`."""
         sampler = make_sampler(task)
         seed = make_seed(jax.random.fold_in(key, _TAGGED), settings.generator)
         key_others = jax.random.fold_in(key, _OTHERS)
@@ -305,7 +305,7 @@ class Simulation:
         state: State,
         start: jax.Array | int,
     ) -> dict[str, jax.Array]:
-        """The record of a state; see :func:`scbjax.train.observe_state`.
+        """The record of a state; see :func:`scbjax.training.observe_state`.
 
         Raises:
             ValueError: for an observable that is not recorded by default.

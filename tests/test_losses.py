@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from scbjax import optim, theory
-from scbjax.loss import excess_loss, loss, population_grad, population_loss
+from scbjax.losses import excess_loss, loss, population_grad, population_loss
 from scbjax.model import Params, init_params, map_attention, predict
 from scbjax.sampling import Batch, sample_batch
 from scbjax.task import Task

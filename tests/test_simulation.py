@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scbjax import optim, theory, train
-from scbjax.loss import loss
+from scbjax import optim, theory, training
+from scbjax.losses import loss
 from scbjax.model import Params
 from scbjax.observe import DEFAULT_RECORD
 from scbjax.sampling import sample_batch
-from scbjax.simulate import Simulation, draw_others, repeats, simulate
+from scbjax.simulation import Simulation, draw_others, repeats, simulate
 from scbjax.task import Task, mu_inner, random_task
-from scbjax.train import Settings, State
+from scbjax.training import Settings, State
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -268,7 +268,7 @@ RANDOM = {"rounded_value_distance", "rounded_value_similarity"}
         pytest.param("raw_sgd", marks=pytest.mark.slow),
     ],
 )
-def test_with_all_positions_tagged_it_is_the_training(optimizer: train.Optimizer) -> None:
+def test_with_all_positions_tagged_it_is_the_training(optimizer: training.Optimizer) -> None:
     task = draw_task(context_length=40, dtype=jnp.float64)
     geometry: optim.Geometry = "paper" if optimizer == "sgd" else "mu"
     settings = change(QUICK, optimizer=optimizer, geometry=geometry)
@@ -280,21 +280,21 @@ def test_with_all_positions_tagged_it_is_the_training(optimizer: train.Optimizer
         def step(states: tuple[State, State], key: jax.Array) -> tuple[tuple[State, State], None]:
             batch = sample_batch(key, task, settings.batch_size)
             others = draw_others(key, task.stationary, settings.batch_size)
-            state = train.step(states[0], batch, task, settings)[0]
+            state = training.step(states[0], batch, task, settings)[0]
             return (state, simulation.step(states[1], batch, others, task, settings)), None
 
         keys = jax.random.split(key, settings.record_every)
         state, simulated = jax.lax.scan(step, states, keys)[0]
-        state = train.next_stage(state, task, settings)
+        state = training.next_stage(state, task, settings)
         simulated = simulation.next_stage(simulated, task, settings)
         records = (
-            train.observe_state(key, task, settings, state, 0),
+            training.observe_state(key, task, settings, state, 0),
             simulation.observe_state(key, task, settings, simulated, 0),
         )
         return (state, simulated), records
 
     start = jax.random.key(0), task, settings
-    states = train.init(*start), simulation.init(*start)
+    states = training.init(*start), simulation.init(*start)
     keys = jax.random.split(jax.random.key(1), settings.steps // settings.record_every)
     _, (real, found) = quick_jit(lambda: jax.lax.scan(both, states, keys))()
     assert real.keys() == found.keys() == set(DEFAULT_RECORD)
@@ -320,7 +320,7 @@ def state_at(params: Params, stage: int) -> State:
 @pytest.mark.parametrize("switch_on", ["parameters", "truth"])
 @pytest.mark.parametrize(("stage", "alpha"), [(1, 0.4), (1, -0.4), (2, 0.4)])
 def test_stages_and_records_are_those_of_all_positions(
-    stage: int, alpha: float, switch_on: train.SwitchOn
+    stage: int, alpha: float, switch_on: training.SwitchOn
 ) -> None:
     # The rows off the support that survive a threshold do so many times over.
     pair = make_pair(jnp.float64, alpha=alpha, noise=0.5)
@@ -333,12 +333,12 @@ def test_stages_and_records_are_those_of_all_positions(
 
     @quick_jit
     def both() -> tuple[Any, Any, State, State]:
-        state = train.next_stage(state_at(pair.whole, stage), pair.whole_task, settings)
+        state = training.next_stage(state_at(pair.whole, stage), pair.whole_task, settings)
         found = simulation.next_stage(state_at(pair.params, stage), pair.task, settings)
         names = tuple(name for name in DEFAULT_RECORD if name not in RANDOM)
         record = change(settings, record=names)
         return (
-            train.observe_state(key, pair.whole_task, record, state, 0),
+            training.observe_state(key, pair.whole_task, record, state, 0),
             simulation.observe_state(key, pair.task, record, found, 0),
             state,
             found,
@@ -405,7 +405,7 @@ def test_what_a_simulation_does_not_record() -> None:
 @pytest.mark.parametrize(("num_tokens", "batch_size"), [(3, 64), (10, 128)])
 @pytest.mark.parametrize("optimizer", ["proximal", "sgd"])
 def test_medians_of_simulated_runs_are_inside_the_band_of_real_ones(
-    num_tokens: int, batch_size: int, optimizer: train.Optimizer
+    num_tokens: int, batch_size: int, optimizer: training.Optimizer
 ) -> None:
     length, runs = 1000, 24
     variables = ("alpha_value", "alpha_attention", "delta_value", "delta_attention")
@@ -414,7 +414,7 @@ def test_medians_of_simulated_runs_are_inside_the_band_of_real_ones(
 
     def real(key: jax.Array) -> dict[str, jax.Array]:
         task = draw(key, context_length=length)
-        return train.train(jax.random.fold_in(key, 1), task, settings).records
+        return training.train(jax.random.fold_in(key, 1), task, settings).records
 
     def simulated(key: jax.Array) -> dict[str, jax.Array]:
         task = draw(key, context_length=256)
