@@ -108,8 +108,9 @@ def init_params(task: Task, attention_map: str = "linear") -> Params:
     """
     context_length, num_tokens = task.pattern.shape
     value = jnp.broadcast_to(task.stationary[:, None], (num_tokens, num_tokens))
-    start = ATTENTION_MAPS[attention_map].start(context_length)
-    return Params(value, split(jnp.full_like(task.pattern, start)))
+    start = jnp.full_like(task.pattern, ATTENTION_MAPS[attention_map].start(context_length))
+    # Hidden from the compiler, which would work out what is computed of a start that it knows.
+    return Params(value, split(jax.lax.optimization_barrier(start)))
 
 
 def map_attention(params: Params, attention_map: str) -> Params:

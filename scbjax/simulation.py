@@ -47,6 +47,7 @@ from scbjax.stages import estimated_signals, mirror, round_attention, rounding_l
 from scbjax.task import Task, mu_inner, pattern_signal, product, transition_signal
 from scbjax.theory import PathProjection, path_point, population_step, ratio, signals
 from scbjax.training import (
+    Loop,
     Settings,
     State,
     Trajectory,
@@ -54,6 +55,7 @@ from scbjax.training import (
     end_stage,
     in_stretches,
     init as init_training,
+    run,
     step_sizes,
 )
 
@@ -281,6 +283,11 @@ class Simulation:
         num_records: int,
     ) -> tuple[State, dict[str, jax.Array]]:
         """Steps and records; see :func:`scbjax.training.advance`."""
+        loop = self.loop(key, task, settings)
+        return in_stretches(loop, state, start, settings.record_every, num_records)
+
+    def loop(self, key: jax.Array, task: Task, settings: Settings) -> Loop:
+        """The parts of a trajectory; see :func:`scbjax.training.in_stretches`."""
         sampler = make_sampler(task)
         seed = make_seed(jax.random.fold_in(key, _TAGGED), settings.generator)
         key_others = jax.random.fold_in(key, _OTHERS)
@@ -291,11 +298,10 @@ class Simulation:
             others = draw_others(own, task.stationary, settings.batch_size)
             return self.step(state, batch, others, task, settings)
 
-        def end_stretch(state: State, done: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-            state = self.next_stage(state, task, settings)
-            return state, self.observe_state(key, task, settings, state, done)
+        def record(state: State, done: jax.Array) -> dict[str, jax.Array]:
+            return self.observe_state(key, task, settings, state, done)
 
-        return in_stretches(one_step, end_stretch, state, start, settings, num_records)
+        return Loop(one_step, partial(self.next_stage, task=task, settings=settings), record)
 
     def observe_state(
         self,
@@ -486,10 +492,8 @@ def simulate(key: jax.Array, task: Task, settings: Settings, *, context_length: 
         )
     simulation = Simulation(context_length)
     state = simulation.init(key, task, settings)
-    first = simulation.observe_state(key, task, settings, state, 0)
-    num_records = settings.steps // settings.record_every
-    state, later = simulation.advance(key, task, settings, state, 0, num_records)
-    return as_trajectory(state, first, later, settings)
+    state, records = run(simulation.loop(key, task, settings), state, settings)
+    return as_trajectory(state, records, settings)
 
 
 def _value_direction(update: jax.Array, mu: jax.Array, geometry: optim.Geometry) -> jax.Array:

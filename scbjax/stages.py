@@ -25,6 +25,7 @@ from scbjax.task import (
     pattern_signal,
     pattern_sparsity,
     product,
+    solve,
     stationary_norm,
     transition_signal,
 )
@@ -140,7 +141,7 @@ def population_refit(attention: jax.Array, task: Task) -> jax.Array:
     mean = jnp.outer(mu, mu)
     cross = overlap * task.transition * mu[None, :] + (jnp.sum(mu * sums) - overlap) * mean
     gram = size * jnp.diag(mu) + (jnp.sum(mu * sums**2) - size) * mean
-    value: jax.Array = jnp.linalg.solve(gram, cross.T).T
+    value: jax.Array = solve(gram, cross.T).T
     return value
 
 
@@ -182,5 +183,5 @@ def refit_value(
     gram = product(attended.T, attended)
     ridge = _RIDGE * jnp.trace(gram) / num_tokens
     gram = gram + ridge * jnp.eye(num_tokens, dtype=gram.dtype)
-    value: jax.Array = jnp.linalg.solve(gram, product(attended.T, target)).T
+    value: jax.Array = solve(gram, product(attended.T, target)).T
     return value

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry_2x32
 
+from scbjax.blocks import has_blocks
 from scbjax.sharding import WHOLE, Part, merge_largest, on_parts, split
 
 # |mu|^2 of a random task stays below this for N >= 3, so that K_P >= |mu|^2 (Assumption 2.1 (c)),
@@ -55,6 +56,33 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
     """
     chosen = getattr(jax.config, "jax_default_matmul_precision", None)
     return jnp.matmul(a, b, precision=PRECISION if chosen is None else None)
+
+
+def solve(matrix: jax.Array, right: jax.Array) -> jax.Array:
+    """The solution x [N, M] of ``matrix x = right``; differentiable, and safe under ``vmap``.
+
+    A batch of LAPACK calls of jaxlib for CPUs (seen in 0.10) waits, on a thread of XLA's pool, for
+    other threads of the same pool. Two such batches that run at the same time can hold all threads,
+    and then wait for ever. So on CPUs the systems of a batch are solved one after the other.
+
+    Args:
+        matrix: [N, N].
+        right: [N, M].
+    """
+
+    def solve_one(matrix: jax.Array, right: jax.Array) -> jax.Array:
+        own: jax.Array = jnp.linalg.solve(matrix, right)
+        return own
+
+    own = jax.custom_batching.sequential_vmap(solve_one) if has_blocks() else solve_one
+    # Derivatives are those of the equation, so that the loop over a batch needs none.
+    solution: jax.Array = jax.lax.custom_linear_solve(
+        lambda x: product(matrix, x),
+        right,
+        solve=lambda _, b: own(matrix, b),
+        transpose_solve=lambda _, b: own(matrix.T, b),
+    )
+    return solution
 
 
 class Task(NamedTuple):
@@ -228,7 +256,7 @@ def stationary_distribution(transition: jax.Array) -> jax.Array:
     size = transition.shape[-1]
     ones = jnp.ones((size,), transition.dtype)
     identity = jnp.eye(size, dtype=transition.dtype)
-    solution: jax.Array = jnp.linalg.solve(identity - transition + 1.0, ones)
+    solution: jax.Array = solve(identity - transition + 1.0, ones[:, None])[:, 0]
     return solution
 
 

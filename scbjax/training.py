@@ -533,6 +533,29 @@ def advance(
     Returns:
         The new state, and an array [num_records] for each observable.
     """
+    loop = _loop(key, task, settings)
+    state, records = in_stretches(
+        loop, stored(state, task, settings), start, settings.record_every, num_records
+    )
+    return stored(state, task, settings), records
+
+
+class Loop(NamedTuple):
+    """What a trajectory is made of; see :func:`in_stretches`.
+
+    Attributes:
+        one_step: the next state, of a state and the number of the step.
+        end_stretch: what is done to the state before a record is taken.
+        record: the record of a state, of it and the number of steps done.
+    """
+
+    one_step: Callable[[State, jax.Array], State]
+    end_stretch: Callable[[State], State]
+    record: Callable[[State, jax.Array], dict[str, jax.Array]]
+
+
+def _loop(key: jax.Array, task: Task, settings: Settings) -> Loop:
+    """The parts of a trajectory, on states as they are stored."""
     sampler = make_sampler(task)
     seed = make_seed(jax.random.fold_in(key, _BATCHES), settings.generator)
 
@@ -541,33 +564,35 @@ def advance(
         state = step(stored(state, task, settings), batch, task, settings)[0]
         return stored(state, task, settings)
 
-    def end_stretch(state: State, done: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-        state = next_stage(stored(state, task, settings), task, settings)
-        record = observe_state(key, task, settings, state, done)
-        return stored(state, task, settings), record
+    def end_stretch(state: State) -> State:
+        return stored(next_stage(stored(state, task, settings), task, settings), task, settings)
 
-    state = stored(state, task, settings)
-    state, records = in_stretches(one_step, end_stretch, state, start, settings, num_records)
-    return stored(state, task, settings), records
+    def record(state: State, done: jax.Array) -> dict[str, jax.Array]:
+        return observe_state(key, task, settings, stored(state, task, settings), done)
+
+    return Loop(one_step, end_stretch, record)
 
 
 def in_stretches(
-    one_step: Callable[[State, jax.Array], State],
-    end_stretch: Callable[[State, jax.Array], tuple[State, dict[str, jax.Array]]],
+    loop: Loop,
     state: State,
     start: jax.Array | int,
-    settings: Settings,
+    record_every: int,
     num_records: int,
+    *,
+    initial: bool = False,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """The loops of :func:`advance`: stretches of ``record_every`` steps, each ended by a record.
+    """Stretches of steps, each ended by a record.
 
     Args:
-        one_step: the next state, of a state and the number of the step.
-        end_stretch: the next state and a record, of a state and the number of steps done.
+        loop: what is done.
         state: the state after ``start`` steps.
         start: number of steps done.
-        settings: the settings.
+        record_every: steps of a stretch; static.
         num_records: number of stretches; static.
+        initial: whether the state itself is recorded first. In the same loop as the other records:
+            they take most of the time that compilation takes, and what is recorded of a start that
+            the compiler knows would be worked out by it.
 
     Returns:
         The new state, and the records in a row.
@@ -576,17 +601,21 @@ def in_stretches(
     # The number of the step is counted along, not read off a list: that would grow with the steps.
     def count_step(carry: tuple[State, jax.Array], _: None) -> tuple[tuple[State, jax.Array], None]:
         state, index = carry
-        return (one_step(state, index), index + 1), None
+        return (loop.one_step(state, index), index + 1), None
+
+    def move(carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+        (state, done), _ = jax.lax.scan(count_step, carry, None, length=record_every)
+        return loop.end_stretch(state), done
 
     def stretch(
-        carry: tuple[State, jax.Array], _: None
+        carry: tuple[State, jax.Array], moves: jax.Array | None
     ) -> tuple[tuple[State, jax.Array], dict[str, jax.Array]]:
-        (state, done), _ = jax.lax.scan(count_step, carry, None, length=settings.record_every)
-        state, record = end_stretch(state, done)
-        return (state, done), record
+        carry = move(carry) if moves is None else jax.lax.cond(moves, move, lambda c: c, carry)
+        return carry, loop.record(*carry)
 
+    moves = jnp.arange(num_records + 1) > 0 if initial else None
     carry = (state, jnp.asarray(start, jnp.int32))
-    (state, _), records = jax.lax.scan(stretch, carry, None, length=num_records)
+    (state, _), records = jax.lax.scan(stretch, carry, moves, length=num_records + initial)
     return state, records
 
 
@@ -667,17 +696,19 @@ def train(key: jax.Array, task: Task, settings: Settings, source: Task | None = 
         if source is None:
             raise ValueError(f"start is {settings.start!r}; it needs a source, a related task")
         state = start_from(key, source, task, settings, state)
-    first = observe_state(key, task, settings, state, 0)
-    num_records = settings.steps // settings.record_every
-    state, later = advance(key, task, settings, state, 0, num_records)
-    return as_trajectory(state, first, later, settings)
+    loop = _loop(key, task, settings)
+    state, records = run(loop, stored(state, task, settings), settings)
+    return as_trajectory(stored(state, task, settings), records, settings)
 
 
-def as_trajectory(
-    state: State, first: dict[str, jax.Array], later: dict[str, jax.Array], settings: Settings
-) -> Trajectory:
-    """The trajectory that ends in a state, with the record of the initial state in front."""
-    records = {name: jnp.concatenate([first[name][None], later[name]]) for name in settings.record}
+def run(loop: Loop, state: State, settings: Settings) -> tuple[State, dict[str, jax.Array]]:
+    """All stretches of a trajectory, with the record of the initial state in front."""
+    every = settings.record_every
+    return in_stretches(loop, state, 0, every, settings.steps // every, initial=True)
+
+
+def as_trajectory(state: State, records: dict[str, jax.Array], settings: Settings) -> Trajectory:
+    """The trajectory that ends in a state, given the records of :func:`run`."""
     steps = jnp.arange(settings.steps // settings.record_every + 1, dtype=jnp.int32)
     return Trajectory(state.params, records, steps * settings.record_every)
 
