@@ -518,10 +518,12 @@ def make_token_table(probabilities: jax.Array) -> jax.Array:
         return alias_table(counts)
     bits, count = tuple_shape(num_tokens)
     counts = jnp.zeros((2**bits,), _WORD).at[:num_tokens].set(counts)
-    tuples = counts
-    for _ in range(count - 1):
-        tuples = _append_counts(tuples, counts)
-    return alias_table(tuples)
+    # A loop over arrays of the final size, of which the first part is in use, so that what appends
+    # a token is compiled once.
+    tuples = jnp.zeros((2 ** (bits * count),), _WORD).at[: 2**bits].set(counts)
+    return alias_table(
+        jax.lax.fori_loop(0, count - 1, lambda _, t: _append_counts(t, counts), tuples)
+    )
 
 
 def _append_counts(tuples: jax.Array, counts: jax.Array) -> jax.Array:
@@ -529,7 +531,9 @@ def _append_counts(tuples: jax.Array, counts: jax.Array) -> jax.Array:
 
     The words of i are cut where the running sum of the counts of j, scaled down, is nearest to a
     whole number: i keeps exactly its words, and what j gains and loses by rounding averages out.
+    The size of the array stays what it is: tuples that have no room for one more token are none.
     """
+    tuples = tuples[: tuples.shape[0] // counts.shape[0]]
     before = jnp.cumsum(counts, dtype=_WORD) - counts
     # The sum wraps around: 0 is 2^32 behind the last token that has words.
     started = jnp.cumsum((counts > 0).astype(jnp.int32)) - (counts > 0).astype(jnp.int32) > 0
