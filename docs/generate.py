@@ -31,6 +31,7 @@ MODULES = (
     "scbjax.simulation",
     "scbjax.optim",
     "scbjax.sharding",
+    "scbjax.parallel",
     "scbjax.sweep.fields",
     "scbjax.sweep.axes",
     "scbjax.sweep.definition",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         model as model,
         observe as observe,
         optim as optim,
+        parallel as parallel,
         sampling as sampling,
         sharding as sharding,
         simulation as simulation,
@@ -51,6 +52,10 @@ if TYPE_CHECKING:
         scale_by_stationary as scale_by_stationary,
         scb_proximal as scb_proximal,
         scb_sgd as scb_sgd,
+    )
+    from scbjax.parallel import (
+        map_trajectories as map_trajectories,
+        use_all_cores as use_all_cores,
     )
     from scbjax.sampling import Batch as Batch, sample_batch as sample_batch
     from scbjax.sharding import over_positions as over_positions
@@ -110,6 +115,7 @@ _EXPORTS = {
     ),
     "sampling": "Batch sample_batch",
     "sharding": "over_positions",
+    "parallel": "map_trajectories use_all_cores",
     "model": "ATTENTION_MAPS AttentionMap Params init_params map_attention predict",
     "theory": (
         "PathProjection PopulationPath Rates StepPrediction path_point population_path "

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from scbjax.model import Params, attend
 from scbjax.optim import Geometry
-from scbjax.sampling import Batch, draw_batch, fold_in, make_sampler, make_seed
+from scbjax.sampling import Batch, Sampler, draw_batch, fold_in, make_sampler, make_seed
 from scbjax.task import Task, pattern_signal, product, stationary_norm, transition_signal
 from scbjax.theory import ratio
 
@@ -99,7 +99,14 @@ def signal_gradients(params: Params, batch: Batch, task: Task) -> SignalGradient
     )
 
 
-def signal_noise(key: jax.Array, params: Params, task: Task, num_samples: int) -> SignalNoise:
+def signal_noise(
+    key: jax.Array,
+    params: Params,
+    task: Task,
+    num_samples: int,
+    *,
+    sampler: Sampler | None = None,
+) -> SignalNoise:
     """Mean and standard deviation of :func:`signal_gradients` over fresh samples.
 
     Args:
@@ -107,11 +114,13 @@ def signal_noise(key: jax.Array, params: Params, task: Task, num_samples: int) -
         params: V [N, N] and A [T, N].
         task: the task.
         num_samples: fresh samples, drawn a quarter of a million tokens at a time.
+        sampler: that of the task, where it has been made already.
 
     Returns:
         The two statistics of the three gradients.
     """
-    sampler, seed = make_sampler(task), make_seed(key)
+    sampler = make_sampler(task) if sampler is None else sampler
+    seed = make_seed(key)
     count = -(-num_samples * task.context_length // _PIECE_TOKENS)
     size = -(-num_samples // count)
 

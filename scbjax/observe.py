@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from scbjax.losses import excess_loss
 from scbjax.model import ATTENTION_MAPS, Params
 from scbjax.noise import SignalNoise, initial_noise, signal_noise
+from scbjax.sampling import Sampler
 from scbjax.sharding import every_nth_row
 from scbjax.stages import population_refit, refit_value, round_attention, rounding_level
 from scbjax.task import Task, mu_inner
@@ -46,6 +47,7 @@ class View:
         refit_samples: fresh samples for the refit of V.
         refit_support: largest number of attention entries a column that the refit uses.
         noise_samples: fresh samples for the noise of a sample.
+        sampler: that of the task, where it has been made already.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class View:
         refit_samples: int,
         refit_support: int,
         noise_samples: int,
+        sampler: Sampler | None = None,
     ) -> None:
         """Stores the state; nothing is computed before an observable asks for it."""
         self.key = key
@@ -79,6 +82,7 @@ class View:
         self.refit_samples = refit_samples
         self.refit_support = refit_support
         self.noise_samples = noise_samples
+        self.sampler = sampler
 
     @cached_property
     def projection(self) -> PathProjection:
@@ -101,13 +105,14 @@ class View:
             self.task,
             num_samples=self.refit_samples,
             support=self.refit_support,
+            sampler=self.sampler,
         )
 
     @cached_property
     def noise(self) -> SignalNoise:
         """Mean and deviation, over fresh samples, of the gradients of the signals."""
         key = jax.random.fold_in(self.key, _NOISE)
-        return signal_noise(key, self.params, self.task, self.noise_samples)
+        return signal_noise(key, self.params, self.task, self.noise_samples, sampler=self.sampler)
 
     @cached_property
     def excess_loss(self) -> jax.Array:

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scbjax.blocks import fill
+from scbjax.once import compiled_quickly, level_for
 from scbjax.sharding import COLUMNS, ROWS, WHOLE, Part, is_split, on_parts
 from scbjax.task import PRECISION, Task
 from scbjax.tuples import PACKED_LIMIT, token_at, tuple_shape, unpack
@@ -157,6 +158,9 @@ def make_sampler(task: Task) -> Sampler:
     )
 
 
+_sampler_of = compiled_quickly(make_sampler, level=lambda task: level_for(task.num_tokens))
+
+
 def sample_batch(key: jax.Array, task: Task, batch_size: int) -> Batch:
     """Draws a mini-batch from the law of the task (eq. 1).
 
@@ -179,14 +183,14 @@ def sample_batch(key: jax.Array, task: Task, batch_size: int) -> Batch:
         ((4, 50), 'uint8', (4,))
     """
     _check_batch_size(batch_size)
-    batch: Batch = _sample_batch(key, task, batch_size)
+    batch: Batch = _sample_batch(key, _sampler_of(task), batch_size)
     return batch
 
 
 # Compiled as a whole also where the caller compiles nothing, which is quicker from the first batch.
 @partial(jax.jit, static_argnames="batch_size")
-def _sample_batch(key: jax.Array, task: Task, batch_size: int) -> Batch:
-    return draw_batch(make_seed(key), make_sampler(task), batch_size)
+def _sample_batch(key: jax.Array, sampler: Sampler, batch_size: int) -> Batch:
+    return draw_batch(make_seed(key), sampler, batch_size)
 
 
 def draw_batch(seed: Seed, sampler: Sampler, batch_size: int) -> Batch:
@@ -584,14 +588,32 @@ def alias_table(counts: jax.Array) -> jax.Array:
     lacked = jnp.cumsum(lacking, dtype=_WORD)
     spare = jnp.cumsum(jnp.where(poor, _WORD(0), counts - capacity), dtype=_WORD)
     # Giving ends at the first poor cell that takes all that is left of a rich one, or more.
-    last_taker = jnp.minimum(jnp.searchsorted(lacked, spare), cells - 1)
-    threshold = jnp.where(poor, counts, capacity - (lacked[last_taker] - spare))
     given = jnp.where(poor, lacked - lacking, spare)
-    alias = jnp.searchsorted(spare, given, side="right").astype(_WORD)
-    entries = (threshold << _WORD(index_bits)) | alias
+    taker, alias = _search(jnp.stack([lacked, spare]), jnp.stack([spare, given + _WORD(1)]))
+    last_taker = jnp.minimum(taker, cells - 1)
+    threshold = jnp.where(poor, counts, capacity - (lacked[last_taker] - spare))
+    entries = (threshold << _WORD(index_bits)) | alias.astype(_WORD)
     # A threshold of a full cell has no room in the entry.
     table: jax.Array = jnp.where(threshold == capacity, jnp.arange(cells, dtype=_WORD), entries)
     return table
+
+
+def _search(rising: jax.Array, values: jax.Array) -> jax.Array:
+    """The first places at which rows [R, M] of rising words reach values [R, K]; M if they don't.
+
+    One loop for all rows: it is compiled once.
+    """
+    size = rising.shape[1]
+
+    def narrow(number: jax.Array, place: jax.Array) -> jax.Array:
+        step = jnp.int32(2 ** size.bit_length()) >> (number + 1)
+        below = jnp.take_along_axis(rising, jnp.minimum(place + step, size) - 1, axis=1) < values
+        return jnp.where(below & (place + step <= size), place + step, place)
+
+    places: jax.Array = jax.lax.fori_loop(
+        0, size.bit_length(), narrow, jnp.zeros(values.shape, jnp.int32)
+    )
+    return places
 
 
 def _from_pair(

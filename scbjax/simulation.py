@@ -42,7 +42,7 @@ from scbjax import optim
 from scbjax.losses import excess_loss
 from scbjax.model import Params, attend, attend_transpose
 from scbjax.observe import DEFAULT_RECORD, View, observe, stands_out
-from scbjax.sampling import Batch, draw_batch, fold_in, make_sampler, make_seed
+from scbjax.sampling import Batch, Sampler, draw_batch, fold_in, make_sampler, make_seed
 from scbjax.stages import estimated_signals, mirror, round_attention, rounding_level
 from scbjax.task import Task, mu_inner, pattern_signal, product, transition_signal
 from scbjax.theory import PathProjection, path_point, population_step, ratio, signals
@@ -55,6 +55,7 @@ from scbjax.training import (
     end_stage,
     in_stretches,
     init as init_training,
+    record_at,
     run,
     step_sizes,
 )
@@ -286,6 +287,12 @@ class Simulation:
         loop = self.loop(key, task, settings)
         return in_stretches(loop, state, start, settings.record_every, num_records)
 
+    def take_record(
+        self, key: jax.Array, task: Task, settings: Settings, state: State, index: jax.Array
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """One record; see :func:`scbjax.training.take_record`."""
+        return record_at(self.loop(key, task, settings), state, settings, index)
+
     def loop(self, key: jax.Array, task: Task, settings: Settings) -> Loop:
         """The parts of a trajectory; see :func:`scbjax.training.in_stretches`."""
         sampler = make_sampler(task)
@@ -299,7 +306,7 @@ class Simulation:
             return self.step(state, batch, others, task, settings)
 
         def record(state: State, done: jax.Array) -> dict[str, jax.Array]:
-            return self.observe_state(key, task, settings, state, done)
+            return self.observe_state(key, task, settings, state, done, sampler)
 
         return Loop(one_step, partial(self.next_stage, task=task, settings=settings), record)
 
@@ -310,6 +317,7 @@ class Simulation:
         settings: Settings,
         state: State,
         start: jax.Array | int,
+        sampler: Sampler | None = None,
     ) -> dict[str, jax.Array]:
         """The record of a state; see :func:`scbjax.training.observe_state`.
 
@@ -321,7 +329,9 @@ class Simulation:
             raise ValueError(
                 f"record has {others[0]!r}; a simulation has what is recorded by default"
             )
-        return observe(self._view(key, task, settings, state, start), settings.record)
+        view = self._view(key, task, settings, state, start)
+        view.sampler = sampler
+        return observe(view, settings.record)
 
     def project(self, params: Params, task: Task) -> PathProjection:
         """The split of (V, A) along the population path, for the tagged rows of A.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from scbjax.model import Params, attend_part
 from scbjax.sampling import (
+    Sampler,
     draw_contexts,
     draw_from_columns,
     draw_positions,
@@ -146,7 +147,13 @@ def population_refit(attention: jax.Array, task: Task) -> jax.Array:
 
 
 def refit_value(
-    key: jax.Array, attention: jax.Array, task: Task, *, num_samples: int, support: int
+    key: jax.Array,
+    attention: jax.Array,
+    task: Task,
+    *,
+    num_samples: int,
+    support: int,
+    sampler: Sampler | None = None,
 ) -> jax.Array:
     """Least-squares fit of V [N, N] to fresh samples, for a rounded attention A [T, N].
 
@@ -161,13 +168,14 @@ def refit_value(
         task: the task that the samples are drawn from.
         num_samples: number of fresh samples.
         support: largest number of entries used in a column (cut to T).
+        sampler: that of the task, where it has been made already.
 
     Returns:
         ``V`` minimising the mean of ``|e_{x_o} - V X a|^2`` over the samples, with a ridge of 1e-6.
     """
     context_length, num_tokens = attention.shape
     weights, positions = largest_rows(attention, min(support, context_length))
-    sampler = make_sampler(task)
+    sampler = make_sampler(task) if sampler is None else sampler
     seed, table = make_seed(key), sampler.token_table
     query = draw_tokens(seed, 0, table, num_tokens, (num_samples,)).astype(jnp.int32)
     tokens = draw_contexts(seed, 1, table, num_tokens, (num_samples, positions.shape[0]))

@@ -22,6 +22,7 @@ import numpy as np
 from jax.extend.random import threefry_2x32
 
 from scbjax.blocks import has_blocks
+from scbjax.once import compiled_quickly, level_for
 from scbjax.sharding import WHOLE, Part, merge_largest, on_parts, split
 
 # |mu|^2 of a random task stays below this for N >= 3, so that K_P >= |mu|^2 (Assumption 2.1 (c)),
@@ -405,7 +406,11 @@ def check_task(task: Task, *, skew: float = 2.0) -> TaskReport:
 
 # Compiled as a whole also where the caller compiles nothing: operation by operation a first draw
 # takes four times as long, and every draw compiles its loops again.
-@functools.partial(jax.jit, static_argnames=("shape", "max_sparsity", "dtype"))
+@functools.partial(
+    compiled_quickly,
+    static_argnames=("shape", "max_sparsity", "dtype"),
+    level=lambda _, shape, *__: level_for(shape[1]),
+)
 def _draw_task(
     key: jax.Array,
     shape: tuple[int, int],
@@ -423,7 +428,11 @@ def _draw_task(
     return Task(transition, stationary, pattern)
 
 
-@functools.partial(jax.jit, static_argnames="max_sparsity")
+@functools.partial(
+    compiled_quickly,
+    static_argnames=("max_sparsity",),
+    level=lambda _, task, *__: level_for(task.num_tokens),
+)
 def _draw_related(
     key: jax.Array,
     task: Task,

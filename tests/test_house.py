@@ -22,6 +22,8 @@ FLOORS = {
     "sharding": 0,
     "task": 0,
     "blocks": 0,
+    "once": 0,
+    "singly": 0,
     "tuples": 0,
     "sampling": 1,
     "model": 1,
@@ -34,6 +36,7 @@ FLOORS = {
     "training": 4,
     "simulation": 5,
     "sweep": 6,
+    "parallel": 7,
     "cli": 7,
     "__main__": 8,
 }

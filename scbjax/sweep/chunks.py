@@ -23,6 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from scbjax import training
 from scbjax.model import Params, map_attention
 from scbjax.observe import OBSERVABLES
+from scbjax.once import quick_options
 from scbjax.sharding import shard_map
 from scbjax.simulation import Simulation
 from scbjax.sweep import cost
@@ -68,24 +69,9 @@ class _Learner(Protocol):
 
     def init(self, key: jax.Array, task: Task, settings: Settings) -> State: ...
 
-    def advance(
-        self,
-        key: jax.Array,
-        task: Task,
-        settings: Settings,
-        state: State,
-        start: jax.Array | int,
-        num_records: int,
+    def take_record(
+        self, key: jax.Array, task: Task, settings: Settings, state: State, index: jax.Array
     ) -> tuple[State, Records]: ...
-
-    def observe_state(
-        self,
-        key: jax.Array,
-        task: Task,
-        settings: Settings,
-        state: State,
-        start: jax.Array | int,
-    ) -> Records: ...
 
 
 class Inputs(NamedTuple):
@@ -413,11 +399,16 @@ def _compile(program: Program) -> _Compiled:
         (on_carry, sharded),
         donate_argnums=(2,),
     ).lower(inputs, shapes.tasks, shapes.carry, np.int32(0), np.int32(0))
-    programs = (
-        lowered.compile(compiler_options=compiler_options(mesh.devices.flat[0].platform))
-        for lowered in (prepare, constants, segment)
+    options = compiler_options(mesh.devices.flat[0].platform)
+    # What runs once is to be ready soon.
+    once = {**options, **quick_options()}
+    return _Compiled(
+        place,
+        prepare.compile(compiler_options=once),
+        constants.compile(compiler_options=once),
+        segment.compile(compiler_options=options),
+        time.perf_counter() - start,
     )
-    return _Compiled(place, *programs, time.perf_counter() - start)
 
 
 def _give_back_freed_memory() -> None:
@@ -590,11 +581,8 @@ def _take(
         (inputs.outer, tasks, carry.state, carry.diverged_at), first, program.block
     )
     inputs = inputs._replace(outer=outer)
-    # The first record is that of the initial state. It is taken here and not by a function of its
-    # own because observables take the larger part of the time that compilation takes.
-    move = partial(_over_grid, program, shape, partial(_move, program, index), inputs, tasks)
-    state = jax.lax.cond(index > 0, move, lambda state: state, state)
-    record = _over_grid(program, shape, partial(_observe, program, index), inputs, tasks, state)
+    take = partial(_take_record, program, index)
+    state, record = _over_grid(program, shape, take, inputs, tasks, state)
     newly = (diverged_at == _NOT_DIVERGED) & ~_are_finite(state.params)
     diverged_at = jnp.where(newly, index * program.fixed["train.record_every"], diverged_at)
     record = _without_diverged(record, diverged_at != _NOT_DIVERGED)
@@ -626,21 +614,13 @@ def _without_diverged(record: Records, diverged: jax.Array) -> Records:
     }
 
 
-def _move(program: Program, index: jax.Array, values: Values, task: Task, state: State) -> State:
-    """The steps of one trajectory from the record before."""
-    settings, start = _settings(program, values), (index - 1) * program.fixed["train.record_every"]
-    learner, key = _learner(program), _key(values, "data_seed")
-    return learner.advance(key, task, settings, state, start, num_records=1)[0]
-
-
-def _observe(
+def _take_record(
     program: Program, index: jax.Array, values: Values, task: Task, state: State
-) -> Records:
-    """One record of one trajectory."""
+) -> tuple[State, Records]:
+    """One record of one trajectory, with the steps that lead to it."""
     settings = _settings(program, values, record=_variables(program))
-    step = index * program.fixed["train.record_every"]
-    learner, key = _learner(program), _key(values, "data_seed")
-    return learner.observe_state(key, task, settings, state, step)
+    key = _key(values, "data_seed")
+    return _learner(program).take_record(key, task, settings, state, index)
 
 
 def _learner(program: Program) -> _Learner:

@@ -100,6 +100,7 @@ class Program:
     def is_taken_singly(self) -> bool:
         """Whether a block holds one outer point on any number of devices, for its size."""
         large = 2 * cost.step_bytes(self.fixed, self.chunk_shape[1]) > cost.CACHE_BYTES
+        large |= not cost.is_small(self.fixed)
         return self.chunk_shape[0] == 1 or (large and self.block == 1)
 
     @property
@@ -399,7 +400,9 @@ def _fit(program: Program, budget: int, device_count: int, cache_bytes: int | No
         most = room // (cost.kept_bytes(values) + cost.temporary_bytes(values))
         return replace(program, chunk_shape=(1, math.ceil(inner / math.ceil(inner / most))))
     if cache_bytes is not None:
-        most = min(most, max(1, cache_bytes // cost.step_bytes(values, inner)))
+        # With a large vocabulary one after the other is twice as fast (`scbjax.singly`).
+        fitting = cache_bytes // cost.step_bytes(values, inner) if cost.is_small(values) else 1
+        most = min(most, max(1, fitting))
     block = _even_block(math.ceil(outer / devices), most)
     unit = devices * block
     room = budget - devices * cost.block_bytes(values, (block, inner))
