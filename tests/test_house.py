@@ -23,6 +23,9 @@ FLOORS = {
     "task": 0,
     "blocks": 0,
     "tuples": 0,
+    "tables": 0,
+    "arguments": 0,
+    "keys": 0,
     "sampling": 1,
     "model": 1,
     "theory": 1,
@@ -31,11 +34,12 @@ FLOORS = {
     "noise": 2,
     "transfer": 3,
     "observe": 3,
-    "training": 4,
-    "simulation": 5,
-    "sweep": 6,
-    "cli": 7,
-    "__main__": 8,
+    "settings": 4,
+    "training": 5,
+    "simulation": 6,
+    "sweep": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 ALONE = {"optim"}
 CORE = {name for name, floor in FLOORS.items() if floor < FLOORS["sweep"]} | ALONE

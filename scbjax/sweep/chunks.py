@@ -21,6 +21,7 @@ import numpy.typing as npt
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from scbjax import training
+from scbjax.keys import THREEFRY
 from scbjax.model import Params, map_attention
 from scbjax.observe import OBSERVABLES
 from scbjax.sharding import shard_map
@@ -38,6 +39,7 @@ from scbjax.task import (
     transition_signal,
 )
 from scbjax.training import (
+    NOT_DIVERGED,
     STATIC_FIELDS,
     TRACED_FIELDS,
     Settings,
@@ -60,7 +62,6 @@ _STREAMS = {"task_seed": 0, "init_seed": 1, "data_seed": 2}
 _SOURCE_STREAM = 3  # of the seed of the task
 # The context in which JAX makes numbers of 64 bits has moved.
 _allow_float64 = getattr(jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64")  # noqa: B009
-_NOT_DIVERGED = -1
 
 
 class _Learner(Protocol):
@@ -498,7 +499,7 @@ def _prepare(program: Program, shape: tuple[int, int], inputs: Inputs) -> Prepar
         name: jnp.zeros((program.num_records, *shape), _record_dtype(program, name))
         for name in _variables(program)
     }
-    diverged_at = jnp.full(shape, _NOT_DIVERGED, jnp.int32)
+    diverged_at = jnp.full(shape, NOT_DIVERGED, jnp.int32)
     return Prepared(tasks, constants, Carry(state, records, diverged_at))
 
 
@@ -573,9 +574,9 @@ def _take(
     move = partial(_over_grid, program, shape, partial(_move, program, index), inputs, tasks)
     state = jax.lax.cond(index > 0, move, lambda state: state, state)
     record = _over_grid(program, shape, partial(_observe, program, index), inputs, tasks, state)
-    newly = (diverged_at == _NOT_DIVERGED) & ~_are_finite(state.params)
+    newly = (diverged_at == NOT_DIVERGED) & ~_are_finite(state.params)
     diverged_at = jnp.where(newly, index * program.fixed["train.record_every"], diverged_at)
-    record = _without_diverged(record, diverged_at != _NOT_DIVERGED)
+    record = _without_diverged(record, diverged_at != NOT_DIVERGED)
     return Carry(
         _put(carry.state, state, first),
         {
@@ -778,9 +779,13 @@ def _settings(program: Program, values: Values, record: tuple[str, ...] = ()) ->
 
 
 def _key(values: Values, seed: str, stream: int | None = None) -> jax.Array:
-    """The key of one part of a trajectory: made of seeds alone, wherever it stands in the grid."""
+    """The key of one part of a trajectory: made of seeds alone, wherever it stands in the grid.
+
+    And whatever generator the process has as its default: under vmap, those of the family rbg draw
+    from the keys of all trajectories.
+    """
     number = _STREAMS[seed] if stream is None else stream
-    root = jax.random.fold_in(jax.random.key(values["root_seed"]), number)
+    root = jax.random.fold_in(jax.random.key(values["root_seed"], impl=THREEFRY), number)
     return jax.random.fold_in(root, values[seed] if seed in values else values["seed"])
 
 

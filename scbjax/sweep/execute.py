@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 import scbjax
+from scbjax.keys import THREEFRY
 from scbjax.observe import OBSERVABLES
 from scbjax.sweep import cost
 from scbjax.sweep.chunks import (
@@ -548,8 +549,7 @@ def provenance() -> dict[str, str]:
             {"python": platform.python_version()} | {name: _version(name) for name in names}
         ),
         "device": f"{len(devices)} x {', '.join(kinds)}",
-        "rng_implementation": f"{jax.random.key_impl(jax.random.key(0))}, "
-        f"partitionable {partitionable}",
+        "rng_implementation": f"{THREEFRY}, partitionable {partitionable}",
         "git_commit": _git_commit(),
     }
 
