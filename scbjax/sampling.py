@@ -158,11 +158,11 @@ def token_dtype(num_tokens: int) -> np.dtype[Any]:
 def check_batch(batch: AnyBatch, num_tokens: int | Task, context_length: int | None = None) -> None:
     """Raises an error if a batch is none of N tokens and contexts of length T.
 
-    The functions that are given a batch call it themselves. Shapes and dtypes are known always; the
-    tokens are only where they are concrete, which is to say outside of ``jit``, ``vmap`` and the
-    like. There they are checked with :func:`jax.experimental.checkify.debug_check`, which costs
-    nothing and does nothing, unless :func:`jax.experimental.checkify.checkify` has been put around
-    the whole function:
+    The functions that are given a batch call it themselves, before they do anything else. Shapes
+    and dtypes are known always; the tokens are only where they are concrete, which is to say
+    outside of ``jit``, ``vmap`` and the like. There they are checked with
+    :func:`jax.experimental.checkify.debug_check`, which costs nothing and does nothing, unless
+    :func:`jax.experimental.checkify.checkify` has been put around the whole function:
 
         error, value = checkify.checkify(jax.jit(loss))(params, batch)
         error.throw()

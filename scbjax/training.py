@@ -347,7 +347,14 @@ def next_stage(state: State, task: Task, settings: Settings) -> State:
     Ending stage 2: rounding; the noiseless recursion then has alpha_A = 1. Stage 2 ends for the
     proximal arm only: the arms without l1 have no stage 3. For plain gradients the end of stage 1
     changes the rate and nothing else.
+
+    Raises:
+        TypeError: if an argument is something else than it is meant to be.
+        ValueError: if it is several, or the settings hold a number that is not allowed.
     """
+    check_is("state", state, State, "such as init makes")
+    check_one_task("task", task)
+    check_settings(settings)
     params = map_attention(state.params, settings.attention_map)
     strengths = _signals(params, task, settings)
     ends = (partial(end, task=task, settings=settings) for end in (_end_boosting, _end_proximal))
