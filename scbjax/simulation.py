@@ -65,6 +65,9 @@ from scbjax.training import (
 # Streams of a trajectory's key. Of those of scbjax.training only the refits are shared: a
 # simulation and a training with the same seed see independent noise.
 _REFITS, _TAGGED, _OTHERS = 1, 100, 101
+# A column whose entries are equal up to so many units in the last place counts as flat: more than
+# its sum may be off by.
+_FLAT = 32
 
 
 class Others(NamedTuple):
@@ -248,7 +251,12 @@ class Simulation:
         support = jnp.sum(jnp.where(task.pattern == 0, 0.0, gradient.attention), axis=0)
         known = jnp.sum(off * centred * gradient.attention, axis=0)
         wanted = gradient.overlap - level * (gradient.total - support)
-        missing = _over(wanted - known, jnp.sum(off * centred**2, axis=0))
+        spread = jnp.sum(off * centred**2, axis=0)
+        # Of a column that is flat, as at the start, rounding alone is left, which has no direction.
+        rounding = (_FLAT * jnp.finfo(mu.dtype).eps) ** 2 * jnp.sum(
+            off * params.attention**2, axis=0
+        )
+        missing = _over(wanted - known, jnp.where(spread > rounding, spread, 0.0))
         rows = gradient.attention + jnp.where(off > 0, centred * missing[None, :], 0.0)
         rows = (rows - gradient.total[None, :] / self.context_length) / mu[None, :]
         # The sum over all positions is zero; tagged rows off the support are a sample of theirs.

@@ -431,3 +431,41 @@ def test_medians_of_simulated_runs_are_inside_the_band_of_real_ones(
         inside = (median >= low - slack) & (median <= high + slack)
         assert inside.mean() >= 0.95, name
         assert (high - low)[1:].min() < 0.5 * np.abs(high).max()  # the band is not everything
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_flat_start_has_no_direction_that_rounding_could_give_it(seed: int, dtype: str) -> None:
+    """At the uniform start ``a - mean`` is what rounding leaves; dividing by its square blew up."""
+    task = draw_task(context_length=20)
+    task = Task(*(array.astype(dtype) for array in task))
+    simulation = Simulation(99)
+    key = jax.random.key(seed)
+    start = simulation.init(key, task, change(QUICK, batch_size=4)).params
+    batch = sample_batch(key, task, 4)
+    others = draw_others(jax.random.fold_in(key, 1), task.stationary, 4)
+
+    def direct(params: Params) -> tuple[Any, Params]:
+        gradient = simulation.gradient(params, batch, others, task)
+        return gradient, simulation.direction(gradient, params, task, "mu")
+
+    learned = start._replace(value=0.5 * (start.value + task.transition))
+    for params in (start, learned):
+        check_flat(task, *quick_jit(direct)(params))
+
+
+def check_flat(task: Task, gradient: Any, found: Params) -> None:  # noqa: ANN401 - a Gradient
+    """By hand, without the part that a flat column has none of."""
+    rows, total, mu = (
+        np.asarray(array, np.float64)
+        for array in (gradient.attention, gradient.total, task.stationary)
+    )
+    each = np.asarray(repeats(task.pattern, 99), np.float64)
+    off = np.asarray(task.pattern == 0)
+    expected = (rows - total / 99) / mu
+    excess = (each * expected).sum(axis=0) / (each * off).sum(axis=0)
+    expected = expected - np.where(off, excess, 0.0)
+    # A few roundings of terms of this size.
+    tolerance = 64 * float(jnp.finfo(task.pattern.dtype).eps) * np.abs(rows).max() / mu.min()
+    np.testing.assert_allclose(found.attention, expected, rtol=0, atol=tolerance)

@@ -1081,7 +1081,7 @@ def test_the_recipe_recovers_every_task() -> None:
         *[
             ({name: value}, f"{name} is {value}; it must be at least 0")
             for name in sorted(training.TRACED_FIELDS)
-            for value in (-1, float("nan"))
+            for value in ((-1,) if name.endswith("_step") else (-1, float("nan")))
         ],
         ({"steps": 81}, "steps is 81; it must be a multiple of record_every = 4"),
         ({"steps": 2**28}, f"steps times batch_size is {2**32}; it must be at most {NEVER}"),

@@ -124,6 +124,8 @@ _OF_TASK: Mapping[str, frozenset[str]] = {
     "pattern_signal": _OF_Q,
 }
 
+_DRAWN = "drawn_"  # before the name of a variable that is also the name of an axis
+
 # What there is one number of for each trajectory.
 _SCALARS = ("transition_signal", "pattern_signal", "stationary_norm", "diverged_at")
 
@@ -226,7 +228,12 @@ def _own_dims(name: str) -> tuple[str, ...]:
 def dataset_name(plan: Plan, name: str) -> str:
     """The name of a variable: another one where an axis asks for K_P, which mu may have clipped."""
     fields = {FIELDS[path].short for axis in plan.study.axes for path in axis.fields}
-    return f"drawn_{name}" if name in fields else name
+    return f"{_DRAWN}{name}" if name in fields else name
+
+
+def is_of_task(name: str) -> bool:
+    """Whether a variable of a dataset is a part of the task, and has only some of the axes."""
+    return name.removeprefix(_DRAWN) in _OF_TASK
 
 
 def gather(plan: Plan, store: Store, name: str) -> npt.NDArray[Any]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from scbjax.sweep import cost
 from scbjax.sweep.chunks import Executor
-from scbjax.sweep.dataset import axes_of, dataset_name, is_whole, read_dataset
+from scbjax.sweep.dataset import axes_of, dataset_name, is_of_task, is_whole, read_dataset
 from scbjax.sweep.execute import plan_here, provenance
 from scbjax.sweep.fields import StudyError
 from scbjax.sweep.plan import Plan, plan_with_layout
@@ -134,15 +134,21 @@ def _compare(stored: Array, again: Array) -> tuple[int, int, float, bool]:
 
 def compare_datasets(stored: "xarray.Dataset", again: "xarray.Dataset") -> Comparison:
     """Compares the variables of two datasets of one study; what only one has is different."""
-    nothing = np.zeros(0)
     return compare(
-        (
-            str(name),
-            stored[name].to_numpy() if name in stored else nothing,
-            again[name].to_numpy() if name in again else nothing,
-        )
+        (str(name), _along(stored, again, str(name)), _along(again, stored, str(name)))
         for name in dict.fromkeys([*stored.data_vars, *again.data_vars])
     )
+
+
+def _along(dataset: "xarray.Dataset", other: "xarray.Dataset", name: str) -> Array:
+    """A variable; of a task, whose parts older versions repeat along all axes, what both have."""
+    if name not in dataset:
+        return np.zeros(0)
+    variable = dataset[name]
+    if name in other and is_of_task(name):
+        variable = variable.isel({dim: 0 for dim in variable.dims if dim not in other[name].dims})
+    array: Array = variable.to_numpy()
+    return array
 
 
 # ----------------------------------------------------------------------------------------- a sampl
