@@ -19,6 +19,8 @@ DOCS = Path(__file__).resolve().parent
 
 MODULES = (
     "scbjax.task",
+    "scbjax.keys",
+    "scbjax.tables",
     "scbjax.sampling",
     "scbjax.model",
     "scbjax.theory",
@@ -27,6 +29,7 @@ MODULES = (
     "scbjax.noise",
     "scbjax.transfer",
     "scbjax.observe",
+    "scbjax.settings",
     "scbjax.training",
     "scbjax.simulation",
     "scbjax.optim",

@@ -159,7 +159,7 @@ def open_study(results: Path, study: str, variables: Sequence[str]) -> xr.Datase
             ]
             missing = [name for name in names if name not in stored.data_vars]
             if not missing:
-                return stored[names].load()
+                return _with_all_axes(stored, names)
     except OSError as error:
         raise ValueError(
             f"{path} cannot be read as a dataset; `{command} --force` makes it anew"
@@ -168,6 +168,22 @@ def open_study(results: Path, study: str, variables: Sequence[str]) -> xr.Datase
         f"{path} does not hold {', '.join(missing)}, which this figure draws; "
         f"record it in the study ([record]), then `{command} --force` makes it anew"
     )
+
+
+def _with_all_axes(stored: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
+    """Load variables, all of them along all axes of the study.
+
+    What a task is depends on some of the axes, and is stored along those.
+    """
+    axes = {name: n for name, n in stored.sizes.items() if name not in {"step", *MATRIX_DIMS}}
+    whole = {
+        name: stored[name]
+        .expand_dims({axis: n for axis, n in axes.items() if axis not in stored[name].dims})
+        .transpose(*axes, ...)
+        for name in names
+    }
+    along = {name: item for name, item in stored.coords.items() if {*item.dims} <= {*axes}}
+    return xr.Dataset(whole, attrs=stored.attrs).assign_coords(along).load()
 
 
 def tidy(dataset: xr.Dataset, panels: Sequence[str] = ()) -> xr.Dataset:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         optim as optim,
         parallel as parallel,
         sampling as sampling,
+        settings as settings,
         sharding as sharding,
         simulation as simulation,
         stages as stages,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from scbjax.observe import OBSERVABLES as OBSERVABLES
     from scbjax.optim import (
         adam as adam,
+        keep_invariants as keep_invariants,
         project_tangent as project_tangent,
         proximal_l1 as proximal_l1,
         raw_sgd as raw_sgd,
@@ -57,7 +59,12 @@ if TYPE_CHECKING:
         map_trajectories as map_trajectories,
         use_all_cores as use_all_cores,
     )
-    from scbjax.sampling import Batch as Batch, sample_batch as sample_batch
+    from scbjax.sampling import (
+        Batch as Batch,
+        check_batch as check_batch,
+        sample_batch as sample_batch,
+    )
+    from scbjax.settings import Settings as Settings
     from scbjax.sharding import over_positions as over_positions
     from scbjax.simulation import Simulation as Simulation, simulate as simulate
     from scbjax.stages import (
@@ -93,7 +100,6 @@ if TYPE_CHECKING:
     )
     from scbjax.training import (
         Info as Info,
-        Settings as Settings,
         State as State,
         Trajectory as Trajectory,
         train as train,
@@ -113,7 +119,7 @@ _EXPORTS = {
         "related_task stationary_distribution stationary_norm task_from_arrays "
         "transition_signal"
     ),
-    "sampling": "Batch sample_batch",
+    "sampling": "Batch check_batch sample_batch",
     "sharding": "over_positions",
     "parallel": "map_trajectories use_all_cores",
     "model": "ATTENTION_MAPS AttentionMap Params init_params map_attention predict",
@@ -124,12 +130,13 @@ _EXPORTS = {
     "losses": "excess_loss loss population_grad population_loss",
     "stages": "population_refit refit_value round_attention threshold_and_project",
     "observe": "OBSERVABLES",
-    "training": "Info Settings State Trajectory train",
+    "settings": "Settings",
+    "training": "Info State Trajectory train",
     "transfer": "first_step keep_large mix_value source_overlap",
     "simulation": "Simulation simulate",
     "optim": (
-        "adam project_tangent proximal_l1 raw_sgd restore_column_sums scale_by_stationary "
-        "scb_proximal scb_sgd"
+        "adam keep_invariants project_tangent proximal_l1 raw_sgd restore_column_sums "
+        "scale_by_stationary scb_proximal scb_sgd"
     ),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}

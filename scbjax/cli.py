@@ -419,8 +419,7 @@ class Devices:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        import jax
-
+        from scbjax.keys import THREEFRY
         from scbjax.sweep.cost import readable_bytes
 
         rows = [("device", "platform", "kind", "memory")]
@@ -429,7 +428,7 @@ class Devices:
             memory = "of the host" if limit is None else readable_bytes(limit)
             rows.append((str(device.id), device.platform, device.device_kind, memory))
         print("\n".join(_aligned(rows)))
-        print(f"random numbers: {jax.random.key_impl(jax.random.key(0))}")
+        print(f"random numbers: {THREEFRY}")
         return 0
 
 

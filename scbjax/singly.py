@@ -18,7 +18,9 @@ from scbjax.sharding import is_split
 def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that does the same, and that ``vmap`` maps by a loop on a CPU.
 
-    Differentiable in both modes, and as many times as the function is.
+    Differentiable as the function is; but reverse-mode derivatives of a function with branches are
+    to be taken inside of the ``vmap``, as in ``vmap(grad(...))``: around it JAX can't transpose
+    the branches.
 
     Args:
         function: of trees of arrays; the result is a tree of arrays.

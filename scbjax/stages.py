@@ -22,6 +22,7 @@ from scbjax.sampling import (
 from scbjax.sharding import largest_rows
 from scbjax.task import (
     Task,
+    check_one_task,
     mu_inner,
     pattern_signal,
     pattern_sparsity,
@@ -135,6 +136,7 @@ def population_refit(attention: jax.Array, task: Task) -> jax.Array:
     which is P for the right A and for the uniform A alike: it does not tell how well A is known.
     :func:`refit_value`, from samples, does.
     """
+    check_one_task("task", task)
     mu = task.stationary
     sums = jnp.sum(attention, axis=0)
     overlap = mu_inner(attention, task.pattern, mu)
@@ -173,6 +175,7 @@ def refit_value(
     Returns:
         ``V`` minimising the mean of ``|e_{x_o} - V X a|^2`` over the samples, with a ridge of 1e-6.
     """
+    check_one_task("task", task)
     context_length, num_tokens = attention.shape
     weights, positions = largest_rows(attention, min(support, context_length))
     sampler = make_sampler(task) if sampler is None else sampler

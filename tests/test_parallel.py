@@ -129,7 +129,8 @@ def test_one_by_one_maps_nested_axes_and_leaves_the_others() -> None:
 
     def add(x: jax.Array, y: jax.Array) -> jax.Array:
         seen.append(x.shape)
-        return jax.lax.cond(x[0] > 1, lambda: x + y, lambda: x - y)
+        added: jax.Array = jax.lax.cond(x[0] > 1, lambda: x + y, lambda: x - y)
+        return added
 
     single = one_by_one(add)
     x, y = jnp.arange(6.0).reshape(3, 2), jnp.array([10.0, 20.0])

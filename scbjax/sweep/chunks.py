@@ -21,6 +21,7 @@ import numpy.typing as npt
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from scbjax import training
+from scbjax.keys import THREEFRY
 from scbjax.model import Params, map_attention
 from scbjax.observe import OBSERVABLES
 from scbjax.once import quick_options
@@ -39,6 +40,7 @@ from scbjax.task import (
     transition_signal,
 )
 from scbjax.training import (
+    NOT_DIVERGED,
     STATIC_FIELDS,
     TRACED_FIELDS,
     Settings,
@@ -61,7 +63,6 @@ _STREAMS = {"task_seed": 0, "init_seed": 1, "data_seed": 2}
 _SOURCE_STREAM = 3  # of the seed of the task
 # The context in which JAX makes numbers of 64 bits has moved.
 _allow_float64 = getattr(jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64")  # noqa: B009
-_NOT_DIVERGED = -1
 
 
 class _Learner(Protocol):
@@ -227,8 +228,9 @@ class Executor:
         if program.index in self._compiled:
             return self._compiled[program.index], 0.0
         compiling(program)
-        # Whatever the user has set for JAX as a whole; steps have what the study says.
-        with jax.default_matmul_precision("highest"):
+        # Whatever the user has set for JAX as a whole; steps have what the study says, and seeds
+        # give the same numbers.
+        with jax.default_matmul_precision("highest"), jax.threefry_partitionable(True):
             compiled = self._compiled[program.index] = _compile(program)
         _give_back_freed_memory()
         return compiled, compiled.seconds
@@ -477,7 +479,7 @@ def _prepare(program: Program, shape: tuple[int, int], inputs: Inputs) -> Prepar
         name: jnp.zeros((program.num_records, *shape), _record_dtype(program, name))
         for name in _variables(program)
     }
-    diverged_at = jnp.full(shape, _NOT_DIVERGED, jnp.int32)
+    diverged_at = jnp.full(shape, NOT_DIVERGED, jnp.int32)
     return Prepared(tasks, Carry(state, records, diverged_at))
 
 
@@ -583,9 +585,9 @@ def _take(
     inputs = inputs._replace(outer=outer)
     take = partial(_take_record, program, index)
     state, record = _over_grid(program, shape, take, inputs, tasks, state)
-    newly = (diverged_at == _NOT_DIVERGED) & ~_are_finite(state.params)
+    newly = (diverged_at == NOT_DIVERGED) & ~_are_finite(state.params)
     diverged_at = jnp.where(newly, index * program.fixed["train.record_every"], diverged_at)
-    record = _without_diverged(record, diverged_at != _NOT_DIVERGED)
+    record = _without_diverged(record, diverged_at != NOT_DIVERGED)
     return Carry(
         _put(carry.state, state, first),
         {
@@ -780,9 +782,13 @@ def _settings(program: Program, values: Values, record: tuple[str, ...] = ()) ->
 
 
 def _key(values: Values, seed: str, stream: int | None = None) -> jax.Array:
-    """The key of one part of a trajectory: made of seeds alone, wherever it stands in the grid."""
+    """The key of one part of a trajectory: made of seeds alone, wherever it stands in the grid.
+
+    And whatever generator the process has as its default: under vmap, those of the family rbg draw
+    from the keys of all trajectories.
+    """
     number = _STREAMS[seed] if stream is None else stream
-    root = jax.random.fold_in(jax.random.key(values["root_seed"]), number)
+    root = jax.random.fold_in(jax.random.key(values["root_seed"], impl=THREEFRY), number)
     return jax.random.fold_in(root, values[seed] if seed in values else values["seed"])
 
 

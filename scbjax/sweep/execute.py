@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 import scbjax
+from scbjax.keys import THREEFRY
 from scbjax.observe import OBSERVABLES
 from scbjax.sweep import cost
 from scbjax.sweep.chunks import (
@@ -542,14 +543,12 @@ def provenance() -> dict[str, str]:
     names = ("scbjax", "jax", "jaxlib", "numpy", "optax")
     devices = jax.local_devices()
     kinds = sorted({f"{device.platform} {device.device_kind}" for device in devices})
-    partitionable = getattr(jax.config, "jax_threefry_partitionable", None)
     return {
         "versions": json.dumps(
             {"python": platform.python_version()} | {name: _version(name) for name in names}
         ),
         "device": f"{len(devices)} x {', '.join(kinds)}",
-        "rng_implementation": f"{jax.random.key_impl(jax.random.key(0))}, "
-        f"partitionable {partitionable}",
+        "rng_implementation": f"{THREEFRY}, partitionable True",
         "git_commit": _git_commit(),
     }
 

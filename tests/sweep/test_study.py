@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import assume, given
 
-from scbjax import observe, task, training
+from scbjax import observe, settings as learner_settings, task, training
 from scbjax.sweep import definition, fields, study
 from scbjax.sweep.cells import is_search
 from scbjax.sweep.fields import FIELDS, INT32_MAX, Choice, Field, Interval, find_field
@@ -73,11 +73,11 @@ def test_fields_match_the_settings_of_a_trajectory() -> None:
     assert names <= found
 
 
-@pytest.mark.parametrize("name", sorted(training._CHOICES))
+@pytest.mark.parametrize("name", sorted(learner_settings._CHOICES))
 def test_choices_match_those_of_a_trajectory(name: str) -> None:
     check = find_field(name).check
     assert isinstance(check, Choice)
-    assert check.options == tuple(training._CHOICES[name])
+    assert check.options == tuple(learner_settings._CHOICES[name])
 
 
 def test_fields_of_the_task_match_random_task() -> None:
