@@ -27,6 +27,7 @@ import scbjax
 from scbjax.sweep.cells import cells_of, is_search
 from scbjax.sweep.fields import FIELDS, StudyError, nearest, read_value, shown
 from scbjax.sweep.search import first_studies
+from scbjax.sweep.streams import steady_streams
 from scbjax.sweep.study import Study, find_studies, load_study
 
 if TYPE_CHECKING:
@@ -343,7 +344,7 @@ class Rerun:
         stored = read_dataset(source)
         study = study_of(stored, self.dataset)
         if fingerprint(study) != stored.attrs.get("fingerprint"):
-            print(f"scbjax: the study in {source} has another fingerprint now", file=sys.stderr)
+            _note(f"the study in {source} has another fingerprint now")
         out = self._directory(study, source)
         _check_writable(out)
         _start_jax(self.cpu_devices, self.compilation_cache)
@@ -501,25 +502,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     0
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    with steady_streams() as (output, _):
+        status = _run(arguments)
+        output.flush()
+        # The reader of a pipe such as `scbjax list | head` may go away when it has read enough.
+        if isinstance(output.failure, OSError) and not isinstance(output.failure, BrokenPipeError):
+            _note(f"standard output can't be written: {output.failure.strerror}")
+            return status or EXIT_BAD_INPUT
+    return status
+
+
+def _run(arguments: Sequence[str]) -> int:
     if arguments == ["--version"]:
         print(f"scbjax {scbjax.__version__}")
         return 0
     try:
         return _parse(arguments)()
+    except SystemExit as stop:  # help and completion were asked for and are printed
+        return int(stop.code or 0)
     except (StudyError, OSError) as error:
-        return _fail(error)
+        _note(" ".join(str(error).split()))
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("\nscbjax: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-
-
-def _fail(error: StudyError | OSError) -> int:
-    if isinstance(error, BrokenPipeError):
-        # The reader of a pipe such as `scbjax list | head` is gone: what is left can't be flushed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    else:
-        print(f"scbjax: {' '.join(str(error).split())}", file=sys.stderr)
-    return EXIT_BAD_INPUT
 
 
 # ---------------------------------------------------------------------------- the command line
@@ -844,8 +850,7 @@ def _tell_newer(script: Path, results: Path) -> None:
 
     dataset = dataset_of(script, results)
     if newer := newer_than(dataset):
-        said = f"{newer} has other settings and is newer than {dataset}, which was read"
-        print(f"scbjax: {said}", file=sys.stderr)
+        _note(f"{newer} has other settings and is newer than {dataset}, which was read")
 
 
 def _show_all(results: Path, show: Callable[[Path, Path], None]) -> int:
@@ -864,9 +869,9 @@ def _show_all(results: Path, show: Callable[[Path, Path], None]) -> int:
         except StudyError as error:
             failed.append(str(error))
     for reason in left_out:
-        print(f"scbjax: left out: {reason}", file=sys.stderr)
+        _note(f"left out: {reason}")
     for reason in failed:
-        print(f"scbjax: {reason}", file=sys.stderr)
+        _note(reason)
     if len(left_out) == len(find_figures()):
         raise StudyError(f"no figure could be drawn from {results}")
     return EXIT_BAD_INPUT if failed else 0

@@ -15,6 +15,7 @@ import xarray
 import scbjax
 from scbjax import cli
 from scbjax.sweep import cost, execute, figures
+from scbjax.sweep.dataset import is_whole
 from scbjax.sweep.execute import RunReport, provenance
 from scbjax.sweep.fields import StudyError
 from scbjax.sweep.plan import Plan, make_plan
@@ -105,8 +106,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_what_needs_no_jax_does_not_load_it(checkout: Path, arguments: list[str]) -> None:
     code = (
         "import sys\nfrom scbjax.cli import main\n"
-        f"try: main({arguments!r})\n"
-        "except SystemExit: pass\n"
+        f"main({arguments!r})\n"
         "print('loaded', sorted({'jax', 'xarray', 'matplotlib'} & set(sys.modules)))"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -115,9 +115,7 @@ def test_what_needs_no_jax_does_not_load_it(checkout: Path, arguments: list[str]
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["--help"])
-    assert stop.value.code == 0
+    assert cli.main(["--help"]) == 0
     printed = capsys.readouterr().out
     for command in (
         *("run", "list", "show", "status", "verify", "rerun", "figure", "devices", "bench"),
@@ -257,6 +255,91 @@ def test_a_closed_pipe_is_no_error(checkout: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert checkout.is_dir()
+
+
+# ---------------------------------------------------------------------------- streams that fail
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of compiled programs that tests share which run the tiny study in processes."""
+    return tmp_path_factory.mktemp("programs")
+
+
+def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a line of sh in which "$@" is the command."""
+    return subprocess.run(
+        ["sh", "-c", line, "sh", sys.executable, "-m", "scbjax"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={**os.environ, **environment},
+        timeout=WAIT_SECONDS,
+    )
+
+
+FULL = "scbjax: standard output can't be written: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("streams", "status", "out", "err"),
+    [
+        ("2>&-", 0, "figures/out/tiny.png", ""),
+        ("2>/dev/full", 0, "figures/out/tiny.png", ""),
+        (">&-", 0, "", "100%  4/4 trajectories"),
+        (">/dev/full", 2, "", FULL),
+        ("<&- >&- 2>&-", 0, "", ""),
+    ],
+)
+def test_streams_that_fail_cost_no_work(
+    checkout: Path, programs: Path, streams: str, status: int, out: str, err: str
+) -> None:
+    ran = shell(f'"$@" run tiny {streams}', checkout, XDG_CACHE_HOME=str(programs))
+    assert ran.returncode == status
+    assert out in ran.stdout
+    assert err in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert is_whole(checkout / "results" / "tiny" / "tiny.nc")
+    assert (checkout / "figures" / "out" / "tiny.png").exists()
+    assert not list((checkout / "results").rglob("lock"))
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_reader_that_goes_away_in_mid_run_costs_no_work(
+    checkout: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(programs))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-m", "scbjax", "run", "tiny"]
+    with subprocess.Popen(command, text=True, stdin=subprocess.DEVNULL, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "0/4 trajectories" in process.stderr.readline()  # the run has begun
+        getattr(process, name).close()
+        left = process.stderr if name == "stdout" else process.stdout
+        said = left.read()
+    assert process.returncode == 0
+    assert ("100%  4/4 trajectories" if name == "stdout" else "dataset: ") in said
+    assert "Traceback" not in said
+    assert is_whole(checkout / "results" / "tiny" / "tiny.nc")
+    assert (checkout / "figures" / "out" / "tiny.png").exists()
+
+
+@pytest.mark.parametrize("arguments", ["--version", "--help", "list", "show tiny", "run --help"])
+def test_what_was_asked_for_and_cant_be_printed_is_an_error(checkout: Path, arguments: str) -> None:
+    ran = shell(f'"$@" {arguments} >/dev/full', checkout)
+    assert (ran.returncode, ran.stderr) == (2, FULL)
+
+
+def test_no_file_takes_the_place_of_a_closed_stream(checkout: Path) -> None:
+    code = (
+        "import os; from scbjax.sweep.streams import steady_streams\n"
+        "with steady_streams(): print(os.open('x', os.O_CREAT | os.O_RDWR), file=open('y', 'w'))"
+    )
+    done = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code]
+    subprocess.run(done, check=True, cwd=checkout)
+    assert int((checkout / "y").read_text()) > 2
 
 
 @pytest.mark.parametrize(
