@@ -31,8 +31,6 @@ from scbjax.sweep.streams import steady_streams
 from scbjax.sweep.study import Study, find_studies, load_study
 
 if TYPE_CHECKING:
-    import jax
-
     from scbjax.sweep.execute import Place, RunReport
     from scbjax.sweep.plan import Plan
     from scbjax.sweep.verify import Comparison
@@ -422,10 +420,11 @@ class Devices:
         """Runs the command; returns its exit status."""
         import jax
 
+        from scbjax.sweep.backend import find_devices
         from scbjax.sweep.cost import readable_bytes
 
         rows = [("device", "platform", "kind", "memory")]
-        for device in _devices():
+        for device in find_devices():
             limit = (device.memory_stats() or {}).get("bytes_limit")
             memory = "of the host" if limit is None else readable_bytes(limit)
             rows.append((str(device.id), device.platform, device.device_kind, memory))
@@ -450,6 +449,7 @@ class Bench:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
+        from scbjax.sweep.backend import probe_devices
         from scbjax.sweep.benchmarks import (
             find_benchmark,
             find_benchmarks,
@@ -469,6 +469,7 @@ class Bench:
         if self.out is not None:
             _check_writable(out := Path(_checked_path(self.out)))
             arguments += ["--out", str(out)]
+        probe_devices()  # which fails with a sentence if there are none
         for script in scripts:
             run_benchmark(script, arguments)
         return 0
@@ -627,14 +628,19 @@ def _integer(option: str, text: str, least: int) -> int:
 
 
 def _start_jax(cpu_devices: str, compilation_cache: str | None) -> None:
-    from scbjax.sweep.backend import keep_programs, make_cpu_devices, read_cpu_devices
+    from scbjax.sweep.backend import (
+        find_devices,
+        keep_programs,
+        make_cpu_devices,
+        read_cpu_devices,
+    )
 
     count = read_cpu_devices(cpu_devices)
     note = keep_programs(None if compilation_cache is None else _checked_path(compilation_cache))
     if note is not None:
         _note(note)
     make_cpu_devices(count)
-    _devices()  # which fails with a sentence if there are none
+    find_devices()  # which fails with a sentence if there are none
 
 
 def _dask_place(
@@ -661,15 +667,6 @@ def _dask_place(
 
 def _note(text: str) -> None:
     print(f"scbjax: {text}", file=sys.stderr)
-
-
-def _devices() -> list[jax.Device]:
-    import jax
-
-    try:
-        return jax.devices()
-    except RuntimeError as error:
-        raise StudyError(f"JAX finds no device to run on: {error}") from None
 
 
 def _check_writable(out: Path) -> None:

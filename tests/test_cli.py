@@ -310,9 +310,9 @@ def test_a_reader_that_goes_away_in_mid_run_costs_no_work(
     checkout: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(programs))
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, "-m", "scbjax", "run", "tiny"]
-    with subprocess.Popen(command, text=True, stdin=subprocess.DEVNULL, **pipes) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdout=pipe, stderr=pipe) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert "0/4 trajectories" in process.stderr.readline()  # the run has begun
@@ -673,12 +673,37 @@ def test_devices(capsys: pytest.CaptureFixture[str]) -> None:
     assert "cpu" in capsys.readouterr().out
 
 
-def test_a_platform_that_jax_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JAX_PLATFORMS", "abacus")
-    ran = run("devices")
+NO_DEVICE = "scbjax: JAX finds no device to run on: "
+REFERENCE = Path(__file__).parent / "sweep" / "reference.nc"
+
+
+@pytest.mark.parametrize("platform", ["abacus", "cuda"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["devices"],
+        ["run", "tiny"],
+        ["run", "tiny", "--engine", "dask"],
+        ["verify", "begun"],
+        ["rerun", str(REFERENCE)],
+        ["bench", "tiny"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:1] + arguments[2:]),
+)
+def test_platforms_that_are_not_there(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, platform: str, arguments: list[str]
+) -> None:
+    if "dask" in arguments:
+        pytest.importorskip("distributed")
+    Store(checkout / "begun").write_manifest(Manifest.of(make_plan(load_study("tiny")), {}))
+    monkeypatch.setenv("JAX_PLATFORMS", platform)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # also where there is a GPU
+    ran = run(*arguments)
     assert ran.returncode == 2
-    assert ran.stderr.startswith("scbjax: JAX finds no device to run on: ")
+    assert ran.stderr.startswith(NO_DEVICE)
+    assert platform in ran.stderr
     assert ran.stderr.count("\n") == 1
+    assert not list(checkout.rglob("manifest.json"))[1:]
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:

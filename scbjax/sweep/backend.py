@@ -4,14 +4,23 @@ The library itself sets nothing when it is imported. What the user has chosen by
 variable of JAX stays as it is, unless an option of the command says otherwise.
 """
 
+from __future__ import annotations
+
 import hashlib
+import json
 import math
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scbjax.sweep.fields import StudyError, shown
+
+if TYPE_CHECKING:
+    import jax
 
 MAX_CPU_DEVICES = 1024
 """Far above any number of cores; each device costs threads."""
@@ -26,6 +35,18 @@ out as zeros."""
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _CPU_INFO = Path("/proc/cpuinfo")
 _VECTOR_WIDTH = "xla_cpu_prefer_vector_width"
+_PLATFORMS = "JAX_PLATFORMS"
+_NO_DEVICE = "JAX finds no device to run on: "
+_PROBE = """
+import json, sys
+from scbjax.sweep.backend import find_devices
+from scbjax.sweep.fields import StudyError
+try:
+    devices = find_devices()
+except StudyError as error:
+    sys.exit(str(error))
+print(json.dumps([devices[0].platform, len(devices)]))
+"""
 
 
 def usable_cores(cgroup_limit: Path = _CGROUP_LIMIT) -> int:
@@ -98,6 +119,46 @@ def make_cpu_devices(asked: int | None) -> None:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:  # JAX runs in this process already, with the devices it has
         return
+
+
+def find_devices() -> list[jax.Device]:
+    """Starts JAX and returns its devices.
+
+    Raises:
+        StudyError: there are none.
+    """
+    import jax
+
+    try:
+        return jax.devices()
+    except RuntimeError as error:
+        raise StudyError(_NO_DEVICE + str(error)) from None
+    except AssertionError:
+        # JAX passes over CUDA where it sees no NVIDIA GPU, and then asserts that something is left.
+        asked = shown(getattr(jax.config, "jax_platforms", None))
+        raise StudyError(
+            f"{_NO_DEVICE}this machine has none of {_PLATFORMS} = {asked}; "
+            f"leave it out to take what is there, or set it to cpu"
+        ) from None
+
+
+def probe_devices() -> tuple[str, int]:
+    """The platform and the number of devices, found by a process that does not keep them.
+
+    Raises:
+        StudyError: there are none.
+    """
+    if os.environ.get(_PLATFORMS) == "cpu":
+        return "cpu", 1
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        raise StudyError(_NO_DEVICE + last.removeprefix(_NO_DEVICE))
+    platform_name, count = json.loads(done.stdout.splitlines()[-1])
+    return platform_name, count
 
 
 def compiler_options(

@@ -70,7 +70,8 @@ class _Nowhere(io.TextIOBase):
 
 def steady(stream: IO[str] | None) -> IO[str]:
     """A stream that can't end a run; one that is such a stream already is returned as it is."""
-    return cast(IO[str], stream if isinstance(stream, SteadyStream) else SteadyStream(stream))
+    given: object = stream
+    return cast(IO[str], given if isinstance(given, SteadyStream) else SteadyStream(stream))
 
 
 @contextlib.contextmanager

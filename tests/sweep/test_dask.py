@@ -433,7 +433,7 @@ def test_workers_of_this_machine_end_with_the_command(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_worker_sees_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_workers, "_probe", lambda: ("gpu", 2))
+    monkeypatch.setattr(local_workers, "probe_devices", lambda: ("gpu", 2))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     with (
         local_workers.local_workers(None) as started,
