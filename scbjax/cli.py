@@ -98,6 +98,14 @@ Results: TypeAlias = Annotated[
 ]
 
 
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The user asked a run to stop, and what it had is saved in the directory `out`."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(out)
+        self.out = out
+
+
 class Command(Protocol):
     """A command with its arguments."""
 
@@ -141,7 +149,7 @@ class Run:
         with self._place() as place:
             report = self._run(study, out, memory_bytes, place)
         if report.dataset is None:
-            return _tell_stopped(out, self._command())
+            raise Stopped(out)
         if report.already_complete:
             print("this study is already complete; --force runs it again")
         print(f"dataset: {report.dataset}")
@@ -193,17 +201,6 @@ class Run:
         results = Path(RESULTS) / SMALL if self.small else Path(RESULTS)
         # Without --force, other settings than those of results/STUDY get a directory of their own.
         return results / study.name if self.force else default_out(study, results)
-
-    def _command(self) -> str:
-        """The command line without --force, which would begin anew."""
-        words = ["scbjax", "run", self.study]
-        words += [word for override in self.overrides for word in ("--set", override)]
-        words += ["--out", self.out] if self.out is not None else []
-        words += ["--precision", self.precision] if self.precision is not None else []
-        words += ["--small"] if self.small else []
-        words += ["--engine", self.engine] if self.engine != "local" else []
-        words += ["--scheduler", self.scheduler] if self.scheduler is not None else []
-        return shlex.join(words)
 
 
 @dataclass(frozen=True)
@@ -362,7 +359,7 @@ class Rerun:
             plan = plan_of(study, stored.attrs, self.dataset, memory_bytes=memory_bytes)
             report = run_study(plan, out, progress=create_progress(), force=self.force)
         if report.dataset is None:
-            return _tell_stopped(out, self._command(out))
+            raise Stopped(out)
         print(f"dataset: {report.dataset}")
         again = read_dataset(report.dataset)
         found = compare_datasets(stored, again)
@@ -380,11 +377,6 @@ class Rerun:
         if out.resolve() == source.parent.resolve():
             raise StudyError(f"{out} holds the dataset itself; choose another directory with --out")
         return out
-
-    def _command(self, out: Path) -> str:
-        words = ["scbjax", "rerun", self.dataset, "--out", str(out)]
-        words += ["--memory", self.memory] if self.memory is not None else []
-        return shlex.join(words)
 
 
 @dataclass(frozen=True)
@@ -521,6 +513,8 @@ def _run(arguments: Sequence[str]) -> int:
         return _parse(arguments)()
     except SystemExit as stop:  # help and completion were asked for and are printed
         return int(stop.code or 0)
+    except Stopped as stopped:
+        return _tell_stopped(stopped.out, arguments)
     except (StudyError, OSError) as error:
         _note(" ".join(str(error).split()))
         return EXIT_BAD_INPUT
@@ -801,9 +795,11 @@ def _verdict(found: Comparison, *, holds: bool) -> str:
     return "the same, bit for bit" if found.identical else "the same within rounding"
 
 
-def _tell_stopped(out: Path, command: str) -> int:
+def _tell_stopped(out: Path, arguments: Sequence[str]) -> int:
+    # As it was typed, since every option may be one that the rest depends on; but not anew.
+    typed = [word for word in arguments if word != "--force"]
     print(f"stopped, with all that was done saved in {out}")
-    print(f"continue with: {command}")
+    print(f"continue with: {shlex.join(['scbjax', *typed])}")
     return EXIT_INTERRUPTED
 
 

@@ -1,5 +1,6 @@
 """The command from end to end: what it prints, its exit status, and one line for what is wrong."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -654,17 +655,57 @@ def test_a_figure_that_fails_after_a_run(
     assert len(fake_runs.calls) == 1
 
 
+EVERY_OPTION_OF_RUN = [
+    *("--set", "steps=8", "--set", "axes.l1=[0, 1]", "--out", "a b", "--precision", "high"),
+    *("--memory", "1GiB", "--small", "--no-figure", "--cpu-devices", "1"),
+    *("--compilation-cache", "kept here", "--engine", "local"),
+]
+
+
 def test_an_interrupted_run_says_how_to_continue(
     checkout: Path, capsys: pytest.CaptureFixture[str], fake_runs: FakeRuns
 ) -> None:
+    with (checkout / "sweeps" / "tiny.toml").open("r+") as file:
+        file.write('small = ["batch_size=2"]\n' + TINY)
     fake_runs.interrupted = True
-    options = "--out 'a b' --precision high"
-    given = ["--set", "steps=8", "--set", "axes.l1=[0, 1]", *shlex.split(options)]
-    assert cli.main(["run", "tiny", "--force", *given]) == cli.EXIT_INTERRUPTED
-    assert capsys.readouterr().out.splitlines() == [
-        "stopped, with all that was done saved in a b",
-        "continue with: scbjax run tiny --set steps=8 --set 'axes.l1=[0, 1]' " + options,
+    given = ["run", "tiny", "--force", *EVERY_OPTION_OF_RUN]
+    assert cli.main(given) == cli.EXIT_INTERRUPTED
+    stopped, continued = capsys.readouterr().out.splitlines()
+    assert stopped == "stopped, with all that was done saved in a b"
+    command = continued.removeprefix("continue with: scbjax ")
+    assert shlex.split(command) == ["run", "tiny", *EVERY_OPTION_OF_RUN]
+    # Typed again, it continues the same run in the same chunks.
+    fake_runs.interrupted = False
+    assert cli.main(shlex.split(command)) == 0
+    (first, *_), (second, *_) = fake_runs.calls
+    assert first.layout == second.layout
+    assert first.fingerprint == second.fingerprint
+    assert [(out, force) for _, out, force in fake_runs.calls] == [
+        (Path("a b"), True),
+        (Path("a b"), False),
     ]
+
+
+def test_every_option_of_a_run_is_in_that_test() -> None:
+    """But for --force, which is left out, and --scheduler, which needs one."""
+    options = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(cli.Run)}
+    tested = {word for word in EVERY_OPTION_OF_RUN if word.startswith("--")}
+    assert options - {"--study", "--overrides", "--force", "--scheduler"} <= tested
+    assert "--set" in tested
+
+
+def test_an_interrupted_rerun_says_how_to_continue(
+    checkout: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: object, out: Path, **__: object) -> RunReport:
+        return RunReport(out, None, interrupted=True)
+
+    monkeypatch.setattr(execute, "run_study", interrupted)
+    options = ["--memory", "1GiB", "--cpu-devices", "1", "--compilation-cache", "off"]
+    given = ["rerun", str(REFERENCE), *options]
+    assert cli.main([*given, "--force"]) == cli.EXIT_INTERRUPTED
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == f"continue with: scbjax {shlex.join(given)}"
     assert checkout.is_dir()
 
 
