@@ -90,6 +90,7 @@ MAX_TRAJECTORIES = 10_000_000
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_BYTE_ORDER_MARK = "\ufeff"
 _TEXTS = ("title", "question")
 _SMALL = "small"
 
@@ -250,9 +251,10 @@ def check_name(name: str) -> str:
 def _parse_toml(text: str, source: str) -> Table:
     if _has_surrogates(text):
         raise StudyError(f"{source}: the text is not Unicode")
-    # TOML's newlines are \n and \r\n; tomllib refuses any other carriage return.
+    # Some editors mark a file as UTF-8 by a first character that is no text. TOML's newlines are \n
+    # and \r\n; tomllib refuses any other carriage return.
     try:
-        return tomllib.loads(text.replace("\r\n", "\n"))
+        return tomllib.loads(text.removeprefix(_BYTE_ORDER_MARK).replace("\r\n", "\n"))
     except tomllib.TOMLDecodeError as error:
         reason, _, place = str(error).partition(" (at ")
         found = re.match(r"line (\d+)", place)

@@ -1,5 +1,6 @@
 """Studies: what is read from files and overrides, and the sentence for everything that is wrong."""
 
+import codecs
 import dataclasses
 import inspect
 import math
@@ -592,6 +593,14 @@ def test_windows_line_ends_are_fine(tmp_path: Path) -> None:
     assert load_study(path) == parse()
 
 
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_byte_order_mark_is_fine(tmp_path: Path, ends: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(codecs.BOM_UTF8 + MINIMAL.replace("\n", ends).encode())
+    assert load_study(path) == parse()
+    assert parse_study(path.read_text(encoding="utf-8"), "x") == parse()
+
+
 def bad_path(tmp_path: Path, given: str, content: bytes | None = None) -> str:
     if content is not None:
         (tmp_path / given).write_bytes(content)
@@ -610,6 +619,9 @@ def bad_path(tmp_path: Path, given: str, content: bytes | None = None) -> str:
         (b"title = 'x'\n[task]\nnum_tokens = [", ["line 3", "not valid TOML"]),
         (b"[task]\nnum_tokens = 3\nnum_tokens = 3", ["line 3", "not valid TOML"]),
         (b"title = 'x'\n# \xff\n", ["line 2", "UTF-8"]),
+        (codecs.BOM_UTF8 + b"title = 'x'\n[task\n", ["line 2", "not valid TOML"]),
+        (codecs.BOM_UTF8 + b"title = 'x'\n# \xff\n", ["line 2", "UTF-8"]),
+        (codecs.BOM_UTF16_LE + b"t\0=\0", ["line 1", "UTF-8"]),
         (b"\0", ["line 1", "not valid TOML"]),
         (b"x = " + b"[" * 20000, ["not valid TOML"]),
         (b"x = " + b"1" * 5000, ["not valid TOML", "too long"]),
