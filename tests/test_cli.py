@@ -273,6 +273,7 @@ def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedPr
         ["sh", "-c", line, "sh", sys.executable, "-m", "scbjax"],
         capture_output=True,
         text=True,
+        errors="replace",
         check=False,
         cwd=folder,
         env={**os.environ, **environment},
@@ -331,6 +332,33 @@ def test_a_reader_that_goes_away_in_mid_run_costs_no_work(
 def test_what_was_asked_for_and_cant_be_printed_is_an_error(checkout: Path, arguments: str) -> None:
     ran = shell(f'"$@" {arguments} >/dev/full', checkout)
     assert (ran.returncode, ran.stderr) == (2, FULL)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        {"PYTHONIOENCODING": "latin-1"},
+    ],
+    ids=str,
+)
+def test_what_an_encoding_lacks_is_no_error(
+    checkout: Path, programs: Path, environment: dict[str, str]
+) -> None:
+    named = {**environment, "XDG_CACHE_HOME": str(programs)}
+    study = checkout / "sweeps" / "tiny.toml"
+    study.write_text(TINY.replace("A tiny study", "Tïny λ"), encoding="utf-8")
+    escaped = {
+        "run tiny --out 'dï λ'": "/tiny.nc",
+        "status 'dï λ'": "/tiny.nc",
+        "list": r"\u03bb",
+        "show tiny": r"\u03bb",
+    }
+    for arguments, part in escaped.items():
+        ran = shell(f'"$@" {arguments}', checkout, **named)
+        assert (ran.returncode, "Traceback" in ran.stderr) == (0, False)
+        assert part in ran.stdout
 
 
 def test_no_file_takes_the_place_of_a_closed_stream(checkout: Path) -> None:
