@@ -145,7 +145,7 @@ class Run:
         """Runs the command; returns its exit status."""
         study, memory_bytes = self._study(), read_bytes(self.memory)
         out = self._directory(study)
-        _check_writable(out)
+        _check_run(out)
         with self._place() as place:
             report = self._run(study, out, memory_bytes, place)
         if report.dataset is None:
@@ -341,7 +341,7 @@ class Rerun:
         if fingerprint(study) != stored.attrs.get("fingerprint"):
             _note(f"the study in {source} has another fingerprint now")
         out = self._directory(study, source)
-        _check_writable(out)
+        _check_run(out)
         _start_jax(self.cpu_devices, self.compilation_cache)
         from scbjax.sweep.execute import run_search, run_study
         from scbjax.sweep.progress import create_progress
@@ -661,6 +661,14 @@ def _dask_place(
 
 def _note(text: str) -> None:
     print(f"scbjax: {text}", file=sys.stderr)
+
+
+def _check_run(out: Path) -> None:
+    """Notices before JAX is loaded that nothing can be run into a results directory."""
+    from scbjax.sweep.lock import check_system
+
+    check_system()
+    _check_writable(out)
 
 
 def _check_writable(out: Path) -> None:

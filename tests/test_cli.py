@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import platform
 import shlex
 import signal
 import subprocess
@@ -27,6 +28,8 @@ WAIT_SECONDS = 120.0
 """Far more than a process needs on a busy machine."""
 SECONDS_INTO_A_RUN = 10.0
 """Longer than it takes to begin, much shorter than the run."""
+
+REFERENCE = Path(__file__).parent / "sweep" / "reference.nc"
 
 TINY = """
 title = "A tiny study"
@@ -742,11 +745,26 @@ def test_devices(capsys: pytest.CaptureFixture[str]) -> None:
     assert "cpu" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("arguments", [["run", "tiny"], ["rerun", str(REFERENCE)]])
+def test_a_system_without_locks(
+    checkout: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    assert cli.main(arguments) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("scbjax: studies can't be run on Windows, which has no flock")
+    assert "they can on Linux, on macOS, and on Windows in WSL" in said
+    assert not (checkout / "results").exists()
+
+
 NO_DEVICE = "scbjax: JAX finds no device to run on: "
-REFERENCE = Path(__file__).parent / "sweep" / "reference.nc"
 
 
-@pytest.mark.parametrize("platform", ["abacus", "cuda"])
+@pytest.mark.parametrize("name", ["abacus", "cuda"])
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -760,17 +778,17 @@ REFERENCE = Path(__file__).parent / "sweep" / "reference.nc"
     ids=lambda arguments: " ".join(arguments[:1] + arguments[2:]),
 )
 def test_platforms_that_are_not_there(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch, platform: str, arguments: list[str]
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, name: str, arguments: list[str]
 ) -> None:
     if "dask" in arguments:
         pytest.importorskip("distributed")
     Store(checkout / "begun").write_manifest(Manifest.of(make_plan(load_study("tiny")), {}))
-    monkeypatch.setenv("JAX_PLATFORMS", platform)
+    monkeypatch.setenv("JAX_PLATFORMS", name)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # also where there is a GPU
     ran = run(*arguments)
     assert ran.returncode == 2
     assert ran.stderr.startswith(NO_DEVICE)
-    assert platform in ran.stderr
+    assert name in ran.stderr
     assert ran.stderr.count("\n") == 1
     assert not list(checkout.rglob("manifest.json"))[1:]
 
