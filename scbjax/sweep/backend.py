@@ -6,16 +6,20 @@ variable of JAX stays as it is, unless an option of the command says otherwise.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import warnings
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scbjax.sweep.fields import StudyError, shown
 
@@ -35,6 +39,10 @@ out as zeros."""
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _CPU_INFO = Path("/proc/cpuinfo")
 _VECTOR_WIDTH = "xla_cpu_prefer_vector_width"
+_CACHE_WARNING = re.compile(
+    r"Error (?P<done>reading|writing) persistent compilation cache entry for '(?P<name>[^']+)'"
+)
+_ZSTANDARD = b"\x28\xb5\x2f\xfd"  # what such a file begins with (RFC 8878)
 _PLATFORMS = "JAX_PLATFORMS"
 _NO_DEVICE = "JAX finds no device to run on: "
 _PROBE = """
@@ -199,6 +207,7 @@ def keep_programs(asked: str | None) -> str | None:
     """
     import jax
 
+    mend_cache()
     named = asked if asked is not None else os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if asked == OFF or jax.__version_info__ < RELIABLE_SINCE:
         jax.config.update("jax_enable_compilation_cache", False)
@@ -214,6 +223,84 @@ def keep_programs(asked: str | None) -> str | None:
     # By default JAX leaves out what took less than a second.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return None
+
+
+def mend_cache() -> None:
+    """Removes programs that can't be read when JAX warns of them, in the place of its warning.
+
+    A disk that is full, or a power cut, leaves the beginning of a program under its name. JAX would
+    warn of it in every process, compile again, and never replace it.
+    """
+    shown_before = warnings.showwarning
+    if isinstance(shown_before, _Mender):
+        return
+    warnings.showwarning = _Mender(shown_before)
+
+
+class _Mender:
+    """Shows warnings, but for those that it has removed the cause of.
+
+    Args:
+        show: what shows the others.
+    """
+
+    def __init__(self, show: Callable[..., None]) -> None:
+        self._show = show
+
+    def __call__(self, message: Warning | str, *details: Any, **more: Any) -> None:  # noqa: ANN401
+        found = _CACHE_WARNING.match(str(message))
+        removed = [] if found is None else _remove_damaged(found["name"])
+        if found is None or not removed:
+            self._show(message, *details, **more)
+            return
+        for path in removed:
+            print(f"scbjax: removed {path}, a compiled program that is damaged", file=sys.stderr)
+        if found["done"] == "writing":
+            reason = str(message).partition(": ")[2]
+            print(f"scbjax: a compiled program is not kept: {reason}", file=sys.stderr)
+
+
+def _remove_damaged(name: str) -> list[Path]:
+    """Removes the programs of a name in JAX's cache that are not whole; returns their files."""
+    import jax
+
+    folder = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if not folder:
+        return []
+    damaged = [
+        path for path in Path(folder).glob(f"{glob.escape(name)}*-cache") if not _is_whole(path)
+    ]
+    for path in damaged:
+        path.unlink(missing_ok=True)
+    return damaged
+
+
+def _is_whole(program: Path) -> bool:
+    """Whether a compiled program can be unpacked, as far as can be told here."""
+    try:
+        content = program.read_bytes()
+    except OSError:
+        return True  # gone, or of somebody else
+    if content.startswith(_ZSTANDARD):
+        return _is_whole_zstandard(content)
+    try:
+        zlib.decompress(content)
+    except zlib.error:
+        return False
+    return True
+
+
+def _is_whole_zstandard(content: bytes) -> bool:
+    """Whether it can be unpacked by the package that JAX uses for that where it is installed."""
+    try:
+        import zstandard
+    except ImportError:
+        return True
+    try:
+        zstandard.ZstdDecompressor().decompress(content)
+    except zstandard.ZstdError:
+        return False
+    return True
 
 
 def _cache_folder(root: Path) -> Path:
