@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import tyro
 
@@ -54,6 +54,11 @@ _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i)?)?b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _MAX_DIGITS_OF_SIZE = 20
 _MAX_DIGITS = 9
+_MOST_POINTS, _MOST_ROWS = 24, 100
+"""Of an axis and of a table, that are all shown; of more, the first and the last."""
+_FIRST_SHOWN, _LAST_SHOWN = 8, 2
+
+_Entry = TypeVar("_Entry")
 
 StudyName: TypeAlias = Annotated[
     tyro.conf.Positional[str],
@@ -716,8 +721,21 @@ def _describe_study(study: Study) -> list[str]:
     for axis in study.axes:
         lines.append(f"  {axis.name}: {len(axis)} points")
         for path, column in zip(axis.fields, zip(*axis.values, strict=True), strict=True):
-            lines.append(f"    {path} = {_text(column)}")
+            lines.append(f"    {path} = {_text(_shortened(column, '...'))}")
     return lines
+
+
+def _shortened(
+    entries: Sequence[_Entry], gap: _Entry, most: int = _MOST_POINTS
+) -> tuple[_Entry, ...]:
+    """The first and the last of a long sequence, with something that stands for the others.
+
+    >>> _shortened(range(100), -1)
+    (0, 1, 2, 3, 4, 5, 6, 7, -1, 98, 99)
+    """
+    if len(entries) <= most:
+        return tuple(entries)
+    return (*entries[:_FIRST_SHOWN], gap, *entries[-_LAST_SHOWN:])
 
 
 def _text(value: object) -> str:
@@ -739,8 +757,15 @@ def _describe_plan(plan: Plan) -> list[str]:
     ]
     lines = ["plan", *(f"  {line}" for line in _aligned(total))]
     if len(plan.programs) > 1:
-        lines += ["", "programs", *(f"  {line}" for line in _aligned(_program_rows(plan)))]
+        lines += ["", "programs", *_table(_program_rows(plan))]
     return lines
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of a table with its header, the middle of a long one left out."""
+    header, *body = rows
+    gap = ("...", *([""] * (len(header) - 1)))
+    return [f"  {line}" for line in _aligned([header, *_shortened(body, gap, _MOST_ROWS)])]
 
 
 def _describe_search(study: Study) -> list[str]:
@@ -766,7 +791,7 @@ def _describe_search(study: Study) -> list[str]:
     total = readable_seconds(rounds * sum(plan.seconds for plan in plans))
     return [
         f"search: {rounds} rounds in {len(cells)} cells, ~{total} on two CPU cores",
-        *(f"  {line}" for line in _aligned(rows)),
+        *_table(rows),
     ]
 
 

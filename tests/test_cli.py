@@ -424,6 +424,32 @@ def test_show(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert checkout.is_dir()
 
 
+def test_show_shortens_what_is_long(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["axes.seed={range=[0, 1000000]}", "l1=[0, 1, 2, 3]"]
+    assert cli.main(["show", "tiny", "--set", given[0], "--set", f"axes.{given[1]}"]) == 0
+    printed = capsys.readouterr().out
+    assert "    seed = 0, 1, 2, 3, 4, 5, 6, 7, ..., 999998, 999999\n" in printed
+    assert "    train.l1 = 0.0, 1.0, 2.0, 3.0\n" in printed
+    assert "  seed: 1000000 points\n" in printed
+    assert ["trajectories", "8000000"] in [line.split() for line in printed.splitlines()]
+    assert max(map(len, printed.splitlines())) < 100
+    assert len(printed.splitlines()) < 80
+    assert checkout.is_dir()
+
+
+def test_show_shortens_a_long_table_of_programs(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["show", "tiny", "--set", "axes.batch_size={range=[1, 501]}"]) == 0
+    printed = capsys.readouterr().out
+    table = printed[printed.index("\nprograms\n") :].splitlines()
+    assert [line.split()[0] for line in table[3:]] == [*"12345678", "...", "499", "500"]
+    assert ["programs", "500"] in [line.split() for line in printed.splitlines()]
+    assert cli.main(["show", "tiny", "--set", "axes.batch_size={range=[1, 101]}"]) == 0
+    assert "..." not in capsys.readouterr().out.partition("\nprograms\n")[2]
+    assert checkout.is_dir()
+
+
 # ---------------------------------------------------------------------------- figures
 
 

@@ -321,6 +321,8 @@ def _lowered(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rows_by_static_values(axis: Axis) -> dict[tuple[tuple[str, Any], ...], list[int]]:
     """The rows of an axis, grouped by the values of its static fields."""
+    if not any(FIELDS[path].kind == "static" for path in axis.fields):
+        return {(): list(range(len(axis)))}
     groups: dict[tuple[tuple[str, Any], ...], list[int]] = {}
     for row, values in enumerate(axis.values):
         point = dict(zip(axis.fields, values, strict=True))
@@ -364,15 +366,17 @@ def _layer(
     picked = [r if m else [0] for r, m in zip(rows, member, strict=True)]
     points = list(itertools.product(*picked))
     members = [axis for axis, m in zip(axes, member, strict=True) if m]
-    values = []
-    for point in points:
-        own = dict(base)
-        for axis, row in zip(members, itertools.compress(point, member), strict=True):
-            own.update(zip(axis.fields, axis.values[row], strict=True))
-        values.append(_lowered(own))
     swept = {path for axis in members for path in axis.fields}
     if any(_is_lowered(axis) for axis in members):
         swept |= SGD_AS_PROXIMAL.keys()
+    # Of the base, what `_lowered` asks for and what it may replace: there may be a million points.
+    needed = {path: base[path] for path in base if path in swept or path == "train.optimizer"}
+    values = []
+    for point in points:
+        own = dict(needed)
+        for axis, row in zip(members, itertools.compress(point, member), strict=True):
+            own.update(zip(axis.fields, axis.values[row], strict=True))
+        values.append(_lowered(own))
     columns = {
         path: tuple(value[path] for value in values)
         for path, entry in FIELDS.items()
