@@ -46,6 +46,7 @@ from scbjax.sweep.axes import (
     Axis,
     axis_field,
     check_axes,
+    check_rounded,
     pick,
     read_axes,
     read_column,
@@ -426,6 +427,7 @@ def _resolve(draft: _Draft, name: str) -> Study:
             if isinstance(field.default, Required):
                 raise StudyError(f"{path} is missing: set it in [{field.table}] or as an axis")
             base[path] = field.default
+    check_rounded(axes, base["task.dtype"])
     base["record.snapshots"] = tuple(sorted(base["record.snapshots"]))
     title, question = draft.texts.get("title") or name, draft.texts.get("question", "")
     study = Study(name, title, question, MappingProxyType(base), axes)

@@ -6,6 +6,7 @@ import inspect
 import math
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -450,6 +451,36 @@ def test_bad_text(case: str) -> None:
     assert [part for part in parts if part not in str(error.value)] == []
 
 
+@pytest.mark.parametrize(
+    ("extra", "path", "float64"),
+    [
+        ("[axes]\nl1 = [1e-4, 1e-3, 0.00010000000001]", "train.l1", True),
+        ("[axes]\nskew = [2.0, 2.00000001]", "task.skew", False),
+        ("[axes]\ncorrelation = [0.5, 0.50000001]", "transfer.correlation", False),
+        ("[axes]\nstop_level = [1.0, inf, 1.00000001]", "train.stop_level", True),
+        ("[axes]\nl1 = { log_range = [1.0, 1.0000001, 9] }", "train.l1", True),
+        ("[[zip]]\nseed = [1, 1, 2]\nl1 = [0.1, 0.1000000001, 0.1]", "train.l1", True),
+        (
+            "[[zip]]\noptimizer = ['sgd', 'sgd']\nl1 = [1, 1]\nskew = [2, 2.00000001]",
+            "task.skew",
+            False,
+        ),
+    ],
+)
+def test_points_that_are_the_same_in_float32(extra: str, path: str, float64: bool) -> None:
+    """A study of float64 tells them apart, but for the numbers that tasks are drawn from."""
+    said = message(extra)
+    assert f"has two points that are the same in float32, which {path} is computed in" in said
+    if float64:
+        assert parse(extra, ("dtype=float64",)).num_trajectories > 1
+    else:
+        assert "the same in float32" in message(extra, ("dtype=float64",))
+
+
+def test_neighbours_in_float32_are_two_points() -> None:
+    assert len(parse(f"[axes]\nthreshold = [1.0, {1 + 2**-23!r}]").axes[0]) == 2
+
+
 def test_a_zip_may_combine_what_a_product_could_not() -> None:
     text = MINIMAL.replace("context_length = 50\nsparsity = 2", "")
     read = parse_study(text + "[[zip]]\ncontext_length = [3, 9]\nsparsity = [3, 9]", "x")
@@ -694,7 +725,13 @@ def values_of(field: Field) -> st.SearchStrategy[Any]:
 
 
 def columns(field: Field) -> st.SearchStrategy[list[Any]]:
-    return st.lists(values_of(field), min_size=1, max_size=4, unique=True)
+    # Studies compute in float32, where the points of an axis have to differ.
+    return st.lists(
+        values_of(field),
+        min_size=1,
+        max_size=4,
+        unique_by=lambda value: array("f", [value])[0] if field.type is float else value,
+    )
 
 
 # Other maps, ends of stage 1 and starts need companions among the other fields.
