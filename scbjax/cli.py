@@ -28,7 +28,7 @@ from scbjax.sweep.cells import cells_of, is_search
 from scbjax.sweep.fields import FIELDS, StudyError, nearest, read_value, shown
 from scbjax.sweep.search import first_studies
 from scbjax.sweep.streams import steady_streams
-from scbjax.sweep.study import Study, find_studies, load_study
+from scbjax.sweep.study import Study, find_studies, load_study, outside_checkout
 
 if TYPE_CHECKING:
     from scbjax.sweep.execute import Place, RunReport
@@ -216,7 +216,7 @@ class List:
         """Runs the command; returns its exit status."""
         paths = find_studies()
         if not paths:
-            raise StudyError("there are no studies: no folder 'sweeps' with *.toml in it was found")
+            raise StudyError(f"there are no studies to list: {outside_checkout('sweeps')}")
         rows: list[tuple[str, ...]] = [("study", "runs", "tokens", "time", "title")]
         failures = []
         for path in paths:
@@ -448,6 +448,7 @@ class Bench:
         """Runs the command; returns its exit status."""
         from scbjax.sweep.backend import probe_devices
         from scbjax.sweep.benchmarks import (
+            FOLDER,
             find_benchmark,
             find_benchmarks,
             run_benchmark,
@@ -458,6 +459,8 @@ class Bench:
             raise StudyError(f"bench takes a name or --all, not both: got {shown(self.name)}")
         if self.name is None and not self.all:
             rows = [(name, summary_of(script)) for name, script in find_benchmarks().items()]
+            if not rows:
+                raise StudyError(f"there are no benchmarks: {outside_checkout(FOLDER)}")
             print("\n".join(_aligned([("benchmark", "what it measures"), *rows])))
             return 0
         every = list(find_benchmarks().values())
@@ -881,10 +884,13 @@ def _tell_newer(script: Path, results: Path) -> None:
 
 def _show_all(results: Path, show: Callable[[Path, Path], None]) -> int:
     """Draws every figure whose dataset is there, or prints its numbers; says what is left out."""
-    from scbjax.sweep.figures import dataset_of, find_figures
+    from scbjax.sweep.figures import FOLDER, dataset_of, find_figures
 
     left_out, failed = [], []
-    for script in find_figures().values():
+    scripts = find_figures()
+    if not scripts:
+        raise StudyError(f"there are no figures: {outside_checkout(FOLDER)}")
+    for script in scripts.values():
         try:
             dataset_of(script, results)
         except StudyError as error:
@@ -898,6 +904,6 @@ def _show_all(results: Path, show: Callable[[Path, Path], None]) -> int:
         _note(f"left out: {reason}")
     for reason in failed:
         _note(reason)
-    if len(left_out) == len(find_figures()):
+    if len(left_out) == len(scripts):
         raise StudyError(f"no figure could be drawn from {results}")
     return EXIT_BAD_INPUT if failed else 0

@@ -148,6 +148,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "unknown option": (["show", "tiny", "--st", "x"], ["--st", "--set FIELD=VALUE"]),
     "too many arguments": (["show", "tiny", "x"], ["Unrecognized options: x"]),
     "unknown study": (["run", "tyni"], ["no study is called 'tyni'", "did you mean 'tiny'?"]),
+    "study without its ending": (["run", "broken"], ["did you mean the file 'broken.toml'?"]),
     "missing file": (["run", "none.toml"], ["none.toml does not exist"]),
     "directory": (["run", "sweeps"], ["sweeps is a directory, not a study file"]),
     "broken file": (["show", "broken.toml"], ["broken.toml, line 2", "not valid TOML"]),
@@ -242,13 +243,31 @@ def test_list_goes_on_after_a_broken_study(
     assert "broken.toml, line 1: not valid TOML" in printed.err
 
 
-def test_list_without_studies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ("list", ["there are no studies to list", "'sweeps'"]),
+        ("run quickstart", ["no study is called 'quickstart'", "'sweeps'", "my_study.toml"]),
+        ("show quickstart", ["no study is called 'quickstart'", "'sweeps'", "my_study.toml"]),
+        ("figure quickstart", ["no figure is called 'quickstart'", "'figures'"]),
+        ("figure all", ["there are no figures", "'figures'"]),
+        ("bench", ["there are no benchmarks", "'sweeps/benchmarks'"]),
+        ("bench step", ["no benchmark is called 'step'", "'sweeps/benchmarks'"]),
+    ],
+)
+def test_outside_of_a_checkout(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    parts: list[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(scbjax, "__file__", str(tmp_path / "scbjax" / "__init__.py"))
-    assert cli.main(["list"]) == 2
-    assert "there are no studies" in capsys.readouterr().err
+    assert cli.main(arguments.split()) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert [part for part in parts if part not in said] == []
+    assert "run scbjax in a checkout, which has one" in said
 
 
 def test_a_closed_pipe_is_no_error(checkout: Path) -> None:

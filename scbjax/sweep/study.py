@@ -208,8 +208,26 @@ def _locate(given: str) -> Path:
     with suppress(OSError):  # a name that is too long for a file
         if given and Path(given).exists():
             return Path(given)
-    hint = nearest(given, found) or (f" (studies: {', '.join(found)})" if found else "")
-    raise StudyError(f"no study is called {shown(given)}{hint}")
+    raise StudyError(f"no study is called {shown(given)}{_hint(given, found)}")
+
+
+def _hint(given: str, found: Mapping[str, Path]) -> str:
+    """How an error ends about a study that was not found."""
+    with suppress(OSError):
+        if given and Path(f"{given}.toml").is_file():
+            return f"; did you mean the file '{given}.toml'?"
+    if not found:
+        return f": {outside_checkout('sweeps')}, or name a study file, such as my_study.toml"
+    return nearest(given, found) or f" (studies: {', '.join(found)})"
+
+
+def outside_checkout(folder: str) -> str:
+    """What to say where a folder that a checkout has can't be found, as the library alone has not.
+
+    Args:
+        folder: such as ``sweeps`` or ``figures``.
+    """
+    return f"there is no folder '{folder}' with any here; run scbjax in a checkout, which has one"
 
 
 def _read_text(path: Path) -> str:

@@ -704,7 +704,7 @@ def test_without_studies_the_sentence_still_ends(
 ) -> None:
     monkeypatch.setattr(study, "search_path", lambda _: [])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StudyError, match=r"^no study is called 'x'$"):
+    with pytest.raises(StudyError, match=r"^no study is called 'x': .* my_study\.toml$"):
         load_study("x")
 
 
