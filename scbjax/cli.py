@@ -26,6 +26,7 @@ import tyro
 import scbjax
 from scbjax.sweep.cells import cells_of, is_search
 from scbjax.sweep.fields import FIELDS, StudyError, nearest, read_value, shown
+from scbjax.sweep.progress import counted, create_progress, readable_count, readable_seconds
 from scbjax.sweep.search import first_studies
 from scbjax.sweep.streams import steady_streams
 from scbjax.sweep.study import Study, find_studies, load_study, outside_checkout
@@ -163,7 +164,6 @@ class Run:
 
     def _run(self, study: Study, out: Path, memory_bytes: int | None, place: Place) -> RunReport:
         from scbjax.sweep.execute import run_search, run_study
-        from scbjax.sweep.progress import create_progress
 
         if is_search(study):
             return run_search(
@@ -308,8 +308,11 @@ class Verify:
         from scbjax.sweep.verify import verify
 
         found = verify(out, count=count, seed=seed)
-        drawn = f"{found.sampled} of {found.total} trajectories drawn"
-        rows = [("study", found.name), ("compared", f"{found.recomputed} trajectories, {drawn}")]
+        rows = [
+            ("study", found.name),
+            ("drawn", f"{found.sampled} of {counted(found.total, 'trajectory')}"),
+            ("computed again", f"{counted(found.recomputed, 'trajectory')}, in whole blocks"),
+        ]
         print("\n".join(_aligned([*rows, *_comparison_rows(found.comparison)])))
         if found.changed:
             print(f"since the run began, these have changed: {', '.join(found.changed)}")
@@ -349,7 +352,6 @@ class Rerun:
         _check_run(out)
         _start_jax(self.cpu_devices, self.compilation_cache)
         from scbjax.sweep.execute import run_search, run_study
-        from scbjax.sweep.progress import create_progress
         from scbjax.sweep.verify import compare_datasets, gives_the_same_bits, plan_of
 
         if is_search(study):
@@ -700,7 +702,6 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 def _list_row(study: Study) -> tuple[str, ...]:
     from scbjax.sweep.plan import make_plan
-    from scbjax.sweep.progress import readable_count, readable_seconds
 
     parts, rounds = [study], 1
     if is_search(study):
@@ -722,7 +723,7 @@ def _describe_study(study: Study) -> list[str]:
     lines += _aligned([(path, _text(value)) for path, value in values.items()])
     lines += ["", "axes"]
     for axis in study.axes:
-        lines.append(f"  {axis.name}: {len(axis)} points")
+        lines.append(f"  {axis.name}: {counted(len(axis), 'point')}")
         for path, column in zip(axis.fields, zip(*axis.values, strict=True), strict=True):
             lines.append(f"    {path} = {_text(_shortened(column, '...'))}")
     return lines
@@ -747,7 +748,6 @@ def _text(value: object) -> str:
 
 def _describe_plan(plan: Plan) -> list[str]:
     from scbjax.sweep.cost import readable_bytes
-    from scbjax.sweep.progress import readable_count, readable_seconds
 
     total = [
         ("trajectories", str(plan.num_trajectories)),
@@ -774,7 +774,6 @@ def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
 def _describe_search(study: Study) -> list[str]:
     """What each cell of a search costs, all rounds together."""
     from scbjax.sweep.plan import make_plan
-    from scbjax.sweep.progress import readable_count, readable_seconds
 
     rounds = study.base["search.rounds"]
     plans = [make_plan(part) for part in first_studies(study)]
@@ -792,16 +791,13 @@ def _describe_search(study: Study) -> list[str]:
             )
         )
     total = readable_seconds(rounds * sum(plan.seconds for plan in plans))
-    return [
-        f"search: {rounds} rounds in {len(cells)} cells, ~{total} on two CPU cores",
-        *_table(rows),
-    ]
+    size = f"{counted(rounds, 'round')} in {counted(len(cells), 'cell')}"
+    return [f"search: {size}, ~{total} on two CPU cores", *_table(rows)]
 
 
 def _program_rows(plan: Plan) -> list[tuple[str, ...]]:
     """What tells the programs of a plan apart, and what each of them costs."""
     from scbjax.sweep.cost import readable_bytes
-    from scbjax.sweep.progress import readable_seconds
 
     static = [
         path for path in FIELDS if path not in plan.study.base and FIELDS[path].kind == "static"
@@ -854,7 +850,8 @@ def _tell_figures(study: str, dataset: Path, *, draw: bool) -> None:
             _print_paths(draw_dataset(script, dataset, Path(PICTURES) if usual else dataset.parent))
         if dataset.parent.name == study:
             elsewhere = [] if usual else ["--results", str(dataset.parent.parent)]
-            print(f"draw it with: {shlex.join(['scbjax', 'figure', name, *elsewhere])}")
+            again = " again" if draw else ""
+            print(f"draw it{again} with: {shlex.join(['scbjax', 'figure', name, *elsewhere])}")
 
 
 def _draw(script: Path, results: Path, out: Path) -> None:

@@ -614,7 +614,7 @@ def test_a_run_from_end_to_end(checkout: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out.splitlines() == [
         "dataset: results/tiny/tiny.nc",
         "figures/out/tiny.png",
-        "draw it with: scbjax figure tiny",
+        "draw it again with: scbjax figure tiny",
     ]
     path = checkout / "results" / "tiny" / "tiny.nc"
     with xarray.open_dataset(path) as dataset:
@@ -701,7 +701,7 @@ def test_run_elsewhere(
     assert capsys.readouterr().out.splitlines() == [
         "dataset: a b/tiny/tiny.nc",
         "a b/tiny/tiny.png",
-        "draw it with: scbjax figure tiny --results 'a b'",
+        "draw it again with: scbjax figure tiny --results 'a b'",
     ]
     assert fake_runs.calls[0][1] == Path("a b/tiny")
     assert cli.main(["figure", "tiny", "--results", "a b"]) == 0

@@ -249,7 +249,7 @@ def plan_with_layout(
     """
     programs = list(_programs(study))
     if len(layout) != len(programs):
-        raise StudyError(f"the layout has {len(layout)} programs; the study has {len(programs)}")
+        raise StudyError(f"programs of the layout: {len(layout)}; of the study: {len(programs)}")
     for program, (outer, inner, block) in zip(programs, layout, strict=True):
         # A chunk is padded to a whole number of blocks on every device: at most to twice its size.
         sound = min(outer, inner, block) >= 1 and outer % block == 0

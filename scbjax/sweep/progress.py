@@ -43,7 +43,7 @@ class Reading:
     def __str__(self) -> str:
         """One line, without what is not known yet; a narrow terminal cuts off the end."""
         finished = math.floor(self.trajectories + _ROUNDING)
-        parts = [f"{finished}/{self.total_trajectories} trajectories"]
+        parts = [f"{finished}/{counted(self.total_trajectories, 'trajectory')}"]
         if math.isfinite(self.seconds_left):
             parts.append(f"{readable_seconds(self.seconds_left)} left")
         if self.metric is not None:
@@ -216,6 +216,17 @@ def create_progress(stream: IO[str] | None = None) -> Progress:
     """
     stream = steady(sys.stderr if stream is None else stream)
     return BarProgress(stream) if stream.isatty() else LineProgress(stream)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "file"), counted(0, "trajectory"), counted(2, "record")
+    ('1 file', '0 trajectories', '2 records')
+    """
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun.removesuffix('y')}ies" if noun.endswith("y") else f"{number} {noun}s"
 
 
 def readable_count(number: float) -> str:

@@ -174,7 +174,7 @@ def test_a_plan_survives_the_journey() -> None:
 
 def test_lost_chunks_are_one_sentence() -> None:
     killed = cluster._Finished("run", 3, KilledWorker("key", None, 3))
-    with pytest.raises(StudyError, match=r"chunk 3 was given up: 4 workers were lost .*--memory"):
+    with pytest.raises(StudyError, match=r"chunk 3 was given up: 4 workers ended .*--memory"):
         cluster._result_of(killed)
 
 
