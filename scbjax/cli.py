@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -48,9 +48,11 @@ RERUNS = "rerun"
 PICTURES = "figures/out"
 DESCRIPTION = (
     "Sweeps of linear transformers that learn sparse contextual bigrams. "
-    "`scbjax --version` prints the version."
+    "`scbjax --version` prints the version; `scbjax --tyro-print-completion bash` (or zsh) "
+    "prints what completes its words in that shell."
 )
 
+_COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i)?)?b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _MAX_DIGITS_OF_SIZE = 20
@@ -60,6 +62,9 @@ _MOST_POINTS, _MOST_ROWS = 24, 100
 _FIRST_SHOWN, _LAST_SHOWN = 8, 2
 
 _Entry = TypeVar("_Entry")
+
+# What tyro says of an option that may be left out, "(default: None)", tells nothing.
+_left_out = partial(tyro.conf.arg, help_behavior_hint="")
 
 StudyName: TypeAlias = Annotated[
     tyro.conf.Positional[str],
@@ -76,8 +81,9 @@ Overrides: TypeAlias = Annotated[
 ]
 Precision: TypeAlias = Annotated[
     str | None,
-    tyro.conf.arg(
-        metavar="highest|high|default", help="Of the matrix products of a step: train.precision."
+    _left_out(
+        metavar="highest|high|default",
+        help="Of the matrix products of a step, if not the study's own: train.precision.",
     ),
 ]
 Small: TypeAlias = Annotated[
@@ -85,7 +91,9 @@ Small: TypeAlias = Annotated[
 ]
 Memory: TypeAlias = Annotated[
     str | None,
-    tyro.conf.arg(metavar="SIZE", help="Memory budget, such as 2GiB."),
+    _left_out(
+        metavar="SIZE", help="Memory budget, such as 2GiB, if not a share of what the device has."
+    ),
 ]
 CpuDevices: TypeAlias = Annotated[
     str,
@@ -95,8 +103,9 @@ CpuDevices: TypeAlias = Annotated[
 ]
 CompilationCache: TypeAlias = Annotated[
     str | None,
-    tyro.conf.arg(
-        metavar="DIR", help="Where compiled programs are kept, if not in the user's cache; off."
+    _left_out(
+        metavar="DIR",
+        help="Where compiled programs are kept, if not in the user's cache; off for nowhere.",
     ),
 ]
 Results: TypeAlias = Annotated[
@@ -126,7 +135,7 @@ class Run:
     study: StudyName
     overrides: Overrides = ()
     out: Annotated[
-        str | None, tyro.conf.arg(metavar="DIR", help="Where results go, if not results/STUDY.")
+        str | None, _left_out(metavar="DIR", help="Where results go, if not results/STUDY.")
     ] = None
     memory: Memory = None
     precision: Precision = None
@@ -141,7 +150,7 @@ class Run:
     ] = "local"
     scheduler: Annotated[
         str | None,
-        tyro.conf.arg(
+        _left_out(
             metavar="ADDRESS",
             help="Of a Dask scheduler, for --engine dask; left out, workers start on this machine.",
         ),
@@ -330,8 +339,7 @@ class Rerun:
         tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET", help="A netCDF file of scbjax.")
     ]
     out: Annotated[
-        str | None,
-        tyro.conf.arg(metavar="DIR", help="Where results go, if not results/rerun/STUDY."),
+        str | None, _left_out(metavar="DIR", help="Where results go, if not results/rerun/STUDY.")
     ] = None
     memory: Memory = None
     force: Annotated[bool, tyro.conf.arg(help="Start anew, whatever the directory holds.")] = False
@@ -437,12 +445,12 @@ class Bench:
     """Measure speed, start-up and memory; without a name, list the benchmarks."""
 
     name: Annotated[
-        tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME", help="A benchmark's name.")
+        tyro.conf.Positional[str | None],
+        _left_out(metavar="[NAME]", help="A benchmark's name; left out, they are listed."),
     ] = None
     all: Annotated[bool, tyro.conf.arg(help="Run all of them, one after the other.")] = False
     out: Annotated[
-        str | None,
-        tyro.conf.arg(metavar="DIR", help="Where files go, if not docs/benchmarks/DEVICE."),
+        str | None, _left_out(metavar="DIR", help="Where files go, if not docs/benchmarks/DEVICE.")
     ] = None
     quick: Annotated[bool, tyro.conf.arg(help="Small and few: shows that it runs.")] = False
 
@@ -488,6 +496,34 @@ _Commands: TypeAlias = (
     | Annotated[Devices, tyro.conf.subcommand("devices")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
+_EXAMPLES: Mapping[str, Sequence[str]] = {
+    "": (
+        "scbjax run quickstart",
+        "scbjax show my_study.toml",
+        "scbjax run my_study.toml --set train.steps=2000",
+        "scbjax run --help",
+    ),
+    "run": (
+        "scbjax run quickstart",
+        "scbjax run fig1 --small",
+        "scbjax run fig1 --set train.steps=2000 --set 'axes.seed={range=[0, 4]}' --out shorter",
+        "scbjax run my_study.toml --memory 4GiB --no-figure",
+        "scbjax run fig6 --engine dask",
+    ),
+    "list": ("scbjax list",),
+    "show": ("scbjax show fig1", "scbjax show my_study.toml --set 'axes.l1=[1e-4, 1e-3]'"),
+    "status": ("scbjax status results/fig1",),
+    "verify": ("scbjax verify results/fig1", "scbjax verify results/fig1 --count 100 --seed 1"),
+    "rerun": ("scbjax rerun results/fig1/fig1.nc", "scbjax rerun fig1.nc --out again"),
+    "figure": (
+        "scbjax figure quickstart",
+        "scbjax figure all --out pictures",
+        "scbjax figure fig1 --numbers",
+        "scbjax figure fig1 --results results/small",
+    ),
+    "devices": ("scbjax devices",),
+    "bench": ("scbjax bench", "scbjax bench step --quick", "scbjax bench --all --out benchmarks"),
+}
 _NAMES = tuple(command.__metadata__[0].name for command in get_args(_Commands))
 
 
@@ -537,10 +573,25 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> Command:
-    first = next(iter(arguments), "-")
+    """The command that arguments ask for; its help where there are none."""
+    if not arguments:
+        arguments = ["--help"]
+    first = arguments[0]
     if first not in _NAMES and not first.startswith("-"):
         known = f" (commands: {', '.join(_NAMES)})"
         raise StudyError(f"no command is called {shown(first)}{nearest(first, _NAMES) or known}")
+    if first.replace("_", "-") not in _COMPLETION:
+        return _ask_tyro(arguments)
+    try:
+        if len(arguments) > 1:
+            return _ask_tyro(arguments)
+    except (AssertionError, ImportError, ValueError):  # a shell that this tyro can't do
+        pass
+    shell = shown(arguments[1]) if len(arguments) > 1 else "nothing"
+    raise StudyError(f"{first} needs the name of a shell, bash or zsh, got {shell}")
+
+
+def _ask_tyro(arguments: Sequence[str]) -> Command:
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
@@ -552,9 +603,17 @@ def _parse(arguments: Sequence[str]) -> Command:
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
-        if stop.code == 0:
+        if not stop.code:
+            _print_examples(arguments)
             raise
         raise StudyError(_condensed(message.getvalue())) from None
+
+
+def _print_examples(arguments: Sequence[str]) -> None:
+    """Ends the help of a command, or of all of them, with what can be typed."""
+    if any(word in {"-h", "--help"} for word in arguments):
+        examples = _EXAMPLES[arguments[0] if arguments[0] in _EXAMPLES else ""]
+        print("\n".join(["", "examples:", *(f"  {line}" for line in examples)]))
 
 
 def _condensed(box: str) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,8 +88,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "arguments",
     [
+        [],
         ["--help"],
         ["run", "--help"],
+        ["--tyro-print-completion", "bash"],
         ["--version"],
         ["nonsense"],
         ["show", "tiny"],
@@ -127,6 +130,60 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"• {command} " in printed
 
 
+COMMANDS = [*cli._EXAMPLES]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_of_use(checkout: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert cli.main([*command.split(), "--help"]) == 0
+    printed = capsys.readouterr().out
+    text, _, examples = printed.partition("\nexamples:\n")
+    assert "None" not in text
+    assert examples
+    for line in examples.splitlines():
+        words = shlex.split(line)
+        assert words[0] == "scbjax"
+        assert command in ("", words[1])
+        if "--help" not in words:
+            assert callable(cli._parse(words[1:]))
+    assert checkout.is_dir()
+
+
+def test_every_command_has_examples() -> None:
+    assert set(COMMANDS) == {"", *cli._NAMES}
+
+
+def test_a_benchmark_may_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: scbjax bench [-h] [NAME] ")
+
+
+def test_without_arguments_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    asked = capsys.readouterr()
+    assert cli.main([]) == 0
+    assert capsys.readouterr() == asked
+
+
+COMPLETE = """
+source "$1"
+COMP_WORDS=(scbjax ve) COMP_CWORD=1
+_tyro_scbjax && echo "${COMPREPLY[@]}"
+COMP_WORDS=(scbjax run --mem) COMP_CWORD=2
+_tyro_scbjax && echo "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_what_is_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--tyro-print-completion", "bash"]) == 0
+    script = tmp_path / "completion"
+    script.write_text(capsys.readouterr().out, encoding="utf-8")
+    command = ["bash", "-c", COMPLETE, "bash", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["verify", "--memory"]
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"scbjax {scbjax.__version__}\n"
@@ -135,9 +192,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 # ---------------------------------------------------------------------------- what is wrong
 
 BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
-    "no command": (
-        [],
-        ["Expected one of {run, list, show, status, verify, rerun, figure, devices, bench}"],
+    "completion without a shell": (
+        ["--tyro-print-completion"],
+        ["--tyro-print-completion needs the name of a shell, bash or zsh, got nothing"],
+    ),
+    "completion for no shell": (
+        ["--tyro-print-completion", "csh"],
+        ["--tyro-print-completion needs the name of a shell, bash or zsh, got 'csh'"],
     ),
     "misspelt command": (["rnu", "tiny"], ["no command is called 'rnu'; did you mean 'run'?"]),
     "unknown command": (["xyz"], ["no command is called 'xyz' (commands: run, list, show"]),
