@@ -13,8 +13,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import IO, Any, cast
 
-_LAST_STANDARD_DESCRIPTOR = 2
-
 
 class SteadyStream:
     """A text stream that writes what it can and never raises; all else is that of the stream.
@@ -98,9 +96,12 @@ def _fill_descriptors() -> None:
 
     Whoever writes to them without asking Python (a compiler, a child process) would write there.
     """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD_DESCRIPTOR:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
+    for standard in range(3):
+        try:
+            os.fstat(standard)
+        except OSError:
+            # Takes the lowest number that is free, which is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _send_nowhere(stream: SteadyStream) -> None:
