@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import re
 import shlex
@@ -25,13 +26,14 @@ import tyro
 
 import scbjax
 from scbjax.sweep.cells import cells_of, is_search
-from scbjax.sweep.fields import FIELDS, StudyError, nearest, read_value, shown
+from scbjax.sweep.fields import FIELDS, StudyError, closest, nearest, read_value, shown
 from scbjax.sweep.progress import counted, create_progress, readable_count, readable_seconds
 from scbjax.sweep.search import first_studies
 from scbjax.sweep.streams import steady_streams
 from scbjax.sweep.study import Study, find_studies, load_study, outside_checkout
 
 if TYPE_CHECKING:
+    from scbjax.sweep import store
     from scbjax.sweep.execute import Place, RunReport
     from scbjax.sweep.plan import Plan
     from scbjax.sweep.verify import Comparison
@@ -278,14 +280,17 @@ class Status:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        from scbjax.sweep.store import status
+        from scbjax.sweep.store import advance, status
 
-        found = status(Path(_checked_path(self.out)))
+        found = status(_existing(self.out))
+        gone = advance(found)
+        share = "not known" if gone is None else f"{math.floor(100 * gone.fraction + 1e-6)}%"
         rows = [
             ("study", found.manifest.name),
             ("fingerprint", found.manifest.fingerprint),
+            ("progress", share),
             ("chunks", f"{found.chunks_done} of {found.manifest.num_chunks} done"),
-            ("under way", f"{found.checkpoints} with a checkpoint"),
+            ("under way", _text(tuple(_under_way(found, gone))) or "none with a checkpoint"),
             ("dataset", str(found.dataset or "not written yet; run the study again to continue")),
         ]
         print("\n".join(_aligned(rows)))
@@ -308,7 +313,7 @@ class Verify:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        out = Path(_checked_path(self.out))
+        out = _existing(self.out)
         count, seed = _integer("--count", self.count, 1), _integer("--seed", self.seed, 0)
         from scbjax.sweep.store import status
 
@@ -660,6 +665,20 @@ def _checked_path(text: str) -> str:
     return text
 
 
+def _existing(text: str) -> Path:
+    """The path of a results directory, which must be there."""
+    path = Path(_checked_path(text))
+    if path.exists():
+        return path
+    places = [Path(RESULTS), Path(RESULTS) / SMALL, path.parent, Path()]
+    runs = {run.parent for place in places for run in place.glob("*/manifest.json")}
+    # What is alike may be the whole path or the name of the study alone.
+    known = {name: run for run in sorted(runs) for name in (run.name, str(run))}
+    found = closest(text, known) or closest(path.name, known)
+    hint = f"; did you mean '{known[found]}'?" if found else ""
+    raise StudyError(f"there is no folder {shown(text)}{hint}")
+
+
 def read_bytes(text: str | None) -> int | None:
     """Returns a size in bytes, or `None` for none.
 
@@ -757,6 +776,17 @@ def _check_writable(out: Path) -> None:
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _under_way(found: store.Status, gone: store.Advance | None) -> list[str]:
+    """The chunks with a checkpoint, each with its records."""
+    if gone is None:
+        return [f"{found.checkpoints} with a checkpoint"] if found.checkpoints else []
+    told = [
+        f"chunk {each.chunk} with {each.records} of {counted(each.num_records, 'record')}"
+        for each in gone.under_way
+    ]
+    return list(_shortened(told, "..."))
 
 
 def _list_row(study: Study) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xarray
 
@@ -21,7 +22,7 @@ from scbjax.sweep import cost, execute, figures
 from scbjax.sweep.dataset import is_whole
 from scbjax.sweep.execute import RunReport, provenance
 from scbjax.sweep.fields import StudyError
-from scbjax.sweep.plan import Plan, make_plan
+from scbjax.sweep.plan import Plan, make_plan, plan_with_layout
 from scbjax.sweep.store import Manifest, Store
 from scbjax.sweep.study import load_study, parse_study
 
@@ -237,10 +238,11 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "empty cache": (["run", "tiny", "--compilation-cache", ""], ["a path must not be empty"]),
     "too little memory": (["show", "tiny", "--memory", "10B"], ["one trajectory", "10 B"]),
     "status of nothing": (["status", "sweeps"], ["sweeps holds no results"]),
-    "status of no path": (["status", "none"], ["none holds no results"]),
+    "status of no path": (["status", "none"], ["there is no folder 'none'"]),
+    "verify of no path": (["verify", "none/x"], ["there is no folder 'none/x'"]),
     "verify of nothing": (["verify", "sweeps"], ["sweeps holds no results"]),
-    "nothing to verify": (["verify", "x", "--count", "0"], ["--count must be", "1, got '0'"]),
-    "seed of the draw": (["verify", "x", "--seed", "-1"], ["--seed must be", "0, got '-1'"]),
+    "nothing to verify": (["verify", "sweeps", "--count", "0"], ["--count must be", "1, got '0'"]),
+    "seed of the draw": (["verify", "sweeps", "--seed", "-1"], ["--seed must be", "0, got '-1'"]),
     "missing dataset": (["rerun", "none.nc"], ["none.nc is missing"]),
     "unknown figure": (["figure", "tyni"], ["no figure is called 'tyni'", "'tiny'"]),
     "figure that is a path": (["figure", "../x"], ["no figure is called '../x'"]),
@@ -528,6 +530,63 @@ def test_show_shortens_a_long_table_of_programs(
     assert cli.main(["show", "tiny", "--set", "axes.batch_size={range=[1, 101]}"]) == 0
     assert "..." not in capsys.readouterr().out.partition("\nprograms\n")[2]
     assert checkout.is_dir()
+
+
+@pytest.mark.parametrize("command", ["status", "verify"])
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("tiny", "results/tiny"),  # the name of the study in the place of the folder
+        ("results/tyni", "results/tiny"),
+        ("reslts/tiny", "results/tiny"),
+        ("results/small/tniy", "results/small/tiny"),
+        ("kept/her", "kept/here"),
+        ("xyz", None),
+    ],
+)
+def test_a_folder_that_is_not_there(
+    checkout: Path, capsys: pytest.CaptureFixture[str], command: str, given: str, meant: str | None
+) -> None:
+    plan = make_plan(load_study("tiny"))
+    folders = ["kept/here", "results/other"]
+    folders.append("results/small/tiny" if meant == "results/small/tiny" else "results/tiny")
+    for folder in folders:
+        Store(checkout / folder).write_manifest(Manifest.of(plan, {}))
+    assert cli.main([command, given]) == 2
+    hint = "" if meant is None else f"; did you mean '{meant}'?"
+    assert capsys.readouterr().err == f"scbjax: there is no folder '{given}'{hint}\n"
+
+
+def test_status_counts_what_is_under_way(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four chunks of three records: one is done, one has two of them, one another run's."""
+    plan = plan_with_layout(load_study("tiny"), [(1, 1, 1)])
+    store = Store(checkout / "results" / "tiny")
+    store.write_manifest(Manifest.of(plan, {}))
+
+    def printed() -> dict[str, str]:
+        assert cli.main(["status", "results/tiny"]) == 0
+        rows = capsys.readouterr().out.splitlines()
+        return {row[:11].strip(): row[11:].strip() for row in rows}
+
+    assert printed()["progress"] == "0%"
+    assert printed()["under way"] == "none with a checkpoint"
+    array = {"carry": np.zeros(3)}
+    store.save_chunk(plan, plan.chunks[0], array, {})
+    store.save_checkpoint(plan, plan.chunks[2], array, {"records": 2})
+    other = plan_with_layout(load_study("tiny", ["l1=0"]), [(1, 1, 1)])
+    store.save_checkpoint(other, other.chunks[3], array, {"records": 1})
+    assert printed()["chunks"] == "1 of 4 done"
+    assert printed()["progress"] == "41%"  # (1 + 2/3) of 4
+    assert printed()["under way"] == "chunk 2 with 2 of 3 records"
+    for index in (1, 2, 3):
+        store.save_chunk(plan, plan.chunks[index], array, {})
+    assert printed()["progress"] == "100%"
+    manifest = store.manifest_path.read_text(encoding="utf-8")
+    store.manifest_path.write_text(manifest.replace("steps = 4", "stps = 4"), encoding="utf-8")
+    assert printed()["progress"] == "not known"
+    assert printed()["chunks"] == "4 of 4 done"
 
 
 # ---------------------------------------------------------------------------- figures

@@ -443,8 +443,7 @@ class _Session:
 
     def _share(self, chunk: Chunk, part: float) -> tuple[float, float]:
         """Trajectories and work that a part of a chunk counts for."""
-        program = self._program(chunk)
-        return chunk.size * part, program.seconds * chunk.size * part / program.positions.size
+        return chunk.size * part, self.plan.seconds_of(chunk) * part
 
     def _part(self, chunk: Chunk, checkpoint: Checkpoint) -> float:
         return checkpoint.records / self._program(chunk).num_records

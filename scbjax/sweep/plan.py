@@ -197,6 +197,11 @@ class Plan:
         """Chunk shape and block of every program: with the study, they determine the plan."""
         return tuple((*program.chunk_shape, program.block) for program in self.programs)
 
+    def seconds_of(self, chunk: Chunk) -> float:
+        """Estimated run time of a chunk on two CPU cores, without compilation and padding."""
+        program = self.programs[chunk.program]
+        return program.seconds * chunk.size / program.positions.size
+
     def positions(self, chunk: Chunk) -> npt.NDArray[np.int64]:
         """Where the trajectories of a chunk stand in the flattened grid, [outer, inner]."""
         return self.programs[chunk.program].positions[slice(*chunk.outer), slice(*chunk.inner)]

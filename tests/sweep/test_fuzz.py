@@ -33,7 +33,7 @@ from scbjax.sweep import execute
 from scbjax.sweep.dataset import check_arrays, read_dataset, save_dataset
 from scbjax.sweep.fields import FIELDS, StudyError
 from scbjax.sweep.plan import plan_with_layout
-from scbjax.sweep.store import DamagedError, Manifest, Store, default_out, status
+from scbjax.sweep.store import DamagedError, Manifest, Store, advance, default_out, status
 from scbjax.sweep.study import fingerprint, load_study, parse_study, to_toml
 
 RUNS = {"study": 50_000, "override": 20_000, "manifest": 15_000, "chunk": 8_000, "member": 5_000}
@@ -142,7 +142,7 @@ def feed_manifest(folder: Path, data: bytes) -> None:
     try:
         execute._begun(Store(folder), PLAN)
     finally:
-        status(folder)
+        advance(status(folder))
 
 
 def feed_chunk(folder: Path, data: bytes) -> None:
