@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +27,7 @@ import tyro
 
 import scbjax
 from scbjax.sweep.cells import cells_of, is_search
-from scbjax.sweep.fields import FIELDS, StudyError, closest, nearest, read_value, shown
+from scbjax.sweep.fields import FIELDS, INT32_MAX, StudyError, nearest, read_value, shown
 from scbjax.sweep.progress import counted, create_progress, readable_count, readable_seconds
 from scbjax.sweep.search import first_studies
 from scbjax.sweep.streams import steady_streams
@@ -63,6 +64,7 @@ _MOST_POINTS, _MOST_ROWS = 24, 100
 """Of an axis and of a table, that are all shown; of more, the first and the last."""
 _FIRST_SHOWN, _LAST_SHOWN = 8, 2
 
+_STEPS = ("train.switch_step", "train.stop_step")
 _Entry = TypeVar("_Entry")
 
 # What tyro says of an option that may be left out, "(default: None)", tells nothing.
@@ -163,6 +165,8 @@ class Run:
         study, memory_bytes = self._study(), read_bytes(self.memory)
         out = self._directory(study)
         _check_run(out)
+        if self.out is None and out.name != study.name:
+            _note(f"{out.with_name(study.name)} holds other settings; these go to {out}")
         with self._place() as place:
             report = self._run(study, out, memory_bytes, place)
         if report.dataset is None:
@@ -207,7 +211,7 @@ class Run:
 
     def _study(self) -> Study:
         overrides = _with_precision(self.overrides, self.precision)
-        return load_study(self.study, overrides, small=self.small)
+        return load_study(self.study, overrides, small=self.small, say=_note)
 
     def _directory(self, study: Study) -> Path:
         from scbjax.sweep.store import default_out
@@ -255,7 +259,7 @@ class Show:
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
         overrides = _with_precision(self.overrides, self.precision)
-        study = load_study(self.study, overrides, small=self.small)
+        study = load_study(self.study, overrides, small=self.small, say=_note)
         memory_bytes = read_bytes(self.memory)
         from scbjax.sweep.backend import read_cpu_devices, usable_cores
         from scbjax.sweep.plan import make_plan
@@ -674,8 +678,8 @@ def _existing(text: str) -> Path:
     runs = {run.parent for place in places for run in place.glob("*/manifest.json")}
     # What is alike may be the whole path or the name of the study alone.
     known = {name: run for run in sorted(runs) for name in (run.name, str(run))}
-    found = closest(text, known) or closest(path.name, known)
-    hint = f"; did you mean '{known[found]}'?" if found else ""
+    found = get_close_matches(text, known, n=1) or get_close_matches(path.name, known, n=1)
+    hint = f"; did you mean '{known[found[0]]}'?" if found else ""
     raise StudyError(f"there is no folder {shown(text)}{hint}")
 
 
@@ -809,13 +813,19 @@ def _describe_study(study: Study) -> list[str]:
         for path, value in study.base.items()
         if value is not None and (is_search(study) or FIELDS[path].table != "search")
     }
-    lines += _aligned([(path, _text(value)) for path, value in values.items()])
+    lines += _aligned([(path, _field_text(path, value)) for path, value in values.items()])
     lines += ["", "axes"]
     for axis in study.axes:
         lines.append(f"  {axis.name}: {counted(len(axis), 'point')}")
         for path, column in zip(axis.fields, zip(*axis.values, strict=True), strict=True):
-            lines.append(f"    {path} = {_text(_shortened(column, '...'))}")
+            texts = [_field_text(path, value) for value in _shortened(column, "...")]
+            lines.append(f"    {path} = {', '.join(texts)}")
     return lines
+
+
+def _field_text(path: str, value: object) -> str:
+    """A field's value; the step that no study comes to is never."""
+    return "never" if path in _STEPS and value == INT32_MAX else _text(value)
 
 
 def _shortened(

@@ -244,7 +244,14 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "nothing to verify": (["verify", "sweeps", "--count", "0"], ["--count must be", "1, got '0'"]),
     "seed of the draw": (["verify", "sweeps", "--seed", "-1"], ["--seed must be", "0, got '-1'"]),
     "missing dataset": (["rerun", "none.nc"], ["none.nc is missing"]),
-    "unknown figure": (["figure", "tyni"], ["no figure is called 'tyni'", "'tiny'"]),
+    "unknown figure": (
+        ["figure", "tyni"],
+        ["no figure is called 'tyni'; did you mean 'tiny'?", "a script figures/NAME.py"],
+    ),
+    "figure that is like none": (
+        ["figure", "nope"],
+        ["no figure is called 'nope' (figures: tiny); a study of your own", "figures/NAME.py"],
+    ),
     "figure that is a path": (["figure", "../x"], ["no figure is called '../x'"]),
     "unknown benchmark": (["bench", "tyni"], ["no benchmark is called 'tyni'", "'tiny'"]),
     "benchmark without a name": (["bench", ""], ["no benchmark is called ''"]),
@@ -501,8 +508,20 @@ def test_show(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ["train.steps", "8"] in lines
     assert ["seed:", "2", "points"] in lines
     assert ["train.l1", "=", "0.0001,", "0.0"] in lines
+    assert ["train.switch_step", "never"] in lines
+    assert ["train.stop_step", "never"] in lines
+    assert "2147483647" not in printed
     assert ["trajectories", "8"] in lines
     assert ["programs", "1"] in lines
+    assert checkout.is_dir()
+
+
+def test_show_says_never_of_axes_too(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["axes.stop_step=[3, 2147483647]", "axes.seed=[2147483647]"]
+    assert cli.main(["show", "tiny", "--set", given[0], "--set", given[1]]) == 0
+    printed = capsys.readouterr().out
+    assert "    train.stop_step = 3, never\n" in printed
+    assert "    seed = 2147483647\n" in printed  # which is a seed like any other
     assert checkout.is_dir()
 
 
@@ -787,11 +806,19 @@ def test_changed_settings_get_a_directory_of_their_own(
     checkout: Path, capsys: pytest.CaptureFixture[str], fake_runs: FakeRuns
 ) -> None:
     assert cli.main(["run", "tiny", "--no-figure"]) == 0
-    assert cli.main(["run", "tiny", "--set", "l1=0"]) == 0
-    other = next(path for path in (checkout / "results").iterdir() if path.name != "tiny")
-    assert capsys.readouterr().out.splitlines() == [
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.splitlines() == [
         "dataset: results/tiny/tiny.nc",
         "draw it with: scbjax figure tiny",
+    ]
+    assert cli.main(["run", "tiny", "--set", "l1=0"]) == 0
+    other = next(path for path in (checkout / "results").iterdir() if path.name != "tiny")
+    printed = capsys.readouterr()
+    assert printed.err == (
+        f"scbjax: results/tiny holds other settings; these go to results/{other.name}\n"
+    )
+    assert printed.out.splitlines() == [
         f"dataset: results/{other.name}/tiny.nc",
         f"results/{other.name}/tiny.png",
     ]
@@ -801,6 +828,19 @@ def test_changed_settings_get_a_directory_of_their_own(
         (Path("results") / other.name, False),
         (Path("results/tiny"), True),
     ]
+
+
+@pytest.mark.parametrize("command", ["show", "run"])
+def test_a_list_for_an_axis_is_told(
+    checkout: Path, capsys: pytest.CaptureFixture[str], fake_runs: FakeRuns, command: str
+) -> None:
+    assert cli.main([command, "tiny", "--set", "sparsity=[2]"]) == 0
+    said = capsys.readouterr().err.splitlines()[0]
+    assert said == (
+        "scbjax: --set 'sparsity=[2]' is taken for axes.sparsity=[2], as that is an axis already"
+    )
+    assert [plan.shape for plan, *_ in fake_runs.calls] == ([(2, 1)] if command == "run" else [])
+    assert checkout.is_dir()
 
 
 def test_what_a_run_is_asked_for(checkout: Path, fake_runs: FakeRuns) -> None:

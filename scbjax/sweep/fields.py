@@ -704,18 +704,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     >>> nearest("xyz", ["proximal", "sgd"])
     ''
     """
-    found = closest(name, names)
-    return f"; did you mean '{found}'?" if found is not None else ""
-
-
-def closest(name: str, names: Iterable[str]) -> str | None:
-    """Returns the name that a misspelt one is for, if one is alike enough.
-
-    >>> closest("proximl", ["proximal", "sgd"])
-    'proximal'
-    """
     found = difflib.get_close_matches(name, list(names), n=1, cutoff=NEAREST_CUTOFF)
-    return found[0] if found else None
+    return f"; did you mean '{found[0]}'?" if found else ""
 
 
 def find_field(name: str) -> Field:

@@ -134,15 +134,21 @@ def find_studies() -> list[Path]:
 
 
 def load_study(
-    path_or_name: str | Path, overrides: Sequence[str] = (), *, small: bool = False
+    path_or_name: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    small: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Study:
     """Reads and checks a study.
 
     Args:
         path_or_name: path of a study file, or the name of one in ``sweeps/``.
         overrides: settings such as ``train.steps=2000``, ``l1=1e-4`` or ``axes.l1=[1e-4, 1e-3]``;
-            a single value for a field that is an axis takes the axis away; the last one wins.
+            a single value for a field that is an axis takes the axis away, and a list or a range
+            replaces it; the last one wins.
         small: take the study's own small size, a list of overrides called ``small``, first.
+        say: hears of an override that was taken for one of an axis.
 
     Returns:
         The study.
@@ -152,7 +158,7 @@ def load_study(
     """
     path = _locate(str(path_or_name))
     text = _read_text(path)
-    return parse_study(text, path.stem, overrides, source=str(path), small=small)
+    return parse_study(text, path.stem, overrides, source=str(path), small=small, say=say)
 
 
 def parse_study(
@@ -162,6 +168,7 @@ def parse_study(
     *,
     source: str = "study",
     small: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Study:
     """Reads and checks a study from TOML text; see `load_study`.
 
@@ -171,6 +178,7 @@ def parse_study(
         overrides: as for `load_study`.
         source: what error messages call the text.
         small: as for `load_study`.
+        say: as for `load_study`.
 
     Raises:
         StudyError: the text or an override is wrong.
@@ -187,7 +195,10 @@ def parse_study(
     given = [(f"{source}: {_SMALL}", override) for override in smaller if small]
     for origin, override in [*given, *(("--set", override) for override in overrides)]:
         try:
-            draft = _override(draft, override)
+            meant = _meant(draft, override)
+            if meant != override:
+                say(f"{origin} {shown(override)} is taken for {meant}, as that is an axis already")
+            draft = _override(draft, meant)
         except StudyError as error:
             raise StudyError(f"{origin} {shown(override)}: {error}") from None
     try:
@@ -386,6 +397,18 @@ def _override(draft: _Draft, override: str) -> _Draft:
         values={**draft.values, field.path: value},
         axes=tuple(kept for axis in draft.axes if (kept := without(axis, field.path))),
     )
+
+
+def _meant(draft: _Draft, override: str) -> str:
+    """The override, as one of an axis if it gives many values for a field that is an axis."""
+    name, _, text = override.partition("=")
+    axes = {axis.fields[0] for axis in draft.axes if not axis.is_zip}
+    try:
+        is_axis = find_field(name.strip()).path in axes
+        many = is_axis and isinstance(_override_value(text.strip()), list | dict)
+    except StudyError:
+        return override
+    return f"axes.{override.strip()}" if many else override
 
 
 def _override_value(text: str) -> object:

@@ -237,6 +237,38 @@ def test_an_axis_override_replaces_the_axis_where_it_stands() -> None:
     assert [(axis.name, len(axis)) for axis in read.axes] == [("seed", 3), ("l1", 1), ("skew", 1)]
 
 
+@pytest.mark.parametrize(
+    ("override", "meant", "values"),
+    [
+        ("num_tokens=[500]", "axes.num_tokens=[500]", [500]),
+        (" task.num_tokens = [4, 2]", "axes.task.num_tokens = [4, 2]", [4, 2]),
+        ("num_tokens={range=[2, 5]}", "axes.num_tokens={range=[2, 5]}", [2, 3, 4]),
+    ],
+)
+def test_many_values_for_a_field_that_is_an_axis(
+    override: str, meant: str, values: list[int]
+) -> None:
+    said: list[str] = []
+    text = MINIMAL.replace("num_tokens = 3", "") + "[axes]\nnum_tokens = [3, 10]\nseed = [0, 1]"
+    study = parse_study(text, "x", (override,), say=said.append)
+    assert study == parse_study(text, "x", (meant,))
+    assert [axis.name for axis in study.axes] == ["num_tokens", "seed"]
+    assert [value for (value,) in study.axes[0].values] == values
+    assert said == [f"--set '{override}' is taken for {meant}, as that is an axis already"]
+
+
+@pytest.mark.parametrize(
+    "override", ["num_tokens=[2]", "l1=[1, 2]", "optimizer=['sgd']", "num_tokens={}"]
+)
+def test_many_values_for_a_field_that_is_no_axis(override: str) -> None:
+    """A field that is fixed, or part of a zip, is not swept by mistake."""
+    said: list[str] = []
+    zipped = "[[zip]]\nname = 'arm'\noptimizer = ['sgd', 'proximal']\nl1 = [1, 2]"
+    with pytest.raises(StudyError, match=r"^--set .*got "):
+        parse_study(MINIMAL + zipped, "x", (override,), say=said.append)
+    assert said == []
+
+
 def test_a_single_value_takes_a_field_out_of_a_zip() -> None:
     zipped = "[[zip]]\noptimizer = ['sgd', 'proximal']\nl1 = [0.1, 0.2]"
     read = parse(zipped, ("optimizer=sgd",))
