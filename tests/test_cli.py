@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -1028,9 +1029,11 @@ def test_interrupted_and_continued(checkout: Path, capsys: pytest.CaptureFixture
         out, err = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == cli.EXIT_INTERRUPTED
     assert "Traceback" not in err
-    assert f"continue with: scbjax run tiny {' '.join(longer)}" in out
+    assert f"continue with: scbjax run tiny --no-figure {' '.join(longer)}" in out
     assert cli.main(["status", "results/tiny"]) == 0
-    assert "0 of 1 done" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "0 of 1 done" in printed
+    assert re.search(r"chunk 0 with [1-9]\d* of 10001 records", printed)
 
 
 def test_interrupted_before_there_is_anything_to_save(
