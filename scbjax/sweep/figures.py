@@ -33,7 +33,11 @@ def find_figure(name: str) -> Path:
     Raises:
         StudyError: no script has that name; the nearest one is suggested.
     """
-    return find_script(FOLDER, name, "figure")
+    try:
+        return find_script(FOLDER, name, "figure")
+    except StudyError as error:
+        own = f"a study of your own is drawn by a script {FOLDER}/NAME.py, see CONTRIBUTING.md"
+        raise StudyError(f"{error}; {own}") from None
 
 
 def study_of(script: Path) -> str:

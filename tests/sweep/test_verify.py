@@ -335,9 +335,13 @@ def test_another_shape_or_type_is_different() -> None:
 
 def test_the_command_verifies(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify", str(out), "--count", "1"]) == 0
-    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == [
-        "study", "compared", "variables", "values", "largest difference", "the same, bit for bit",
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        "study", "drawn", "computed again", "variables", "values", "largest difference",
+        "the same, bit for bit",
     ]  # fmt: skip
+    assert " ".join(lines[1].split()) == "drawn 1 of 24 trajectories"
+    assert " ".join(lines[2].split()) == "computed again 8 trajectories, in whole blocks"
     alter(out, nudge("alpha_value", (5, 1, 1, 4)))
     assert cli.main(["verify", str(out), "--count", "24", "--seed", "3"]) == cli.EXIT_DIFFERENT
     printed = capsys.readouterr().out
