@@ -26,8 +26,11 @@ from _shared import (
     distance_limits,
     draw_distance,
     draw_refits,
+    largest,
+    least,
     log_axis,
     main,
+    median,
     render,
     samples_above,
     symbol,
@@ -81,8 +84,8 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         ]
         counts = [np.logical_and(*found).sum(), count_mirrored(data, arm)]
         counts += [int((last(data, "flipped", arm) > 0).sum())]
-        farthest = [values.max() for values in ends[2:]]
-        rows.append([settings, arm.label, *counts, *(np.median(x) for x in ends), *farthest])
+        farthest = [largest(values) for values in ends[2:]]
+        rows.append([settings, arm.label, *counts, *(median(x) for x in ends), *farthest])
     columns = ("settings", "arm", "found", "mirrored", "flipped", "to P", "to Q")
     more = ("rounded, to P", "rounded, to Q", "farthest, P", "farthest, Q")
     return [
@@ -105,8 +108,8 @@ def beside_sgd(data: xr.Dataset) -> Table:
         for item in (VALUE, ATTENTION):
             here = last(data, item.drawn, arm)
             nearer.append((here < last(data, item.drawn, other)).sum())
-            best = min(np.median(last(data, item.drawn, each)) for each in sgd)
-            ratios.append(best / np.median(here))
+            best = least([median(last(data, item.drawn, each)) for each in sgd])
+            ratios.append(best / median(here))
         rows.append([settings, arm.label, *nearer, *ratios])
     columns = ("settings", "arm", "nearer to P", "nearer to Q", "best to P, over it")
     return Table(
