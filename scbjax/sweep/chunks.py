@@ -122,12 +122,10 @@ class Prepared(NamedTuple):
 
     Attributes:
         tasks: leaves [outer, ...]; the pattern [outer, inner, T, N] if sparsity is an inner axis.
-        constants: K_P, K_Q and ``|mu|^2``, [outer, inner].
         carry: the initial states, and room for the records.
     """
 
     tasks: Task
-    constants: dict[str, jax.Array]
     carry: Carry
 
 
@@ -266,7 +264,7 @@ class _ChunkRun:
         self._compiled = compiled
         self._inputs = compiled.place(chunk_inputs(self._program, chunk))
         prepared: Prepared = compiled.prepare(self._inputs)
-        self._tasks, self._constants, self._carry = prepared
+        self._tasks, self._carry = prepared
         self._snapshots: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
         self.done = 0
         self.run_seconds = 0.0
@@ -299,7 +297,7 @@ class _ChunkRun:
         """The arrays of a finished chunk."""
         records = jax.device_get(self._carry.records)
         arrays: HostArrays = {name: np.moveaxis(kept, 0, 2) for name, kept in records.items()}
-        arrays.update(jax.device_get(self._constants))
+        arrays.update(jax.device_get(self._compiled.constants(self._inputs, self._tasks)))
         arrays["diverged_at"] = jax.device_get(self._carry.diverged_at)
         if self._study.final:
             arrays.update(self._params())
@@ -385,6 +383,7 @@ class _Compiled:
 
     place: Callable[[Inputs], Any]
     prepare: Callable[..., Any]
+    constants: Callable[..., Any]
     segment: Callable[..., Any]
     seconds: float
 
@@ -397,13 +396,16 @@ def _compile(program: Program) -> _Compiled:
     sharded, whole = PartitionSpec(_OUTER), PartitionSpec()
     on_inputs = cast("Any", Inputs)(sharded, whole, whole)
     on_carry = cast("Any", Carry)(sharded, PartitionSpec(None, _OUTER), sharded)
-    on_prepared = cast("Any", Prepared)(sharded, sharded, on_carry)
+    on_prepared = cast("Any", Prepared)(sharded, on_carry)
 
     place = partial(jax.device_put, device=_shardings(mesh, on_inputs))
     inputs = place(chunk_inputs(program, Chunk(0, program.index, (0, 1), (0, 1))))
     start = time.perf_counter()
     prepare = _jit(partial(_prepare, program, part), mesh, (on_inputs,), on_prepared).lower(inputs)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), prepare.out_info)
+    constants = _jit(partial(_constants, program, part), mesh, (on_inputs, sharded), sharded).lower(
+        inputs, shapes.tasks
+    )
     segment = _jit(
         partial(_segment, program, part),
         mesh,
@@ -411,11 +413,11 @@ def _compile(program: Program) -> _Compiled:
         (on_carry, sharded),
         donate_argnums=(2,),
     ).lower(inputs, shapes.tasks, shapes.carry, np.int32(0), np.int32(0))
-    prepare, segment = (
+    programs = (
         lowered.compile(compiler_options=compiler_options(mesh.devices.flat[0].platform))
-        for lowered in (prepare, segment)
+        for lowered in (prepare, constants, segment)
     )
-    return _Compiled(place, prepare, segment, time.perf_counter() - start)
+    return _Compiled(place, *programs, time.perf_counter() - start)
 
 
 def _give_back_freed_memory() -> None:
@@ -471,35 +473,62 @@ def _prepare(program: Program, shape: tuple[int, int], inputs: Inputs) -> Prepar
     """
     block = program.block, shape[1]
 
-    def make(number: jax.Array) -> tuple[Task, State, dict[str, jax.Array]]:
+    def make(number: jax.Array) -> tuple[Task, State]:
         own = inputs._replace(outer=_slice(inputs.outer, number * program.block, program.block))
         tasks = _draw_tasks(program, block, own)
-        state, constants = _over_grid(program, block, partial(_begin, program), own, tasks)
+        state = _over_grid(program, block, partial(_begin, program), own, tasks)
         if program.fixed["train.start"] != "uniform":
             state = _over_grid(program, block, partial(_start_from, program), own, tasks, state)
-        return tasks, state, constants
+        return tasks, state
 
-    count = shape[0] // program.block
-    if count == 1:
-        tasks, state, constants = make(jnp.zeros((), jnp.int32))
-    else:
-        # Not by a map, whose result would be held twice.
-        made = jax.tree.map(
-            lambda part: jnp.zeros((shape[0], *part.shape[1:]), part.dtype),
-            jax.eval_shape(make, jnp.zeros((), jnp.int32)),
-        )
-        tasks, state, constants = jax.lax.fori_loop(
-            0,
-            count,
-            lambda number, made: _put(made, make(number), number * program.block),
-            made,
-        )
+    tasks, state = _by_blocks(program, shape, make)
     records = {
         name: jnp.zeros((program.num_records, *shape), _record_dtype(program, name))
         for name in _variables(program)
     }
     diverged_at = jnp.full(shape, _NOT_DIVERGED, jnp.int32)
-    return Prepared(tasks, constants, Carry(state, records, diverged_at))
+    return Prepared(tasks, Carry(state, records, diverged_at))
+
+
+def _constants(
+    program: Program, shape: tuple[int, int], inputs: Inputs, tasks: Task
+) -> dict[str, jax.Array]:
+    """K_P, K_Q and ``|mu|^2`` of the tasks of a part of the grid; [outer, inner].
+
+    A program of its own: joined to what draws a task, a sum of products has another last bit where
+    a device has one block than where it has several.
+    """
+
+    def of_task(_: Values, task: Task) -> dict[str, jax.Array]:
+        return {
+            "transition_signal": transition_signal(task),
+            "pattern_signal": pattern_signal(task, program.fixed["task.context_length"]),
+            "stationary_norm": stationary_norm(task),
+        }
+
+    def make(number: jax.Array) -> dict[str, jax.Array]:
+        outer, own = _slice((inputs.outer, tasks), number * program.block, program.block)
+        block, parts = (program.block, shape[1]), inputs._replace(outer=outer)
+        constants: dict[str, jax.Array] = _over_grid(program, block, of_task, parts, own)
+        return constants
+
+    made: dict[str, jax.Array] = _by_blocks(program, shape, make)
+    return made
+
+
+def _by_blocks(program: Program, shape: tuple[int, int], make: Callable[[jax.Array], Any]) -> Any:  # noqa: ANN401 - what the function returns, for the whole part
+    """What a function gives for the number of each block, joined along the outer layer."""
+    count = shape[0] // program.block
+    if count == 1:
+        return make(jnp.zeros((), jnp.int32))
+    # Not by a map, whose result would be held twice.
+    made = jax.tree.map(
+        lambda part: jnp.zeros((shape[0], *part.shape[1:]), part.dtype),
+        jax.eval_shape(make, jnp.zeros((), jnp.int32)),
+    )
+    return jax.lax.fori_loop(
+        0, count, lambda number, made: _put(made, make(number), number * program.block), made
+    )
 
 
 def _record_dtype(program: Program, name: str) -> str:
@@ -507,16 +536,9 @@ def _record_dtype(program: Program, name: str) -> str:
     return program.fixed["task.dtype"] if dtype == "float32" else dtype
 
 
-def _begin(program: Program, values: Values, task: Task) -> tuple[State, dict[str, jax.Array]]:
-    """The uniform start of one trajectory, and the constants of its task."""
-    settings = _settings(program, values)
-    state = _learner(program).init(_key(values, "init_seed"), task, settings)
-    constants = {
-        "transition_signal": transition_signal(task),
-        "pattern_signal": pattern_signal(task, program.fixed["task.context_length"]),
-        "stationary_norm": stationary_norm(task),
-    }
-    return state, constants
+def _begin(program: Program, values: Values, task: Task) -> State:
+    """The uniform start of one trajectory."""
+    return _learner(program).init(_key(values, "init_seed"), task, _settings(program, values))
 
 
 def _start_from(program: Program, values: Values, task: Task, state: State) -> State:
