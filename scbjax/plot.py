@@ -46,7 +46,7 @@ MAX_TOLD: Final = 6
 MAX_COLUMNS: Final = 4
 MAX_BANDS: Final = 2
 """More bands than this in a panel blend into each other; bars side by side do not."""
-MAX_BARS: Final = 8
+MAX_BARS: Final = 12
 MAX_NAMED: Final = 12
 """More arms than this are named in part: a legend is no place for a table."""
 MAX_ROWS: Final = 40
@@ -71,7 +71,7 @@ _SMALL: Final = 1e-3
 _WRAPPED: Final = 115  # characters of a line over the whole width
 _WRAPPED_LABEL: Final = 34
 _MOST_COUNTED: Final = 3  # arms whose diverged runs are counted one by one
-_BARS: Final = 5  # of an arm, along its line
+_BARS: Final = 24  # of all arms, along their lines
 
 # Colours of Okabe & Ito, and line styles that tell them apart in print.
 _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
@@ -159,9 +159,10 @@ def plot_dataset(
 
     Each panel has one variable, against the samples that were used (where `samples` was not
     recorded: iterations times batch size). Lines are medians over seeds; up to two arms have bands
-    from the 10th to the 90th percentile, up to eight have bars of that length. Many arms are spread
-    over columns where one of the axes is short enough. What has no records over time, such as the
-    dataset of a search, is drawn with a row for each arm; of a search, at the best value tried.
+    from the 10th to the 90th percentile, up to twelve have bars of that length. Many arms are
+    spread over columns where one of the axes is short enough. What has no records over time, such
+    as the dataset of a search, is drawn with a row for each arm; of a search, at the best value
+    tried.
 
     Args:
         dataset: a dataset that the engine wrote, or its path.
@@ -453,7 +454,8 @@ def _palette(count: int) -> tuple[list[Any], list[Any]]:
     from matplotlib import colormaps
 
     # The lightest colours can't be seen on white.
-    return list(colormaps["viridis"](np.linspace(0.0, 0.9, count))), ["-"] * count
+    colours = list(colormaps["viridis"](np.linspace(0.0, 0.9, count)))
+    return colours, [_DASHES[place % len(_DASHES)] for place in range(count)]
 
 
 def _panel(axes: Axes, data: _Data, name: str, arms: Sequence[_Arm]) -> list[Values]:
@@ -484,7 +486,8 @@ def _panel(axes: Axes, data: _Data, name: str, arms: Sequence[_Arm]) -> list[Val
 
 def _bar_places(steps: int, place: int, arms: int) -> Places:
     """The records at which an arm has bars: those of the arms stand side by side, none at 0."""
-    shares = (np.arange(_BARS) + (place + 1) / arms) / _BARS
+    each = max(2, _BARS // arms)
+    shares = (np.arange(each) + (place + 1) / arms) / each
     return np.unique(np.round(shares * (steps - 1)).astype(int))
 
 
@@ -640,8 +643,8 @@ def _spread_in_words(
     spread = f"median of {data.runs} runs"
     if rows or together <= MAX_BARS:
         shape = "band" if together <= MAX_BANDS and not rows else "bars"
-        spread += f", {shape}: 10\u201390% of them"
-    return spread
+        return f"{spread}, {shape}: 10\u201390% of them"
+    return f"{spread} (the spread of so many arms is not drawn)"
 
 
 def _tell(figure: Figure, data: _Data, arms: Sequence[_Arm], *, spread: str) -> None:
