@@ -25,12 +25,15 @@ from _shared import (
     arms_of,
     band,
     columns_of,
-    draw_arm,
+    draw_arms,
     draw_population,
     draw_stages,
     horizontal,
+    largest,
     linear_limits,
     main,
+    median,
+    note_findings,
     population_of,
     render,
     runs_of,
@@ -38,17 +41,16 @@ from _shared import (
     stage_ends,
     symbol,
     tidy,
-    title,
 )
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 STUDY: Final = "fig1"
 NAMES: Final = {
-    "alpha_value": "signal in the value matrix",
-    "alpha_attention": "signal in the attention",
-    "delta_value": "distance to the path",
-    "delta_attention": "distance to the path",
+    "alpha_value": "signal in $V$",
+    "alpha_attention": "signal in $A$",
+    "delta_value": "$V$ off the path",
+    "delta_attention": "$A$ off the path",
 }
 VARIABLES: Final = ("stage", "samples", *NAMES, *POPULATION.values())
 NUMBERS: Final = (*VARIABLES, "pattern_signal")
@@ -66,19 +68,20 @@ def plot(dataset: xr.Dataset) -> Figure:
         row[0].set_ylim(row_limits(data, variable))
         row[0].set_ylabel(f"{NAMES[variable]}\n{symbol(data, variable)}")
     for axes, column in zip(grid[0], columns, strict=True):
-        title(axes, column.title, data, column.arms)
+        axes.set_title(column.title, pad=8)
         samples_above(axes, data, column.arms)
     for axes in grid[-1]:
         axes.set_xlabel("iteration")
-    add_legend(figure, data, arms_of(data, "geometry"), "population")
+    note_findings(figure, [(column.title, data, column.arms) for column in columns])
+    sizes = [len(column.arms) for column in columns]
+    add_legend(figure, data, arms_of(data, "geometry"), "population", panels=sizes)
     return figure
 
 
 def draw_panel(axes: Axes, data: xr.Dataset, variable: str, arms: Sequence[Arm]) -> None:
     """Draw one variable of some arms with, for a signal, their population path."""
     x = [horizontal(data, arm, "step") for arm in arms]
-    for here, arm in zip(x, arms, strict=True):
-        draw_arm(axes, here, runs_of(data, variable, arm), arm)
+    draw_arms(axes, x, [runs_of(data, variable, arm) for arm in arms], arms)
     if variable in POPULATION:
         draw_population(axes, x, [path_of(data, variable, arm) for arm in arms], arms)
     draw_stages(axes, data, arms, x)
@@ -106,19 +109,20 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     for settings, arm in by_settings(data):
         stage, x = runs_of(data, "stage", arm), horizontal(data, arm, "step")
         ends = stage_ends(x, stage, 1)
-        switch = np.median(ends) if ends.size else np.nan
+        switch = median(ends)
         here = int(np.searchsorted(x, switch)) if ends.size else -1
         size = np.abs(runs_of(data, "alpha_value", arm)[:, here])
-        path = np.median(runs_of(data, POPULATION["alpha_value"], arm)[:, here])
-        rows.append([settings, arm.label, switch, np.median(size), size.max(), path])
+        path = median(runs_of(data, POPULATION["alpha_value"], arm)[:, here])
+        rows.append([settings, arm.label, switch, median(size), largest(size), path])
         off = [runs_of(data, f"delta_{part}", arm) for part in ("value", "attention")]
         other = sgd_beside(data, arm)
         lower = "" if other is None else (off[1] < runs_of(data, "delta_attention", other))[:, -1]
-        numbers_off = [np.nanmax(off[0]), *(np.median(values[:, -1]) for values in off)]
-        signals = [np.median(last(data, name, arm)) for name in list(NAMES)[:2]]
+        kept = np.isfinite(off[0]).all(axis=1)  # a run that diverges is far off before it does
+        numbers_off = [largest(off[0][kept]), *(median(values[:, -1]) for values in off)]
+        signals = [median(last(data, name, arm)) for name in list(NAMES)[:2]]
         lowered = "" if other is None else np.sum(lower)
         paths.append([settings, arm.label, *numbers_off, lowered, *signals])
-    reach = float(np.sqrt(np.median(data["pattern_signal"])))
+    reach = float(np.sqrt(median(data["pattern_signal"])))
     columns = ("settings", "arm", "end of stage 1", "size of alpha_V", "largest", "population")
     others = ("settings", "arm", "Delta_V, largest", "Delta_V", "Delta_A", "lower than SGD")
     return [

@@ -13,11 +13,11 @@ from typing import Final
 import numpy as np
 import xarray as xr
 from _numbers import Table, tabulate
-from _shared import DOUBLE_COLUMN, Values, main, render, setting, symbol
+from _shared import DOUBLE_COLUMN, Values, band, main, render, setting, symbol
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 STUDY: Final = "phase_rates"
 FIELDS: Final = ("l1", "learning_rate_2")
@@ -37,7 +37,7 @@ def plot(dataset: xr.Dataset) -> Figure:
     norm = BoundaryNorm(SHARES, 256)
     draw_map(left, dataset, share, norm, "viridis")
     finite = distance[np.isfinite(distance)]
-    limits = LogNorm(finite.min(), min(1.0, finite.max())) if finite.size else Normalize(0, 1)
+    limits = LogNorm(finite.min(), finite.max()) if finite.size else Normalize(0, 1)
     draw_map(right, dataset, distance, limits, "viridis_r")
     runs = dataset[DISTANCE].isel(step=-1).size // share.size
     left.set_title(f"share of {runs} seeds recovered after rounding")
@@ -48,6 +48,8 @@ def plot(dataset: xr.Dataset) -> Figure:
         bar = figure.colorbar(axes.collections[0], ax=axes, pad=0.02)
         bar.ax.yaxis.set_major_formatter("{x:g}")
         bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    if finite.size:
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     length, batch = setting(dataset, "context_length"), setting(dataset, "batch_size")
     figure.suptitle(
         f"$T = {length}$, $B = {batch}$, {setting(dataset, 'steps')} iterations", fontsize=8
@@ -61,14 +63,13 @@ def maps_of(dataset: xr.Dataset) -> tuple[Values, Values]:
     recovered = xr.ones_like(last[ROUNDED[0]], dtype=bool)
     for name in ROUNDED:
         recovered &= last[name] < RECOVERED
-    return over_runs(recovered.astype(float), "mean"), over_runs(last[DISTANCE], "median")
+    return over_runs(recovered).mean(axis=0), band(over_runs(last[DISTANCE]))[1]
 
 
-def over_runs(values: xr.DataArray, how: str) -> Values:
-    """Reduce everything but the two fields: [rates, weights]."""
-    others = [name for name in values.dims if name not in FIELDS]
-    reduced = getattr(values, how)(others)
-    return np.asarray(reduced.transpose(FIELDS[1], FIELDS[0]).to_numpy(), float)
+def over_runs(values: xr.DataArray) -> Values:
+    """Make one dimension of everything but the two fields: [runs, rates, weights]."""
+    runs = values.transpose(..., FIELDS[1], FIELDS[0]).to_numpy().astype(float)
+    return np.asarray(runs.reshape(-1, *runs.shape[-2:]))
 
 
 def draw_map(

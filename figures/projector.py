@@ -14,7 +14,19 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import xarray as xr
 from _numbers import Table, tabulate
-from _shared import DOUBLE_COLUMN, Values, band, log_limits, main, render, setting
+from _shared import (
+    DOUBLE_COLUMN,
+    Values,
+    band,
+    finite_of,
+    largest,
+    least,
+    log_limits,
+    main,
+    median,
+    render,
+    setting,
+)
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -57,21 +69,24 @@ RANGES: Final = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.7), (0.7, 1.2))
 def plot(dataset: xr.Dataset) -> Figure:
     """Make the figure from the study's dataset."""
     data = flat(dataset)
-    figure = Figure(figsize=(DOUBLE_COLUMN, 2.7))
+    figure = Figure(figsize=(DOUBLE_COLUMN, 2.9))
+    figure.set_layout_engine("constrained", w_pad=0.06)
     left, middle, right = figure.subplots(1, 3)
     draw_lengths(left, data)
     draw_spread(middle, data)
     draw_signal(right, data)
     handles = [
         *(
-            Line2D([], [], **marker(look), markersize=4, label=rf"$\alpha_V$, {look.label}")
+            Line2D(
+                [], [], **marker(look), markersize=4, label=rf"$\alpha_V$, projector {look.label}"
+            )
             for look in LOOKS
         ),
-        Line2D([], [], **ATTENTION, markersize=4, label=r"$\alpha_A$"),
-        Line2D([], [], **EXACT, label="exact"),
-        Line2D([], [], color="#777777", linestyle="--", label="expectation, $1/T$"),
+        Line2D([], [], **ATTENTION, markersize=4, label=r"$\alpha_A$ (either projector)"),
+        Line2D([], [], **EXACT, label="exact deviation"),
+        Line2D([], [], color="#777777", linestyle="--", label="size of the expectation, $1/T$"),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -101,6 +116,12 @@ def at_start(data: xr.Dataset, variable: str) -> Values:
     return data[variable].isel(step=0).to_numpy().astype(float)
 
 
+def mean_of(values: Values) -> float:
+    """Give the mean of the values that are finite; NaN where none is."""
+    finite = finite_of(values)
+    return float(finite.mean()) if finite.size else np.nan
+
+
 def is_usual(data: xr.Dataset, field: str) -> NDArray[np.bool_]:
     """Tell which cases have the value of a field that most of them have."""
     values, counts = np.unique(data[field].to_numpy(), return_counts=True)
@@ -117,13 +138,13 @@ def draw_lengths(axes: Axes, data: xr.Dataset) -> None:
         measured = np.stack(
             [band(at_start(data, look.noise)[case][:, None])[:, 0] for case in cases]
         )
-        exact = [np.median(at_start(data, look.exact)[case]) for case in cases]
-        low, median, high = measured.T
+        exact = [median(at_start(data, look.exact)[case]) for case in cases]
+        low, middle, high = measured.T
         axes.plot(places, exact, **EXACT, zorder=3, gid=f"exact {look.noise}")
         axes.vlines(places, low, high, colors=look.colour, linewidth=1.0)
         axes.plot(
             places,
-            median,
+            middle,
             **marker(look),
             markersize=4,
             zorder=4,
@@ -131,7 +152,7 @@ def draw_lengths(axes: Axes, data: xr.Dataset) -> None:
         )
     axes.plot(places, 1 / places, color="#777777", linestyle="--", linewidth=1.0, gid="drift")
     axes.set(xscale="log", yscale="log", xlabel="context length $T$", title="at the start")
-    axes.set_ylabel(r"gradient of $\alpha_V$, one sample")
+    axes.set_ylabel("deviation over samples")
 
 
 def draw_spread(axes: Axes, data: xr.Dataset) -> None:
@@ -155,7 +176,7 @@ def draw_spread(axes: Axes, data: xr.Dataset) -> None:
     figure.colorbar(shade, ax=axes, pad=0.02, aspect=30, format="{x:g}", label="skew $C$")
     axes.set(yscale="log", xlabel=r"spread of $\mu$, $(N|\mu|^2 - 1)^{1/2}$")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_ylabel(r"variance, printed over $\mu$-orthogonal")
+    axes.set_ylabel("variance, as printed over\n$\\mu$-orthogonal")
     axes.set_title(f"at the start, $T$ = {data['context_length'].to_numpy()[usual][0]}")
 
 
@@ -176,8 +197,9 @@ def draw_signal(axes: Axes, data: xr.Dataset) -> None:
     attention = chosen["alpha_attention_noise"].to_numpy().ravel()
     gid = "path alpha_attention_noise"
     axes.plot(signal, attention, **ATTENTION, markersize=2.5, alpha=0.7, gid=gid)
+    # A signal of NaN is no larger than anything.
+    axes.set_xlim(SMALLEST, 1.5 * max(10 * SMALLEST, largest(signal)))
     axes.set(xscale="log", yscale="log", xlabel=r"signal $|\alpha_V|$")
-    axes.set_xlim(left=SMALLEST)
     drawn = [attention, *(chosen[look.noise].to_numpy().ravel() for look in LOOKS)]
     if (signal > SMALLEST).any():
         axes.set_ylim(log_limits([values[signal > SMALLEST] for values in drawn], floor=0.0))
@@ -202,14 +224,15 @@ def start_tables(data: xr.Dataset) -> list[Table]:
         error = noise / np.sqrt(samples)
         means = at_start(data, gradient)
         places = np.unique(lengths[usual])
-        medians = [np.median(noise[usual & (lengths == length)]) for length in places]
-        for length, median in zip(places, medians, strict=True):
+        medians = [median(noise[usual & (lengths == length)]) for length in places]
+        for length, middle in zip(places, medians, strict=True):
             here = usual & (lengths == length)
-            spread = length * np.sqrt((error[here] ** 2).sum()) / here.sum()
-            rows.append([look.label, length, median, length * means[here].mean(), spread])
+            known = finite_of(error[here])
+            spread = length * np.sqrt((known**2).sum()) / max(1, known.size)
+            rows.append([look.label, length, middle, length * mean_of(means[here]), spread])
         slope = np.polyfit(np.log(places), np.log(medians), 1)[0] if places.size > 1 else np.nan
-        away = np.abs(noise / exact - 1).max()
-        fits.append([look.label, slope, away, np.mean(((means + 1 / lengths) / error) ** 2)])
+        away, squared = largest(np.abs(noise / exact - 1)), ((means + 1 / lengths) / error) ** 2
+        fits.append([look.label, slope, away, mean_of(squared)])
     return [
         Table(
             "At the start: deviation over samples, median of tasks; T times the mean gradient",
@@ -234,7 +257,7 @@ def ratio_table(data: xr.Dataset) -> Table:
     groups["above 1"] = usual & (skews > 1)
     for name, here in groups.items():
         if here.any():
-            rows.append([name, here.sum(), np.median(ratios[here]), ratios[here].min()])
+            rows.append([name, here.sum(), median(ratios[here]), least(ratios[here])])
     return Table(
         f"At the start, T = {data['context_length'].to_numpy()[usual][0]}: variance as printed, "
         "over the mu-orthogonal one",
@@ -253,8 +276,8 @@ def way_table(data: xr.Dataset) -> Table:
     for low, high in RANGES:
         here = (signal >= low) & (signal < high)
         if here.any():
-            ratio = np.median((noise[0][here] / noise[1][here]) ** 2)
-            rows.append([f"{low} to {high}", here.sum(), ratio, np.median(noise[2][here])])
+            ratio = median((noise[0][here] / noise[1][here]) ** 2)
+            rows.append([f"{low} to {high}", here.sum(), ratio, median(noise[2][here])])
     columns = ("signal", "records", "variance, printed over mu-orthogonal")
     return Table("On the way, medians", (*columns, "deviation of alpha_A's gradient"), rows)
 
@@ -270,7 +293,7 @@ def attention_table(data: xr.Dataset) -> Table:
         )
         small = (signal > SMALLEST) & (signal < RANGES[0][0])
         if small.any():
-            rows.append([length, small.sum(), np.median(noise[small] / signal[small])])
+            rows.append([length, small.sum(), median(noise[small] / signal[small])])
     return Table(
         f"On the way, at signals of {SMALLEST} to {RANGES[0][0]}: deviation of alpha_A's gradient "
         "over the size of alpha_V, medians",

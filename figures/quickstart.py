@@ -28,13 +28,14 @@ from _shared import (
     horizontal,
     log_axis,
     main,
+    median,
+    note_findings,
     render,
     runs_of,
     stage_ends,
     symbol,
     thousands,
     tidy,
-    title,
 )
 from matplotlib.figure import Figure
 
@@ -66,12 +67,13 @@ def plot(dataset: xr.Dataset) -> Figure:
             draw_distance(axes, panel, arms, distance, "samples")
             thousands(axes)
             if distance is VALUE:
-                title(axes, names[level], panel, arms)
+                axes.set_title(names[level], pad=8)
             if column == 0:
                 axes.set_ylabel(f"{distance.name}\n{symbol(data, distance.drawn)}")
             else:
                 axes.tick_params(labelleft=False)
-    figure.supxlabel("samples (thousands)", fontsize=8)
+    panels = [(name, data.isel(sparsity=level), arms) for level, name in enumerate(names)]
+    note_findings(figure, panels, "samples (thousands)")
     add_legend(figure, data, arms, "population", "rounded")
     return figure
 
@@ -94,9 +96,8 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             drawn.append(before_rounding(panel, arm))
             rounded = [last(panel, item.rounded, arm) for item in (VALUE, ATTENTION)]
             used = stage_ends(horizontal(panel, arm, "samples"), runs_of(panel, "stage", arm), 2)
-            end = np.median(used) if used.size else np.nan
-            medians = [np.median(values) for values in (*drawn, *rounded)]
-            rows.append([panel["sparsity"].item(), arm.label, *medians, used.size, end])
+            medians = [median(values) for values in (*drawn, *rounded)]
+            rows.append([panel["sparsity"].item(), arm.label, *medians, used.size, median(used)])
     columns = ("sparsity", "arm", "to P", "to Q", "before rounding", "rounded, to P")
     more = ("rounded, to Q", "ended stage 2", "samples by then")
     return [Table(f"Distances at the end, medians of {runs_in(data)}", (*columns, *more), rows)]

@@ -19,6 +19,7 @@ from _numbers import Table, tabulate
 from _shared import (
     DOUBLE_COLUMN,
     Values,
+    finite_of,
     main,
     render,
     samples_to_recovery,
@@ -118,6 +119,8 @@ def plot(dataset: xr.Dataset) -> Figure:
         axes.axvline(needed, **CONDITION, zorder=0.5, gid="condition")
         axes.set_xlabel(r"overlap $(\langle\hat P,P\rangle_\mu-|\mu|^2)/K_P$ of $\hat P$ and $P$")
     left.set(ylabel="share of runs recovered", ylim=(-0.03, 1.03))
+    left.set_title("arms that coincide are drawn one inside the other")
+    right.set_title("dots: single runs; lines: medians of bins")
     right.set_ylabel("samples to recovery")
     right.set_ylim(bottom=0)
     right.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
@@ -138,7 +141,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     overlap = np.concatenate([arm.overlap for arm in arms])
     found = np.isfinite(np.concatenate([arm.samples for arm in arms]))
     least = overlap[found].min(initial=np.inf)
-    most = overlap[~found].max(initial=-np.inf)
+    most = finite_of(overlap[~found]).max(initial=-np.inf)
     # All arms of a seed and a correlation have the same two tasks.
     tasks = arms[0].overlap
     needed = np.median(dataset["stationary_norm"] / dataset["transition_signal"])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         observe as observe,
         optim as optim,
         parallel as parallel,
+        plot as plot,
         sampling as sampling,
         settings as settings,
         sharding as sharding,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
         map_trajectories as map_trajectories,
         use_all_cores as use_all_cores,
     )
+    from scbjax.plot import plot_dataset as plot_dataset
     from scbjax.sampling import (
         Batch as Batch,
         check_batch as check_batch,
@@ -134,6 +136,7 @@ _EXPORTS = {
     "training": "Info State Trajectory train",
     "transfer": "first_step keep_large mix_value source_overlap",
     "simulation": "Simulation simulate",
+    "plot": "plot_dataset",
     "optim": (
         "adam keep_invariants project_tangent proximal_l1 raw_sgd restore_column_sums "
         "scale_by_stationary scb_proximal scb_sgd"

@@ -39,6 +39,7 @@ FLOORS = {
     "settings": 4,
     "training": 5,
     "simulation": 6,
+    "plot": 7,
     "sweep": 7,
     "parallel": 8,
     "cli": 8,
@@ -47,7 +48,10 @@ FLOORS = {
 ALONE = {"optim"}
 CORE = {name for name, floor in FLOORS.items() if floor < FLOORS["sweep"]} | ALONE
 CORE_DEPENDENCIES = {"jax", "optax", "chex", "numpy"}
-NO_JAX = ["scbjax", "scbjax.cli", "scbjax.sweep.study", "scbjax.sweep.plan", "scbjax.sweep.store"]
+NO_JAX = [
+    *("scbjax", "scbjax.cli", "scbjax.plot"),
+    *("scbjax.sweep.study", "scbjax.sweep.plan", "scbjax.sweep.store"),
+]
 
 
 def imported_modules(path: Path) -> set[str]:
