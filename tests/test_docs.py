@@ -97,7 +97,7 @@ def test_readme_examples_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_contributing_examples_run(tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
-    for helper in ("_shared.py", "_numbers.py", "scbjax.mplstyle"):
+    for helper in ("_shared.py", "_numbers.py", "_statistics.py", "scbjax.mplstyle"):
         shutil.copy(ROOT / "figures" / helper, tmp_path / "figures")
     write_files("CONTRIBUTING.md", tmp_path)
     run("-m", "scbjax", "run", "weights", cwd=tmp_path)
