@@ -111,6 +111,8 @@ ATTENTION: Final = Distance(
     "population_alpha_attention",
     "pattern_signal",
 )
+# What "found" means: the rounded A and the V refitted to it are this near to Q and P.
+FOUND: Final = {ATTENTION.rounded: 0.1, VALUE.rounded: 0.05}
 
 
 @dataclass(frozen=True)

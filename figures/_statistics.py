@@ -149,17 +149,22 @@ def least_samples(samples: Values, share: float) -> Values:
     return best
 
 
-def resampled_runs(runs: int, resamples: int = RESAMPLES) -> NDArray[np.int64]:
+def resampled_runs(runs: int, resamples: int = RESAMPLES, *, lost: int = 1) -> NDArray[np.int64]:
     """Draw runs with replacement, of those that there are and one more.
 
     The one more, number `runs`, stands for a run that never recovers (`and_one_lost`): resamples of
     runs that all recovered would take it for certain that every run does.
 
+    Args:
+        runs: how many there are.
+        resamples: how many to draw.
+        lost: how many more; 0 for a statistic that has no place for one.
+
     Returns:
         [resamples, runs]; the same in every process.
     """
     rng = np.random.default_rng(0)
-    return rng.integers(runs + 1, size=(resamples, runs))
+    return rng.integers(runs + lost, size=(resamples, runs))
 
 
 def and_one_lost(samples: Values, axis: int = -1) -> Values:
@@ -189,7 +194,6 @@ def power_estimate(x: Values, samples: Values, share: float) -> Estimate:
         The power and its interval over resampled tasks, for each of which the settings are chosen
         anew; NaN where no setting of a point is enough.
     """
-
     value = float(slope(x, least_samples(samples, share)))
     if not np.isfinite(value):
         return Estimate(np.nan, np.nan, np.nan)
