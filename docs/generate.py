@@ -48,6 +48,7 @@ MODULES = (
     "scbjax.sweep.divergence",
     "scbjax.sweep.verify",
     "scbjax.sweep.figures",
+    "scbjax.plot",
     "scbjax.sweep.benchmarks",
 )
 

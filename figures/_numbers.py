@@ -10,11 +10,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import _shared
 import numpy as np
 import xarray as xr
-from _shared import Arm, Values, columns_of, open_study, runs_of, setting
+from _shared import (
+    GEOMETRY_NAMES,
+    OPTIMIZER_NAMES,
+    Arm,
+    Values,
+    check_finite,
+    columns_of,
+    open_study,
+    runs_of,
+    setting,
+    tidy,
+)
 
 MISSING = "-"
+RUNS = ("arm", "run")
+MOST_NAMED = 6  # arms of which runs are left out
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,56 @@ def tabulate(
         ValueError: a dataset that lacks what the tables need.
     """
     dataset = open_study(results, study, variables)
-    return "\n\n".join(map(str, tables(dataset)))
+    check_finite(dataset, study)
+    return "\n\n".join([*map(str, tables(dataset)), *left_out(dataset)])
+
+
+def left_out(dataset: xr.Dataset) -> list[str]:
+    """Say how many runs of which arms diverged, if any did: no median or extreme is of those.
+
+    A median at a step is of the runs that are finite there, as the one that is drawn. Counts and
+    shares are of all runs; one that diverged has found nothing.
+
+    Args:
+        dataset: what the tables are made of.
+    """
+    data = tidy(dataset)
+    bad = xr.DataArray(np.zeros([data.sizes[name] for name in RUNS], bool), dims=RUNS)
+    for item in data.data_vars.values():
+        if item.dtype.kind == "f":
+            # Without steps, infinity is what a search says of runs that never came to its goal.
+            wrong = item.isnull() if "step" not in item.dims else ~xr.apply_ufunc(np.isfinite, item)
+            bad |= wrong.any([name for name in item.dims if name not in RUNS])
+    counts = bad.sum("run").to_numpy()
+    if not counts.any():
+        return []
+    hit = [(name, count) for name, count in zip(arm_names(data), counts, strict=True) if count]
+    parts = [f"{count} of {name}" if name else "" for name, count in hit[:MOST_NAMED]]
+    if len(hit) > MOST_NAMED:
+        parts.append(f"the others of {len(hit) - MOST_NAMED} more arms")
+    of = f": {'; '.join(parts)}" if any(parts) else ""
+    return [f"{counts.sum()} of {bad.size} runs diverged; medians and extremes leave them out{of}."]
+
+
+def arm_names(data: xr.Dataset) -> list[str]:
+    """Name the arms of a tidy dataset, of which there may be many, by what tells them apart."""
+    fields = {str(name): item for name, item in data.coords.items() if item.dims == ("arm",)}
+    told = {name: item.to_numpy().tolist() for name, item in fields.items()}
+    for name in reversed(list(told)):
+        fewer = [values for other, values in told.items() if other != name]
+        if len(set(zip(*fewer, strict=True))) == len(set(zip(*told.values(), strict=True))):
+            del told[name]
+    names = {**OPTIMIZER_NAMES, **GEOMETRY_NAMES}
+    texts = [
+        [
+            names.get(value, value)
+            if isinstance(value, str)
+            else f"{fields[name].attrs.get('symbol', name)} = {_shared.worded(value)}"
+            for value in values
+        ]
+        for name, values in told.items()
+    ]
+    return [", ".join(row) for row in zip(*texts, strict=True)] or [""] * data.sizes["arm"]
 
 
 def by_settings(data: xr.Dataset) -> list[tuple[str, Arm]]:

@@ -171,6 +171,24 @@ def open_study(results: Path, study: str, variables: Sequence[str]) -> xr.Datase
     )
 
 
+def check_finite(dataset: xr.Dataset, study: str) -> None:
+    """Refuse a dataset of which every run diverged before anything was recorded.
+
+    Raises:
+        ValueError: nothing that was measured is a number.
+    """
+    names = [
+        str(name)
+        for name, item in dataset.data_vars.items()
+        if item.dtype.kind == "f" and "step" in item.dims and name not in POPULATION.values()
+    ]
+    if names and not any(np.isfinite(dataset[name]).any() for name in names):
+        raise ValueError(
+            f"every run of {study} diverged, and no value of {', '.join(names)} is finite: "
+            "there is nothing to show"
+        )
+
+
 def tidy(dataset: xr.Dataset, panels: Sequence[str] = ()) -> xr.Dataset:
     """Bring a dataset into the layout of the figures.
 
@@ -351,17 +369,48 @@ def band(values: Values) -> Values:
     """Percentiles over runs, of the runs that are finite at that step.
 
     Args:
-        values: [runs, steps].
+        values: [runs, ...], such as [runs, steps].
 
     Returns:
-        [3, steps]: 10th percentile, median, 90th percentile; NaN where no run is finite.
+        [3, ...]: 10th percentile, median, 90th percentile; NaN where no run is finite.
     """
     finite = np.where(np.isfinite(values), values, np.nan)
     some = np.isfinite(finite).any(axis=0)
-    result = np.full((len(BAND), values.shape[1]), np.nan)
+    result = np.full((len(BAND), *values.shape[1:]), np.nan)
     if some.any():
         result[:, some] = np.nanpercentile(finite[:, some], BAND, axis=0)
     return result
+
+
+def finite_of(values: ArrayLike) -> Values:
+    """Give the values that are finite, as one row: those of runs that did not diverge."""
+    every = np.asarray(values, float)
+    return np.asarray(every[np.isfinite(every)])
+
+
+def median(values: ArrayLike) -> float:
+    """Median of the values that are finite, as `band` draws it; NaN where none is.
+
+    >>> median([3.0, np.nan, 1.0, np.inf]), median([np.nan])
+    (2.0, nan)
+    """
+    finite = finite_of(values)
+    return float(np.median(finite)) if finite.size else np.nan
+
+
+def largest(values: ArrayLike) -> float:
+    """Largest of the values that are finite; NaN where none is."""
+    finite = finite_of(values)
+    return float(finite.max()) if finite.size else np.nan
+
+
+def least(values: ArrayLike) -> float:
+    """Least of the values that are finite; NaN where none is.
+
+    >>> least([3.0, np.nan, 1.0]), largest([3.0, np.nan, 1.0])
+    (1.0, 3.0)
+    """
+    return -largest(-np.asarray(values, float))
 
 
 def count_diverged(panel: xr.Dataset, arm: Arm) -> int:
@@ -612,7 +661,8 @@ def distance_limits(
     stars = data[distance.rounded].to_numpy().astype(float)[..., -1:]
     drawn = [runs.reshape(len(runs), -1) for arms in (curves, stars) for runs in arms]
     if log:
-        ceiling = MAX_GROWTH * float(np.nanmedian(curves[..., 0]))
+        first = median(curves[..., 0])
+        ceiling = MAX_GROWTH * first if np.isfinite(first) else np.inf
         return log_limits([band(runs) for runs in drawn], ceiling=ceiling)
     return 0.0, linear_limits(drawn)[1]
 
@@ -661,7 +711,8 @@ def log_limits(
     values = values[np.isfinite(values) & (values > ROUNDING_ERROR)]
     if values.size == 0:
         return floor, 1.0
-    return max(floor, 0.7 * float(values.min())), min(ceiling, 1.4 * float(values.max()))
+    low, high = max(floor, 0.7 * float(values.min())), min(ceiling, 1.4 * float(values.max()))
+    return low, max(high, 2 * low)
 
 
 def linear_limits(drawn: Sequence[Values]) -> tuple[float, float]:
@@ -680,7 +731,7 @@ def linear_limits(drawn: Sequence[Values]) -> tuple[float, float]:
     half = 0.5 * (high - low)
     runs = runs[np.isfinite(runs)]
     low, high = max(low - half, min(low, runs.min())), min(high + half, max(high, runs.max()))
-    margin = 0.05 * (high - low)
+    margin = 0.05 * (high - low) or 0.05
     return float(low - margin), float(high + margin)
 
 
@@ -799,6 +850,7 @@ def render(
             written.
     """
     dataset = open_study(results, study, variables)
+    check_finite(dataset, study)
     paths = [out / f"{name}.png", out / f"{name}.pdf"]
     with house_style():
         figure = plot(dataset)

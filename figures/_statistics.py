@@ -74,7 +74,7 @@ def quantile_interval(values: ArrayLike, share: float = 0.5) -> Interval:
     """Interval of a quantile, the median if no other is named, between two of the values.
 
     Args:
-        values: one a task, in any order; infinity for what never came.
+        values: one a task, in any order; infinity for what never came. NaN is left out.
         share: of all tasks that lies below the quantile.
 
     Returns:
@@ -86,6 +86,7 @@ def quantile_interval(values: ArrayLike, share: float = 0.5) -> Interval:
     Interval(low=-inf, high=inf)
     """
     ordered = np.sort(np.asarray(values, float).ravel())
+    ordered = ordered[~np.isnan(ordered)]
     below = binomial(ordered.size, share)
     # The quantile is above the l-th value if at least l values are below it.
     low = int(np.searchsorted(below, (1 - LEVEL) / 2, side="right"))

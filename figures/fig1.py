@@ -36,8 +36,10 @@ from _shared import (
     distance_limits,
     draw_distance,
     draw_refits,
+    largest,
     log_axis,
     main,
+    median,
     render,
     samples_above,
     symbol,
@@ -91,8 +93,8 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         for hits in (int(np.logical_and(*found).sum()), count_mirrored(data, arm)):
             counts += [hits, *share_interval(hits, data.sizes["run"])]
         counts += [int((last(data, "flipped", arm) > 0).sum())]
-        farthest = [values.max() for values in ends[2:]]
-        medians = [text for x in ends for text in (np.median(x), *quantile_interval(x))]
+        farthest = [largest(values) for values in ends[2:]]
+        medians = [number for x in ends for number in (median(x), *quantile_interval(x))]
         distances.append([settings, arm.label, *medians, *farthest])
         rows.append([settings, arm.label, *counts])
     names = ("to P", "to Q", "rounded, to P", "rounded, to Q")
@@ -127,9 +129,8 @@ def beside_sgd(data: xr.Dataset) -> Table:
             here = last(data, item.drawn, arm)
             hits = int((here < last(data, item.drawn, other)).sum())
             nearer += [hits, *share_interval(hits, here.size)]
-            ends = [last(data, item.drawn, each) for each in sgd]
-            best = min(ends, key=lambda values: float(np.median(values)))
-            ratios += [np.median(best) / np.median(here), *ratio_interval(best, here)]
+            best = min((last(data, item.drawn, each) for each in sgd), key=median)
+            ratios += [median(best) / median(here), *ratio_interval(best, here)]
         rows.append([settings, arm.label, *nearer, *ratios])
     names = ("nearer to P", "nearer to Q", "best to P, over it", "best to Q, over it")
     columns = [text for name in names for text in (name, "from", "to")]
@@ -144,7 +145,8 @@ def beside_sgd(data: xr.Dataset) -> Table:
 def ratio_interval(above: Values, below: Values) -> Interval:
     """Interval of the ratio of two medians over the same tasks [tasks], by resampling them."""
     picks = resampled_runs(above.size, lost=0)
-    return interval_of(np.median(above[picks], axis=1) / np.median(below[picks], axis=1))
+    with np.errstate(invalid="ignore"):
+        return interval_of(np.median(above[picks], axis=1) / np.median(below[picks], axis=1))
 
 
 def draw(results: Path, out: Path) -> list[Path]:

@@ -17,7 +17,6 @@ import numpy as np
 import xarray as xr
 from _numbers import Table, last, runs_in, tabulate
 from _shared import (
-    BAND,
     DOUBLE_COLUMN,
     PANEL,
     Arm,
@@ -28,9 +27,12 @@ from _shared import (
     draw_arm,
     draw_stages,
     horizontal,
+    largest,
+    least,
     log_axis,
     log_limits,
     main,
+    median,
     render,
     runs_of,
     symbol,
@@ -122,8 +124,10 @@ def middle_run(data: xr.Dataset, arms: Sequence[Arm]) -> int:
     """Choose the run to show: with the median cosine of the arms' attention to the reference."""
     reference = reference_of(data, arms)
     cosines = [similarities(data, "attention", arm, reference) for arm in arms if arm != reference]
-    order = np.argsort(np.mean(cosines or [similarities(data, "attention", reference)], axis=0))
-    return int(order[len(order) // 2])
+    mean = np.mean(cosines or [similarities(data, "attention", reference)], axis=0)
+    # Runs that diverged come last in the order, and none of them is in the middle.
+    order, some = np.argsort(mean), max(1, np.isfinite(mean).sum())
+    return int(order[some // 2])
 
 
 def draw_matrices(
@@ -133,8 +137,8 @@ def draw_matrices(
     shown = [matrices(data, TRUTHS[learned], arms[0])[run]]
     shown += [matrices(data, learned, arm)[run] for arm in arms]
     scale: dict[str, Any] = {
-        "vmin": min(0.0, *(float(np.nanmin(matrix)) for matrix in shown)),
-        "vmax": max(float(np.nanmax(matrix)) for matrix in shown),
+        "vmin": least([0.0, least(shown)]),
+        "vmax": largest(shown),
     }
     for axes, matrix in zip(row, shown, strict=True):
         image = axes.imshow(matrix, aspect="auto", interpolation="nearest", **scale)
@@ -172,8 +176,8 @@ def label_matrices(
 
 def worded_band(values: Values) -> str:
     """Write the median and, of several runs, the 80% band: `0.993 [0.989, 0.995]`."""
-    low, median, high = np.nanpercentile(values, BAND)
-    return f"{median:.3f}" + (f" [{low:.3f}, {high:.3f}]" if len(values) > 1 else "")
+    low, middle, high = band(values[:, None])[:, 0]
+    return f"{middle:.3f}" + (f" [{low:.3f}, {high:.3f}]" if len(values) > 1 else "")
 
 
 # ---------------------------------------------------------------------------- curves
@@ -222,16 +226,18 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     alike, rest = [], []
     for arm in arms:
         cosines = [similarities(data, "attention", arm, other) for other in (None, reference)]
-        ends = [f(values) for values in cosines for f in (np.median, np.min)]
+        ends = [f(values) for values in cosines for f in (median, least)]
         pattern, learned = (matrices(data, name, arm) for name in ("pattern", "attention"))
         weight = np.where(pattern > 0, learned, 0).sum((1, 2)) / pattern.sum((1, 2))
-        value = np.median(similarities(data, "value", arm))
-        alike.append([arm.label, *ends, np.median(weight), value])
-        losses = [np.median(last(curves, "excess_loss", each)) for each in (arm, reference)]
+        value = median(similarities(data, "value", arm))
+        alike.append([arm.label, *ends, median(weight), value])
+        losses = [median(last(curves, "excess_loss", each)) for each in (arm, reference)]
         gains = [band(runs_of(curves, name, arm))[1] for name in GAINS]
-        least = horizontal(curves, arm, "step")[gains[1].argmin()]
-        ratio = np.median(np.divide(*(last(curves, name, arm) for name in GAINS)))
-        here = [gains[0][-1], gains[1][-1], gains[1].min(), least, ratio]
+        lowest = horizontal(curves, arm, "step")[
+            np.where(np.isfinite(gains[1]), gains[1], np.inf).argmin()
+        ]
+        ratio = median(np.divide(*(last(curves, name, arm) for name in GAINS)))
+        here = [gains[0][-1], gains[1][-1], least(gains[1]), lowest, ratio]
         rest.append([arm.label, losses[0], losses[0] / losses[1], *here])
     columns = (
         "arm",

@@ -29,8 +29,10 @@ from _shared import (
     draw_population,
     draw_stages,
     horizontal,
+    largest,
     linear_limits,
     main,
+    median,
     population_of,
     render,
     runs_of,
@@ -106,19 +108,20 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     for settings, arm in by_settings(data):
         stage, x = runs_of(data, "stage", arm), horizontal(data, arm, "step")
         ends = stage_ends(x, stage, 1)
-        switch = np.median(ends) if ends.size else np.nan
+        switch = median(ends)
         here = int(np.searchsorted(x, switch)) if ends.size else -1
         size = np.abs(runs_of(data, "alpha_value", arm)[:, here])
-        path = np.median(runs_of(data, POPULATION["alpha_value"], arm)[:, here])
-        rows.append([settings, arm.label, switch, np.median(size), size.max(), path])
+        path = median(runs_of(data, POPULATION["alpha_value"], arm)[:, here])
+        rows.append([settings, arm.label, switch, median(size), largest(size), path])
         off = [runs_of(data, f"delta_{part}", arm) for part in ("value", "attention")]
         other = sgd_beside(data, arm)
         lower = "" if other is None else (off[1] < runs_of(data, "delta_attention", other))[:, -1]
-        numbers_off = [np.nanmax(off[0]), *(np.median(values[:, -1]) for values in off)]
-        signals = [np.median(last(data, name, arm)) for name in list(NAMES)[:2]]
+        kept = np.isfinite(off[0]).all(axis=1)  # a run that diverges is far off before it does
+        numbers_off = [largest(off[0][kept]), *(median(values[:, -1]) for values in off)]
+        signals = [median(last(data, name, arm)) for name in list(NAMES)[:2]]
         lowered = "" if other is None else np.sum(lower)
         paths.append([settings, arm.label, *numbers_off, lowered, *signals])
-    reach = float(np.sqrt(np.median(data["pattern_signal"])))
+    reach = float(np.sqrt(median(data["pattern_signal"])))
     columns = ("settings", "arm", "end of stage 1", "size of alpha_V", "largest", "population")
     others = ("settings", "arm", "Delta_V, largest", "Delta_V", "Delta_A", "lower than SGD")
     return [

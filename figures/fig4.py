@@ -20,7 +20,10 @@ from _shared import (
     Arm,
     band,
     columns_of,
+    finite_of,
+    least,
     main,
+    median,
     render,
     runs_of,
     tidy,
@@ -77,11 +80,11 @@ def draw_pairs(axes: Axes, data: xr.Dataset, variables: Sequence[str], arms: Seq
         if pair.shape[1] > 1:
             axes.plot(x + scatter, pair, color=arm.colour, linewidth=0.35, alpha=0.4, zorder=2)
         for end, when in enumerate(("before", "after")):
-            low, median, high = band(pair[end][:, None])[:, 0]
+            low, middle, high = band(pair[end][:, None])[:, 0]
             axes.vlines(x[end], low, high, colors=arm.colour, linewidth=1.6, zorder=3)
             axes.plot(
                 x[end],
-                [median],
+                [middle],
                 **MARKERS[end],
                 color=arm.colour,
                 markeredgecolor="white",
@@ -120,12 +123,12 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     rows, edges = [], [-np.inf, *LEVELS, np.inf]
     for settings, arm in by_settings(data):
         pairs = [last(data, name, arm) for _, *names in ROWS for name in names]
-        counts = np.histogram(pairs[-1], edges)[0]
-        medians = [np.median(values) for values in pairs]
-        rows.append([settings, arm.label, *medians, pairs[-1].min(), *counts])
+        counts = np.histogram(finite_of(pairs[-1]), edges)[0]
+        medians = [median(values) for values in pairs]
+        rows.append([settings, arm.label, *medians, least(pairs[-1]), *counts])
     columns = ("settings", "arm", "V", "V, rounded", "A", "A, rounded", "A, rounded, least")
     bins = (f"below {LEVELS[0]}", *(f"to {level}" for level in LEVELS[1:]), f"above {LEVELS[-1]}")
-    first = [np.median(data[name].isel(step=0)) for _, name, _ in ROWS]
+    first = [median(data[name].isel(step=0)) for _, name, _ in ROWS]
     return [
         Table(f"Cosines at the end, medians of {runs_in(data)}; runs", (*columns, *bins), rows),
         Table("Cosines at the start, medians", ("V", "A"), [first]),

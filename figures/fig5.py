@@ -30,6 +30,7 @@ from _shared import (
     log_axis,
     log_limits,
     main,
+    median,
     render,
     runs_of,
     symbol,
@@ -108,9 +109,9 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             other = sgd_beside(panel, arm)
             sgd = np.nan if other is None else last(panel, ATTENTION.drawn, other)
             nearer = "" if other is None else np.sum(ends[0] < sgd)
-            first = np.median(runs_of(panel, ATTENTION.drawn, arm)[:, 0])
-            loss, alpha = (np.median(last(panel, name, arm)) for name in (LOSS, "alpha_value"))
-            medians = [first, *(np.median(values) for values in ends), loss, alpha]
+            first = median(runs_of(panel, ATTENTION.drawn, arm)[:, 0])
+            loss, alpha = (median(last(panel, name, arm)) for name in (LOSS, "alpha_value"))
+            medians = [first, *(median(values) for values in ends), loss, alpha]
             rows.append([size, renamed(arm, data).label, *medians, nearer, found])
     columns = ("N", "arm", "to Q at the start", "to Q", "to P", "excess loss", "alpha_V")
     counts = ("nearer to Q than SGD", f"rounded, within {RECOVERED} of P and Q")

@@ -28,8 +28,10 @@ from _shared import (
     draw_population,
     draw_stages,
     horizontal,
+    largest,
     linear_limits,
     main,
+    median,
     open_study,
     population_of,
     render,
@@ -133,11 +135,11 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             )
             x, stage = horizontal(panel, arm, "step"), runs_of(panel, "stage", arm)
             ends = [stage_ends(x, stage, number) for number in (1, 2)]
-            steps = [np.median(values) if values.size else np.nan for values in ends]
-            first = np.median(runs_of(panel, "attention_distance", arm)[:, 0])
-            finals = [np.median(last(panel, name, arm)) for name in DISTANCES]
-            largest = [signal.max(), signal[-1], *(values.max() for values in off)]
-            rows.append([size, arm.label, *steps, *largest, first, *finals])
+            steps = [median(values) for values in ends]
+            first = median(runs_of(panel, "attention_distance", arm)[:, 0])
+            finals = [median(last(panel, name, arm)) for name in DISTANCES]
+            extremes = [largest(signal), signal[-1], *(largest(values) for values in off)]
+            rows.append([size, arm.label, *steps, *extremes, first, *finals])
     columns = ("N", "arm", "stage 1 ends at step", "stage 2", "alpha_V, largest", "at the end")
     more = ("Delta_A, largest", "Delta_V, largest", "to Q at the start", "to P", "to Q")
     title_ = f"Simulated runs, medians of {runs_in(data)}"
@@ -160,7 +162,7 @@ def beside_real(dataset: xr.Dataset, real: xr.Dataset) -> Table:
                     np.abs(band(runs_of(panel, name, arm)) - band(runs_of(here, name, other)))[1]
                     for name in NAMES
                 ]
-                rows.append([size, arm.label, *(gap.max() for gap in gaps)])
+                rows.append([size, arm.label, *(largest(gap) for gap in gaps)])
     columns = ("N", "arm", "alpha_V", "alpha_A", "Delta_V", "Delta_A")
     return Table("Largest distance of a simulated median from a real one", columns, rows)
 

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import xarray as xr
 from _numbers import Table, tabulate
-from _shared import DOUBLE_COLUMN, Values, main, render, setting, symbol
+from _shared import DOUBLE_COLUMN, Values, band, main, render, setting, symbol
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
@@ -61,14 +61,13 @@ def maps_of(dataset: xr.Dataset) -> tuple[Values, Values]:
     recovered = xr.ones_like(last[ROUNDED[0]], dtype=bool)
     for name in ROUNDED:
         recovered &= last[name] < RECOVERED
-    return over_runs(recovered.astype(float), "mean"), over_runs(last[DISTANCE], "median")
+    return over_runs(recovered).mean(axis=0), band(over_runs(last[DISTANCE]))[1]
 
 
-def over_runs(values: xr.DataArray, how: str) -> Values:
-    """Reduce everything but the two fields: [rates, weights]."""
-    others = [name for name in values.dims if name not in FIELDS]
-    reduced = getattr(values, how)(others)
-    return np.asarray(reduced.transpose(FIELDS[1], FIELDS[0]).to_numpy(), float)
+def over_runs(values: xr.DataArray) -> Values:
+    """Make one dimension of everything but the two fields: [runs, rates, weights]."""
+    runs = values.transpose(..., FIELDS[1], FIELDS[0]).to_numpy().astype(float)
+    return np.asarray(runs.reshape(-1, *runs.shape[-2:]))
 
 
 def draw_map(

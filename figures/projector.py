@@ -14,7 +14,19 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import xarray as xr
 from _numbers import Table, tabulate
-from _shared import DOUBLE_COLUMN, Values, band, log_limits, main, render, setting
+from _shared import (
+    DOUBLE_COLUMN,
+    Values,
+    band,
+    finite_of,
+    largest,
+    least,
+    log_limits,
+    main,
+    median,
+    render,
+    setting,
+)
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -101,6 +113,12 @@ def at_start(data: xr.Dataset, variable: str) -> Values:
     return data[variable].isel(step=0).to_numpy().astype(float)
 
 
+def mean_of(values: Values) -> float:
+    """Give the mean of the values that are finite; NaN where none is."""
+    finite = finite_of(values)
+    return float(finite.mean()) if finite.size else np.nan
+
+
 def is_usual(data: xr.Dataset, field: str) -> NDArray[np.bool_]:
     """Tell which cases have the value of a field that most of them have."""
     values, counts = np.unique(data[field].to_numpy(), return_counts=True)
@@ -117,13 +135,13 @@ def draw_lengths(axes: Axes, data: xr.Dataset) -> None:
         measured = np.stack(
             [band(at_start(data, look.noise)[case][:, None])[:, 0] for case in cases]
         )
-        exact = [np.median(at_start(data, look.exact)[case]) for case in cases]
-        low, median, high = measured.T
+        exact = [median(at_start(data, look.exact)[case]) for case in cases]
+        low, middle, high = measured.T
         axes.plot(places, exact, **EXACT, zorder=3, gid=f"exact {look.noise}")
         axes.vlines(places, low, high, colors=look.colour, linewidth=1.0)
         axes.plot(
             places,
-            median,
+            middle,
             **marker(look),
             markersize=4,
             zorder=4,
@@ -176,8 +194,9 @@ def draw_signal(axes: Axes, data: xr.Dataset) -> None:
     attention = chosen["alpha_attention_noise"].to_numpy().ravel()
     gid = "path alpha_attention_noise"
     axes.plot(signal, attention, **ATTENTION, markersize=2.5, alpha=0.7, gid=gid)
+    # A signal of NaN is no larger than anything.
+    axes.set_xlim(SMALLEST, 1.5 * max(10 * SMALLEST, largest(signal)))
     axes.set(xscale="log", yscale="log", xlabel=r"signal $|\alpha_V|$")
-    axes.set_xlim(left=SMALLEST)
     drawn = [attention, *(chosen[look.noise].to_numpy().ravel() for look in LOOKS)]
     if (signal > SMALLEST).any():
         axes.set_ylim(log_limits([values[signal > SMALLEST] for values in drawn], floor=0.0))
@@ -202,14 +221,15 @@ def start_tables(data: xr.Dataset) -> list[Table]:
         error = noise / np.sqrt(samples)
         means = at_start(data, gradient)
         places = np.unique(lengths[usual])
-        medians = [np.median(noise[usual & (lengths == length)]) for length in places]
-        for length, median in zip(places, medians, strict=True):
+        medians = [median(noise[usual & (lengths == length)]) for length in places]
+        for length, middle in zip(places, medians, strict=True):
             here = usual & (lengths == length)
-            spread = length * np.sqrt((error[here] ** 2).sum()) / here.sum()
-            rows.append([look.label, length, median, length * means[here].mean(), spread])
+            known = finite_of(error[here])
+            spread = length * np.sqrt((known**2).sum()) / max(1, known.size)
+            rows.append([look.label, length, middle, length * mean_of(means[here]), spread])
         slope = np.polyfit(np.log(places), np.log(medians), 1)[0] if places.size > 1 else np.nan
-        away = np.abs(noise / exact - 1).max()
-        fits.append([look.label, slope, away, np.mean(((means + 1 / lengths) / error) ** 2)])
+        away, squared = largest(np.abs(noise / exact - 1)), ((means + 1 / lengths) / error) ** 2
+        fits.append([look.label, slope, away, mean_of(squared)])
     return [
         Table(
             "At the start: deviation over samples, median of tasks; T times the mean gradient",
@@ -234,7 +254,7 @@ def ratio_table(data: xr.Dataset) -> Table:
     groups["above 1"] = usual & (skews > 1)
     for name, here in groups.items():
         if here.any():
-            rows.append([name, here.sum(), np.median(ratios[here]), ratios[here].min()])
+            rows.append([name, here.sum(), median(ratios[here]), least(ratios[here])])
     return Table(
         f"At the start, T = {data['context_length'].to_numpy()[usual][0]}: variance as printed, "
         "over the mu-orthogonal one",
@@ -253,8 +273,8 @@ def way_table(data: xr.Dataset) -> Table:
     for low, high in RANGES:
         here = (signal >= low) & (signal < high)
         if here.any():
-            ratio = np.median((noise[0][here] / noise[1][here]) ** 2)
-            rows.append([f"{low} to {high}", here.sum(), ratio, np.median(noise[2][here])])
+            ratio = median((noise[0][here] / noise[1][here]) ** 2)
+            rows.append([f"{low} to {high}", here.sum(), ratio, median(noise[2][here])])
     columns = ("signal", "records", "variance, printed over mu-orthogonal")
     return Table("On the way, medians", (*columns, "deviation of alpha_A's gradient"), rows)
 
@@ -270,7 +290,7 @@ def attention_table(data: xr.Dataset) -> Table:
         )
         small = (signal > SMALLEST) & (signal < RANGES[0][0])
         if small.any():
-            rows.append([length, small.sum(), np.median(noise[small] / signal[small])])
+            rows.append([length, small.sum(), median(noise[small] / signal[small])])
     return Table(
         f"On the way, at signals of {SMALLEST} to {RANGES[0][0]}: deviation of alpha_A's gradient "
         "over the size of alpha_V, medians",

@@ -28,6 +28,7 @@ from _shared import (
     horizontal,
     log_axis,
     main,
+    median,
     render,
     runs_of,
     stage_ends,
@@ -94,9 +95,8 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             drawn.append(before_rounding(panel, arm))
             rounded = [last(panel, item.rounded, arm) for item in (VALUE, ATTENTION)]
             used = stage_ends(horizontal(panel, arm, "samples"), runs_of(panel, "stage", arm), 2)
-            end = np.median(used) if used.size else np.nan
-            medians = [np.median(values) for values in (*drawn, *rounded)]
-            rows.append([panel["sparsity"].item(), arm.label, *medians, used.size, end])
+            medians = [median(values) for values in (*drawn, *rounded)]
+            rows.append([panel["sparsity"].item(), arm.label, *medians, used.size, median(used)])
     columns = ("sparsity", "arm", "to P", "to Q", "before rounding", "rounded, to P")
     more = ("rounded, to Q", "ended stage 2", "samples by then")
     return [Table(f"Distances at the end, medians of {runs_in(data)}", (*columns, *more), rows)]

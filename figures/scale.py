@@ -28,6 +28,7 @@ from _shared import (
     horizontal,
     linear_limits,
     main,
+    median,
     population_distance,
     population_of,
     render,
@@ -91,8 +92,8 @@ def path_of(panel: xr.Dataset, variable: str, arm: Arm) -> NDArray[np.float64]:
     alphas = population_of(panel, PATHS[variable], arm)
     if variable in LEARNED:
         return population_distance(alphas, runs_of(panel, LEARNED[variable], arm))
-    median: NDArray[np.float64] = band(alphas)[1]
-    return median
+    middle: NDArray[np.float64] = band(alphas)[1]
+    return middle
 
 
 def tables(dataset: xr.Dataset) -> list[Table]:
@@ -104,9 +105,9 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         for arm in arms_of(panel):
             x, stage = horizontal(panel, arm, "step"), runs_of(panel, "stage", arm)
             ends = [stage_ends(x, stage, number) for number in (1, 2)]
-            steps = [np.median(values) if values.size else np.nan for values in ends]
+            steps = [median(values) for values in ends]
             names = (ATTENTION.rounded, "attention_distance", "value_distance")
-            medians = [np.median(last(panel, name, arm)) for name in names]
+            medians = [median(last(panel, name, arm)) for name in names]
             rows.append([size, arm.label, *steps, *medians])
     columns = ("N", "arm", "stage 1 ends at step", "stage 2", "rounded, to Q", "to Q", "to P")
     return [Table("Stages and distances at the end", columns, rows)]

@@ -22,8 +22,10 @@ from _shared import (
     draw_arm,
     draw_stages,
     horizontal,
+    largest,
     linear_limits,
     main,
+    median,
     render,
     runs_of,
     setting,
@@ -93,8 +95,8 @@ def draw_panel(
     """Draw the real runs of an arm as a band, and over it median and band of the simulated ones."""
     x = horizontal(real, arm, "step")
     draw_arm(axes, x, runs_of(real, variable, arm), arm, faint=False)
-    low, median, high = band(runs_of(simulated, variable, arm))
-    axes.plot(x, median, color=SIMULATED, linewidth=0.9, zorder=5, gid=f"simulated {arm.index}")
+    low, middle, high = band(runs_of(simulated, variable, arm))
+    axes.plot(x, middle, color=SIMULATED, linewidth=0.9, zorder=5, gid=f"simulated {arm.index}")
     for edge in (low, high):
         axes.plot(x, edge, color=SIMULATED, linewidth=0.7, linestyle=":", zorder=5)
     draw_stages(axes, real, [arm], [x])
@@ -131,13 +133,13 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     for name in NUMBERS[1:]:
         for arm in arms_of(real):
             ours = band(runs_of(simulated, name, arm))
-            low, median, high = band(runs_of(real, name, arm))
+            low, middle, high = band(runs_of(real, name, arm))
             inside = (low <= ours[1]) & (ours[1] <= high)
             outside = steps[~inside]
             wide = high > low
             widths = ((ours[2] - ours[0])[wide] / (high - low)[wide]).tolist()
             first = f"{outside[0]} to {outside[-1]}" if outside.size else ""
-            away, width = np.abs(ours[1] - median).max(), np.median(widths or np.nan)
+            away, width = largest(np.abs(ours[1] - middle)), median(widths)
             rows.append([name, arm.label, inside.mean(), first, away, width])
     columns = ("variable", "arm", "share of records inside", "outside, steps")
     return [

@@ -82,7 +82,7 @@ def draw_start(axes: Axes, levels: Values, signals: Values) -> None:
         levels: sparsities [levels].
         signals: K_Q [seeds, levels].
     """
-    start = np.sqrt(np.median(signals, axis=0))
+    start = np.sqrt(band(signals)[1])
     axes.plot(levels, start, **POPULATION_LOOK, label="at the start", gid="start", zorder=5)
 
 
@@ -100,8 +100,8 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     needed = samples_needed(recovered, data["samples"].to_numpy().astype(float))
     last = data.isel(step=-1)
     medians = [
-        np.sqrt(np.median(data[START], axis=0)),
-        *(np.median(last[name], axis=0) for name in (*DISTANCES, "alpha_attention")),
+        np.sqrt(band(data[START].to_numpy())[1]),
+        *(band(last[name].to_numpy())[1] for name in (*DISTANCES, "alpha_attention")),
     ]
     share, ended = recovered[..., -1].mean(axis=0), (last["stage"].to_numpy() > 2).sum(axis=0)
     rows = [

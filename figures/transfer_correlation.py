@@ -19,6 +19,7 @@ from _numbers import Table, tabulate
 from _shared import (
     DOUBLE_COLUMN,
     Values,
+    finite_of,
     main,
     render,
     samples_to_recovery,
@@ -138,7 +139,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     overlap = np.concatenate([arm.overlap for arm in arms])
     found = np.isfinite(np.concatenate([arm.samples for arm in arms]))
     least = overlap[found].min(initial=np.inf)
-    most = overlap[~found].max(initial=-np.inf)
+    most = finite_of(overlap[~found]).max(initial=-np.inf)
     # All arms of a seed and a correlation have the same two tasks.
     tasks = arms[0].overlap
     needed = np.median(dataset["stationary_norm"] / dataset["transition_signal"])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         model as model,
         observe as observe,
         optim as optim,
+        plot as plot,
         sampling as sampling,
         sharding as sharding,
         simulation as simulation,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         scb_proximal as scb_proximal,
         scb_sgd as scb_sgd,
     )
+    from scbjax.plot import plot_dataset as plot_dataset
     from scbjax.sampling import Batch as Batch, sample_batch as sample_batch
     from scbjax.sharding import over_positions as over_positions
     from scbjax.simulation import Simulation as Simulation, simulate as simulate
@@ -121,6 +123,7 @@ _EXPORTS = {
     "training": "Info Settings State Trajectory train",
     "transfer": "first_step keep_large mix_value source_overlap",
     "simulation": "Simulation simulate",
+    "plot": "plot_dataset",
     "optim": (
         "adam project_tangent proximal_l1 raw_sgd restore_column_sums scale_by_stationary "
         "scb_proximal scb_sgd"

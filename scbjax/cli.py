@@ -390,10 +390,13 @@ class Rerun:
 
 @dataclass(frozen=True)
 class Figure:
-    """Draw the figure of a study, or all whose results are there."""
+    """Draw the figure of a study or a dataset, or all whose results are there."""
 
     name: Annotated[
-        tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME", help="A figure's name, or all.")
+        tyro.conf.Positional[str],
+        tyro.conf.arg(
+            metavar="NAME", help="A figure's name, all, or a dataset: a file, its folder, a study."
+        ),
     ]
     results: Results = RESULTS
     out: Annotated[str, tyro.conf.arg(metavar="DIR", help="Where the pictures go.")] = PICTURES
@@ -403,13 +406,21 @@ class Figure:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        from scbjax.sweep.figures import find_figure
+        from scbjax.sweep.figures import find_dataset, find_figure, find_figures
 
         results, out = Path(_checked_path(self.results)), Path(_checked_path(self.out))
         show = _print_numbers if self.numbers else partial(_draw, out=out)
         if self.name == "all":
             return _show_all(results, show)
-        show(find_figure(self.name), results)
+        dataset = None if self.name in find_figures() else find_dataset(self.name, results)
+        if dataset is None:
+            show(find_figure(self.name), results)
+        elif self.numbers:
+            raise StudyError(
+                f"--numbers needs the name of a figure with a script, got {shown(self.name)}"
+            )
+        else:
+            _draw_any(dataset, out)
         return 0
 
 
@@ -810,16 +821,34 @@ def _print_paths(paths: Sequence[Path]) -> None:
 
 
 def _tell_figures(study: str, dataset: Path, *, draw: bool) -> None:
-    """Draws the figures of a study that is complete, if it has any, and says how to draw them."""
-    from scbjax.sweep.figures import draw_dataset, figures_of
+    """Draws the figures of a study that is complete, and says how to draw them."""
+    from scbjax.sweep.figures import figures_of
 
     usual = dataset.parent == Path(RESULTS) / study
-    for name, script in figures_of(study).items():
-        if draw:
-            _print_paths(draw_dataset(script, dataset, Path(PICTURES) if usual else dataset.parent))
-        if dataset.parent.name == study:
-            elsewhere = [] if usual else ["--results", str(dataset.parent.parent)]
-            print(f"draw it with: {shlex.join(['scbjax', 'figure', name, *elsewhere])}")
+    scripts = figures_of(study)
+    if draw:
+        try:
+            _draw_any(dataset, Path(PICTURES) if usual else dataset.parent)
+        except StudyError as error:
+            if scripts:
+                raise
+            _note(str(error))  # the study is complete, whether a default figure fits it or not
+    for name in scripts if dataset.parent.name == study else []:
+        elsewhere = [] if usual else ["--results", str(dataset.parent.parent)]
+        print(f"draw it with: {shlex.join(['scbjax', 'figure', name, *elsewhere])}")
+    if not scripts:
+        print(f"draw it with: {shlex.join(['scbjax', 'figure', str(dataset)])}")
+
+
+def _draw_any(dataset: Path, out: Path) -> None:
+    """Draws the figures of a dataset's study or, if it has none, the default one."""
+    from scbjax.sweep.figures import draw_dataset, draw_default, figures_of
+
+    scripts = figures_of(dataset.stem)
+    for script in scripts.values():
+        _print_paths(draw_dataset(script, dataset, out))
+    if not scripts:
+        _print_paths(draw_default(dataset, out))
 
 
 def _draw(script: Path, results: Path, out: Path) -> None:

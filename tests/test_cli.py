@@ -548,15 +548,56 @@ def test_run_elsewhere(
     assert checkout.is_dir()
 
 
-def test_a_study_without_a_figure(
-    checkout: Path, capsys: pytest.CaptureFixture[str], fake_runs: FakeRuns
+def test_a_study_without_a_script_ends_with_the_default_figure(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (checkout / "figures" / "tiny.py").write_text('STUDY = "other"')
     assert cli.main(["run", "tiny"]) == 0
+    pictures = ["figures/out/tiny.png", "figures/out/tiny.pdf"]
+    dataset, hint = "results/tiny/tiny.nc", "draw it with: scbjax figure results/tiny/tiny.nc"
+    assert capsys.readouterr().out.splitlines() == [f"dataset: {dataset}", *pictures, hint]
+    assert (checkout / pictures[0]).read_bytes().startswith(b"\x89PNG")
+    assert (checkout / pictures[1]).read_bytes().startswith(b"%PDF")
+    assert cli.main(["run", "tiny", "--no-figure"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [f"dataset: {dataset}", hint]
+    (checkout / "figures" / "tiny.py").unlink()
+    for name in (dataset, "results/tiny", "tiny"):
+        assert cli.main(["figure", name, "--out", "p"]) == 0
+        assert capsys.readouterr().out.splitlines() == ["p/tiny.png", "p/tiny.pdf"]
+    assert cli.main(["figure", "tiny", "--numbers"]) == 2
+    assert "--numbers needs the name of a figure with a script" in capsys.readouterr().err
+
+
+def test_a_default_figure_that_fails_does_not_fail_the_run(
+    checkout: Path, capsys: pytest.CaptureFixture[str], fake_runs: FakeRuns
+) -> None:
     (checkout / "figures" / "tiny.py").unlink()
     assert cli.main(["run", "tiny"]) == 0
-    assert capsys.readouterr().out == "dataset: results/tiny/tiny.nc\n" * 2
-    assert len(fake_runs.calls) == 2
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
+        "dataset: results/tiny/tiny.nc",
+        "draw it with: scbjax figure results/tiny/tiny.nc",
+    ]
+    (sentence,) = printed.err.splitlines()
+    assert sentence.startswith("scbjax: figure of tiny: results/tiny/tiny.nc can't be read")
+    assert cli.main(["figure", "tiny"]) == 2
+    assert len(fake_runs.calls) == 1
+
+
+def test_a_dataset_whose_study_has_a_script_is_drawn_by_that(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkout / "elsewhere"
+    folder.mkdir()
+    (folder / "tiny.nc").touch()
+    for name in ("elsewhere/tiny.nc", "elsewhere"):
+        assert cli.main(["figure", name]) == 0
+        assert capsys.readouterr().out == "figures/out/tiny.png\n"
+    (folder / "other.nc").touch()
+    assert cli.main(["figure", "elsewhere"]) == 2
+    assert "elsewhere holds several datasets; name one of them" in capsys.readouterr().err
+    assert cli.main(["figure", "none.nc"]) == 2
+    assert "none.nc is missing, or is no file" in capsys.readouterr().err
 
 
 def test_a_figure_that_fails_after_a_run(

@@ -33,6 +33,7 @@ FLOORS = {
     "observe": 3,
     "training": 4,
     "simulation": 5,
+    "plot": 6,
     "sweep": 6,
     "cli": 7,
     "__main__": 8,
@@ -40,7 +41,10 @@ FLOORS = {
 ALONE = {"optim"}
 CORE = {name for name, floor in FLOORS.items() if floor < FLOORS["sweep"]} | ALONE
 CORE_DEPENDENCIES = {"jax", "optax", "chex", "numpy"}
-NO_JAX = ["scbjax", "scbjax.cli", "scbjax.sweep.study", "scbjax.sweep.plan", "scbjax.sweep.store"]
+NO_JAX = [
+    *("scbjax", "scbjax.cli", "scbjax.plot"),
+    *("scbjax.sweep.study", "scbjax.sweep.plan", "scbjax.sweep.store"),
+]
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -345,8 +345,12 @@ def save_dataset(dataset: "xarray.Dataset", path: Path) -> None:
         _write(dataset, aside, "w", {})
 
 
-def read_dataset(path: Path) -> "xarray.Dataset":
+def read_dataset(path: Path, *, matrices: bool = True) -> "xarray.Dataset":
     """A dataset, in memory.
+
+    Args:
+        path: of the file.
+        matrices: whether V, A, P, mu and Q are read too, which may be much more than all else.
 
     Raises:
         StudyError: it can't be read, or is no dataset.
@@ -362,7 +366,8 @@ def read_dataset(path: Path) -> "xarray.Dataset":
         # is collected Python prints why it can't be closed.
         with h5py.File(path) as file:
             file.attrs.get("_nc3_strict")
-        with xarray.open_dataset(path, engine="h5netcdf") as found:
+        left_out = () if matrices else _MATRIX_DIMS
+        with xarray.open_dataset(path, engine="h5netcdf", drop_variables=left_out) as found:
             return found.load()
     # HDF5, h5netcdf and xarray each have errors of their own for altered bytes.
     except Exception as error:  # noqa: BLE001

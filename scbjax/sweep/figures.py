@@ -4,6 +4,8 @@ A script ``figures/NAME.py`` says in a constant ``STUDY`` whose dataset it reads
 ``draw(results, out)`` that returns the files it wrote. The constant is read without running the
 script, so that a missing dataset is noticed before matplotlib is loaded. It may have a function
 ``numbers(results)`` too, which returns as text what a caption quotes and no picture prints.
+
+A study without a script has a default figure, :func:`scbjax.plot.plot_dataset`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from scbjax.sweep.fields import StudyError
 from scbjax.sweep.scripts import find_script, find_scripts
 
 FOLDER = "figures"
+_KINDS = ("png", "pdf")
 _DIGITS = "[0-9a-f]" * 8
 
 
@@ -78,6 +81,37 @@ def dataset_of(script: Path, results: Path) -> Path:
         return path
     out = "" if results == Path("results") else f" --out {results / study}"
     raise StudyError(f"{path} is missing; `scbjax run {study}{out}` makes it")
+
+
+def find_dataset(name: str, results: Path) -> Path | None:
+    """Returns the dataset that a name stands for, or `None` if it is the name of none.
+
+    Args:
+        name: a dataset, a folder with one in it, or a study in the results directory.
+        results: the directory that holds the studies' directories.
+
+    Raises:
+        StudyError: it looks like a dataset, and there is none; or the folder has several.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir() and (found := _dataset_in(path)):
+        return found
+    if path.suffix == ".nc":
+        raise StudyError(f"{path} is missing, or is no file")
+    own = results / name / f"{name}.nc"
+    return own if own.is_file() else None
+
+
+def _dataset_in(folder: Path) -> Path | None:
+    """The dataset of a folder: the one with its name, or the only one."""
+    found = sorted(path for path in folder.glob("*.nc") if path.is_file())
+    named = [path for path in found if path.stem == folder.resolve().name]
+    if len(found) > 1 and not named:
+        names = ", ".join(path.name for path in found)
+        raise StudyError(f"{folder} holds several datasets; name one of them: {names}")
+    return next(iter(named or found), None)
 
 
 def newer_than(dataset: Path) -> Path | None:
@@ -159,6 +193,34 @@ def draw_dataset(script: Path, dataset: Path, out: Path) -> list[Path]:
             return draw_figure(script, Path(results), out)
         except StudyError as error:
             raise StudyError(str(error).replace(str(link), str(dataset.parent))) from None
+
+
+def draw_default(dataset: Path, out: Path) -> list[Path]:
+    """Draws the default figure of a dataset, which has no script of its own, as PNG and PDF.
+
+    Args:
+        dataset: any dataset of a study.
+        out: where the pictures go; made if it does not exist.
+
+    Returns:
+        The files written.
+
+    Raises:
+        StudyError: the dataset can't be read or has nothing to draw, or the pictures can't be
+            written.
+    """
+    from scbjax.plot import plot_dataset
+    from scbjax.sweep.dataset import read_dataset
+
+    try:
+        data = read_dataset(dataset, matrices=False)
+        paths = [out / f"{dataset.stem}.{kind}" for kind in _KINDS]
+        for path in paths:
+            plot_dataset(data, path)
+    except StudyError as error:
+        told = str(error).replace("the dataset", str(dataset), 1)
+        raise StudyError(f"figure of {dataset.stem}: {told}") from None
+    return paths
 
 
 def _load(script: Path) -> Any:  # noqa: ANN401

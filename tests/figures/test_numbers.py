@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,8 @@ from _numbers import Table
 from made import ARM
 from numpy.typing import NDArray
 
-from scbjax.sweep.figures import numbers_of
+from scbjax.sweep.fields import StudyError
+from scbjax.sweep.figures import draw_figure, numbers_of
 
 Make = Callable[..., xr.Dataset]
 Store = Callable[[str, xr.Dataset], Path]
@@ -143,6 +145,120 @@ def test_sgd_is_found_beside_proximal_steps_with_the_same_settings(dataset: xr.D
     assert _numbers.sgd_beside(data, same) is None
     assert _numbers.sgd_beside(data.isel(arm=[0, 2]), proximal) is None
     assert slow.label.endswith("0.001")
+
+
+# -------------------------------------------------------------------------- runs that diverged
+
+# What counts all runs, and takes one that diverged for one that has not found anything.
+OF_ALL_RUNS = (
+    *("found", "mirrored", "flipped", "lower than SGD", "nearer", "ended", "never", "within 0.1"),
+    *("share", "recover", "records", "tasks", "pairs", "lost"),
+)
+# What is read off the stage or the recursion, which a run has whatever becomes of it.
+BY_THE_CLOCK = ("stage", "by then", "population")
+
+
+def diverging(data: xr.Dataset, seed: int, record: int) -> xr.Dataset:
+    """The dataset with one seed whose values are not finite from a record on."""
+    data = data.copy(deep=True)
+    for name, item in data.data_vars.items():
+        if (
+            item.dtype.kind == "f"
+            and "seed" in item.dims
+            and not str(name).startswith("population")
+        ):
+            place = {"seed": seed} | ({"step": slice(record, None)} if "step" in item.dims else {})
+            if "step" in item.dims or {"position", "token_out"} & set(item.dims):
+                data[name][place] = np.nan
+    return data
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_diverged_seed_is_left_out_of_medians_and_counted(
+    name: str, dataset: xr.Dataset, store: Store
+) -> None:
+    """Every cell that is not a count is that of the same dataset without the seed."""
+    script, data = load(name), suited(name, dataset)
+    if "step" not in data.dims:
+        pytest.skip("a search has no runs that diverge: they never come to the goal")
+    bad = diverging(data, seed=1, record=0)
+    without = data.isel(seed=[seed for seed in range(data.sizes["seed"]) if seed != 1])
+    tables = [(table.title, read([table])[0]) for table in script.tables(bad)]
+    # Samples to recovery are of all runs: one that diverges takes for ever.
+    compared = [] if name.startswith("transfer") else read(script.tables(without))
+    for (title, rows), expected in zip(tables, compared, strict=bool(compared)):
+        for row, other in zip(rows, expected, strict=True):
+            for head in row:
+                # Of a map, the columns are values of a field, and the title says what of.
+                said = f"{head} {title}" if head[0].isdigit() else head
+                if not any(part in said.lower() for part in (*OF_ALL_RUNS, *BY_THE_CLOCK)):
+                    assert row[head] == other[head], head
+    # Until it diverges it is in the medians, and then it takes no number away.
+    later = read(script.tables(diverging(data, seed=1, record=2)))
+    for rows, expected in zip(later, read(script.tables(data)), strict=True):
+        for row, other in zip(rows, expected, strict=True):
+            assert [cell == "-" for cell in row.values()] == [
+                cell == "-" for cell in other.values()
+            ]
+    printed = numbers_of(FIGURES / f"{name}.py", store(script.STUDY, bad))
+    sentence = printed.splitlines()[-1]
+    assert re.match(r"\d+ of \d+ runs diverged; medians and extremes leave them out", sentence)
+    counts = [int(number) for number in re.findall(r"\d+", sentence)[:2]]
+    assert counts[0] * data.sizes["seed"] >= counts[1]
+
+
+def test_the_runs_left_out_are_counted_by_arm(dataset: xr.Dataset) -> None:
+    data = suited("quickstart", dataset).copy(deep=True)
+    assert _numbers.left_out(data) == []
+    data["value_distance"][{"seed": [0, 2], "sparsity": 1, ARM: 1, "step": -1}] = np.nan
+    data["alpha_value"][{"seed": [0, 1], "sparsity": 1, ARM: 1, "step": 5}] = np.inf
+    data["alpha_value"][{"seed": 3, "sparsity": 0, ARM: 0, "step": 5}] = np.nan
+    said = "runs diverged; medians and extremes leave them out"
+    (sentence,) = _numbers.left_out(data)
+    assert sentence == f"4 of 24 {said}: 1 of sparsity = 1, proximal; 3 of sparsity = 2, SGD."
+    data["alpha_value"][{"seed": 3, "step": 5}] = np.nan
+    (sentence,) = _numbers.left_out(data)
+    assert sentence.startswith("9 of 24 runs diverged")
+    one = suited("scale", dataset).isel({ARM: [0], "num_tokens": 0}, drop=True).copy(deep=True)
+    one["value_distance"][{"seed": 0, "step": 3}] = np.nan
+    assert _numbers.left_out(one) == [f"1 of 4 {said}: 1 of proximal."]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_dataset_without_a_finite_value_is_one_sentence(
+    name: str, dataset: xr.Dataset, store: Store, tmp_path: Path
+) -> None:
+    script, data = load(name), suited(name, dataset).copy(deep=True)
+    if "step" not in data.dims:
+        pytest.skip("a search has no runs that diverge: they never come to the goal")
+    for item in data.data_vars.values():
+        if item.dtype.kind == "f":
+            item[:] = np.nan
+    results = store(script.STUDY, data)
+    said = rf"every run of {script.STUDY} diverged, and no value"
+    with pytest.raises(StudyError, match=said):
+        draw_figure(FIGURES / f"{name}.py", results, tmp_path / "out")
+    with pytest.raises(StudyError, match=said):
+        numbers_of(FIGURES / f"{name}.py", results)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_variable_without_a_finite_value_is_drawn_and_tabled_without_a_warning(
+    name: str, dataset: xr.Dataset
+) -> None:
+    """Warnings are errors in the tests. That is what a study looks like that diverged at once."""
+    script, data = load(name), suited(name, dataset)
+    for variable, item in data.data_vars.items():
+        if item.dtype.kind == "f":
+            bad = data.copy(deep=True)
+            bad[variable][:] = np.nan
+            script.tables(bad)
+    if "step" in data.dims and "seed" in data.dims:
+        for seed in range(data.sizes["seed"]):
+            data = diverging(data, seed, record=1)
+        script.tables(data)
+        script.plot(data).draw_without_rendering()
 
 
 # ------------------------------------------------------------------------- against the iteration
