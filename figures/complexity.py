@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, tabulate
+from _numbers import Table, ranged, tabulate
 from _shared import DOUBLE_COLUMN, Values, main, render, setting
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -211,7 +211,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
                     around = interval(x, [draw[name] for draw in resampled])
                 fit += [power, *around]
             fits.append(fit)
-    columns = [text for name in PARTS for text in (name, "from", "to")]
+    columns = ranged(*PARTS)
     return [
         Table(
             "Least samples until recovery",

@@ -16,8 +16,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, tabulate
-from _shared import ATTENTION, DOUBLE_COLUMN, FOUND, SIGNALS, VALUE, Values, main, render
+from _numbers import Table, ranged, tabulate
+from _shared import ATTENTION, DOUBLE_COLUMN, FOUND, SIGNALS, VALUE, Values, main, median, render
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -137,12 +137,12 @@ def pairs_table(dataset: xr.Dataset, base: int, what: str) -> Table:
         row: list[object] = [", ".join(FACTORS[name] for name in changed) or "nothing"]
         for hits in (runs.found, runs.mirrored):
             row += [hits.sum(), *share_interval(int(hits.sum()), hits.size)]
-        rows.append([*row, *np.median(runs.distances, axis=1)])
+        rows.append([*row, *map(median, runs.distances)])
         total = runs.found.size
     return Table(
         f"{what}: runs found and runs mirrored of {total}, their shares with 95% intervals, and "
         "median distances of the rounded solution",
-        ("what", "found", "from", "to", "mirrored", "from", "to", "to P", "to Q"),
+        ("what", *ranged("found", "mirrored"), "to P", "to Q"),
         rows,
     )
 
@@ -167,7 +167,7 @@ def average_table(dataset: xr.Dataset) -> Table:
     return Table(
         "Share found, averaged over all combinations of the other changes; the gain with a 95% "
         "interval over resampled tasks",
-        ("change", "printed value", "working value", "gain", "from", "to"),
+        ("change", "share, printed", "share, working", *ranged("share gained")),
         rows,
     )
 

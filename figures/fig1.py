@@ -22,7 +22,7 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, by_settings, last, runs_in, sgd_beside, tabulate
+from _numbers import Table, by_settings, last, ranged, runs_in, sgd_beside, tabulate
 from _shared import (
     ATTENTION,
     DOUBLE_COLUMN,
@@ -98,18 +98,17 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         distances.append([settings, arm.label, *medians, *farthest])
         rows.append([settings, arm.label, *counts])
     names = ("to P", "to Q", "rounded, to P", "rounded, to Q")
-    columns = [text for name in names for text in (name, "from", "to")]
     held = within_extreme(data.sizes["run"])
     return [
         Table(
             f"The last iteration: counts of {runs_in(data)}, their shares with 95% intervals",
-            ("settings", "arm", "found", "from", "to", "mirrored", "from", "to", "flipped"),
+            ("settings", "arm", *ranged("found", "mirrored"), "flipped"),
             rows,
         ),
         Table(
             f"The last iteration: medians of {runs_in(data)} with 95% intervals, and the farthest, "
             f"within which (95% confidence) {held:.3f} of all tasks are",
-            ("settings", "arm", *columns, "farthest, P", "farthest, Q"),
+            ("settings", "arm", *ranged(*names), "farthest, P", "farthest, Q"),
             distances,
         ),
         beside_sgd(data),
@@ -133,11 +132,10 @@ def beside_sgd(data: xr.Dataset) -> Table:
             ratios += [median(best) / median(here), *ratio_interval(best, here)]
         rows.append([settings, arm.label, *nearer, *ratios])
     names = ("nearer to P", "nearer to Q", "best to P, over it", "best to Q, over it")
-    columns = [text for name in names for text in (name, "from", "to")]
     return Table(
         f"Of {runs_in(data)}, those that end nearer than SGD at the same rate; the best median of "
         "SGD, over it; 95% intervals",
-        ("settings", "arm", *columns),
+        ("settings", "arm", *ranged(*names)),
         rows,
     )
 

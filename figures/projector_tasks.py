@@ -14,8 +14,8 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, tabulate
-from _shared import DOUBLE_COLUMN, Values, main, render, setting
+from _numbers import Table, ranged, tabulate
+from _shared import DOUBLE_COLUMN, Values, finite_of, main, render, setting
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -44,7 +44,7 @@ def ratios(dataset: xr.Dataset, above: str, below: str) -> dict[float, Values]:
         dataset = dataset.expand_dims({"skew": [setting(dataset, "skew", 2.0)]})
     ratio = (dataset[above] / dataset[below]).isel(step=0).transpose("skew", ...) ** 2
     return {
-        float(skew): ratio.to_numpy()[place].astype(float).ravel()
+        float(skew): finite_of(ratio.to_numpy()[place])
         for place, skew in enumerate(dataset["skew"].to_numpy())
     }
 
@@ -104,13 +104,12 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             f"Gain at the start, T = {setting(dataset, 'context_length')}: quantiles over tasks "
             "with 95% intervals, extremes, and the share of all tasks (95% confidence) that lies "
             "above the least, or below the largest",
-            ("skew", "tasks", "median", "from", "to", "10%", "from", "to", "least", "largest",
-             "share of all"),
+            ("skew", "tasks", *ranged("median", "10%"), "least", "largest", "share of all"),
             quantiles,
         ),
         Table(
             "Tasks with a gain below a level, their share with its 95% interval",
-            ("skew", "below", "tasks", "share", "from", "to"),
+            ("skew", "below", "tasks", *ranged("share")),
             shares,
         ),
         Table(
@@ -118,7 +117,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             ("skew", "median", "largest"),
             checks,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def draw(results: Path, out: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, tabulate
+from _numbers import Table, ranged, tabulate
 from _shared import (
     SINGLE_COLUMN,
     Values,
@@ -161,7 +161,7 @@ def tables(dataset: xr.Dataset, printed: xr.Dataset | None = None) -> list[Table
         ),
         Table(
             "Fitted power of T, its 95% interval over tasks and settings, and the whole growth",
-            ("projector", "power", "from", "to", "growth"),
+            ("projector", *ranged("power"), "growth"),
             fits,
         ),
     ]

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, tabulate
+from _numbers import Table, ranged, tabulate
 from _shared import (
     DOUBLE_COLUMN,
     LOOKS,
@@ -234,8 +234,8 @@ def growth_tables(dataset: xr.Dataset) -> list[Table]:
             with np.errstate(invalid="ignore"):
                 grown = (costs[-1] / costs[0], medians[-1] / medians[0])
             fits.append([curve.label, *grown, *fit])
-    columns = ("way", "T", f"{SUCCESS:.0%} recover", "median", "share recovered", "from", "to")
-    more = ("way", f"growth of {SUCCESS:.0%}", "of the median", "power of T", "from", "to")
+    columns = ("way", "T", f"{SUCCESS:.0%} recover", "median", *ranged("share recovered"))
+    more = ("way", f"growth of {SUCCESS:.0%}", "of the median", *ranged("power of T"))
     return [
         Table("Samples to recovery at the best settings", columns, rows),
         Table(
