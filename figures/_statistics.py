@@ -118,7 +118,7 @@ def within_extreme(runs: int) -> float:
     >>> round(within_extreme(32), 3), round(within_extreme(512), 3)
     (0.911, 0.994)
     """
-    return float((1 - LEVEL) ** (1 / runs))
+    return float((1 - LEVEL) ** (1 / runs)) if runs else 0.0
 
 
 # ----------------------------------------------------------------------------------- powers

@@ -15,7 +15,17 @@ from typing import Final
 import numpy as np
 import xarray as xr
 from _numbers import Table, ranged, tabulate
-from _shared import DOUBLE_COLUMN, Values, finite_of, main, render, setting
+from _shared import (
+    DOUBLE_COLUMN,
+    Values,
+    finite_of,
+    largest,
+    least,
+    main,
+    median,
+    render,
+    setting,
+)
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -35,7 +45,8 @@ BINS: Final = 40
 
 def gains_of(dataset: xr.Dataset) -> dict[float, Values]:
     """Give the exact ratio of the variances at the start, printed over mu-orthogonal, per skew."""
-    return ratios(dataset, PRINTED, ORTHOGONAL)
+    exact = ratios(dataset, PRINTED, ORTHOGONAL)
+    return {skew: finite_of(own) for skew, own in exact.items()}
 
 
 def ratios(dataset: xr.Dataset, above: str, below: str) -> dict[float, Values]:
@@ -44,7 +55,7 @@ def ratios(dataset: xr.Dataset, above: str, below: str) -> dict[float, Values]:
         dataset = dataset.expand_dims({"skew": [setting(dataset, "skew", 2.0)]})
     ratio = (dataset[above] / dataset[below]).isel(step=0).transpose("skew", ...) ** 2
     return {
-        float(skew): finite_of(ratio.to_numpy()[place])
+        float(skew): ratio.to_numpy()[place].astype(float).ravel()
         for place, skew in enumerate(dataset["skew"].to_numpy())
     }
 
@@ -55,7 +66,8 @@ def plot(dataset: xr.Dataset) -> Figure:
     figure = Figure(figsize=(DOUBLE_COLUMN, 2.6))
     left, right = figure.subplots(1, 2)
     values = np.concatenate(list(gains.values()))
-    edges = np.geomspace(0.9 * values.min(), 1.1 * values.max(), BINS)
+    low, high = (values.min(), values.max()) if values.size else (1.0, 10.0)
+    edges = np.geomspace(0.9 * low, 1.1 * high, BINS)
     entries: dict[str, Line2D] = {}
     for (skew, own), colour in zip(gains.items(), COLOURS, strict=False):
         left.hist(own, edges, histtype="step", color=colour, linewidth=1.2)
@@ -75,6 +87,8 @@ def plot(dataset: xr.Dataset) -> Figure:
 
 def draw_shares(axes: Axes, gains: Values, colour: str) -> None:
     """Draw the share of tasks whose gain is smaller, and the median with its interval."""
+    if gains.size == 0:
+        return
     ordered = np.sort(gains)
     shares = np.arange(1, ordered.size + 1) / ordered.size
     axes.step(ordered, shares, where="post", color=colour, linewidth=1.2)
@@ -87,18 +101,20 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     """Tabulate quantiles of the gain, the share of tasks with little, and how exact it is."""
     gains = gains_of(dataset)
     measured = ratios(dataset, *MEASURED.values())
+    exact = ratios(dataset, PRINTED, ORTHOGONAL)
     quantiles, shares, checks = [], [], []
     for skew, own in gains.items():
         row: list[object] = [f"{skew:g}", own.size]
         for share in (0.5, LOW):
-            row += [np.quantile(own, share), *quantile_interval(own, share)]
-        quantiles.append([*row, own.min(), own.max(), within_extreme(own.size)])
-        for level in LITTLE:
+            value = np.quantile(own, share) if own.size else np.nan
+            row += [value, *quantile_interval(own, share)]
+        quantiles.append([*row, least(own), largest(own), within_extreme(own.size)])
+        for level in LITTLE if own.size else ():
             hits = int((own < level).sum())
             around = share_interval(hits, own.size)
             shares.append([f"{skew:g}", level, hits, hits / own.size, *around])
-        error = np.abs(measured[skew] / own - 1)
-        checks.append([f"{skew:g}", np.median(error), error.max()])
+        error = np.abs(measured[skew] / exact[skew] - 1)
+        checks.append([f"{skew:g}", median(error), largest(error)])
     return [
         Table(
             f"Gain at the start, T = {setting(dataset, 'context_length')}: quantiles over tasks "

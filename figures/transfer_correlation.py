@@ -146,8 +146,10 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     needed = np.median(dataset["stationary_norm"] / dataset["transition_signal"])
     sides = [int((tasks > most).sum()), int((tasks < least).sum())]
     # At the edge itself nothing is lost above it, and nothing found below.
-    above = share_interval(sides[0], sides[0]) if sides[0] else Interval(np.nan, np.nan)
-    below = share_interval(0, sides[1]) if sides[1] else Interval(np.nan, np.nan)
+    above, below = (
+        share_interval(hits, pairs) if pairs else Interval(0.0, 1.0)
+        for hits, pairs in ((sides[0], sides[0]), (0, sides[1]))
+    )
     edge = [most, sides[0], above.low, least, sides[1], below.high, needed]
     data = tidy(dataset, ("correlation",))
     recovered = (samples_to_recovery(data) < np.inf).mean(["arm", "run"]).to_numpy()
