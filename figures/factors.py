@@ -65,7 +65,7 @@ def runs_of(dataset: xr.Dataset, base: int, changed: Iterable[str]) -> Runs:
         changed: the axes that have the other value.
     """
     places = dict.fromkeys(factors_of(dataset), base) | dict.fromkeys(changed, 1 - base)
-    last = dataset.isel(step=-1, **places)
+    last = dataset.isel({"step": -1, **places})
     named = {name: last[name].to_numpy().astype(float).ravel() for name in VARIABLES}
     found = np.logical_and(*(named[name] < level for name, level in FOUND.items()))
     mirrored = np.logical_and(*(named[name] < 0 for name in SIGNALS))

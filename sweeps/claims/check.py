@@ -34,6 +34,7 @@ import numpy as np  # noqa: E402
 import transfer  # noqa: E402
 import xarray as xr  # noqa: E402
 from _shared import FOUND, RECOVERED, SIGNALS, SUCCESS, Values, tidy  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 
 CLAIMS: Final = Path(__file__).with_name("claims.toml")
 
@@ -140,7 +141,7 @@ def values_of(dataset: xr.Dataset, where: Mapping[str, object], name: str, claim
     return np.asarray(last.to_numpy(), float).ravel()
 
 
-def share_of(hits: Values) -> Estimate:
+def share_of(hits: NDArray[np.bool_]) -> Estimate:
     """Give a share with its interval."""
     return Estimate(float(hits.mean()), *share_interval(int(hits.sum()), hits.size))
 
