@@ -79,7 +79,7 @@ def plot(dataset: xr.Dataset) -> Figure:
     draw_pairs(left, dataset, PRINTED, "as printed, but for")
     draw_pairs(right, dataset, WORKING, "working settings, taken back:")
     mesh = left.images[0]
-    figure.colorbar(mesh, ax=[left, right], label="runs found", aspect=30, pad=0.02)
+    figure.colorbar(mesh, ax=[left, right], label="runs found (in brackets: mirrored)", aspect=30, pad=0.02)
     return figure
 
 
@@ -112,6 +112,7 @@ def draw_pairs(axes: Axes, dataset: xr.Dataset, base: int, what: str) -> None:
     axes.set_xticks(range(len(names)), names, rotation=35)
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(length=0)
+    axes.grid(visible=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(
         f"{what}\n(nothing: {none.found.sum()} of {none.found.size} found, "

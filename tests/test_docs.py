@@ -233,7 +233,7 @@ def claims() -> list[tuple[list[str], str]]:
     rows += [(re.findall(r"scbjax run (\w+)", it) or ["fig1"], it) for it in more.split("\n- ")]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = readme.partition("## What it has shown so far")[2].partition("[REPRODUCTION.md]")[0]
-    return [*rows, (["quickstart", "fig1", "projector_tasks"], shown)]
+    return [*rows, (["quickstart", "fig1", "factors", "projector_tasks"], shown)]
 
 
 def test_claims_quote_the_numbers_of_their_datasets() -> None:
