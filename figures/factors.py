@@ -79,7 +79,9 @@ def plot(dataset: xr.Dataset) -> Figure:
     draw_pairs(left, dataset, PRINTED, "as printed, but for")
     draw_pairs(right, dataset, WORKING, "working settings, taken back:")
     mesh = left.images[0]
-    figure.colorbar(mesh, ax=[left, right], label="runs found (in brackets: mirrored)", aspect=30, pad=0.02)
+    figure.colorbar(
+        mesh, ax=[left, right], label="runs found (in brackets: mirrored)", aspect=30, pad=0.02
+    )
     return figure
 
 
