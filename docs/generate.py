@@ -19,6 +19,8 @@ DOCS = Path(__file__).resolve().parent
 
 MODULES = (
     "scbjax.task",
+    "scbjax.keys",
+    "scbjax.tables",
     "scbjax.sampling",
     "scbjax.model",
     "scbjax.theory",
@@ -27,10 +29,12 @@ MODULES = (
     "scbjax.noise",
     "scbjax.transfer",
     "scbjax.observe",
+    "scbjax.settings",
     "scbjax.training",
     "scbjax.simulation",
     "scbjax.optim",
     "scbjax.sharding",
+    "scbjax.parallel",
     "scbjax.sweep.fields",
     "scbjax.sweep.axes",
     "scbjax.sweep.definition",

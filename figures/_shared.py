@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ import matplotlib.style
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -36,9 +38,14 @@ MAX_GROWTH: Final = 20.0  # log axes end here, in units of the initial distance
 MAX_SHOWN: Final = 5.0  # no band stretches a linear axis further; signals end at 1
 ROUNDING_ERROR: Final = float(np.finfo(np.float32).eps)  # a distance below it is 0
 SAME_PATH: Final = 0.02  # population paths that differ by less, of a signal of 1, are drawn once
+LOWEST: Final = 1e-4  # of a distance to the truth that is for comparison only
 STAR_GAP: Final = 0.08  # inches from one star to the next
 SMALL: Final = 1e-3  # smaller numbers are written with an exponent
 MAX_ARMS: Final = 4  # in one panel
+MAX_BANDS: Final = 3  # in one panel: more of them blend into one area
+BARS: Final = 6  # of an arm, along its line, where bands would blend
+CHARACTER: Final = 0.066  # inches, of a line of text
+LINE: Final = 0.14  # inches, from one to the next
 MAX_FAINT_RUNS: Final = 40  # more single runs than this are a blur
 RECOVERED: Final = 0.1  # distances to P and Q below which a rounded solution is the truth
 SUCCESS: Final = 0.9  # share of the runs that has to recover
@@ -60,7 +67,7 @@ GEOMETRY_NAMES: Final[Mapping[str, str]] = {"paper": "as printed", "mu": "workin
 LOOKS: Final[Mapping[str, tuple[tuple[str, Any], ...]]] = {
     "proximal": (("#0072B2", "-"), ("#009E73", "-"), ("#56B4E9", "-")),
     "sgd": (("#D55E00", (0, (4, 1.2))), ("#E69F00", (0, (4, 1, 1, 1))), ("#CC79A7", (0, (2, 1)))),
-    "raw_sgd": (("#777777", (0, (1, 1))), ("#AAAAAA", (0, (1, 1)))),
+    "raw_sgd": (("#444444", (0, (3, 2.5))), ("#888888", (0, (3, 2.5)))),
     "adam": (("#E69F00", (0, (1, 1))),),
     "softmax raw_sgd": (("#CC79A7", (0, (4, 1.2))),),
     "softmax adam": (("#000000", (0, (4, 1, 1, 1))),),
@@ -160,7 +167,7 @@ def open_study(results: Path, study: str, variables: Sequence[str]) -> xr.Datase
             ]
             missing = [name for name in names if name not in stored.data_vars]
             if not missing:
-                return stored[names].load()
+                return _with_all_axes(stored, names)
     except OSError as error:
         raise ValueError(
             f"{path} cannot be read as a dataset; `{command} --force` makes it anew"
@@ -169,6 +176,22 @@ def open_study(results: Path, study: str, variables: Sequence[str]) -> xr.Datase
         f"{path} does not hold {', '.join(missing)}, which this figure draws; "
         f"record it in the study ([record]), then `{command} --force` makes it anew"
     )
+
+
+def _with_all_axes(stored: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
+    """Load variables, all of them along all axes of the study.
+
+    What a task is depends on some of the axes, and is stored along those.
+    """
+    axes = {name: n for name, n in stored.sizes.items() if name not in {"step", *MATRIX_DIMS}}
+    whole = {
+        name: stored[name]
+        .expand_dims({axis: n for axis, n in axes.items() if axis not in stored[name].dims})
+        .transpose(*axes, ...)
+        for name in names
+    }
+    along = {name: item for name, item in stored.coords.items() if {*item.dims} <= {*axes}}
+    return xr.Dataset(whole, attrs=stored.attrs).assign_coords(along).load()
 
 
 def check_finite(dataset: xr.Dataset, study: str) -> None:
@@ -493,6 +516,37 @@ def draw_arm(axes: Axes, x: Values, values: Values, arm: Arm, *, faint: bool = T
     )
 
 
+def draw_arms(
+    axes: Axes, x: Sequence[Values], drawn: Sequence[Values], arms: Sequence[Arm]
+) -> None:
+    """Draw the arms of a panel, with bands or, where those would blend, bars side by side.
+
+    Args:
+        axes: where to draw.
+        x: for each arm [steps].
+        drawn: for each arm [runs, steps].
+        arms: names and looks.
+    """
+    for place, (here, values, arm) in enumerate(zip(x, drawn, arms, strict=True)):
+        if len(arms) <= MAX_BANDS:
+            draw_arm(axes, here, values, arm)
+            continue
+        low, middle, high = band(values)
+        axes.plot(
+            here,
+            middle,
+            color=arm.colour,
+            linestyle=arm.linestyle,
+            zorder=4 + 0.1 * place,
+            gid=f"median {arm.index}",
+        )
+        if len(values) > 1:
+            shares = (np.arange(BARS) + (place + 1) / len(arms)) / BARS
+            at = np.unique(np.round(shares * (len(here) - 1)).astype(int))
+            bars = axes.vlines(here[at], low[at], high[at], color=arm.colour, linewidth=1.1)
+            bars.set(gid=f"bars {arm.index}", zorder=3)
+
+
 def draw_population(
     axes: Axes, x: Sequence[Values], paths: Sequence[Values], arms: Sequence[Arm]
 ) -> None:
@@ -581,11 +635,13 @@ def draw_refits(axes: Axes, panel: xr.Dataset, variable: str, arms: Sequence[Arm
     stars = {line.get_gid(): line for line in axes.lines}
     bottom = axes.get_ylim()[0]
     for arm in arms:
-        median = band(runs_of(panel, variable, arm)[:, -1:])[1, 0]
-        x = np.asarray(stars[f"rounded {arm.index}"].get_xdata())
+        middle = median(runs_of(panel, variable, arm)[:, -1])
+        x = np.asarray(stars[f"rounded {arm.index}"].get_xdata(), float)
+        if middle < bottom:
+            write_below(axes, x[0], middle, arm)
         axes.plot(
             x,
-            np.maximum([median], bottom),
+            [max(middle, bottom)],
             marker="*",
             markersize=6.5,
             markerfacecolor="white",
@@ -604,24 +660,29 @@ def draw_star(axes: Axes, x: float, values: Values, arm: Arm) -> None:
     with its value written beside it.
     """
     bottom = axes.get_ylim()[0]
-    low, median, high = np.maximum(band(values[:, None])[:, 0], [bottom, -np.inf, bottom])
+    low, middle, high = np.maximum(band(values[:, None])[:, 0], [bottom, -np.inf, bottom])
     if len(values) > 1:
         axes.vlines(x, low, high, colors=arm.colour, linewidth=1.0)
     star: dict[str, Any] = {"marker": "*", "markersize": 7.5, "markeredgewidth": 0.0, "zorder": 6}
     gid = f"rounded {arm.index}"
-    axes.plot(x, max(median, bottom), **star, color=arm.colour, clip_on=False, gid=gid)
-    if median < bottom:
-        axes.annotate(
-            "0" if median < ROUNDING_ERROR else f"{median:.1g}",
-            (x, bottom),
-            xytext=(0, 5),
-            textcoords="offset points",
-            ha="center",
-            fontsize=7,
-            color=arm.colour,
-            zorder=7,
-            bbox={"facecolor": "white", "pad": 0.5, "linewidth": 0},
-        )
+    axes.plot(x, max(middle, bottom), **star, color=arm.colour, clip_on=False, gid=gid)
+    if middle < bottom:
+        write_below(axes, x, middle, arm)
+
+
+def write_below(axes: Axes, x: float, value: float, arm: Arm) -> None:
+    """Write a value that is below the axis over the star that stands on its lower edge."""
+    axes.annotate(
+        "0" if value < ROUNDING_ERROR else worded(float(f"{value:.1g}")),
+        (x, axes.get_ylim()[0]),
+        xytext=(0, 5),
+        textcoords="offset points",
+        ha="center",
+        fontsize=7,
+        color=arm.colour,
+        zorder=7,
+        bbox={"facecolor": "white", "pad": 0.5, "linewidth": 0},
+    )
 
 
 def draw_distance(
@@ -638,32 +699,43 @@ def draw_distance(
     """
     x = [horizontal(panel, arm, against) for arm in arms]
     drawn = [runs_of(panel, distance.drawn, arm) for arm in arms]
-    for here, values, arm in zip(x, drawn, arms, strict=True):
-        draw_arm(axes, here, values, arm)
-    paths = [
-        population_distance(
-            population_of(panel, distance.population_alpha, arm),
-            runs_of(panel, distance.signal, arm),
-        )
-        for arm in arms
-    ]
-    draw_population(axes, x, paths, arms)
+    draw_arms(axes, x, drawn, arms)
+    draw_population(axes, x, [path_of(panel, distance, arm) for arm in arms], arms)
     finals = [runs_of(panel, distance.rounded, arm)[:, -1] for arm in arms]
     draw_rounded(axes, x[0], finals, arms)
     draw_stages(axes, panel, arms, x)
 
 
+def path_of(panel: xr.Dataset, distance: Distance, arm: Arm) -> Values:
+    """Give a distance to the truth on the population path of an arm [steps]."""
+    alpha = population_of(panel, distance.population_alpha, arm)
+    return population_distance(alpha, runs_of(panel, distance.signal, arm))
+
+
 def distance_limits(
-    data: xr.Dataset, distance: Distance, *, log: bool = False
+    data: xr.Dataset, distance: Distance, *also: str, log: bool = False
 ) -> tuple[float, float]:
-    """Choose limits that hold every panel of a distance; linear ones begin at 0."""
+    """Choose limits that hold every panel of a distance; linear ones begin at 0.
+
+    Args:
+        data: the tidy dataset.
+        distance: which one.
+        *also: variables whose medians at the end are drawn too.
+        log: whether the axis is logarithmic.
+    """
     curves = data[distance.drawn].to_numpy().astype(float)
     stars = data[distance.rounded].to_numpy().astype(float)[..., -1:]
     drawn = [runs.reshape(len(runs), -1) for arms in (curves, stars) for runs in arms]
     if log:
         first = median(curves[..., 0])
         ceiling = MAX_GROWTH * first if np.isfinite(first) else np.inf
-        return log_limits([band(runs) for runs in drawn], ceiling=ceiling)
+        ends = [
+            [median(runs_of(data, name, arm)[..., -1]) for arm in arms_of(data, "geometry")]
+            for name in also
+        ]
+        floor = LOWEST if also else 1e-3
+        drawn_ = [*(band(runs) for runs in drawn), *map(np.asarray, ends)]
+        return log_limits(drawn_, floor=floor, ceiling=ceiling)
     return 0.0, linear_limits(drawn)[1]
 
 
@@ -735,21 +807,33 @@ def linear_limits(drawn: Sequence[Values]) -> tuple[float, float]:
     return float(low - margin), float(high + margin)
 
 
-def title(axes: Axes, text: str, panel: xr.Dataset, arms: Sequence[Arm]) -> None:
-    """Title a panel and add how many runs of each arm, in their order, diverged or are mirrored.
+def note_findings(
+    figure: FigureBase, panels: Sequence[tuple[str, xr.Dataset, Sequence[Arm]]], below: str = ""
+) -> None:
+    """Write below the panels how many runs of which arms diverged or are mirrored.
 
     A run that diverged is in the figure until it did.
+
+    Args:
+        figure: the figure, or a part of it.
+        panels: title, tidy dataset with dimensions arm, run and step, and arms of each.
+        below: what stands there already, such as the name of the x axis of all panels.
     """
-    findings = {
-        "diverged": [count_diverged(panel, arm) for arm in arms],
-        "mirrored": [count_mirrored(panel, arm) for arm in arms],
-    }
-    lines = [
-        f"{', '.join(map(str, counts))} of {panel.sizes['run']} {finding}"
-        for finding, counts in findings.items()
-        if any(counts)
-    ]
-    axes.set_title("\n".join(filter(None, [text, *lines])), pad=8)
+    whole = figure.get_figure(root=True)
+    assert whole is not None
+    lines = [below] if below else []
+    for name, panel, arms in panels:
+        for finding, count in (("diverged", count_diverged), ("mirrored", count_mirrored)):
+            counts = {arm.label: count(panel, arm) for arm in arms}
+            # What belongs together is not to be torn apart at the end of a line.
+            parts = [f"{n} {label}".replace(" ", "\u00a0") for label, n in counts.items() if n]
+            if parts:
+                where = f"{name}: " * bool(name)
+                text = f"{where}{finding}, of {panel.sizes['run']} runs each: {'; '.join(parts)}"
+                lines += textwrap.wrap(text, int(whole.get_figwidth() / CHARACTER))
+    figure.supxlabel("\n".join(lines), fontsize=8)
+    # Constrained layout takes the room of these lines from the panels.
+    whole.set_figheight(whole.get_figheight() + LINE * max(0, len(lines) - bool(below)))
 
 
 def samples_above(axes: Axes, panel: xr.Dataset, arms: Sequence[Arm]) -> None:
@@ -776,40 +860,61 @@ def thousands(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}")
 
 
-def add_legend(figure: Figure, data: xr.Dataset, arms: Sequence[Arm], *extra: str) -> None:
+def in_order(arm: Arm) -> tuple[int, list[float]]:
+    """Give the place of an arm in a legend: by its optimizer, and then by the numbers it has."""
+    numbers = re.findall(r"= ([\d.e-]+)", arm.label)
+    return list(LOOKS).index(arm.optimizer), [float(number) for number in numbers]
+
+
+def extras() -> dict[str, tuple[str, Line2D]]:
+    """Give the label and the look of what a figure may draw beside its arms."""
+    grey = "#666666"
+    star: dict[str, Any] = {"color": grey, "linestyle": "", "marker": "*", "markersize": 7.5}
+    hollow: dict[str, Any] = {**star, "markersize": 6.5, "markerfacecolor": "white"}
+    return {
+        "population": ("population path", Line2D([], [], **POPULATION_LOOK)),
+        "real": ("real mini-batches", Line2D([], [], color=grey, **REAL_LOOK)),
+        "rounded": (r"$A$ rounded, $V$ refitted", Line2D([], [], **star)),
+        "rounded alone": (r"$A$ rounded", Line2D([], [], **star)),
+        "refit": (r"$V$ from the law itself", Line2D([], [], **hollow)),
+    }
+
+
+def add_legend(
+    figure: Figure,
+    data: xr.Dataset,
+    arms: Sequence[Arm],
+    *extra: str,
+    panels: Sequence[int] | None = None,
+) -> None:
     """Put one legend above the panels: the arms, the band, the ends of the stages and extras.
 
     Args:
         figure: the figure.
         data: the tidy dataset that it shows.
         arms: names and looks.
-        *extra: of "population", "real", "rounded" and "refit", those that the figure draws.
+        *extra: of "population", "real", "rounded", "rounded alone" (without a refitted V) and
+            "refit", those that the figure draws.
+        panels: how many arms each panel has; all of them if left out.
     """
+    panels = panels or [len(arms)]
     grey: dict[str, Any] = {"color": "#666666"}
-    star = Line2D([], [], **grey, linestyle="", marker="*", markersize=7.5)
-    triangle = Line2D([], [], **grey, linestyle="", marker="v", markersize=4.5)
     entries: dict[str, Any] = {
         arm.label: Line2D([], [], color=arm.colour, linestyle=arm.linestyle)
-        for arm in sorted(arms, key=lambda arm: list(LOOKS).index(arm.optimizer))
+        for arm in sorted(arms, key=in_order)
     }
     if (runs := data.sizes["run"]) > 1:
         label = f"median, 10\u201390% of {runs} runs"
-        entries[label] = (Patch(color="#cccccc"), Line2D([], [], **grey))
-    if "population" in extra:
-        entries["population path"] = Line2D([], [], **POPULATION_LOOK)
-    if "real" in extra:
-        entries["real mini-batches"] = Line2D([], [], **grey, **REAL_LOOK)
-    if "rounded" in extra:
-        entries[r"$A$ rounded, $V$ refitted"] = star
-    if "refit" in extra:
-        hollow: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": "#666666"}
-        entries[r"$V$ from the law itself"] = Line2D(
-            [], [], **hollow, linestyle="", marker="*", markersize=6.5
-        )
+        bar = Line2D([], [], **grey, linestyle="", marker="|", markersize=9, markeredgewidth=1.1)
+        line = Line2D([], [], **grey)
+        shapes: list[Any] = [(Patch(color="#cccccc"), line)] * (min(panels) <= MAX_BANDS)
+        shapes += [(bar, line)] * (max(panels) > MAX_BANDS)
+        entries |= dict(zip([label, "the same, where bands would blend"], shapes, strict=False))
+    entries |= {label: look for name, (label, look) in extras().items() if name in extra}
     if (data["stage"] > 1).any():
         entries["end of stage 1"] = Line2D([], [], color=STAGE_COLOUR, linewidth=0.8)
     if (data["stage"] > 2).any():
-        entries["end of stage 2"] = triangle
+        entries["end of stage 2"] = Line2D([], [], **grey, linestyle="", marker="v", markersize=4.5)
     for rows in range(1, len(entries) + 1):
         columns = -(-len(entries) // rows)
         legend = figure.legend(

@@ -20,6 +20,7 @@ from _shared import DOUBLE_COLUMN, Values, main, render, setting
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 STUDY: Final = "complexity"
 GOAL, SWITCH, RATE = "samples_to_goal", "samples_to_switch", "learning_rate_1"
@@ -36,7 +37,9 @@ LOOKS: Final[dict[str, dict[str, Any]]] = {
 }
 GEOMETRIES: Final = {"mu": r"$\mu$-orthogonal", "paper": "as printed"}
 PARTS: Final[dict[str, Any]] = {"total": "-", "stage 1": "--", "after stage 1": ":"}
-LABEL_GAP: Final = 0.05  # of the height of a panel
+LABEL_GAP: Final = 0.065  # of the height of a panel
+LEAD: Final = 0.05  # of the width of a panel, from a line to its label
+ROOM: Final = 1.05  # for labels, of the width of the lines
 RESAMPLES: Final = 400  # of the seeds
 FEWEST: Final = 3  # points of a fit
 
@@ -44,26 +47,35 @@ FEWEST: Final = 3  # points of a fit
 def plot(dataset: xr.Dataset) -> Figure:
     """Make the figure from the study's dataset."""
     dataset = arranged(dataset)
-    figure = Figure(figsize=(DOUBLE_COLUMN, 3.0))
+    figure = Figure(figsize=(DOUBLE_COLUMN, 3.5))
     panels = figure.subplots(1, len(SIZES), sharey=True)
+    written: list[list[Label]] = []
     for axes, field in zip(panels, SIZES, strict=True):
         rows = rows_of(dataset, field)
-        labels = [
-            label
-            for index, geometry in enumerate(dataset["geometry"].to_numpy())
-            for label in draw_geometry(
-                axes, dataset.isel(size=rows, geometry=index), field, str(geometry)
-            )
-        ]
+        written.append(
+            [
+                label
+                for index, geometry in enumerate(dataset["geometry"].to_numpy())
+                for label in draw_geometry(
+                    axes, dataset.isel(size=rows, geometry=index), field, str(geometry)
+                )
+            ]
+        )
         ticks = np.unique(dataset[field].to_numpy()[rows])
         axes.set(xscale="log", yscale="log", xlabel=f"{NAMES[field]}, {SIZES[field]}")
         axes.minorticks_off()
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         # Room for the exponents at the right ends of the lines.
-        axes.set_xlim(0.8 * ticks[0], ticks[-1] * (ticks[-1] / ticks[0]) ** 0.75)
-        write_labels(axes, ticks[-1], labels)
+        axes.set_xlim(0.8 * ticks[0], ticks[-1] * (ticks[-1] / ticks[0]) ** ROOM)
+    panels[0].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    panels[0].yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}")
+    # The panels share their axis, which has its limits once all are drawn.
+    for axes, labels in zip(panels, written, strict=True):
+        write_labels(axes, float(axes.get_xticks()[-1]), labels)
     share = float(str(setting(dataset, "share")))
-    panels[0].set_ylabel(f"samples until {share:.0%} of {dataset.sizes['seed']} seeds recover")
+    panels[0].set_ylabel(
+        f"samples until {share:.0%} of {dataset.sizes['seed']} seeds recover\n(thousands)"
+    )
     entries = {
         GEOMETRIES.get(str(name), str(name)): Line2D([], [], **LOOKS[str(name)], markersize=3.5)
         for name in dataset["geometry"].to_numpy()
@@ -125,18 +137,19 @@ def draw_geometry(axes: Axes, part: xr.Dataset, field: str, geometry: str) -> li
 def write_labels(axes: Axes, x: float, labels: list[Label]) -> None:
     """Write labels right of x at the heights of their lines, moved apart where they would touch."""
     low, high = np.log(axes.get_ylim())
+    left, right = axes.get_xlim()
     floor = -np.inf
     for label in sorted(labels):
         height = max(floor, (np.log(label.y) - low) / (high - low))
         floor = height + LABEL_GAP
         axes.annotate(
             label.text,
-            (x, np.exp(low + height * (high - low))),
-            xytext=(6, 0),
-            textcoords="offset points",
+            (x, label.y),
+            xytext=(x * (right / left) ** LEAD, np.exp(low + height * (high - low))),
             va="center",
-            fontsize=6,
+            fontsize=7,
             color=label.colour,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": label.colour, "shrinkB": 3},
         )
 
 

@@ -17,6 +17,7 @@ from _statistics import (
     share_interval,
     within_extreme,
 )
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,30 +28,43 @@ from _shared import (
     ATTENTION,
     DOUBLE_COLUMN,
     FOUND,
+    MAX_BANDS,
     VALUE,
+    Arm,
+    Distance,
     Values,
     add_legend,
     arms_of,
+    band,
     columns_of,
     count_mirrored,
     distance_limits,
+    draw_arms,
     draw_distance,
+    draw_population,
     draw_refits,
+    horizontal,
     largest,
+    linear_limits,
     log_axis,
     main,
     median,
+    note_findings,
+    path_of,
     render,
+    runs_of,
     samples_above,
     symbol,
     tidy,
-    title,
 )
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 STUDY: Final = "fig1"
 REFIT: Final = "population_refit_distance"
 VARIABLES: Final = ("samples", REFIT, *VALUE.variables, *ATTENTION.variables)
+INSET: Final = (0.16, 0.13, 0.56, 0.42)  # of a panel: left, bottom, width, height
 NUMBERS: Final = (*VARIABLES, "flipped")
 
 
@@ -58,16 +72,19 @@ def plot(dataset: xr.Dataset) -> Figure:
     """Make the figure from the study's dataset."""
     data = tidy(dataset)
     columns = columns_of(data)
-    figure = Figure(figsize=(DOUBLE_COLUMN, 4.6))
+    figure = Figure(figsize=(DOUBLE_COLUMN, 5.4))
     grid = figure.subplots(2, len(columns), squeeze=False)
     for row, distance in zip(grid, (VALUE, ATTENTION), strict=True):
-        limits = distance_limits(data, distance, log=True)
+        also = [REFIT] if distance is VALUE else []
+        limits = distance_limits(data, distance, *also, log=True)
         for axes, column in zip(row, columns, strict=True):
             log_axis(axes, limits)
             draw_distance(axes, data, column.arms, distance)
+            if len(column.arms) > MAX_BANDS:
+                draw_medians(axes, data, column.arms, distance)
             if distance is VALUE:
                 draw_refits(axes, data, REFIT, column.arms)
-                title(axes, column.title, data, column.arms)
+                axes.set_title(column.title, pad=8)
                 samples_above(axes, data, column.arms)
             else:
                 axes.set_xlabel("iteration")
@@ -75,8 +92,25 @@ def plot(dataset: xr.Dataset) -> Figure:
                 axes.set_ylabel(f"{distance.name}, {symbol(data, distance.drawn)}")
             else:
                 axes.tick_params(labelleft=False)
-    add_legend(figure, data, arms_of(data, "geometry"), "population", "rounded", "refit")
+    note_findings(figure, [(column.title, data, column.arms) for column in columns])
+    sizes = [len(column.arms) for column in columns]
+    extra = ("population", "rounded", "refit")
+    add_legend(figure, data, arms_of(data, "geometry"), *extra, panels=sizes)
     return figure
+
+
+def draw_medians(axes: Axes, data: xr.Dataset, arms: Sequence[Arm], distance: Distance) -> None:
+    """Draw the medians of arms that lie close together again, where there is room, and larger."""
+    inset = axes.inset_axes(INSET)
+    x = [horizontal(data, arm, "step") for arm in arms]
+    middle = [band(runs_of(data, distance.drawn, arm))[1] for arm in arms]
+    draw_arms(inset, x, [values[None] for values in middle], arms)
+    draw_population(inset, x, [path_of(data, distance, arm) for arm in arms], arms)
+    inset.set_ylim(linear_limits([values[None] for values in middle]))
+    inset.set_xlim(x[0][0], x[0][-1])
+    inset.set_xticks([x[0][0], x[0][-1]])
+    inset.yaxis.set_major_locator(MaxNLocator(3))
+    inset.set_title("medians, linear", fontsize=7, pad=2)
 
 
 def tables(dataset: xr.Dataset) -> list[Table]:

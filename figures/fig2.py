@@ -26,6 +26,7 @@ from _shared import (
     arms_of,
     band,
     draw_arm,
+    draw_arms,
     draw_stages,
     horizontal,
     largest,
@@ -34,11 +35,11 @@ from _shared import (
     log_limits,
     main,
     median,
+    note_findings,
     render,
     runs_of,
     symbol,
     tidy,
-    title,
 )
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -73,8 +74,8 @@ def plot(dataset: xr.Dataset) -> Figure:
     curves = data[list(CURVES)]
     for axes, draw_panel in zip(lower.subplots(1, 2), (draw_losses, draw_gains), strict=True):
         draw_panel(axes, curves, arms)
-        title(axes, "", curves, arms)
         axes.set_xlabel("iteration")
+    note_findings(lower, [("", curves, arms)])
     add_legend(figure, curves, arms)
     return figure
 
@@ -188,8 +189,7 @@ def draw_losses(axes: Axes, data: xr.Dataset, arms: Sequence[Arm]) -> None:
     """Draw the excess loss of every arm."""
     drawn = [runs_of(data, "excess_loss", arm) for arm in arms]
     x = [horizontal(data, arm, "step") for arm in arms]
-    for here, values, arm in zip(x, drawn, arms, strict=True):
-        draw_arm(axes, here, values, arm)
+    draw_arms(axes, x, drawn, arms)
     log_axis(axes, log_limits([band(values) for values in drawn], floor=LOWEST_LOSS))
     axes.set_ylabel(f"excess loss, {symbol(data, 'excess_loss')}")
     draw_stages(axes, data, arms, x)

@@ -25,7 +25,7 @@ from _shared import (
     arms_of,
     band,
     columns_of,
-    draw_arm,
+    draw_arms,
     draw_population,
     draw_stages,
     horizontal,
@@ -33,6 +33,7 @@ from _shared import (
     linear_limits,
     main,
     median,
+    note_findings,
     population_of,
     render,
     runs_of,
@@ -40,17 +41,16 @@ from _shared import (
     stage_ends,
     symbol,
     tidy,
-    title,
 )
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 STUDY: Final = "fig1"
 NAMES: Final = {
-    "alpha_value": "signal in the value matrix",
-    "alpha_attention": "signal in the attention",
-    "delta_value": "distance to the path",
-    "delta_attention": "distance to the path",
+    "alpha_value": "signal in $V$",
+    "alpha_attention": "signal in $A$",
+    "delta_value": "$V$ off the path",
+    "delta_attention": "$A$ off the path",
 }
 VARIABLES: Final = ("stage", "samples", *NAMES, *POPULATION.values())
 NUMBERS: Final = (*VARIABLES, "pattern_signal")
@@ -68,19 +68,20 @@ def plot(dataset: xr.Dataset) -> Figure:
         row[0].set_ylim(row_limits(data, variable))
         row[0].set_ylabel(f"{NAMES[variable]}\n{symbol(data, variable)}")
     for axes, column in zip(grid[0], columns, strict=True):
-        title(axes, column.title, data, column.arms)
+        axes.set_title(column.title, pad=8)
         samples_above(axes, data, column.arms)
     for axes in grid[-1]:
         axes.set_xlabel("iteration")
-    add_legend(figure, data, arms_of(data, "geometry"), "population")
+    note_findings(figure, [(column.title, data, column.arms) for column in columns])
+    sizes = [len(column.arms) for column in columns]
+    add_legend(figure, data, arms_of(data, "geometry"), "population", panels=sizes)
     return figure
 
 
 def draw_panel(axes: Axes, data: xr.Dataset, variable: str, arms: Sequence[Arm]) -> None:
     """Draw one variable of some arms with, for a signal, their population path."""
     x = [horizontal(data, arm, "step") for arm in arms]
-    for here, arm in zip(x, arms, strict=True):
-        draw_arm(axes, here, runs_of(data, variable, arm), arm)
+    draw_arms(axes, x, [runs_of(data, variable, arm) for arm in arms], arms)
     if variable in POPULATION:
         draw_population(axes, x, [path_of(data, variable, arm) for arm in arms], arms)
     draw_stages(axes, data, arms, x)

@@ -24,7 +24,7 @@ from _shared import (
     arms_of,
     band,
     distance_limits,
-    draw_arm,
+    draw_arms,
     draw_distance,
     draw_stages,
     horizontal,
@@ -32,11 +32,11 @@ from _shared import (
     log_limits,
     main,
     median,
+    note_findings,
     render,
     runs_of,
     symbol,
     tidy,
-    title,
 )
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -69,8 +69,11 @@ def plot(dataset: xr.Dataset) -> Figure:
         draw_loss(axes, data.isel(num_tokens=column), arms)
         axes.set_xlabel("iteration")
     grid[2][0].set_ylabel(f"excess loss\n{symbol(data, LOSS)}")
-    for size, axes, column in zip(sizes, grid[0], range(len(sizes)), strict=True):
-        title(axes, f"$N = {size}$", data.isel(num_tokens=column), arms)
+    names = [f"$N = {size}$" for size in sizes]
+    for name, axes in zip(names, grid[0], strict=True):
+        axes.set_title(name, pad=8)
+    panels = [data.isel(num_tokens=column) for column in range(len(sizes))]
+    note_findings(figure, [(*pair, arms) for pair in zip(names, panels, strict=True)])
     for axes in grid[:, 1:].flat:
         axes.tick_params(labelleft=False)
     add_legend(figure, data, arms, "population", "rounded")
@@ -80,8 +83,7 @@ def plot(dataset: xr.Dataset) -> Figure:
 def draw_loss(axes: Axes, panel: xr.Dataset, arms: list[Arm]) -> None:
     """Draw the excess loss of every arm; it can only be seen where it is above zero."""
     x = [horizontal(panel, arm, "step") for arm in arms]
-    for here, arm in zip(x, arms, strict=True):
-        draw_arm(axes, here, runs_of(panel, LOSS, arm), arm)
+    draw_arms(axes, x, [runs_of(panel, LOSS, arm) for arm in arms], arms)
     draw_stages(axes, panel, arms, x)
 
 

@@ -24,7 +24,7 @@ from _shared import (
     add_legend,
     arms_of,
     band,
-    draw_arm,
+    draw_arms,
     draw_population,
     draw_stages,
     horizontal,
@@ -32,6 +32,7 @@ from _shared import (
     linear_limits,
     main,
     median,
+    note_findings,
     open_study,
     population_of,
     render,
@@ -40,7 +41,6 @@ from _shared import (
     stage_ends,
     symbol,
     tidy,
-    title,
 )
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -48,10 +48,10 @@ from matplotlib.figure import Figure
 STUDY: Final = "fig6"
 REAL: Final = "scale"
 NAMES: Final = {
-    "alpha_value": "signal in V",
-    "alpha_attention": "signal in A",
-    "delta_value": "off the path",
-    "delta_attention": "off the path",
+    "alpha_value": "signal in $V$",
+    "alpha_attention": "signal in $A$",
+    "delta_value": "$V$ off the path",
+    "delta_attention": "$A$ off the path",
 }
 VARIABLES: Final = ("stage", *NAMES, *POPULATION.values())
 # Settings in which a real run must agree to be drawn over the simulated ones.
@@ -73,8 +73,10 @@ def plot(dataset: xr.Dataset, real: xr.Dataset | None = None) -> Figure:
         for axes, panel in zip(row, panels, strict=True):
             draw_panel(axes, panel, variable)
         row[0].set_ylabel(f"{NAMES[variable]}, {symbol(data, variable)}")
-    for axes, size, panel in zip(grid[0], sizes, panels, strict=True):
-        title(axes, f"$N = {size}$" if "num_tokens" in data.coords else "", panel, arms)
+    names = [f"$N = {size}$" if "num_tokens" in data.coords else "" for size in sizes]
+    for axes, name in zip(grid[0], names, strict=True):
+        axes.set_title(name, pad=8)
+    note_findings(figure, [(*pair, arms) for pair in zip(names, panels, strict=True)])
     for axes in grid[-1]:
         axes.set_xlabel("iteration")
     if real is not None:
@@ -87,8 +89,7 @@ def draw_panel(axes: Axes, panel: xr.Dataset, variable: str) -> None:
     """Draw one variable of every arm with, for a signal, its population path."""
     arms = arms_of(panel)
     x = [horizontal(panel, arm, "step") for arm in arms]
-    for here, arm in zip(x, arms, strict=True):
-        draw_arm(axes, here, runs_of(panel, variable, arm), arm)
+    draw_arms(axes, x, [runs_of(panel, variable, arm) for arm in arms], arms)
     if variable in POPULATION:
         paths = [band(population_of(panel, POPULATION[variable], arm))[1] for arm in arms]
         draw_population(axes, x, paths, arms)

@@ -17,7 +17,7 @@ from _shared import DOUBLE_COLUMN, Values, band, main, render, setting, symbol
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 STUDY: Final = "phase_rates"
 FIELDS: Final = ("l1", "learning_rate_2")
@@ -37,7 +37,7 @@ def plot(dataset: xr.Dataset) -> Figure:
     norm = BoundaryNorm(SHARES, 256)
     draw_map(left, dataset, share, norm, "viridis")
     finite = distance[np.isfinite(distance)]
-    limits = LogNorm(finite.min(), min(1.0, finite.max())) if finite.size else Normalize(0, 1)
+    limits = LogNorm(finite.min(), finite.max()) if finite.size else Normalize(0, 1)
     draw_map(right, dataset, distance, limits, "viridis_r")
     runs = dataset[DISTANCE].isel(step=-1).size // share.size
     left.set_title(f"share of {runs} seeds recovered after rounding")
@@ -48,6 +48,8 @@ def plot(dataset: xr.Dataset) -> Figure:
         bar = figure.colorbar(axes.collections[0], ax=axes, pad=0.02)
         bar.ax.yaxis.set_major_formatter("{x:g}")
         bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    if finite.size:
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     length, batch = setting(dataset, "context_length"), setting(dataset, "batch_size")
     figure.suptitle(
         f"$T = {length}$, $B = {batch}$, {setting(dataset, 'steps')} iterations", fontsize=8

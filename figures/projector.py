@@ -70,21 +70,24 @@ RANGES: Final = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.7), (0.7, 1.2))
 def plot(dataset: xr.Dataset) -> Figure:
     """Make the figure from the study's dataset."""
     data = flat(dataset)
-    figure = Figure(figsize=(DOUBLE_COLUMN, 2.7))
+    figure = Figure(figsize=(DOUBLE_COLUMN, 2.9))
+    figure.set_layout_engine("constrained", w_pad=0.06)
     left, middle, right = figure.subplots(1, 3)
     draw_lengths(left, data)
     draw_spread(middle, data)
     draw_signal(right, data)
     handles = [
         *(
-            Line2D([], [], **marker(look), markersize=4, label=rf"$\alpha_V$, {look.label}")
+            Line2D(
+                [], [], **marker(look), markersize=4, label=rf"$\alpha_V$, projector {look.label}"
+            )
             for look in LOOKS
         ),
-        Line2D([], [], **ATTENTION, markersize=4, label=r"$\alpha_A$"),
-        Line2D([], [], **EXACT, label="exact"),
-        Line2D([], [], color="#777777", linestyle="--", label="expectation, $1/T$"),
+        Line2D([], [], **ATTENTION, markersize=4, label=r"$\alpha_A$ (either projector)"),
+        Line2D([], [], **EXACT, label="exact deviation"),
+        Line2D([], [], color="#777777", linestyle="--", label="size of the expectation, $1/T$"),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -150,7 +153,7 @@ def draw_lengths(axes: Axes, data: xr.Dataset) -> None:
         )
     axes.plot(places, 1 / places, color="#777777", linestyle="--", linewidth=1.0, gid="drift")
     axes.set(xscale="log", yscale="log", xlabel="context length $T$", title="at the start")
-    axes.set_ylabel(r"gradient of $\alpha_V$, one sample")
+    axes.set_ylabel("deviation over samples")
 
 
 def draw_spread(axes: Axes, data: xr.Dataset) -> None:
@@ -174,7 +177,7 @@ def draw_spread(axes: Axes, data: xr.Dataset) -> None:
     figure.colorbar(shade, ax=axes, pad=0.02, aspect=30, format="{x:g}", label="skew $C$")
     axes.set(yscale="log", xlabel=r"spread of $\mu$, $(N|\mu|^2 - 1)^{1/2}$")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_ylabel(r"variance, printed over $\mu$-orthogonal")
+    axes.set_ylabel("variance, as printed over\n$\\mu$-orthogonal")
     axes.set_title(f"at the start, $T$ = {data['context_length'].to_numpy()[usual][0]}")
 
 

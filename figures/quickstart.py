@@ -29,13 +29,13 @@ from _shared import (
     log_axis,
     main,
     median,
+    note_findings,
     render,
     runs_of,
     stage_ends,
     symbol,
     thousands,
     tidy,
-    title,
 )
 from matplotlib.figure import Figure
 
@@ -67,12 +67,13 @@ def plot(dataset: xr.Dataset) -> Figure:
             draw_distance(axes, panel, arms, distance, "samples")
             thousands(axes)
             if distance is VALUE:
-                title(axes, names[level], panel, arms)
+                axes.set_title(names[level], pad=8)
             if column == 0:
                 axes.set_ylabel(f"{distance.name}\n{symbol(data, distance.drawn)}")
             else:
                 axes.tick_params(labelleft=False)
-    figure.supxlabel("samples (thousands)", fontsize=8)
+    panels = [(name, data.isel(sparsity=level), arms) for level, name in enumerate(names)]
+    note_findings(figure, panels, "samples (thousands)")
     add_legend(figure, data, arms, "population", "rounded")
     return figure
 

@@ -21,7 +21,7 @@ from _shared import (
     add_legend,
     arms_of,
     band,
-    draw_arm,
+    draw_arms,
     draw_population,
     draw_rounded,
     draw_stages,
@@ -29,6 +29,7 @@ from _shared import (
     linear_limits,
     main,
     median,
+    note_findings,
     population_distance,
     population_of,
     render,
@@ -36,10 +37,10 @@ from _shared import (
     stage_ends,
     symbol,
     tidy,
-    title,
 )
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 STUDY: Final = "scale"
@@ -51,6 +52,7 @@ PATHS: Final = {
 }
 # How far the population path is from the truth follows from the signal that there is to learn.
 LEARNED: Final = {"value_distance": VALUE.signal, "attention_distance": ATTENTION.signal}
+FEW: Final = MaxNLocator(nbins=3, steps=[1, 2, 5, 10])  # ticks, of a narrow panel
 VARIABLES: Final = ("stage", *PATHS, ATTENTION.rounded, *PATHS.values(), *LEARNED.values())
 
 
@@ -61,14 +63,17 @@ def plot(dataset: xr.Dataset) -> Figure:
     sizes = data["num_tokens"].to_numpy()
     figure = Figure(figsize=(DOUBLE_COLUMN, 0.8 + 1.6 * len(sizes)))
     grid = figure.subplots(len(sizes), len(PATHS), squeeze=False, sharex="col")
-    for row, size in enumerate(sizes):
+    names = [f"$N = {size}$" if "num_tokens" in dataset.coords else "" for size in sizes]
+    for row in range(len(sizes)):
         panel = data.isel(num_tokens=row)
         for axes, variable in zip(grid[row], PATHS, strict=True):
             draw_panel(axes, panel, arms, variable)
-            title(axes, symbol(data, variable) if row == 0 else "", panel, arms)
-        grid[row, 0].set_ylabel(f"N = {size}" if "num_tokens" in dataset.coords else "")
-    figure.supxlabel("iteration", fontsize=8)
-    add_legend(figure, data, arms, "population", "rounded")
+            axes.set_title(symbol(data, variable) if row == 0 else "", pad=8)
+        grid[row, 0].set_ylabel(names[row])
+    panels = [(name, data.isel(num_tokens=row), arms) for row, name in enumerate(names)]
+    note_findings(figure, panels, "iteration")
+    # V is not refitted here: the samples would be too many.
+    add_legend(figure, data, arms, "population", "rounded alone")
     return figure
 
 
@@ -76,14 +81,14 @@ def draw_panel(axes: Axes, panel: xr.Dataset, arms: list[Arm], variable: str) ->
     """Draw one variable of every arm, its population path and, for the attention, the stars."""
     x = [horizontal(panel, arm, "step") for arm in arms]
     drawn = [runs_of(panel, variable, arm) for arm in arms]
-    for here, values, arm in zip(x, drawn, arms, strict=True):
-        draw_arm(axes, here, values, arm)
+    draw_arms(axes, x, drawn, arms)
     draw_population(axes, x, [path_of(panel, variable, arm) for arm in arms], arms)
     low, high = linear_limits(drawn)
     axes.set_ylim(0.0 if variable in LEARNED else low, high)
     if variable == ATTENTION.drawn:
         finals = [runs_of(panel, ATTENTION.rounded, arm)[:, -1] for arm in arms]
         draw_rounded(axes, x[0], finals, arms)
+        axes.set_xticks([tick for tick in FEW.tick_values(x[0][0], x[0][-1]) if tick <= x[0][-1]])
     draw_stages(axes, panel, arms, x)
 
 

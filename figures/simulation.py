@@ -40,10 +40,10 @@ from matplotlib.patches import Patch
 STUDY: Final = "simulation"
 TAGGED: Final = "tagged_positions"
 NAMES: Final = {
-    "alpha_value": "signal in V",
-    "alpha_attention": "signal in A",
-    "delta_value": "off the path",
-    "delta_attention": "off the path",
+    "alpha_value": "signal in $V$",
+    "alpha_attention": "signal in $A$",
+    "delta_value": "$V$ off the path",
+    "delta_attention": "$A$ off the path",
 }
 VARIABLES: Final = ("stage", *NAMES)
 DISTANCES: Final = ("value_distance", "attention_distance", "excess_loss")

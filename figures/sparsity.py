@@ -34,6 +34,7 @@ LEVEL: Final = "sparsity"
 ROUNDED: Final = "rounded_attention_distance"
 START: Final = "pattern_signal"  # K_Q, the squared distance of the uniform A to Q
 DISTANCES: Final = {"attention_distance": "#0072B2", ROUNDED: "#D55E00"}
+MEANT: Final = {"attention_distance": "as trained", ROUNDED: r"where $\hat A$ is $A$ rounded"}
 VARIABLES: Final = (*DISTANCES, START, "samples", "stage")
 RECOVERED: Final = 0.1
 NUMBERS: Final = (*VARIABLES, "alpha_attention")
@@ -43,22 +44,23 @@ def plot(dataset: xr.Dataset) -> Figure:
     """Make the figure from the study's dataset."""
     data = dataset.transpose("seed", LEVEL, "step")
     levels = data[LEVEL].to_numpy().astype(float)
-    figure = Figure(figsize=(DOUBLE_COLUMN, 2.6))
+    figure = Figure(figsize=(DOUBLE_COLUMN, 2.9))
     share, distances, samples = figure.subplots(1, 3)
     recovered = data[ROUNDED].to_numpy() < RECOVERED
     share.plot(levels, recovered[..., -1].mean(axis=0), color="#0072B2", marker=".")
-    share.set(ylabel=f"share of {data.sizes['seed']} seeds recovered", ylim=(-0.03, 1.03))
+    share.set(ylabel=f"share of {data.sizes['seed']} seeds\nrecovered", ylim=(-0.03, 1.03))
     for index, (name, colour) in enumerate(DISTANCES.items()):
-        arm = Arm(index, symbol(data, name), colour, "-")
+        arm = Arm(index, f"{symbol(data, name)}, {MEANT[name]}", colour, "-")
         draw_arm(distances, levels, data[name].to_numpy()[..., -1].astype(float), arm, faint=False)
         distances.lines[-1].set_label(arm.label)
     draw_start(distances, levels, data[START].to_numpy())
-    distances.axhline(RECOVERED, color="#888888", linewidth=0.8, linestyle=":")
-    distances.set(ylabel=r"distance to $Q$ after training", ylim=(0, None))
-    distances.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 0.17), borderaxespad=0.2)
+    edge = distances.axhline(RECOVERED, color="#888888", linewidth=0.8, linestyle="--")
+    edge.set_label(rf"below it ({RECOVERED:g}) $\hat A$ is recovered")
+    distances.set(ylabel="distance to $Q$\nafter training", ylim=(0, None))
+    figure.legend(handles=[*distances.lines], loc="outside lower center", ncols=2)
     needed = samples_needed(recovered, data["samples"].to_numpy().astype(float))
     draw_arm(samples, levels, needed, Arm(0, "", "#0072B2", "-"), faint=False)
-    samples.set(ylabel="samples of the recovered (thousands)", ylim=(0, None))
+    samples.set(ylabel="samples of the recovered\n(thousands)", ylim=(0, None))
     samples.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}")
     for axes in (share, distances, samples):
         axes.set_xlabel(f"sparsity, {symbol(data, LEVEL) if LEVEL in data else '$Q$'}")

@@ -123,7 +123,9 @@ def plot(dataset: xr.Dataset) -> Figure:
     ticks = np.unique(np.concatenate([curve.lengths for curve in curves]))
     left.set(xscale="log", yscale="log", xlabel="context length $T$")
     left.set_ylabel("samples to recovery")
-    left.set_title(f"markers: {SUCCESS:.0%} of the runs")
+    left.set_title(
+        f"markers: {SUCCESS:.0%} of the runs; dots: single runs\nat each $T$, ways side by side"
+    )
     if not any(np.isfinite(curve.samples).any() for curve in curves):
         left.set_ylim(NO_SAMPLES)
     left.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -133,6 +135,9 @@ def plot(dataset: xr.Dataset) -> Figure:
         draw_shares(right, curve)
     right.set(xscale="log", xlabel="samples", ylabel="share of runs recovered", ylim=(0, 1.03))
     limit_samples(right, shown or curves)
+    if len(shown) < len(curves):
+        names = " and ".join(curve.label for curve in shown)
+        right.set_title(f"{names} only\n{right.get_title()}")
     for axis in (left.yaxis, right.xaxis):
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
         axis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")

@@ -120,6 +120,8 @@ def plot(dataset: xr.Dataset) -> Figure:
         axes.axvline(needed, **CONDITION, zorder=0.5, gid="condition")
         axes.set_xlabel(r"overlap $(\langle\hat P,P\rangle_\mu-|\mu|^2)/K_P$ of $\hat P$ and $P$")
     left.set(ylabel="share of runs recovered", ylim=(-0.03, 1.03))
+    left.set_title("arms that coincide are drawn one inside the other")
+    right.set_title("dots: single runs; lines: medians of bins")
     right.set_ylabel("samples to recovery")
     right.set_ylim(bottom=0)
     right.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
         model as model,
         observe as observe,
         optim as optim,
+        parallel as parallel,
         plot as plot,
         sampling as sampling,
+        settings as settings,
         sharding as sharding,
         simulation as simulation,
         stages as stages,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from scbjax.observe import OBSERVABLES as OBSERVABLES
     from scbjax.optim import (
         adam as adam,
+        keep_invariants as keep_invariants,
         project_tangent as project_tangent,
         proximal_l1 as proximal_l1,
         raw_sgd as raw_sgd,
@@ -53,8 +56,17 @@ if TYPE_CHECKING:
         scb_proximal as scb_proximal,
         scb_sgd as scb_sgd,
     )
+    from scbjax.parallel import (
+        map_trajectories as map_trajectories,
+        use_all_cores as use_all_cores,
+    )
     from scbjax.plot import plot_dataset as plot_dataset
-    from scbjax.sampling import Batch as Batch, sample_batch as sample_batch
+    from scbjax.sampling import (
+        Batch as Batch,
+        check_batch as check_batch,
+        sample_batch as sample_batch,
+    )
+    from scbjax.settings import Settings as Settings
     from scbjax.sharding import over_positions as over_positions
     from scbjax.simulation import Simulation as Simulation, simulate as simulate
     from scbjax.stages import (
@@ -90,7 +102,6 @@ if TYPE_CHECKING:
     )
     from scbjax.training import (
         Info as Info,
-        Settings as Settings,
         State as State,
         Trajectory as Trajectory,
         train as train,
@@ -110,8 +121,9 @@ _EXPORTS = {
         "related_task stationary_distribution stationary_norm task_from_arrays "
         "transition_signal"
     ),
-    "sampling": "Batch sample_batch",
+    "sampling": "Batch check_batch sample_batch",
     "sharding": "over_positions",
+    "parallel": "map_trajectories use_all_cores",
     "model": "ATTENTION_MAPS AttentionMap Params init_params map_attention predict",
     "theory": (
         "PathProjection PopulationPath Rates StepPrediction path_point population_path "
@@ -120,13 +132,14 @@ _EXPORTS = {
     "losses": "excess_loss loss population_grad population_loss",
     "stages": "population_refit refit_value round_attention threshold_and_project",
     "observe": "OBSERVABLES",
-    "training": "Info Settings State Trajectory train",
+    "settings": "Settings",
+    "training": "Info State Trajectory train",
     "transfer": "first_step keep_large mix_value source_overlap",
     "simulation": "Simulation simulate",
     "plot": "plot_dataset",
     "optim": (
-        "adam project_tangent proximal_l1 raw_sgd restore_column_sums scale_by_stationary "
-        "scb_proximal scb_sgd"
+        "adam keep_invariants project_tangent proximal_l1 raw_sgd restore_column_sums "
+        "scale_by_stationary scb_proximal scb_sgd"
     ),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}

@@ -9,29 +9,32 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import tyro
 
 import scbjax
 from scbjax.sweep.cells import cells_of, is_search
-from scbjax.sweep.fields import FIELDS, StudyError, nearest, read_value, shown
+from scbjax.sweep.fields import FIELDS, INT32_MAX, StudyError, nearest, read_value, shown
+from scbjax.sweep.progress import counted, create_progress, readable_count, readable_seconds
 from scbjax.sweep.search import first_studies
-from scbjax.sweep.study import Study, find_studies, load_study
+from scbjax.sweep.streams import steady_streams
+from scbjax.sweep.study import Study, find_studies, load_study, outside_checkout
 
 if TYPE_CHECKING:
-    import jax
-
+    from scbjax.sweep import store
     from scbjax.sweep.execute import Place, RunReport
     from scbjax.sweep.plan import Plan
     from scbjax.sweep.verify import Comparison
@@ -48,13 +51,24 @@ RERUNS = "rerun"
 PICTURES = "figures/out"
 DESCRIPTION = (
     "Sweeps of linear transformers that learn sparse contextual bigrams. "
-    "`scbjax --version` prints the version."
+    "`scbjax --version` prints the version; `scbjax --tyro-print-completion bash` (or zsh) "
+    "prints what completes its words in that shell."
 )
 
+_COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i)?)?b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _MAX_DIGITS_OF_SIZE = 20
 _MAX_DIGITS = 9
+_MOST_POINTS, _MOST_ROWS = 24, 100
+"""Of an axis and of a table, that are all shown; of more, the first and the last."""
+_FIRST_SHOWN, _LAST_SHOWN = 8, 2
+
+_STEPS = ("train.switch_step", "train.stop_step")
+_Entry = TypeVar("_Entry")
+
+# What tyro says of an option that may be left out, "(default: None)", tells nothing.
+_left_out = partial(tyro.conf.arg, help_behavior_hint="")
 
 StudyName: TypeAlias = Annotated[
     tyro.conf.Positional[str],
@@ -71,8 +85,9 @@ Overrides: TypeAlias = Annotated[
 ]
 Precision: TypeAlias = Annotated[
     str | None,
-    tyro.conf.arg(
-        metavar="highest|high|default", help="Of the matrix products of a step: train.precision."
+    _left_out(
+        metavar="highest|high|default",
+        help="Of the matrix products of a step, if not the study's own: train.precision.",
     ),
 ]
 Small: TypeAlias = Annotated[
@@ -80,7 +95,9 @@ Small: TypeAlias = Annotated[
 ]
 Memory: TypeAlias = Annotated[
     str | None,
-    tyro.conf.arg(metavar="SIZE", help="Memory budget, such as 2GiB."),
+    _left_out(
+        metavar="SIZE", help="Memory budget, such as 2GiB, if not a share of what the device has."
+    ),
 ]
 CpuDevices: TypeAlias = Annotated[
     str,
@@ -90,13 +107,22 @@ CpuDevices: TypeAlias = Annotated[
 ]
 CompilationCache: TypeAlias = Annotated[
     str | None,
-    tyro.conf.arg(
-        metavar="DIR", help="Where compiled programs are kept, if not in the user's cache; off."
+    _left_out(
+        metavar="DIR",
+        help="Where compiled programs are kept, if not in the user's cache; off for nowhere.",
     ),
 ]
 Results: TypeAlias = Annotated[
     str, tyro.conf.arg(metavar="DIR", help="The directory that holds the studies' results.")
 ]
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The user asked a run to stop, and what it had is saved in the directory `out`."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(out)
+        self.out = out
 
 
 class Command(Protocol):
@@ -113,7 +139,7 @@ class Run:
     study: StudyName
     overrides: Overrides = ()
     out: Annotated[
-        str | None, tyro.conf.arg(metavar="DIR", help="Where results go, if not results/STUDY.")
+        str | None, _left_out(metavar="DIR", help="Where results go, if not results/STUDY.")
     ] = None
     memory: Memory = None
     precision: Precision = None
@@ -128,7 +154,7 @@ class Run:
     ] = "local"
     scheduler: Annotated[
         str | None,
-        tyro.conf.arg(
+        _left_out(
             metavar="ADDRESS",
             help="Of a Dask scheduler, for --engine dask; left out, workers start on this machine.",
         ),
@@ -138,11 +164,13 @@ class Run:
         """Runs the command; returns its exit status."""
         study, memory_bytes = self._study(), read_bytes(self.memory)
         out = self._directory(study)
-        _check_writable(out)
+        _check_run(out)
+        if self.out is None and out.name != study.name:
+            _note(f"{out.with_name(study.name)} holds other settings; these go to {out}")
         with self._place() as place:
             report = self._run(study, out, memory_bytes, place)
         if report.dataset is None:
-            return _tell_stopped(out, self._command())
+            raise Stopped(out)
         if report.already_complete:
             print("this study is already complete; --force runs it again")
         print(f"dataset: {report.dataset}")
@@ -151,7 +179,6 @@ class Run:
 
     def _run(self, study: Study, out: Path, memory_bytes: int | None, place: Place) -> RunReport:
         from scbjax.sweep.execute import run_search, run_study
-        from scbjax.sweep.progress import create_progress
 
         if is_search(study):
             return run_search(
@@ -184,7 +211,7 @@ class Run:
 
     def _study(self) -> Study:
         overrides = _with_precision(self.overrides, self.precision)
-        return load_study(self.study, overrides, small=self.small)
+        return load_study(self.study, overrides, small=self.small, say=_note)
 
     def _directory(self, study: Study) -> Path:
         from scbjax.sweep.store import default_out
@@ -195,17 +222,6 @@ class Run:
         # Without --force, other settings than those of results/STUDY get a directory of their own.
         return results / study.name if self.force else default_out(study, results)
 
-    def _command(self) -> str:
-        """The command line without --force, which would begin anew."""
-        words = ["scbjax", "run", self.study]
-        words += [word for override in self.overrides for word in ("--set", override)]
-        words += ["--out", self.out] if self.out is not None else []
-        words += ["--precision", self.precision] if self.precision is not None else []
-        words += ["--small"] if self.small else []
-        words += ["--engine", self.engine] if self.engine != "local" else []
-        words += ["--scheduler", self.scheduler] if self.scheduler is not None else []
-        return shlex.join(words)
-
 
 @dataclass(frozen=True)
 class List:
@@ -215,7 +231,7 @@ class List:
         """Runs the command; returns its exit status."""
         paths = find_studies()
         if not paths:
-            raise StudyError("there are no studies: no folder 'sweeps' with *.toml in it was found")
+            raise StudyError(f"there are no studies to list: {outside_checkout('sweeps')}")
         rows: list[tuple[str, ...]] = [("study", "runs", "tokens", "time", "title")]
         failures = []
         for path in paths:
@@ -243,7 +259,7 @@ class Show:
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
         overrides = _with_precision(self.overrides, self.precision)
-        study = load_study(self.study, overrides, small=self.small)
+        study = load_study(self.study, overrides, small=self.small, say=_note)
         memory_bytes = read_bytes(self.memory)
         from scbjax.sweep.backend import read_cpu_devices, usable_cores
         from scbjax.sweep.plan import make_plan
@@ -268,14 +284,17 @@ class Status:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        from scbjax.sweep.store import status
+        from scbjax.sweep.store import advance, status
 
-        found = status(Path(_checked_path(self.out)))
+        found = status(_existing(self.out))
+        gone = advance(found)
+        share = "not known" if gone is None else f"{math.floor(100 * gone.fraction + 1e-6)}%"
         rows = [
             ("study", found.manifest.name),
             ("fingerprint", found.manifest.fingerprint),
+            ("progress", share),
             ("chunks", f"{found.chunks_done} of {found.manifest.num_chunks} done"),
-            ("under way", f"{found.checkpoints} with a checkpoint"),
+            ("under way", _text(tuple(_under_way(found, gone))) or "none with a checkpoint"),
             ("dataset", str(found.dataset or "not written yet; run the study again to continue")),
         ]
         print("\n".join(_aligned(rows)))
@@ -298,7 +317,7 @@ class Verify:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        out = Path(_checked_path(self.out))
+        out = _existing(self.out)
         count, seed = _integer("--count", self.count, 1), _integer("--seed", self.seed, 0)
         from scbjax.sweep.store import status
 
@@ -307,8 +326,11 @@ class Verify:
         from scbjax.sweep.verify import verify
 
         found = verify(out, count=count, seed=seed)
-        drawn = f"{found.sampled} of {found.total} trajectories drawn"
-        rows = [("study", found.name), ("compared", f"{found.recomputed} trajectories, {drawn}")]
+        rows = [
+            ("study", found.name),
+            ("drawn", f"{found.sampled} of {counted(found.total, 'trajectory')}"),
+            ("computed again", f"{counted(found.recomputed, 'trajectory')}, in whole blocks"),
+        ]
         print("\n".join(_aligned([*rows, *_comparison_rows(found.comparison)])))
         if found.changed:
             print(f"since the run began, these have changed: {', '.join(found.changed)}")
@@ -326,8 +348,7 @@ class Rerun:
         tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET", help="A netCDF file of scbjax.")
     ]
     out: Annotated[
-        str | None,
-        tyro.conf.arg(metavar="DIR", help="Where results go, if not results/rerun/STUDY."),
+        str | None, _left_out(metavar="DIR", help="Where results go, if not results/rerun/STUDY.")
     ] = None
     memory: Memory = None
     force: Annotated[bool, tyro.conf.arg(help="Start anew, whatever the directory holds.")] = False
@@ -343,12 +364,11 @@ class Rerun:
         stored = read_dataset(source)
         study = study_of(stored, self.dataset)
         if fingerprint(study) != stored.attrs.get("fingerprint"):
-            print(f"scbjax: the study in {source} has another fingerprint now", file=sys.stderr)
+            _note(f"the study in {source} has another fingerprint now")
         out = self._directory(study, source)
-        _check_writable(out)
+        _check_run(out)
         _start_jax(self.cpu_devices, self.compilation_cache)
         from scbjax.sweep.execute import run_search, run_study
-        from scbjax.sweep.progress import create_progress
         from scbjax.sweep.verify import compare_datasets, gives_the_same_bits, plan_of
 
         if is_search(study):
@@ -363,7 +383,7 @@ class Rerun:
             plan = plan_of(study, stored.attrs, self.dataset, memory_bytes=memory_bytes)
             report = run_study(plan, out, progress=create_progress(), force=self.force)
         if report.dataset is None:
-            return _tell_stopped(out, self._command(out))
+            raise Stopped(out)
         print(f"dataset: {report.dataset}")
         again = read_dataset(report.dataset)
         found = compare_datasets(stored, again)
@@ -381,11 +401,6 @@ class Rerun:
         if out.resolve() == source.parent.resolve():
             raise StudyError(f"{out} holds the dataset itself; choose another directory with --out")
         return out
-
-    def _command(self, out: Path) -> str:
-        words = ["scbjax", "rerun", self.dataset, "--out", str(out)]
-        words += ["--memory", self.memory] if self.memory is not None else []
-        return shlex.join(words)
 
 
 @dataclass(frozen=True)
@@ -430,17 +445,17 @@ class Devices:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        import jax
-
+        from scbjax.keys import THREEFRY
+        from scbjax.sweep.backend import find_devices
         from scbjax.sweep.cost import readable_bytes
 
         rows = [("device", "platform", "kind", "memory")]
-        for device in _devices():
+        for device in find_devices():
             limit = (device.memory_stats() or {}).get("bytes_limit")
             memory = "of the host" if limit is None else readable_bytes(limit)
             rows.append((str(device.id), device.platform, device.device_kind, memory))
         print("\n".join(_aligned(rows)))
-        print(f"random numbers: {jax.random.key_impl(jax.random.key(0))}")
+        print(f"random numbers: {THREEFRY}")
         return 0
 
 
@@ -449,18 +464,20 @@ class Bench:
     """Measure speed, start-up and memory; without a name, list the benchmarks."""
 
     name: Annotated[
-        tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME", help="A benchmark's name.")
+        tyro.conf.Positional[str | None],
+        _left_out(metavar="[NAME]", help="A benchmark's name; left out, they are listed."),
     ] = None
     all: Annotated[bool, tyro.conf.arg(help="Run all of them, one after the other.")] = False
     out: Annotated[
-        str | None,
-        tyro.conf.arg(metavar="DIR", help="Where files go, if not docs/benchmarks/DEVICE."),
+        str | None, _left_out(metavar="DIR", help="Where files go, if not docs/benchmarks/DEVICE.")
     ] = None
     quick: Annotated[bool, tyro.conf.arg(help="Small and few: shows that it runs.")] = False
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
+        from scbjax.sweep.backend import probe_devices
         from scbjax.sweep.benchmarks import (
+            FOLDER,
             find_benchmark,
             find_benchmarks,
             run_benchmark,
@@ -471,6 +488,8 @@ class Bench:
             raise StudyError(f"bench takes a name or --all, not both: got {shown(self.name)}")
         if self.name is None and not self.all:
             rows = [(name, summary_of(script)) for name, script in find_benchmarks().items()]
+            if not rows:
+                raise StudyError(f"there are no benchmarks: {outside_checkout(FOLDER)}")
             print("\n".join(_aligned([("benchmark", "what it measures"), *rows])))
             return 0
         every = list(find_benchmarks().values())
@@ -479,6 +498,7 @@ class Bench:
         if self.out is not None:
             _check_writable(out := Path(_checked_path(self.out)))
             arguments += ["--out", str(out)]
+        probe_devices()  # which fails with a sentence if there are none
         for script in scripts:
             run_benchmark(script, arguments)
         return 0
@@ -495,6 +515,34 @@ _Commands: TypeAlias = (
     | Annotated[Devices, tyro.conf.subcommand("devices")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
+_EXAMPLES: Mapping[str, Sequence[str]] = {
+    "": (
+        "scbjax run quickstart",
+        "scbjax show my_study.toml",
+        "scbjax run my_study.toml --set train.steps=2000",
+        "scbjax run --help",
+    ),
+    "run": (
+        "scbjax run quickstart",
+        "scbjax run fig1 --small",
+        "scbjax run fig1 --set train.steps=2000 --set 'axes.seed={range=[0, 4]}' --out shorter",
+        "scbjax run my_study.toml --memory 4GiB --no-figure",
+        "scbjax run fig6 --engine dask",
+    ),
+    "list": ("scbjax list",),
+    "show": ("scbjax show fig1", "scbjax show my_study.toml --set 'axes.l1=[1e-4, 1e-3]'"),
+    "status": ("scbjax status results/fig1",),
+    "verify": ("scbjax verify results/fig1", "scbjax verify results/fig1 --count 100 --seed 1"),
+    "rerun": ("scbjax rerun results/fig1/fig1.nc", "scbjax rerun fig1.nc --out again"),
+    "figure": (
+        "scbjax figure quickstart",
+        "scbjax figure all --out pictures",
+        "scbjax figure fig1 --numbers",
+        "scbjax figure fig1 --results results/small",
+    ),
+    "devices": ("scbjax devices",),
+    "bench": ("scbjax bench", "scbjax bench step --quick", "scbjax bench --all --out benchmarks"),
+}
 _NAMES = tuple(command.__metadata__[0].name for command in get_args(_Commands))
 
 
@@ -512,35 +560,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     0
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    with steady_streams() as (output, _):
+        status = _run(arguments)
+        output.flush()
+        # The reader of a pipe such as `scbjax list | head` may go away when it has read enough.
+        if isinstance(output.failure, OSError) and not isinstance(output.failure, BrokenPipeError):
+            _note(f"standard output can't be written: {output.failure.strerror}")
+            return status or EXIT_BAD_INPUT
+    return status
+
+
+def _run(arguments: Sequence[str]) -> int:
     if arguments == ["--version"]:
         print(f"scbjax {scbjax.__version__}")
         return 0
     try:
         return _parse(arguments)()
+    except SystemExit as stop:  # help and completion were asked for and are printed
+        return int(stop.code or 0)
+    except Stopped as stopped:
+        return _tell_stopped(stopped.out, arguments)
     except (StudyError, OSError) as error:
-        return _fail(error)
+        _note(" ".join(str(error).split()))
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("\nscbjax: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-
-
-def _fail(error: StudyError | OSError) -> int:
-    if isinstance(error, BrokenPipeError):
-        # The reader of a pipe such as `scbjax list | head` is gone: what is left can't be flushed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    else:
-        print(f"scbjax: {' '.join(str(error).split())}", file=sys.stderr)
-    return EXIT_BAD_INPUT
 
 
 # ---------------------------------------------------------------------------- the command line
 
 
 def _parse(arguments: Sequence[str]) -> Command:
-    first = next(iter(arguments), "-")
+    """The command that arguments ask for; its help where there are none."""
+    if not arguments:
+        arguments = ["--help"]
+    first = arguments[0]
     if first not in _NAMES and not first.startswith("-"):
         known = f" (commands: {', '.join(_NAMES)})"
         raise StudyError(f"no command is called {shown(first)}{nearest(first, _NAMES) or known}")
+    if first.replace("_", "-") not in _COMPLETION:
+        return _ask_tyro(arguments)
+    try:
+        if len(arguments) > 1:
+            return _ask_tyro(arguments)
+    except (AssertionError, ImportError, ValueError):  # a shell that this tyro can't do
+        pass
+    shell = shown(arguments[1]) if len(arguments) > 1 else "nothing"
+    raise StudyError(f"{first} needs the name of a shell, bash or zsh, got {shell}")
+
+
+def _ask_tyro(arguments: Sequence[str]) -> Command:
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
@@ -552,9 +622,17 @@ def _parse(arguments: Sequence[str]) -> Command:
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
-        if stop.code == 0:
+        if not stop.code:
+            _print_examples(arguments)
             raise
         raise StudyError(_condensed(message.getvalue())) from None
+
+
+def _print_examples(arguments: Sequence[str]) -> None:
+    """Ends the help of a command, or of all of them, with what can be typed."""
+    if any(word in {"-h", "--help"} for word in arguments):
+        examples = _EXAMPLES[arguments[0] if arguments[0] in _EXAMPLES else ""]
+        print("\n".join(["", "examples:", *(f"  {line}" for line in examples)]))
 
 
 def _condensed(box: str) -> str:
@@ -601,6 +679,20 @@ def _checked_path(text: str) -> str:
     return text
 
 
+def _existing(text: str) -> Path:
+    """The path of a results directory, which must be there."""
+    path = Path(_checked_path(text))
+    if path.exists():
+        return path
+    places = [Path(RESULTS), Path(RESULTS) / SMALL, path.parent, Path()]
+    runs = {run.parent for place in places for run in place.glob("*/manifest.json")}
+    # What is alike may be the whole path or the name of the study alone.
+    known = {name: run for run in sorted(runs) for name in (run.name, str(run))}
+    found = get_close_matches(text, known, n=1) or get_close_matches(path.name, known, n=1)
+    hint = f"; did you mean '{known[found[0]]}'?" if found else ""
+    raise StudyError(f"there is no folder {shown(text)}{hint}")
+
+
 def read_bytes(text: str | None) -> int | None:
     """Returns a size in bytes, or `None` for none.
 
@@ -632,14 +724,19 @@ def _integer(option: str, text: str, least: int) -> int:
 
 
 def _start_jax(cpu_devices: str, compilation_cache: str | None) -> None:
-    from scbjax.sweep.backend import keep_programs, make_cpu_devices, read_cpu_devices
+    from scbjax.sweep.backend import (
+        find_devices,
+        keep_programs,
+        make_cpu_devices,
+        read_cpu_devices,
+    )
 
     count = read_cpu_devices(cpu_devices)
     note = keep_programs(None if compilation_cache is None else _checked_path(compilation_cache))
     if note is not None:
         _note(note)
     make_cpu_devices(count)
-    _devices()  # which fails with a sentence if there are none
+    find_devices()  # which fails with a sentence if there are none
 
 
 def _dask_place(
@@ -668,13 +765,12 @@ def _note(text: str) -> None:
     print(f"scbjax: {text}", file=sys.stderr)
 
 
-def _devices() -> list[jax.Device]:
-    import jax
+def _check_run(out: Path) -> None:
+    """Notices before JAX is loaded that nothing can be run into a results directory."""
+    from scbjax.sweep.lock import check_system
 
-    try:
-        return jax.devices()
-    except RuntimeError as error:
-        raise StudyError(f"JAX finds no device to run on: {error}") from None
+    check_system()
+    _check_writable(out)
 
 
 def _check_writable(out: Path) -> None:
@@ -696,9 +792,19 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
+def _under_way(found: store.Status, gone: store.Advance | None) -> list[str]:
+    """The chunks with a checkpoint, each with its records."""
+    if gone is None:
+        return [f"{found.checkpoints} with a checkpoint"] if found.checkpoints else []
+    told = [
+        f"chunk {each.chunk} with {each.records} of {counted(each.num_records, 'record')}"
+        for each in gone.under_way
+    ]
+    return list(_shortened(told, "..."))
+
+
 def _list_row(study: Study) -> tuple[str, ...]:
     from scbjax.sweep.plan import make_plan
-    from scbjax.sweep.progress import readable_count, readable_seconds
 
     parts, rounds = [study], 1
     if is_search(study):
@@ -717,13 +823,32 @@ def _describe_study(study: Study) -> list[str]:
         for path, value in study.base.items()
         if value is not None and (is_search(study) or FIELDS[path].table != "search")
     }
-    lines += _aligned([(path, _text(value)) for path, value in values.items()])
+    lines += _aligned([(path, _field_text(path, value)) for path, value in values.items()])
     lines += ["", "axes"]
     for axis in study.axes:
-        lines.append(f"  {axis.name}: {len(axis)} points")
+        lines.append(f"  {axis.name}: {counted(len(axis), 'point')}")
         for path, column in zip(axis.fields, zip(*axis.values, strict=True), strict=True):
-            lines.append(f"    {path} = {_text(column)}")
+            texts = [_field_text(path, value) for value in _shortened(column, "...")]
+            lines.append(f"    {path} = {', '.join(texts)}")
     return lines
+
+
+def _field_text(path: str, value: object) -> str:
+    """A field's value; the step that no study comes to is never."""
+    return "never" if path in _STEPS and value == INT32_MAX else _text(value)
+
+
+def _shortened(
+    entries: Sequence[_Entry], gap: _Entry, most: int = _MOST_POINTS
+) -> tuple[_Entry, ...]:
+    """The first and the last of a long sequence, with something that stands for the others.
+
+    >>> _shortened(range(100), -1)
+    (0, 1, 2, 3, 4, 5, 6, 7, -1, 98, 99)
+    """
+    if len(entries) <= most:
+        return tuple(entries)
+    return (*entries[:_FIRST_SHOWN], gap, *entries[-_LAST_SHOWN:])
 
 
 def _text(value: object) -> str:
@@ -732,7 +857,6 @@ def _text(value: object) -> str:
 
 def _describe_plan(plan: Plan) -> list[str]:
     from scbjax.sweep.cost import readable_bytes
-    from scbjax.sweep.progress import readable_count, readable_seconds
 
     total = [
         ("trajectories", str(plan.num_trajectories)),
@@ -745,14 +869,20 @@ def _describe_plan(plan: Plan) -> list[str]:
     ]
     lines = ["plan", *(f"  {line}" for line in _aligned(total))]
     if len(plan.programs) > 1:
-        lines += ["", "programs", *(f"  {line}" for line in _aligned(_program_rows(plan)))]
+        lines += ["", "programs", *_table(_program_rows(plan))]
     return lines
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of a table with its header, the middle of a long one left out."""
+    header, *body = rows
+    gap = ("...", *([""] * (len(header) - 1)))
+    return [f"  {line}" for line in _aligned([header, *_shortened(body, gap, _MOST_ROWS)])]
 
 
 def _describe_search(study: Study) -> list[str]:
     """What each cell of a search costs, all rounds together."""
     from scbjax.sweep.plan import make_plan
-    from scbjax.sweep.progress import readable_count, readable_seconds
 
     rounds = study.base["search.rounds"]
     plans = [make_plan(part) for part in first_studies(study)]
@@ -770,16 +900,13 @@ def _describe_search(study: Study) -> list[str]:
             )
         )
     total = readable_seconds(rounds * sum(plan.seconds for plan in plans))
-    return [
-        f"search: {rounds} rounds in {len(cells)} cells, ~{total} on two CPU cores",
-        *(f"  {line}" for line in _aligned(rows)),
-    ]
+    size = f"{counted(rounds, 'round')} in {counted(len(cells), 'cell')}"
+    return [f"search: {size}, ~{total} on two CPU cores", *_table(rows)]
 
 
 def _program_rows(plan: Plan) -> list[tuple[str, ...]]:
     """What tells the programs of a plan apart, and what each of them costs."""
     from scbjax.sweep.cost import readable_bytes
-    from scbjax.sweep.progress import readable_seconds
 
     static = [
         path for path in FIELDS if path not in plan.study.base and FIELDS[path].kind == "static"
@@ -809,9 +936,11 @@ def _verdict(found: Comparison, *, holds: bool) -> str:
     return "the same, bit for bit" if found.identical else "the same within rounding"
 
 
-def _tell_stopped(out: Path, command: str) -> int:
+def _tell_stopped(out: Path, arguments: Sequence[str]) -> int:
+    # As it was typed, since every option may be one that the rest depends on; but not anew.
+    typed = [word for word in arguments if word != "--force"]
     print(f"stopped, with all that was done saved in {out}")
-    print(f"continue with: {command}")
+    print(f"continue with: {shlex.join(['scbjax', *typed])}")
     return EXIT_INTERRUPTED
 
 
@@ -833,11 +962,12 @@ def _tell_figures(study: str, dataset: Path, *, draw: bool) -> None:
             if scripts:
                 raise
             _note(str(error))  # the study is complete, whether a default figure fits it or not
+    again = "draw it again with:" if draw else "draw it with:"
     for name in scripts if dataset.parent.name == study else []:
         elsewhere = [] if usual else ["--results", str(dataset.parent.parent)]
-        print(f"draw it with: {shlex.join(['scbjax', 'figure', name, *elsewhere])}")
+        print(again, shlex.join(["scbjax", "figure", name, *elsewhere]))
     if not scripts:
-        print(f"draw it with: {shlex.join(['scbjax', 'figure', str(dataset)])}")
+        print(again, shlex.join(["scbjax", "figure", str(dataset)]))
 
 
 def _draw_any(dataset: Path, out: Path) -> None:
@@ -873,16 +1003,18 @@ def _tell_newer(script: Path, results: Path) -> None:
 
     dataset = dataset_of(script, results)
     if newer := newer_than(dataset):
-        said = f"{newer} has other settings and is newer than {dataset}, which was read"
-        print(f"scbjax: {said}", file=sys.stderr)
+        _note(f"{newer} has other settings and is newer than {dataset}, which was read")
 
 
 def _show_all(results: Path, show: Callable[[Path, Path], None]) -> int:
     """Draws every figure whose dataset is there, or prints its numbers; says what is left out."""
-    from scbjax.sweep.figures import dataset_of, find_figures
+    from scbjax.sweep.figures import FOLDER, dataset_of, find_figures
 
     left_out, failed = [], []
-    for script in find_figures().values():
+    scripts = find_figures()
+    if not scripts:
+        raise StudyError(f"there are no figures: {outside_checkout(FOLDER)}")
+    for script in scripts.values():
         try:
             dataset_of(script, results)
         except StudyError as error:
@@ -893,9 +1025,9 @@ def _show_all(results: Path, show: Callable[[Path, Path], None]) -> int:
         except StudyError as error:
             failed.append(str(error))
     for reason in left_out:
-        print(f"scbjax: left out: {reason}", file=sys.stderr)
+        _note(f"left out: {reason}")
     for reason in failed:
-        print(f"scbjax: {reason}", file=sys.stderr)
-    if len(left_out) == len(find_figures()):
+        _note(reason)
+    if len(left_out) == len(scripts):
         raise StudyError(f"no figure could be drawn from {results}")
     return EXIT_BAD_INPUT if failed else 0

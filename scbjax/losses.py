@@ -22,13 +22,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scbjax.model import Params, attend, attend_transpose, look_up
-from scbjax.sampling import AnyBatch, Batch, PackedBatch
-from scbjax.task import Task, mu_inner, product
+from scbjax.model import Params, attend, attend_transpose, check_params, look_up
+from scbjax.sampling import AnyBatch, Batch, PackedBatch, check_batch
+from scbjax.task import Task, check_one_task, mu_inner, product
 from scbjax.tuples import attend_tuples, transpose_tuples
 
 
-@jax.custom_vjp
 def loss(params: Params, batch: AnyBatch) -> jax.Array:
     """The mean over the batch of ``1/2 |e_{x_o} - V X a^(k)|^2`` (eq. 3); a scalar.
 
@@ -43,6 +42,11 @@ def loss(params: Params, batch: AnyBatch) -> jax.Array:
     Returns:
         The loss, a scalar in the dtype of the parameters.
 
+    Raises:
+        TypeError: if the parameters are no :class:`Params`, or the batch is none.
+        ValueError: for concrete tokens outside of 0 .. N - 1, and for shapes that don't fit; see
+            :func:`scbjax.sampling.check_batch`, also for how to check inside ``jit``.
+
     Example:
         >>> from scbjax.model import init_params
         >>> from scbjax.sampling import sample_batch
@@ -52,6 +56,14 @@ def loss(params: Params, batch: AnyBatch) -> jax.Array:
         >>> gradient.value.shape, gradient.attention.shape
         ((3, 3), (50, 3))
     """
+    check_batch(batch, *check_params("params", params))
+    value: jax.Array = unchecked_loss(params, batch)
+    return value
+
+
+@jax.custom_vjp
+def unchecked_loss(params: Params, batch: AnyBatch) -> jax.Array:
+    """:func:`loss` of a batch that was just drawn."""
     return _forward(params, batch)[0]
 
 
@@ -87,7 +99,7 @@ def _backward(residuals: _Residuals, cotangent: jax.Array) -> tuple[Params, None
     return Params(product(error.T, attended), attention), None
 
 
-loss.defvjp(_forward, _backward)
+unchecked_loss.defvjp(_forward, _backward)
 
 
 def sample_gradients(params: Params, batch: Batch) -> tuple[jax.Array, Params]:
@@ -103,7 +115,17 @@ def sample_gradients(params: Params, batch: Batch) -> tuple[jax.Array, Params]:
     Returns:
         The loss, a scalar, and the gradients of V [N, N] and, for each sample, of column
         ``batch.query`` of A [B, T].
+
+    Raises:
+        TypeError: as :func:`loss`.
+        ValueError: as :func:`loss`.
     """
+    check_batch(batch, *check_params("params", params))
+    return unchecked_gradients(params, batch)
+
+
+def unchecked_gradients(params: Params, batch: Batch) -> tuple[jax.Array, Params]:
+    """:func:`sample_gradients` of a batch that was just drawn."""
     value, residuals = _forward(params, batch)
     error = residuals.error / batch.label.shape[0]
     attention = look_up(product(error, params.value), batch.tokens)
@@ -148,6 +170,7 @@ def population_loss(params: Params, task: Task) -> jax.Array:
         >>> float(excess_loss(truth, task))
         0.0
     """
+    check_one_task("task", task)
     m = _moments(params, task)
     mean_product = jnp.sum(task.stationary * m.value_mean)
     cross = m.overlap * m.value_overlap + (m.mass - m.overlap) * mean_product
@@ -168,6 +191,7 @@ def population_grad(params: Params, task: Task) -> Params:
     Returns:
         Gradients with the shapes of the parameters.
     """
+    check_one_task("task", task)
     mu, m = task.stationary, _moments(params, task)
     mean_norm = jnp.sum(m.value_mean**2)
     mean_product = jnp.sum(mu * m.value_mean)
@@ -193,6 +217,7 @@ def excess_loss(params: Params, task: Task, repeats: jax.Array | float = 1.0) ->
         repeats: how many positions each entry of A stands for, where it is more than itself
             (:mod:`scbjax.simulation`).
     """
+    check_one_task("task", task)
     mu = task.stationary
     value_error = params.value - task.transition
     attention_error = params.attention - task.pattern

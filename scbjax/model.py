@@ -17,11 +17,14 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from scbjax.arguments import check_is, outline
 from scbjax.blocks import BLOCK_ELEMENTS, fill, has_blocks, sum_by_class
-from scbjax.sampling import POSITION_MAJOR_LIMIT
+from scbjax.sampling import POSITION_MAJOR_LIMIT, check_contexts, check_tokens
 from scbjax.sharding import COLUMNS, ROWS, WHOLE, Part, on_parts, split
-from scbjax.task import Task, product
+from scbjax.tables import Registry
+from scbjax.task import Task, check_one_task, product
 
 # From this length on a CPU attends sample by sample: a loop over samples costs less than the places
 # of all their tokens, of a million bytes and more, cost to write and to read (measured).
@@ -39,6 +42,10 @@ class Params(NamedTuple):
 
     value: jax.Array
     attention: jax.Array
+
+    def __repr__(self) -> str:
+        """Dtypes and shapes, not the arrays."""
+        return outline(self)
 
 
 class AttentionMap(NamedTuple):
@@ -73,21 +80,26 @@ def softmax_gain(attention: jax.Array) -> jax.Array:
     return attention**2 * (1.0 - 2.0 * attention + size) / uniform
 
 
-ATTENTION_MAPS: dict[str, AttentionMap] = {
-    "linear": AttentionMap(
-        weights=lambda attention: attention,
-        start=lambda context_length: 1.0 / context_length,
-        step_scale=lambda _: 1.0,
-        gain=jnp.ones_like,
-    ),
-    "softmax": AttentionMap(
-        weights=lambda logits: jax.nn.softmax(logits, axis=-2),
-        start=lambda _: 0.0,
-        step_scale=lambda context_length: 1.0 / context_length**2,
-        gain=softmax_gain,
-    ),
-}
-"""The maps by name: ``"linear"``, A is the parameter; ``"softmax"``, ``a^(k) = softmax(w^(k))``."""
+ATTENTION_MAPS: Registry[AttentionMap] = Registry(
+    "attention map",
+    {
+        "linear": AttentionMap(
+            weights=lambda attention: attention,
+            start=lambda context_length: 1.0 / context_length,
+            step_scale=lambda _: 1.0,
+            gain=jnp.ones_like,
+        ),
+        "softmax": AttentionMap(
+            weights=lambda logits: jax.nn.softmax(logits, axis=-2),
+            start=lambda _: 0.0,
+            step_scale=lambda context_length: 1.0 / context_length**2,
+            gain=softmax_gain,
+        ),
+    },
+)
+"""The maps by name: ``"linear"``, A is the parameter; ``"softmax"``, ``a^(k) = softmax(w^(k))``.
+
+A name stands for one map for as long as the process lasts (:class:`scbjax.tables.Registry`)."""
 
 
 def init_params(task: Task, attention_map: str = "linear") -> Params:
@@ -106,6 +118,7 @@ def init_params(task: Task, attention_map: str = "linear") -> Params:
         >>> init_params(task).attention[0].tolist()
         [0.25, 0.25, 0.25]
     """
+    check_one_task("task", task)
     context_length, num_tokens = task.pattern.shape
     value = jnp.broadcast_to(task.stationary[:, None], (num_tokens, num_tokens))
     start = jnp.full_like(task.pattern, ATTENTION_MAPS[attention_map].start(context_length))
@@ -145,12 +158,41 @@ def predict(params: Params, tokens: jax.Array, query: jax.Array) -> jax.Array:
     Returns:
         Predicted label distribution of each sample, [B, N], in the dtype of the parameters.
 
+    Raises:
+        ValueError: for concrete tokens outside of 0 .. N - 1 (:func:`scbjax.sampling.check_batch`),
+            and for shapes that don't fit together.
+
     Example:
         >>> params = Params(jnp.eye(2), jnp.array([[1.0, 0.5], [0.0, 0.5]]))
         >>> predict(params, jnp.array([[0, 1], [0, 1]]), jnp.array([0, 1])).tolist()
         [[1.0, 0.0], [0.5, 0.5]]
     """
+    num_tokens, context_length = check_params("params", params)
+    check_contexts(tokens, num_tokens, context_length)
+    check_tokens(query, num_tokens, np.shape(tokens)[:1])
     return product(attend(params.attention, tokens, query), params.value.T)
+
+
+def check_params(name: str, params: Params) -> tuple[int, int]:
+    """N and T of V [N, N] and A [T, N].
+
+    Raises:
+        TypeError: if they are no parameters.
+        ValueError: if they have other shapes.
+
+    Example:
+        >>> check_params("params", Params(jnp.ones((3, 3)), jnp.ones((5, 3))))
+        (3, 5)
+    """
+    check_is(name, params, Params, "such as init_params makes")
+    value, attention = np.shape(params.value), np.shape(params.attention)
+    if len(attention) == 2 and value == attention[1:] * 2:
+        return attention[1], attention[0]
+    several = ": jax.vmap maps a function over several" if len(attention) > 2 else ""
+    raise ValueError(
+        f"{name} has value {list(value)} and attention {list(attention)}; "
+        f"it must have [N, N] and [T, N]{several}"
+    )
 
 
 def attend(attention: jax.Array, tokens: jax.Array, query: jax.Array) -> jax.Array:

@@ -25,10 +25,25 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scbjax.model import Params, attend
+from scbjax.model import Params, attend, check_params
 from scbjax.optim import Geometry
-from scbjax.sampling import Batch, draw_batch, fold_in, make_sampler, make_seed
-from scbjax.task import Task, pattern_signal, product, stationary_norm, transition_signal
+from scbjax.sampling import (
+    Batch,
+    Sampler,
+    check_batch,
+    draw_batch,
+    fold_in,
+    make_sampler,
+    make_seed,
+)
+from scbjax.task import (
+    Task,
+    check_one_task,
+    pattern_signal,
+    product,
+    stationary_norm,
+    transition_signal,
+)
 from scbjax.theory import ratio
 
 # Context tokens that are drawn at a time: what is held in memory does not grow with T.
@@ -81,6 +96,13 @@ def signal_gradients(params: Params, batch: Batch, task: Task) -> SignalGradient
         >>> signal_gradients(init_params(task), batch, task).value_mu.shape
         (8,)
     """
+    check_one_task("task", task)
+    check_params("params", params)
+    check_batch(batch, task)
+    return _signal_gradients(params, batch, task)
+
+
+def _signal_gradients(params: Params, batch: Batch, task: Task) -> SignalGradients:
     mu, context = task.stationary, (batch.tokens, batch.query)
     attended = attend(params.attention, *context)
     mass = jnp.sum(attended, axis=1, keepdims=True)
@@ -99,7 +121,14 @@ def signal_gradients(params: Params, batch: Batch, task: Task) -> SignalGradient
     )
 
 
-def signal_noise(key: jax.Array, params: Params, task: Task, num_samples: int) -> SignalNoise:
+def signal_noise(
+    key: jax.Array,
+    params: Params,
+    task: Task,
+    num_samples: int,
+    *,
+    sampler: Sampler | None = None,
+) -> SignalNoise:
     """Mean and standard deviation of :func:`signal_gradients` over fresh samples.
 
     Args:
@@ -107,16 +136,19 @@ def signal_noise(key: jax.Array, params: Params, task: Task, num_samples: int) -
         params: V [N, N] and A [T, N].
         task: the task.
         num_samples: fresh samples, drawn a quarter of a million tokens at a time.
+        sampler: that of the task, where it has been made already.
 
     Returns:
         The two statistics of the three gradients.
     """
-    sampler, seed = make_sampler(task), make_seed(key)
+    check_one_task("task", task)
+    sampler = make_sampler(task) if sampler is None else sampler
+    seed = make_seed(key)
     count = -(-num_samples * task.context_length // _PIECE_TOKENS)
     size = -(-num_samples // count)
 
     def measure(index: jax.Array) -> SignalGradients:
-        return signal_gradients(params, draw_batch(fold_in(seed, index), sampler, size), task)
+        return _signal_gradients(params, draw_batch(fold_in(seed, index), sampler, size), task)
 
     pieces = jax.lax.map(measure, jnp.arange(count, dtype=jnp.int32))
     samples = [piece.ravel()[:num_samples] for piece in pieces]
@@ -149,6 +181,7 @@ def initial_noise(task: Task, geometry: Geometry = "mu") -> jax.Array:
         >>> bool(initial_noise(task, "mu") < 0.2 * initial_noise(task, "paper"))
         True
     """
+    check_one_task("task", task)
     mu, length = task.stationary, float(task.context_length)
     constant = jnp.zeros_like(mu)
     if geometry == "paper":

@@ -12,11 +12,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from scbjax.keys import as_threefry
 from scbjax.losses import excess_loss
 from scbjax.model import ATTENTION_MAPS, Params
 from scbjax.noise import SignalNoise, initial_noise, signal_noise
+from scbjax.sampling import Sampler
 from scbjax.sharding import every_nth_row
 from scbjax.stages import population_refit, refit_value, round_attention, rounding_level
+from scbjax.tables import Registry
 from scbjax.task import Task, mu_inner
 from scbjax.theory import PathProjection, project_on_path
 
@@ -46,6 +49,7 @@ class View:
         refit_samples: fresh samples for the refit of V.
         refit_support: largest number of attention entries a column that the refit uses.
         noise_samples: fresh samples for the noise of a sample.
+        sampler: that of the task, where it has been made already.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class View:
         refit_samples: int,
         refit_support: int,
         noise_samples: int,
+        sampler: Sampler | None = None,
     ) -> None:
         """Stores the state; nothing is computed before an observable asks for it."""
         self.key = key
@@ -79,6 +84,7 @@ class View:
         self.refit_samples = refit_samples
         self.refit_support = refit_support
         self.noise_samples = noise_samples
+        self.sampler = sampler
 
     @cached_property
     def projection(self) -> PathProjection:
@@ -101,13 +107,14 @@ class View:
             self.task,
             num_samples=self.refit_samples,
             support=self.refit_support,
+            sampler=self.sampler,
         )
 
     @cached_property
     def noise(self) -> SignalNoise:
         """Mean and deviation, over fresh samples, of the gradients of the signals."""
-        key = jax.random.fold_in(self.key, _NOISE)
-        return signal_noise(key, self.params, self.task, self.noise_samples)
+        key = jax.random.fold_in(as_threefry(self.key), _NOISE)
+        return signal_noise(key, self.params, self.task, self.noise_samples, sampler=self.sampler)
 
     @cached_property
     def excess_loss(self) -> jax.Array:
@@ -184,165 +191,171 @@ class Observable(NamedTuple):
     default: bool = True
 
 
-OBSERVABLES: dict[str, Observable] = {
-    "alpha_value": Observable(
-        lambda v: v.projection.alpha_value, "signal in the value matrix", r"$\alpha_V$"
-    ),
-    "alpha_attention": Observable(
-        lambda v: v.projection.alpha_attention, "signal in the attention matrix", r"$\alpha_A$"
-    ),
-    "delta_value": Observable(
-        lambda v: v.norm(v.projection.delta_value),
-        "value matrix off the population path",
-        r"$\|\Delta_V\|_\mu$",
-    ),
-    "delta_attention": Observable(
-        lambda v: v.norm(v.projection.delta_attention),
-        "attention matrix off the population path",
-        r"$\|\Delta_A\|_\mu$",
-    ),
-    "value_distance": Observable(
-        lambda v: v.distance(v.params.value, v.task.transition),
-        "distance of V to P",
-        r"$\|V - P\|_\mu$",
-    ),
-    "attention_distance": Observable(
-        lambda v: v.distance(v.params.attention, v.task.pattern),
-        "distance of A to Q",
-        r"$\|A - Q\|_\mu$",
-    ),
-    "value_similarity": Observable(
-        lambda v: v.similarity(v.params.value, v.task.transition),
-        "cosine similarity of V and P",
-        r"$\cos_\mu(V, P)$",
-    ),
-    "attention_similarity": Observable(
-        lambda v: v.similarity(v.params.attention, v.task.pattern),
-        "cosine similarity of A and Q",
-        r"$\cos_\mu(A, Q)$",
-    ),
-    "rounded_value_distance": Observable(
-        lambda v: v.distance(v.refitted_value, v.task.transition),
-        "distance of V to P, V refitted on fresh samples to the rounded A",
-        r"$\|\hat V - P\|_\mu$",
-    ),
-    "rounded_attention_distance": Observable(
-        lambda v: v.distance(v.rounded_attention, v.task.pattern),
-        "distance of the rounded A to Q",
-        r"$\|\hat A - Q\|_\mu$",
-    ),
-    "rounded_value_similarity": Observable(
-        lambda v: v.similarity(v.refitted_value, v.task.transition),
-        "cosine similarity of P and the V refitted on fresh samples to the rounded A",
-        r"$\cos_\mu(\hat V, P)$",
-    ),
-    "rounded_attention_similarity": Observable(
-        lambda v: v.similarity(v.rounded_attention, v.task.pattern),
-        "cosine similarity of the rounded A and Q",
-        r"$\cos_\mu(\hat A, Q)$",
-    ),
-    "excess_loss": Observable(
-        lambda v: v.excess_loss,
-        "expected loss above that of the truth",
-        r"$L(V, A) - L(P, Q)$",
-    ),
-    "batch_loss": Observable(
-        lambda v: v.batch_loss, "loss of the last mini-batch, before its step", r"$\ell$"
-    ),
-    "nonzeros": Observable(
-        lambda v: v.nonzeros,
-        "entries of A that stand out from the background of their column",
-        r"$\|A\|_0$",
-        units="count",
-        dtype="int32",
-    ),
-    "stage": Observable(lambda v: v.stage, "stage of the algorithm", "stage", dtype="int32"),
-    "flipped": Observable(
-        lambda v: v.flipped.astype(jnp.int32),
-        "whether the sign flip at the end of stage 1 fired",
-        "flip",
-        dtype="int32",
-    ),
-    "samples": Observable(
-        lambda v: v.samples, "samples used so far", r"$\tau B$", units="samples", dtype="int32"
-    ),
-    "population_alpha_value": Observable(
-        lambda v: v.population[0],
-        "signal in V of the noiseless recursion",
-        r"$\alpha_V$ (population)",
-    ),
-    "population_alpha_attention": Observable(
-        lambda v: v.population[1],
-        "signal in A of the noiseless recursion",
-        r"$\alpha_A$ (population)",
-    ),
-    "population_refit_distance": Observable(
-        lambda v: v.distance(population_refit(v.rounded_attention, v.task), v.task.transition),
-        "distance of V to P, V fitted to the rounded A with the law of the task itself",
-        r"$\|V^* - P\|_\mu$",
-        default=False,
-    ),
-    "attention_gain_support": Observable(
-        lambda v: mean_where(v.attention_gain, v.task.pattern > 0),
-        "effective preconditioner of A relative to its start, mean over the support of Q",
-        r"$(JJ^\top)_{tt}$ on $Q$",
-        default=False,
-    ),
-    "attention_gain_rest": Observable(
-        lambda v: mean_where(v.attention_gain, v.task.pattern == 0),
-        "effective preconditioner of A relative to its start, mean off the support of Q",
-        r"$(JJ^\top)_{tt}$ off $Q$",
-        default=False,
-    ),
-    "alpha_value_noise_mu": Observable(
-        lambda v: v.noise.deviation.value_mu,
-        "deviation over samples of the gradient of alpha_V, mu geometry",
-        r"$\sigma(\nabla \alpha_V)$, $\mu$",
-        default=False,
-    ),
-    "alpha_value_noise_paper": Observable(
-        lambda v: v.noise.deviation.value_paper,
-        "deviation over samples of the gradient of alpha_V, projector as printed",
-        r"$\sigma(\nabla \alpha_V)$, printed",
-        default=False,
-    ),
-    "alpha_attention_noise": Observable(
-        lambda v: v.noise.deviation.attention,
-        "deviation over samples of the gradient of alpha_A",
-        r"$\sigma(\nabla \alpha_A)$",
-        default=False,
-    ),
-    "alpha_value_gradient_mu": Observable(
-        lambda v: v.noise.mean.value_mu,
-        "mean over samples of the gradient of alpha_V, mu geometry",
-        r"$\nabla \alpha_V$, $\mu$",
-        default=False,
-    ),
-    "alpha_value_gradient_paper": Observable(
-        lambda v: v.noise.mean.value_paper,
-        "mean over samples of the gradient of alpha_V, projector as printed",
-        r"$\nabla \alpha_V$, printed",
-        default=False,
-    ),
-    "alpha_attention_gradient": Observable(
-        lambda v: v.noise.mean.attention,
-        "mean over samples of the gradient of alpha_A",
-        r"$\nabla \alpha_A$",
-        default=False,
-    ),
-    "initial_noise_mu": Observable(
-        lambda v: initial_noise(v.task, "mu"),
-        "deviation over samples of the gradient of alpha_V at the start, mu geometry, exact",
-        r"$\sigma_0(\nabla \alpha_V)$, $\mu$",
-        default=False,
-    ),
-    "initial_noise_paper": Observable(
-        lambda v: initial_noise(v.task, "paper"),
-        "deviation over samples of the gradient of alpha_V at the start, as printed, exact",
-        r"$\sigma_0(\nabla \alpha_V)$, printed",
-        default=False,
-    ),
-}
+OBSERVABLES: Registry[Observable] = Registry(
+    "observable",
+    {
+        "alpha_value": Observable(
+            lambda v: v.projection.alpha_value, "signal in the value matrix", r"$\alpha_V$"
+        ),
+        "alpha_attention": Observable(
+            lambda v: v.projection.alpha_attention, "signal in the attention matrix", r"$\alpha_A$"
+        ),
+        "delta_value": Observable(
+            lambda v: v.norm(v.projection.delta_value),
+            "value matrix off the population path",
+            r"$\|\Delta_V\|_\mu$",
+        ),
+        "delta_attention": Observable(
+            lambda v: v.norm(v.projection.delta_attention),
+            "attention matrix off the population path",
+            r"$\|\Delta_A\|_\mu$",
+        ),
+        "value_distance": Observable(
+            lambda v: v.distance(v.params.value, v.task.transition),
+            "distance of V to P",
+            r"$\|V - P\|_\mu$",
+        ),
+        "attention_distance": Observable(
+            lambda v: v.distance(v.params.attention, v.task.pattern),
+            "distance of A to Q",
+            r"$\|A - Q\|_\mu$",
+        ),
+        "value_similarity": Observable(
+            lambda v: v.similarity(v.params.value, v.task.transition),
+            "cosine similarity of V and P",
+            r"$\cos_\mu(V, P)$",
+        ),
+        "attention_similarity": Observable(
+            lambda v: v.similarity(v.params.attention, v.task.pattern),
+            "cosine similarity of A and Q",
+            r"$\cos_\mu(A, Q)$",
+        ),
+        "rounded_value_distance": Observable(
+            lambda v: v.distance(v.refitted_value, v.task.transition),
+            "distance of V to P, V refitted on fresh samples to the rounded A",
+            r"$\|\hat V - P\|_\mu$",
+        ),
+        "rounded_attention_distance": Observable(
+            lambda v: v.distance(v.rounded_attention, v.task.pattern),
+            "distance of the rounded A to Q",
+            r"$\|\hat A - Q\|_\mu$",
+        ),
+        "rounded_value_similarity": Observable(
+            lambda v: v.similarity(v.refitted_value, v.task.transition),
+            "cosine similarity of P and the V refitted on fresh samples to the rounded A",
+            r"$\cos_\mu(\hat V, P)$",
+        ),
+        "rounded_attention_similarity": Observable(
+            lambda v: v.similarity(v.rounded_attention, v.task.pattern),
+            "cosine similarity of the rounded A and Q",
+            r"$\cos_\mu(\hat A, Q)$",
+        ),
+        "excess_loss": Observable(
+            lambda v: v.excess_loss,
+            "expected loss above that of the truth",
+            r"$L(V, A) - L(P, Q)$",
+        ),
+        "batch_loss": Observable(
+            lambda v: v.batch_loss, "loss of the last mini-batch, before its step", r"$\ell$"
+        ),
+        "nonzeros": Observable(
+            lambda v: v.nonzeros,
+            "entries of A that stand out from the background of their column",
+            r"$\|A\|_0$",
+            units="count",
+            dtype="int32",
+        ),
+        "stage": Observable(lambda v: v.stage, "stage of the algorithm", "stage", dtype="int32"),
+        "flipped": Observable(
+            lambda v: v.flipped.astype(jnp.int32),
+            "whether the sign flip at the end of stage 1 fired",
+            "flip",
+            dtype="int32",
+        ),
+        "samples": Observable(
+            lambda v: v.samples, "samples used so far", r"$\tau B$", units="samples", dtype="int32"
+        ),
+        "population_alpha_value": Observable(
+            lambda v: v.population[0],
+            "signal in V of the noiseless recursion",
+            r"$\alpha_V$ (population)",
+        ),
+        "population_alpha_attention": Observable(
+            lambda v: v.population[1],
+            "signal in A of the noiseless recursion",
+            r"$\alpha_A$ (population)",
+        ),
+        "population_refit_distance": Observable(
+            lambda v: v.distance(population_refit(v.rounded_attention, v.task), v.task.transition),
+            "distance of V to P, V fitted to the rounded A with the law of the task itself",
+            r"$\|V^* - P\|_\mu$",
+            default=False,
+        ),
+        "attention_gain_support": Observable(
+            lambda v: mean_where(v.attention_gain, v.task.pattern > 0),
+            "effective preconditioner of A relative to its start, mean over the support of Q",
+            r"$(JJ^\top)_{tt}$ on $Q$",
+            default=False,
+        ),
+        "attention_gain_rest": Observable(
+            lambda v: mean_where(v.attention_gain, v.task.pattern == 0),
+            "effective preconditioner of A relative to its start, mean off the support of Q",
+            r"$(JJ^\top)_{tt}$ off $Q$",
+            default=False,
+        ),
+        "alpha_value_noise_mu": Observable(
+            lambda v: v.noise.deviation.value_mu,
+            "deviation over samples of the gradient of alpha_V, mu geometry",
+            r"$\sigma(\nabla \alpha_V)$, $\mu$",
+            default=False,
+        ),
+        "alpha_value_noise_paper": Observable(
+            lambda v: v.noise.deviation.value_paper,
+            "deviation over samples of the gradient of alpha_V, projector as printed",
+            r"$\sigma(\nabla \alpha_V)$, printed",
+            default=False,
+        ),
+        "alpha_attention_noise": Observable(
+            lambda v: v.noise.deviation.attention,
+            "deviation over samples of the gradient of alpha_A",
+            r"$\sigma(\nabla \alpha_A)$",
+            default=False,
+        ),
+        "alpha_value_gradient_mu": Observable(
+            lambda v: v.noise.mean.value_mu,
+            "mean over samples of the gradient of alpha_V, mu geometry",
+            r"$\nabla \alpha_V$, $\mu$",
+            default=False,
+        ),
+        "alpha_value_gradient_paper": Observable(
+            lambda v: v.noise.mean.value_paper,
+            "mean over samples of the gradient of alpha_V, projector as printed",
+            r"$\nabla \alpha_V$, printed",
+            default=False,
+        ),
+        "alpha_attention_gradient": Observable(
+            lambda v: v.noise.mean.attention,
+            "mean over samples of the gradient of alpha_A",
+            r"$\nabla \alpha_A$",
+            default=False,
+        ),
+        "initial_noise_mu": Observable(
+            lambda v: initial_noise(v.task, "mu"),
+            "deviation over samples of the gradient of alpha_V at the start, mu geometry, exact",
+            r"$\sigma_0(\nabla \alpha_V)$, $\mu$",
+            default=False,
+        ),
+        "initial_noise_paper": Observable(
+            lambda v: initial_noise(v.task, "paper"),
+            "deviation over samples of the gradient of alpha_V at the start, as printed, exact",
+            r"$\sigma_0(\nabla \alpha_V)$, printed",
+            default=False,
+        ),
+    },
+)
+"""The table; a name stands for one observable for as long as the process lasts.
+
+See :class:`scbjax.tables.Registry`."""
 
 # What takes long, or is there for a comparison only, is recorded where it is named.
 DEFAULT_RECORD: tuple[str, ...] = tuple(

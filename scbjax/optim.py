@@ -12,6 +12,20 @@ Each piece is a transformation of its own: :func:`scale_by_stationary` and :func
 (eq. 4), :func:`proximal_l1` and :func:`restore_column_sums` (eq. 6). :func:`scb_proximal` and
 :func:`scb_sgd` chain them into the two arms that the paper compares. This module knows arrays and
 optax, and nothing of tasks.
+
+With any other optimiser of optax in their midst, what comes last has to see to the invariants of
+the algorithm, ``1^T V = 1^T``, ``V mu = mu`` and ``1^T A = 1^T``: momentum remembers and Adam
+rescales, entry by entry, what had been projected before. :func:`keep_invariants` is for that:
+
+    optax.chain(
+        scale_by_stationary(mu),  # the diagonal part of eq. 4
+        optax.scale_by_adam(),  # or optax.trace(0.9), or another one
+        optax.scale_by_learning_rate(0.01),
+        keep_invariants(mu),
+    )
+
+Gradients may be of another precision than the parameters, such as bfloat16: where ``update`` is
+given the parameters, it computes in the wider of the two, and updates are in that.
 """
 
 from typing import Literal, NamedTuple
@@ -39,7 +53,7 @@ def scale_by_stationary(stationary: chex.Array) -> optax.GradientTransformationE
         stationary: mu [N], positive.
 
     Returns:
-        A stateless transformation for arrays whose last axis has length N; dtypes are kept.
+        A stateless transformation for arrays whose last axis has length N.
 
     Example:
         >>> transform = scale_by_stationary(jnp.array([0.25, 0.75]))
@@ -58,8 +72,8 @@ def scale_by_stationary(stationary: chex.Array) -> optax.GradientTransformationE
         params: optax.Params | None = None,
         **extra: object,
     ) -> tuple[optax.Updates, optax.OptState]:
-        del params, extra
-        return jax.tree.map(divide, updates), state
+        del extra
+        return jax.tree.map(divide, _widened(updates, params)), state
 
     return optax.GradientTransformationExtraArgs(_empty_state, update_fn)
 
@@ -84,7 +98,7 @@ def project_tangent(
         geometry: ``"mu"`` or ``"paper"``.
 
     Returns:
-        A stateless transformation for matrices; dtypes are kept.
+        A stateless transformation for matrices.
 
     Raises:
         ValueError: for an unknown geometry.
@@ -113,8 +127,8 @@ def project_tangent(
         params: optax.Params | None = None,
         **extra: object,
     ) -> tuple[optax.Updates, optax.OptState]:
-        del params, extra
-        return jax.tree.map(project, updates), state
+        del extra
+        return jax.tree.map(project, _widened(updates, params)), state
 
     return optax.GradientTransformationExtraArgs(_empty_state, update_fn)
 
@@ -166,8 +180,7 @@ def proximal_l1(
         threshold: ``"direct"`` or ``"rate"``.
 
     Returns:
-        A transformation whose state counts the updates; dtypes are kept; ``params`` must be given
-        to ``update``.
+        A transformation whose state counts the updates; ``params`` must be given to ``update``.
 
     Raises:
         ValueError: for an unknown ``threshold``, and in ``update`` when ``params`` is None.
@@ -202,10 +215,11 @@ def proximal_l1(
         level = rate * level if threshold == "rate" else level
 
         def move(update: jax.Array, param: jax.Array) -> jax.Array:
+            param = param.astype(update.dtype)
             moved = param - rate.astype(update.dtype) * update
             return (soft_threshold(moved, level) - param).astype(update.dtype)
 
-        updates = jax.tree.map(move, updates, params)
+        updates = jax.tree.map(move, _widened(updates, params), params)
         return updates, ProximalL1State(optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -219,8 +233,7 @@ def restore_column_sums() -> optax.GradientTransformationExtraArgs:
     afterwards.
 
     Returns:
-        A stateless transformation for matrices; dtypes are kept; ``params`` must be given to
-        ``update``.
+        A stateless transformation for matrices; ``params`` must be given to ``update``.
 
     Raises:
         ValueError: in ``update``, when ``params`` is None.
@@ -235,7 +248,7 @@ def restore_column_sums() -> optax.GradientTransformationExtraArgs:
     """
 
     def restore(update: jax.Array, param: jax.Array) -> jax.Array:
-        missing = 1.0 - jnp.sum(param + update, axis=0, keepdims=True)
+        missing = 1.0 - jnp.sum(param.astype(update.dtype) + update, axis=0, keepdims=True)
         return (update + missing / param.shape[0]).astype(update.dtype)
 
     def update_fn(
@@ -249,9 +262,44 @@ def restore_column_sums() -> optax.GradientTransformationExtraArgs:
             raise ValueError(
                 "restore_column_sums needs the parameters: call update(updates, state, params)"
             )
-        return jax.tree.map(restore, updates, params), state
+        return jax.tree.map(restore, _widened(updates, params), params), state
 
     return optax.GradientTransformationExtraArgs(_empty_state, update_fn)
+
+
+def keep_invariants(
+    stationary: chex.Array, geometry: Geometry = "mu"
+) -> optax.GradientTransformationExtraArgs:
+    """Makes steps of any optimiser keep ``1^T V = 1^T``, ``V mu = mu`` and ``1^T A = 1^T``.
+
+    To be put last, behind the learning rate: see the module's text. What V is moved by is projected
+    (:func:`project_tangent`), what A is moved by is made to lead to column sums of one
+    (:func:`restore_column_sums`), which a soft-threshold before it need not have kept.
+
+    Args:
+        stationary: mu [N].
+        geometry: right projector of V, see :func:`project_tangent`.
+
+    Returns:
+        A stateless transformation of updates with fields ``value`` and ``attention``; ``params``
+        must be given to ``update``.
+
+    Raises:
+        ValueError: for an unknown geometry, and in ``update`` when ``params`` is None.
+
+    Example:
+        >>> from scbjax.model import Params
+        >>> mu = jnp.array([0.5, 0.5])
+        >>> params = Params(jnp.full((2, 2), 0.5), jnp.full((4, 2), 0.25))
+        >>> optimizer = optax.chain(optax.sgd(0.5, momentum=0.5), keep_invariants(mu))
+        >>> gradient = Params(jnp.eye(2), jnp.eye(4, 2))
+        >>> updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+        >>> (params.attention + updates.attention).sum(axis=0).tolist()
+        [1.0, 1.0]
+        >>> (updates.value @ mu).tolist(), updates.value.sum(axis=0).tolist()
+        ([0.0, 0.0], [0.0, 0.0])
+    """
+    return _by_field(project_tangent(stationary, geometry), restore_column_sums())
 
 
 def value_descent(
@@ -364,7 +412,8 @@ def step_rows(
 
     Args:
         rows: the transpose of A, [N, T], which has its columns in one piece.
-        gradient: rows [B, T] whose sums are the columns of the gradient of A.
+        gradient: rows [B, T] whose sums are the columns of the gradient of A, of any floating
+            dtype.
         index: the column of A that each of them belongs to, integers [B].
         stationary: mu [N].
         learning_rate: eta_A.
@@ -380,7 +429,7 @@ def step_rows(
         >>> step_rows(rows, gradient, index, stationary=mu, learning_rate=0.125).tolist()
         [[0.5, 0.5], [0.3125, 0.6875]]
     """
-    direction = gradient / stationary.astype(rows.dtype)[index][:, None]
+    direction = gradient.astype(rows.dtype) / stationary.astype(rows.dtype)[index][:, None]
     direction = direction - jnp.mean(direction, axis=1, keepdims=True)
     move = jnp.asarray(-learning_rate, rows.dtype) * direction
     moved: jax.Array = rows.at[index].add(jnp.where(frozen, 0.0, move), mode="promise_in_bounds")
@@ -436,6 +485,18 @@ def _by_field(
         return jax.tree_util.tree_map_with_path(label, params)
 
     return optax.partition({VALUE: value, ATTENTION: attention}, labels)
+
+
+def _widened(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+    """Updates in the dtype of their parameters where that is the wider one."""
+    if params is None:
+        return updates
+
+    def widen(update: jax.Array, param: jax.Array) -> jax.Array:
+        wider = jnp.finfo(param.dtype).bits > jnp.finfo(update.dtype).bits
+        return update.astype(param.dtype) if wider else update
+
+    return jax.tree.map(widen, updates, params)
 
 
 def _empty_state(params: optax.Params) -> optax.EmptyState:

@@ -40,15 +40,19 @@ DISTANCES: Final = (
     "rounded_attention_distance",
 )
 """What is drawn where it was recorded; otherwise the first few of the other records are."""
+SAMPLES: Final = "samples"
+DIVERGED: Final = "diverged_at"
 MAX_PANELS: Final = 4
 MAX_TOLD: Final = 6
 """More arms than this in a panel are spread over columns, if an axis is short enough for that."""
 MAX_COLUMNS: Final = 4
 MAX_BANDS: Final = 2
 """More bands than this in a panel blend into each other; bars side by side do not."""
-MAX_BARS: Final = 8
+MAX_BARS: Final = 12
 MAX_NAMED: Final = 12
 """More arms than this are named in part: a legend is no place for a table."""
+MAX_DRAWN: Final = 100
+"""More lines than this hide each other; some are drawn then, evenly chosen."""
 MAX_ROWS: Final = 40
 """More arms than this are left out of a figure with a row for each."""
 BAND: Final = (10.0, 50.0, 90.0)
@@ -71,7 +75,7 @@ _SMALL: Final = 1e-3
 _WRAPPED: Final = 115  # characters of a line over the whole width
 _WRAPPED_LABEL: Final = 34
 _MOST_COUNTED: Final = 3  # arms whose diverged runs are counted one by one
-_BARS: Final = 5  # of an arm, along its line
+_BARS: Final = 24  # of all arms, along their lines
 
 # Colours of Okabe & Ito, and line styles that tell them apart in print.
 _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
@@ -130,12 +134,14 @@ class _Data:
         dataset: as it was given.
         arms: the arms.
         seeds: the dimensions of seeds.
+        tables: what is drawn, and the samples if they were recorded, [arms, runs, ...].
         left_out: which runs diverged, [arms, runs].
     """
 
     dataset: xarray.Dataset
     arms: tuple[_Arm, ...]
     seeds: tuple[str, ...]
+    tables: Mapping[str, Values]
     left_out: npt.NDArray[np.bool_]
 
     @property
@@ -145,7 +151,7 @@ class _Data:
 
     def values(self, name: str, arm: _Arm) -> Values:
         """A variable of the runs of an arm that did not diverge, [runs, ...]."""
-        kept: Values = _runs(self.dataset, name, arm.place, self.seeds)[~self.left_out[arm.index]]
+        kept: Values = self.tables[name][arm.index][~self.left_out[arm.index]]
         return kept
 
 
@@ -159,9 +165,10 @@ def plot_dataset(
 
     Each panel has one variable, against the samples that were used (where `samples` was not
     recorded: iterations times batch size). Lines are medians over seeds; up to two arms have bands
-    from the 10th to the 90th percentile, up to eight have bars of that length. Many arms are spread
-    over columns where one of the axes is short enough. What has no records over time, such as the
-    dataset of a search, is drawn with a row for each arm; of a search, at the best value tried.
+    from the 10th to the 90th percentile, up to twelve have bars of that length. Many arms are
+    spread over columns where one of the axes is short enough. What has no records over time, such
+    as the dataset of a search, is drawn with a row for each arm; of a search, at the best value
+    tried.
 
     Args:
         dataset: a dataset that the engine wrote, or its path.
@@ -264,11 +271,14 @@ def _arranged(dataset: xarray.Dataset, names: Sequence[str]) -> _Data:
     ]
     told = {axis: _told(dataset, axis) for axis in axes}
     arms = tuple(
-        _Arm(index, place, _label(dataset, told, place), None, None)
-        for index, place in enumerate(places)
+        _Arm(index, place, label, None, None)
+        for index, (place, label) in enumerate(
+            zip(places, _labels(dataset, told, places), strict=True)
+        )
     )
-    left_out = np.stack([_diverged(dataset, names, arm.place, seeds) for arm in arms])
-    return _Data(dataset, arms, seeds, left_out)
+    also = [name for name in (SAMPLES, DIVERGED) if name in dataset and name not in names]
+    tables = {name: _table(dataset, name, axes, seeds) for name in (*names, *also)}
+    return _Data(dataset, arms, seeds, tables, _diverged(dataset, names, tables))
 
 
 def _told(dataset: xarray.Dataset, axis: str) -> list[str]:
@@ -290,15 +300,26 @@ def _column(dataset: xarray.Dataset, field: str) -> list[Any]:
     return values
 
 
-def _label(
-    dataset: xarray.Dataset, told: Mapping[str, Sequence[str]], place: Mapping[str, int]
-) -> str:
-    return ", ".join(
-        _setting(dataset, field, _column(dataset, field)[place[axis]])
+def _labels(
+    dataset: xarray.Dataset,
+    told: Mapping[str, Sequence[str]],
+    places: Sequence[Mapping[str, int]],
+) -> list[str]:
+    """Labels of arms: what is told of each axis that has more than one point."""
+    words = {
+        axis: _points(dataset, fields)
         for axis, fields in told.items()
-        if dataset.sizes[axis] > 1
-        for field in fields
-    )
+        if fields and dataset.sizes[axis] > 1
+    }
+    return [", ".join(words[axis][place[axis]] for axis in words) for place in places]
+
+
+def _points(dataset: xarray.Dataset, fields: Sequence[str]) -> list[str]:
+    """The points of an axis in words."""
+    columns = [
+        [_setting(dataset, field, value) for value in _column(dataset, field)] for field in fields
+    ]
+    return [", ".join(row) for row in zip(*columns, strict=True)]
 
 
 def _setting(dataset: xarray.Dataset, field: str, value: object) -> str:
@@ -328,30 +349,29 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _runs(
-    dataset: xarray.Dataset, name: str, place: Mapping[str, int], seeds: Sequence[str]
-) -> Values:
-    """A variable of every run of an arm, [runs, ...]."""
-    own = {axis: index for axis, index in place.items() if axis in dataset[name].dims}
-    chosen = dataset[name].isel(own)
-    absent = {axis: dataset.sizes[axis] for axis in seeds if axis not in chosen.dims}
-    values = chosen.expand_dims(absent).transpose(*seeds, ...).to_numpy().astype(np.float64)
-    count = int(np.prod([dataset.sizes[axis] for axis in seeds], dtype=int))
-    return values.reshape(count, *values.shape[len(seeds) :])
+def _table(dataset: xarray.Dataset, name: str, axes: Sequence[str], seeds: Sequence[str]) -> Values:
+    """A variable of all arms and runs, [arms, runs, ...], along which it need not vary."""
+    item = dataset[name]
+    absent = {axis: dataset.sizes[axis] for axis in (*axes, *seeds) if axis not in item.dims}
+    values = item.expand_dims(absent).transpose(*axes, *seeds, ...).to_numpy().astype(np.float64)
+    arms, runs = (
+        int(np.prod([dataset.sizes[axis] for axis in some], dtype=int)) for some in (axes, seeds)
+    )
+    return values.reshape(arms, runs, *values.shape[len(axes) + len(seeds) :])
 
 
 def _diverged(
-    dataset: xarray.Dataset, names: Sequence[str], place: Mapping[str, int], seeds: Sequence[str]
+    dataset: xarray.Dataset, names: Sequence[str], tables: Mapping[str, Values]
 ) -> npt.NDArray[np.bool_]:
-    """Which runs of an arm diverged: the engine says so, or a curve of theirs is not finite."""
-    found = np.zeros(int(np.prod([dataset.sizes[axis] for axis in seeds], dtype=int)), bool)
-    if "diverged_at" in dataset:
-        found |= _runs(dataset, "diverged_at", place, seeds) >= 0
+    """Which runs diverged [arms, runs]: the engine says so, or a curve of theirs is not finite."""
+    found = np.zeros(tables[names[0]].shape[:2], bool)
+    if DIVERGED in tables:
+        found |= tables[DIVERGED] >= 0
     for name in names:
-        values = _runs(dataset, name, place, seeds).reshape(len(found), -1)
+        values = tables[name].reshape(*found.shape, -1)
         # Without steps, infinity is what a search says of runs that never came to its goal.
         bad = ~np.isfinite(values) if "step" in dataset[name].dims else np.isnan(values)
-        found |= bad.any(axis=1)
+        found |= bad.any(axis=-1)
     return found
 
 
@@ -373,8 +393,8 @@ def _horizontal(data: _Data, arm: _Arm) -> tuple[Values, str]:
     step = np.arange(dataset.sizes["step"], dtype=float)
     if "step" in dataset.coords:
         step = dataset["step"].to_numpy().astype(float)
-    if "samples" in dataset and "step" in dataset["samples"].dims:
-        longest: Values = _runs(dataset, "samples", arm.place, data.seeds).max(axis=0)
+    if SAMPLES in dataset and "step" in dataset[SAMPLES].dims:
+        longest: Values = data.tables[SAMPLES][arm.index].max(axis=0)
         return longest, "samples"
     batch = _settings(dataset).get("train.batch_size")
     for axis, index in arm.place.items():
@@ -393,7 +413,7 @@ def _curves(data: _Data, names: Sequence[str]) -> Figure:
     from matplotlib.figure import Figure
 
     axis = _spread_axis(data)
-    arms = _looks(data, axis)
+    arms = _evenly(_looks(data, axis), MAX_DRAWN)
     columns = min(len(names), 2) if axis is None else data.dataset.sizes[axis]
     rows = -(-len(names) // columns) if axis is None else len(names)
     height = _HEIGHT * rows + (0.8 if rows * columns > 1 else 1.4)
@@ -415,6 +435,8 @@ def _curves(data: _Data, names: Sequence[str]) -> Figure:
             axes.set_title(_facet(data.dataset, axis, column))
     _name_samples(grid, data, arms)
     spread = _spread_in_words(data, arms, axis)
+    if len(arms) < len(data.arms):
+        spread += f"; {len(arms)} of {len(data.arms)} arms are drawn"
     if _horizontal(data, arms[0])[1] == _COUNTED:
         spread += f"; {_COUNTED}"
     _tell(figure, data, arms, spread=spread)
@@ -437,13 +459,20 @@ def _spread_axis(data: _Data) -> str | None:
 def _looks(data: _Data, axis: str | None) -> list[_Arm]:
     """The arms with colours, the same ones in every column, and labels without the column's."""
     told = {name: _told(data.dataset, name) if name != axis else [] for name in data.arms[0].place}
-    labels = [_label(data.dataset, told, arm.place) for arm in data.arms]
+    labels = _labels(data.dataset, told, [arm.place for arm in data.arms])
     places = {label: place for place, label in enumerate(dict.fromkeys(labels))}
     colours, dashes = _palette(len(places))
     return [
         replace(arm, label=label, colour=colours[places[label]], dashes=dashes[places[label]])
         for arm, label in zip(data.arms, labels, strict=True)
     ]
+
+
+def _evenly(arms: list[_Arm], most: int) -> list[_Arm]:
+    """Some of many arms, from the first to the last at even distances."""
+    if len(arms) <= most:
+        return arms
+    return [arms[place] for place in np.linspace(0, len(arms) - 1, most).round().astype(int)]
 
 
 def _palette(count: int) -> tuple[list[Any], list[Any]]:
@@ -453,7 +482,8 @@ def _palette(count: int) -> tuple[list[Any], list[Any]]:
     from matplotlib import colormaps
 
     # The lightest colours can't be seen on white.
-    return list(colormaps["viridis"](np.linspace(0.0, 0.9, count))), ["-"] * count
+    colours = list(colormaps["viridis"](np.linspace(0.0, 0.9, count)))
+    return colours, [_DASHES[place % len(_DASHES)] for place in range(count)]
 
 
 def _panel(axes: Axes, data: _Data, name: str, arms: Sequence[_Arm]) -> list[Values]:
@@ -484,7 +514,8 @@ def _panel(axes: Axes, data: _Data, name: str, arms: Sequence[_Arm]) -> list[Val
 
 def _bar_places(steps: int, place: int, arms: int) -> Places:
     """The records at which an arm has bars: those of the arms stand side by side, none at 0."""
-    shares = (np.arange(_BARS) + (place + 1) / arms) / _BARS
+    each = max(2, _BARS // arms)
+    shares = (np.arange(each) + (place + 1) / arms) / each
     return np.unique(np.round(shares * (steps - 1)).astype(int))
 
 
@@ -513,9 +544,7 @@ def _titled(dataset: xarray.Dataset, name: str) -> str:
 
 
 def _facet(dataset: xarray.Dataset, axis: str, column: int) -> str:
-    return ", ".join(
-        _setting(dataset, field, _column(dataset, field)[column]) for field in _told(dataset, axis)
-    )
+    return _points(dataset, _told(dataset, axis))[column]
 
 
 def _name_samples(grid: npt.NDArray[Any], data: _Data, arms: Sequence[_Arm]) -> None:
@@ -621,7 +650,8 @@ def _tried(data: _Data, arm: _Arm, probes: Places | None) -> str:
     seeds = set(data.seeds)
     for name, item in data.dataset.data_vars.items():
         if _PROBE in item.dims and not seeds & set(item.dims):
-            value = _runs(data.dataset, str(name), arm.place, ())[0, int(probes[arm.index])]
+            values = _table(data.dataset, str(name), list(arm.place), ())[arm.index, 0]
+            value = values[int(probes[arm.index])]
             symbol = item.attrs.get("symbol", _plain(str(name)))
             return f"{', ' * bool(arm.label)}{symbol} = {_number(float(f'{value:.3g}'))}"
     return ""
@@ -640,17 +670,16 @@ def _spread_in_words(
     spread = f"median of {data.runs} runs"
     if rows or together <= MAX_BARS:
         shape = "band" if together <= MAX_BANDS and not rows else "bars"
-        spread += f", {shape}: 10\u201390% of them"
-    return spread
+        return f"{spread}, {shape}: 10\u201390% of them"
+    return f"{spread} (the spread of so many arms is not drawn)"
 
 
 def _tell(figure: Figure, data: _Data, arms: Sequence[_Arm], *, spread: str) -> None:
     """Puts the title, what is drawn and what is left out above the panels, the arms below."""
     named = list({arm.label: arm for arm in arms}.values())
     if len(named) > MAX_NAMED:
-        picks = np.unique(np.linspace(0, len(named) - 1, MAX_NAMED).round().astype(int))
-        spread += f"; {len(picks)} of {len(named)} arms are named"
-        named = [named[pick] for pick in picks]
+        spread += f"; {MAX_NAMED} of {len(named)} arms are named"
+        named = _evenly(named, MAX_NAMED)
     title = _plain(str(data.dataset.attrs.get("title", data.dataset.attrs.get("name", ""))))
     lines = [line for text in (title, spread, _losses(data)) for line in _wrapped(text)]
     figure.suptitle("\n".join(lines), fontsize=8)

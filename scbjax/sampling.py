@@ -25,10 +25,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import checkify
 
+from scbjax.arguments import SIZES, Numbers, as_integer, check_is, check_number, outline
 from scbjax.blocks import fill
+from scbjax.keys import as_threefry
+from scbjax.once import compiled_quickly, level_for
 from scbjax.sharding import COLUMNS, ROWS, WHOLE, Part, is_split, on_parts
-from scbjax.task import PRECISION, Task
+from scbjax.task import PRECISION, Task, check_one_task
 from scbjax.tuples import PACKED_LIMIT, token_at, tuple_shape, unpack
 
 # Up to this vocabulary size a word gives several tokens, and positions are the slow axis in memory,
@@ -76,6 +80,9 @@ jax.tree_util.register_dataclass(Seed, data_fields=["words"], meta_fields=["roun
 class Batch(NamedTuple):
     """A mini-batch of B samples.
 
+    A user may make one of any integers. Tokens outside of 0 .. N - 1 would give numbers, but wrong
+    ones: :func:`check_batch` tells.
+
     Attributes:
         tokens: the contexts, [B, T], in the smallest unsigned integer type that holds N - 1.
         query: the query tokens ``x_{T+1}``, [B] int32.
@@ -85,6 +92,10 @@ class Batch(NamedTuple):
     tokens: jax.Array
     query: jax.Array
     label: jax.Array
+
+    def __repr__(self) -> str:
+        """Dtypes and shapes, not the arrays."""
+        return outline(self)
 
 
 class PackedBatch(NamedTuple):
@@ -99,6 +110,10 @@ class PackedBatch(NamedTuple):
     tuples: jax.Array
     query: jax.Array
     label: jax.Array
+
+    def __repr__(self) -> str:
+        """Dtypes and shapes, not the arrays."""
+        return outline(self)
 
 
 AnyBatch: TypeAlias = Batch | PackedBatch
@@ -141,6 +156,75 @@ def token_dtype(num_tokens: int) -> np.dtype[Any]:
     return np.dtype(np.uint32)
 
 
+def check_batch(batch: AnyBatch, num_tokens: int | Task, context_length: int | None = None) -> None:
+    """Raises an error if a batch is none of N tokens and contexts of length T.
+
+    The functions that are given a batch call it themselves, before they do anything else. Shapes
+    and dtypes are known always; the tokens are only where they are concrete, which is to say
+    outside of ``jit``, ``vmap`` and the like. There they are checked with
+    :func:`jax.experimental.checkify.debug_check`, which costs nothing and does nothing, unless
+    :func:`jax.experimental.checkify.checkify` has been put around the whole function:
+
+        error, value = checkify.checkify(jax.jit(loss))(params, batch)
+        error.throw()
+
+    Args:
+        batch: the batch.
+        num_tokens: N, or the task, which says T as well.
+        context_length: T; that of the task, if a task is given.
+
+    Raises:
+        TypeError: if it is no batch.
+        ValueError: naming the array, and what is wrong with it.
+
+    Example:
+        >>> batch = Batch(jnp.array([[0, 3]]), jnp.array([1]), jnp.array([2]))
+        >>> check_batch(batch, num_tokens=4, context_length=2)
+        >>> check_batch(batch, num_tokens=3, context_length=2)
+        Traceback (most recent call last):
+        ...
+        ValueError: batch.tokens[0, 1] is 3; it must be between 0 and N - 1 = 2
+    """
+    if isinstance(num_tokens, Task):
+        context_length, num_tokens = num_tokens.context_length, num_tokens.num_tokens
+    if isinstance(batch, PackedBatch):
+        samples = np.shape(batch.tuples)[1:]
+    else:
+        check_is("batch", batch, Batch, "such as sample_batch draws")
+        check_contexts(batch.tokens, num_tokens, context_length, "batch.tokens")
+        samples = np.shape(batch.tokens)[:1]
+    for name in ("query", "label"):
+        check_tokens(getattr(batch, name), num_tokens, samples, f"batch.{name}")
+
+
+def check_contexts(
+    tokens: jax.Array, num_tokens: int, context_length: int | None, name: str = "tokens"
+) -> None:
+    """Like :func:`check_batch`, of contexts [B, T] alone."""
+    shape = np.shape(tokens)
+    length = "T" if context_length is None else context_length
+    if len(shape) != 2 or (context_length is not None and shape[1] != context_length):
+        raise ValueError(f"{name} has shape {list(shape)}; it must be [B, T] with T = {length}")
+    check_tokens(tokens, num_tokens, shape, name)
+
+
+def check_tokens(
+    tokens: jax.Array, num_tokens: int, shape: tuple[int, ...], name: str = "query"
+) -> None:
+    """Like :func:`check_batch`, of an array of tokens that is to have a shape."""
+    if np.shape(tokens) != shape:
+        raise ValueError(f"{name} has shape {list(np.shape(tokens))}; it must be {list(shape)}")
+    check_number(name, tokens, Numbers(0, num_tokens - 1, whole=True, limit="N - 1"))
+    if isinstance(tokens, jax.core.Tracer):
+        own = tokens.astype(jnp.int32)  # those above its range become negative
+        checkify.debug_check(
+            jnp.all((own >= 0) & (own < num_tokens)),
+            f"{name} holds {{low}} to {{high}}; it must be between 0 and N - 1 = {num_tokens - 1}",
+            low=jnp.min(own),
+            high=jnp.max(own),
+        )
+
+
 def make_sampler(task: Task) -> Sampler:
     """Prepares the distribution functions of a task; call it once, outside the loop over steps.
 
@@ -157,6 +241,9 @@ def make_sampler(task: Task) -> Sampler:
     )
 
 
+_sampler_of = compiled_quickly(make_sampler, level=lambda task: level_for(task.num_tokens))
+
+
 def sample_batch(key: jax.Array, task: Task, batch_size: int) -> Batch:
     """Draws a mini-batch from the law of the task (eq. 1).
 
@@ -169,7 +256,8 @@ def sample_batch(key: jax.Array, task: Task, batch_size: int) -> Batch:
         The batch: tokens [B, T], query [B], label [B].
 
     Raises:
-        ValueError: if ``batch_size`` is not positive.
+        TypeError: if the key is no key, or the task no task.
+        ValueError: if ``batch_size`` is no positive integer, or key or task are several.
 
     Example:
         >>> from scbjax.task import random_task
@@ -178,15 +266,17 @@ def sample_batch(key: jax.Array, task: Task, batch_size: int) -> Batch:
         >>> batch.tokens.shape, batch.tokens.dtype.name, batch.label.shape
         ((4, 50), 'uint8', (4,))
     """
-    _check_batch_size(batch_size)
-    batch: Batch = _sample_batch(key, task, batch_size)
+    key = as_threefry(key)
+    check_one_task("task", task)
+    batch_size = as_integer("batch_size", batch_size, SIZES)
+    batch: Batch = _sample_batch(key, _sampler_of(task), batch_size)
     return batch
 
 
 # Compiled as a whole also where the caller compiles nothing, which is quicker from the first batch.
 @partial(jax.jit, static_argnames="batch_size")
-def _sample_batch(key: jax.Array, task: Task, batch_size: int) -> Batch:
-    return draw_batch(make_seed(key), make_sampler(task), batch_size)
+def _sample_batch(key: jax.Array, sampler: Sampler, batch_size: int) -> Batch:
+    return draw_batch(make_seed(key), sampler, batch_size)
 
 
 def draw_batch(seed: Seed, sampler: Sampler, batch_size: int) -> Batch:
@@ -233,13 +323,13 @@ def _draw_queries(seed: Seed, sampler: Sampler, batch_size: int) -> tuple[jax.Ar
 
 
 def make_seed(key: jax.Array, generator: Generator = "threefry-20") -> Seed:
-    """The seed that stands for a PRNG key of any implementation.
+    """The seed that stands for a PRNG key of any kind; see :func:`scbjax.keys.as_threefry`.
 
     Args:
         key: a PRNG key.
         generator: what turns the seed into random words.
     """
-    return Seed(jax.random.bits(key, (2,), _WORD), _ROUNDS[generator])
+    return Seed(jax.random.bits(as_threefry(key), (2,), _WORD), _ROUNDS[generator])
 
 
 def fold_in(seed: Seed, index: jax.Array | int) -> Seed:
@@ -584,14 +674,32 @@ def alias_table(counts: jax.Array) -> jax.Array:
     lacked = jnp.cumsum(lacking, dtype=_WORD)
     spare = jnp.cumsum(jnp.where(poor, _WORD(0), counts - capacity), dtype=_WORD)
     # Giving ends at the first poor cell that takes all that is left of a rich one, or more.
-    last_taker = jnp.minimum(jnp.searchsorted(lacked, spare), cells - 1)
-    threshold = jnp.where(poor, counts, capacity - (lacked[last_taker] - spare))
     given = jnp.where(poor, lacked - lacking, spare)
-    alias = jnp.searchsorted(spare, given, side="right").astype(_WORD)
-    entries = (threshold << _WORD(index_bits)) | alias
+    taker, alias = _search(jnp.stack([lacked, spare]), jnp.stack([spare, given + _WORD(1)]))
+    last_taker = jnp.minimum(taker, cells - 1)
+    threshold = jnp.where(poor, counts, capacity - (lacked[last_taker] - spare))
+    entries = (threshold << _WORD(index_bits)) | alias.astype(_WORD)
     # A threshold of a full cell has no room in the entry.
     table: jax.Array = jnp.where(threshold == capacity, jnp.arange(cells, dtype=_WORD), entries)
     return table
+
+
+def _search(rising: jax.Array, values: jax.Array) -> jax.Array:
+    """The first places at which rows [R, M] of rising words reach values [R, K]; M if they don't.
+
+    One loop for all rows: it is compiled once.
+    """
+    size = rising.shape[1]
+
+    def narrow(number: jax.Array, place: jax.Array) -> jax.Array:
+        step = jnp.int32(2 ** size.bit_length()) >> (number + 1)
+        below = jnp.take_along_axis(rising, jnp.minimum(place + step, size) - 1, axis=1) < values
+        return jnp.where(below & (place + step <= size), place + step, place)
+
+    places: jax.Array = jax.lax.fori_loop(
+        0, size.bit_length(), narrow, jnp.zeros(values.shape, jnp.int32)
+    )
+    return places
 
 
 def _from_pair(

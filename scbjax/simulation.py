@@ -39,22 +39,34 @@ import jax.numpy as jnp
 import optax
 
 from scbjax import optim
+from scbjax.arguments import SIZES, as_integer, check_is
+from scbjax.keys import as_threefry
 from scbjax.losses import excess_loss
 from scbjax.model import Params, attend, attend_transpose
 from scbjax.observe import DEFAULT_RECORD, View, observe, stands_out
-from scbjax.sampling import Batch, draw_batch, fold_in, make_sampler, make_seed
+from scbjax.sampling import (
+    Batch,
+    Sampler,
+    check_batch,
+    draw_batch,
+    fold_in,
+    make_sampler,
+    make_seed,
+)
+from scbjax.settings import Settings, check_settings
 from scbjax.stages import estimated_signals, mirror, round_attention, rounding_level
-from scbjax.task import Task, mu_inner, pattern_signal, product, transition_signal
+from scbjax.task import Task, check_one_task, mu_inner, pattern_signal, product, transition_signal
 from scbjax.theory import PathProjection, path_point, population_step, ratio, signals
 from scbjax.training import (
     Loop,
-    Settings,
     State,
     Trajectory,
     as_trajectory,
+    check_arguments,
     end_stage,
     in_stretches,
     init as init_training,
+    record_at,
     run,
     step_sizes,
 )
@@ -62,6 +74,9 @@ from scbjax.training import (
 # Streams of a trajectory's key. Of those of scbjax.training only the refits are shared: a
 # simulation and a training with the same seed see independent noise.
 _REFITS, _TAGGED, _OTHERS = 1, 100, 101
+# A column whose entries are equal up to so many units in the last place counts as flat: more than
+# its sum may be off by.
+_FLAT = 32
 
 
 class Others(NamedTuple):
@@ -96,7 +111,7 @@ class Gradient(NamedTuple):
 
 def draw_others(key: jax.Array, stationary: jax.Array, batch_size: int) -> Others:
     """Draws what stands for the positions that are not tagged, for a batch of samples."""
-    key_sums, key_counts = jax.random.split(key)
+    key_sums, key_counts = jax.random.split(as_threefry(key))
     root = jnp.sqrt(stationary)[None, :]
 
     def draw(key: jax.Array, *shape: int) -> jax.Array:
@@ -138,16 +153,26 @@ class Simulation:
 
     Attributes:
         context_length: T.
+
+    Raises:
+        ValueError: if T is no positive integer.
     """
 
     context_length: int
+
+    def __post_init__(self) -> None:
+        """Checks T and makes a plain integer of it, by which compiled programs are known."""
+        length = as_integer("context_length", self.context_length, SIZES)
+        object.__setattr__(self, "context_length", length)
 
     def init(self, key: jax.Array, task: Task, settings: Settings) -> State:
         """The state before the first step; see :func:`scbjax.training.init`.
 
         Raises:
+            TypeError: if an argument is something else than it is meant to be.
             ValueError: for Adam and for attention maps other than the linear one.
         """
+        check_arguments(key, task, settings)
         allowed = {"attention_map": ("linear",), "optimizer": ("proximal", "sgd", "raw_sgd")}
         for name, choices in allowed.items():
             if getattr(settings, name) not in choices:
@@ -170,7 +195,17 @@ class Simulation:
 
         Returns:
             The gradient.
+
+        Raises:
+            TypeError: if the task or the batch is something else.
+            ValueError: for a wrong batch, see :func:`scbjax.sampling.check_batch`.
         """
+        check_one_task("task", task)
+        check_batch(batch, task)
+        return self._gradient(params, batch, others, task)
+
+    def _gradient(self, params: Params, batch: Batch, others: Others, task: Task) -> Gradient:
+        """:meth:`gradient`, with everything checked."""
         mu, attention = task.stationary, params.attention
         left_out = repeats(task.pattern, self.context_length) - 1.0
         mass = jnp.sum(left_out * attention, axis=0)[batch.query]
@@ -225,7 +260,12 @@ class Simulation:
         support = jnp.sum(jnp.where(task.pattern == 0, 0.0, gradient.attention), axis=0)
         known = jnp.sum(off * centred * gradient.attention, axis=0)
         wanted = gradient.overlap - level * (gradient.total - support)
-        missing = _over(wanted - known, jnp.sum(off * centred**2, axis=0))
+        spread = jnp.sum(off * centred**2, axis=0)
+        # Of a column that is flat, as at the start, rounding alone is left, which has no direction.
+        rounding = (_FLAT * jnp.finfo(mu.dtype).eps) ** 2 * jnp.sum(
+            off * params.attention**2, axis=0
+        )
+        missing = _over(wanted - known, jnp.where(spread > rounding, spread, 0.0))
         rows = gradient.attention + jnp.where(off > 0, centred * missing[None, :], 0.0)
         rows = (rows - gradient.total[None, :] / self.context_length) / mu[None, :]
         # The sum over all positions is zero; tagged rows off the support are a sample of theirs.
@@ -237,10 +277,20 @@ class Simulation:
         self, state: State, batch: Batch, others: Others, task: Task, settings: Settings
     ) -> State:
         """One step; the stage stays what it is. See :func:`scbjax.training.step`."""
+        check_is("state", state, State, "such as init makes")
+        check_one_task("task", task)
+        check_batch(batch, task)
+        check_settings(settings)
+        return self._step(state, batch, others, task, settings)
+
+    def _step(
+        self, state: State, batch: Batch, others: Others, task: Task, settings: Settings
+    ) -> State:
+        """:meth:`step`, with everything checked."""
         signal = pattern_signal(task, self.context_length)
         rates, l1 = step_sizes(state, task, settings, signal)
         with jax.default_matmul_precision(settings.precision):
-            gradient = self.gradient(state.params, batch, others, task)
+            gradient = self._gradient(state.params, batch, others, task)
         if settings.optimizer == "raw_sgd":
             move = Params(gradient.value, gradient.attention)
         else:
@@ -286,8 +336,15 @@ class Simulation:
         loop = self.loop(key, task, settings)
         return in_stretches(loop, state, start, settings.record_every, num_records)
 
+    def take_record(
+        self, key: jax.Array, task: Task, settings: Settings, state: State, index: jax.Array
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """One record; see :func:`scbjax.training.take_record`."""
+        return record_at(self.loop(key, task, settings), state, settings, index)
+
     def loop(self, key: jax.Array, task: Task, settings: Settings) -> Loop:
         """The parts of a trajectory; see :func:`scbjax.training.in_stretches`."""
+        key = check_arguments(key, task, settings)
         sampler = make_sampler(task)
         seed = make_seed(jax.random.fold_in(key, _TAGGED), settings.generator)
         key_others = jax.random.fold_in(key, _OTHERS)
@@ -296,10 +353,10 @@ class Simulation:
             batch = draw_batch(fold_in(seed, index), sampler, settings.batch_size)
             own = jax.random.fold_in(key_others, index)
             others = draw_others(own, task.stationary, settings.batch_size)
-            return self.step(state, batch, others, task, settings)
+            return self._step(state, batch, others, task, settings)
 
         def record(state: State, done: jax.Array) -> dict[str, jax.Array]:
-            return self.observe_state(key, task, settings, state, done)
+            return self.observe_state(key, task, settings, state, done, sampler)
 
         return Loop(one_step, partial(self.next_stage, task=task, settings=settings), record)
 
@@ -310,18 +367,22 @@ class Simulation:
         settings: Settings,
         state: State,
         start: jax.Array | int,
+        sampler: Sampler | None = None,
     ) -> dict[str, jax.Array]:
         """The record of a state; see :func:`scbjax.training.observe_state`.
 
         Raises:
             ValueError: for an observable that is not recorded by default.
         """
+        key = check_arguments(key, task, settings)
         others = [name for name in settings.record if name not in DEFAULT_RECORD]
         if others:
             raise ValueError(
                 f"record has {others[0]!r}; a simulation has what is recorded by default"
             )
-        return observe(self._view(key, task, settings, state, start), settings.record)
+        view = self._view(key, task, settings, state, start)
+        view.sampler = sampler
+        return observe(view, settings.record)
 
     def project(self, params: Params, task: Task) -> PathProjection:
         """The split of (V, A) along the population path, for the tagged rows of A.
@@ -475,7 +536,8 @@ def simulate(key: jax.Array, task: Task, settings: Settings, *, context_length: 
         The trajectory, with ``steps / record_every + 1`` records; its A has R rows.
 
     Raises:
-        ValueError: if T is below R.
+        TypeError: if an argument is something else than it is meant to be.
+        ValueError: if T is below R, and as :func:`scbjax.training.train`.
 
     Example:
         >>> from scbjax.task import random_task
@@ -485,12 +547,13 @@ def simulate(key: jax.Array, task: Task, settings: Settings, *, context_length: 
         >>> run.params.attention.shape, run.records["samples"].tolist()
         ((40, 3), [0, 640, 1280])
     """
-    if context_length < task.context_length:
+    key = check_arguments(key, task, settings)
+    simulation = Simulation(context_length)
+    if simulation.context_length < task.context_length:
         raise ValueError(
             f"context_length is {context_length}; "
             f"it must be at least the {task.context_length} positions of the task"
         )
-    simulation = Simulation(context_length)
     state = simulation.init(key, task, settings)
     state, records = run(simulation.loop(key, task, settings), state, settings)
     return as_trajectory(state, records, settings)

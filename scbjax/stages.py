@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from scbjax.model import Params, attend_part
 from scbjax.sampling import (
+    Sampler,
     draw_contexts,
     draw_from_columns,
     draw_positions,
@@ -21,6 +22,7 @@ from scbjax.sampling import (
 from scbjax.sharding import largest_rows
 from scbjax.task import (
     Task,
+    check_one_task,
     mu_inner,
     pattern_signal,
     pattern_sparsity,
@@ -134,6 +136,7 @@ def population_refit(attention: jax.Array, task: Task) -> jax.Array:
     which is P for the right A and for the uniform A alike: it does not tell how well A is known.
     :func:`refit_value`, from samples, does.
     """
+    check_one_task("task", task)
     mu = task.stationary
     sums = jnp.sum(attention, axis=0)
     overlap = mu_inner(attention, task.pattern, mu)
@@ -146,7 +149,13 @@ def population_refit(attention: jax.Array, task: Task) -> jax.Array:
 
 
 def refit_value(
-    key: jax.Array, attention: jax.Array, task: Task, *, num_samples: int, support: int
+    key: jax.Array,
+    attention: jax.Array,
+    task: Task,
+    *,
+    num_samples: int,
+    support: int,
+    sampler: Sampler | None = None,
 ) -> jax.Array:
     """Least-squares fit of V [N, N] to fresh samples, for a rounded attention A [T, N].
 
@@ -161,13 +170,15 @@ def refit_value(
         task: the task that the samples are drawn from.
         num_samples: number of fresh samples.
         support: largest number of entries used in a column (cut to T).
+        sampler: that of the task, where it has been made already.
 
     Returns:
         ``V`` minimising the mean of ``|e_{x_o} - V X a|^2`` over the samples, with a ridge of 1e-6.
     """
+    check_one_task("task", task)
     context_length, num_tokens = attention.shape
     weights, positions = largest_rows(attention, min(support, context_length))
-    sampler = make_sampler(task)
+    sampler = make_sampler(task) if sampler is None else sampler
     seed, table = make_seed(key), sampler.token_table
     query = draw_tokens(seed, 0, table, num_tokens, (num_samples,)).astype(jnp.int32)
     tokens = draw_contexts(seed, 1, table, num_tokens, (num_samples, positions.shape[0]))

@@ -21,7 +21,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry_2x32
 
+from scbjax.arguments import (
+    SIZES,
+    Numbers,
+    as_integer,
+    check_is,
+    check_number,
+    is_numeric,
+    is_traced,
+    outline,
+)
 from scbjax.blocks import has_blocks
+from scbjax.keys import as_threefry
+from scbjax.once import compiled_quickly, level_for
 from scbjax.sharding import WHOLE, Part, merge_largest, on_parts, split
 
 # |mu|^2 of a random task stays below this for N >= 3, so that K_P >= |mu|^2 (Assumption 2.1 (c)),
@@ -52,7 +64,7 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
     """The matrix product in full precision of the dtype, on every device.
 
     Within ``jax.default_matmul_precision(...)`` it has the precision that is named there. A step of
-    training sets that to the ``precision`` of its :class:`scbjax.training.Settings`.
+    training sets that to the ``precision`` of its :class:`scbjax.settings.Settings`.
     """
     chosen = getattr(jax.config, "jax_default_matmul_precision", None)
     return jnp.matmul(a, b, precision=PRECISION if chosen is None else None)
@@ -108,6 +120,33 @@ class Task(NamedTuple):
     def context_length(self) -> int:
         """T, the number of context positions."""
         return int(self.pattern.shape[-2])
+
+    def __repr__(self) -> str:
+        """Sizes and signals, not the arrays."""
+        if not all(
+            getattr(array, "shape", ()) for array in self
+        ):  # axes or specs in the places of arrays
+            return f"Task({', '.join(f'{n}={outline(v)}' for n, v in self._asdict().items())})"
+        parts = [f"num_tokens={self.num_tokens}, context_length={self.context_length}"]
+        if np.ndim(self.stationary) > 1:
+            parts.append(f"batch={list(self.stationary.shape[:-1])}")
+        if all(map(is_numeric, self)):
+            p, mu, q = (np.asarray(array).astype(float) for array in self)
+            parts.append(f"K_P={_span(_norm(p, mu) - (mu**2).sum(axis=-1))}")
+            parts.append(f"K_Q={_span(_norm(q, mu) - 1 / self.context_length)}")
+        return f"Task({', '.join([*parts, str(self.pattern.dtype)])})"
+
+
+def _norm(array: np.ndarray, stationary: np.ndarray) -> np.ndarray:
+    """``|A|_mu^2`` of arrays [..., d, N], on the host."""
+    norm: np.ndarray = ((array**2).sum(axis=-2) * stationary).sum(axis=-1)
+    return norm
+
+
+def _span(values: np.ndarray) -> str:
+    """A number, or the range of several."""
+    low, high = f"{np.min(values):.4g}", f"{np.max(values):.4g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def mu_inner(a: jax.Array, b: jax.Array, stationary: jax.Array) -> jax.Array:
@@ -182,14 +221,19 @@ def random_task(
         The task, with arrays of the given dtype.
 
     Raises:
-        ValueError: for sizes out of range, when they are concrete.
+        TypeError: if the key is no key.
+        ValueError: for concrete numbers that are not allowed, and for several keys.
 
     Example:
         >>> task = random_task(jax.random.key(0), num_tokens=3, context_length=50, sparsity=2)
         >>> task.pattern.shape, int(pattern_sparsity(task))
         ((50, 3), 2)
     """
-    max_sparsity = _check_sizes(num_tokens, context_length, sparsity, skew, max_sparsity)
+    key = as_threefry(key)
+    num_tokens = as_integer("num_tokens", num_tokens, _VOCABULARIES)
+    context_length = as_integer("context_length", context_length, SIZES)
+    _check_numbers(skew, transition_signal)
+    max_sparsity = _check_sparsity(context_length, sparsity, max_sparsity)
     shape = (context_length, num_tokens)
     task: Task = _draw_task(key, shape, sparsity, skew, transition_signal, max_sparsity, dtype)
     return task
@@ -224,7 +268,9 @@ def related_task(
         The related task.
 
     Raises:
-        ValueError: for a concrete correlation outside [0, 1] or a concrete sparsity out of range.
+        TypeError: if the key is no key, or the task no task.
+        ValueError: for a concrete correlation outside [0, 1] or another concrete number that is not
+            allowed, and for several keys or tasks.
 
     Example:
         >>> task = random_task(jax.random.key(0), num_tokens=3, context_length=50, sparsity=2)
@@ -232,11 +278,12 @@ def related_task(
         >>> bool(jnp.all(same.transition == task.transition))
         True
     """
-    if not isinstance(correlation, jax.Array) and not 0.0 <= correlation <= 1.0:
-        raise ValueError(f"correlation is {correlation}; it must be between 0 and 1")
+    key = as_threefry(key)
+    check_one_task("task", task)
+    check_number("correlation", correlation, _SHARES)
+    _check_numbers(skew, transition_signal)
     if sparsity is not None:
-        sizes = task.num_tokens, task.context_length
-        max_sparsity = _check_sizes(*sizes, sparsity, skew, max_sparsity)
+        max_sparsity = _check_sparsity(task.context_length, sparsity, max_sparsity)
     related: Task = _draw_related(
         key, task, correlation, sparsity, skew, transition_signal, max_sparsity
     )
@@ -376,6 +423,7 @@ def check_task(task: Task, *, skew: float = 2.0) -> TaskReport:
         >>> check_task(task).nontrivial
         True
     """
+    check_one_task("task", task)
     p, mu, q = (np.asarray(array, dtype=float) for array in task)
     size, length = p.shape[0], q.shape[0]
     support = q > 0
@@ -405,7 +453,11 @@ def check_task(task: Task, *, skew: float = 2.0) -> TaskReport:
 
 # Compiled as a whole also where the caller compiles nothing: operation by operation a first draw
 # takes four times as long, and every draw compiles its loops again.
-@functools.partial(jax.jit, static_argnames=("shape", "max_sparsity", "dtype"))
+@functools.partial(
+    compiled_quickly,
+    static_argnames=("shape", "max_sparsity", "dtype"),
+    level=lambda _, shape, *__: level_for(shape[1]),
+)
 def _draw_task(
     key: jax.Array,
     shape: tuple[int, int],
@@ -423,7 +475,11 @@ def _draw_task(
     return Task(transition, stationary, pattern)
 
 
-@functools.partial(jax.jit, static_argnames="max_sparsity")
+@functools.partial(
+    compiled_quickly,
+    static_argnames=("max_sparsity",),
+    level=lambda _, task, *__: level_for(task.num_tokens),
+)
 def _draw_related(
     key: jax.Array,
     task: Task,
@@ -445,36 +501,63 @@ def _draw_related(
     return Task(transition, task.stationary, pattern)
 
 
-def _check_sizes(
-    num_tokens: int,
-    context_length: int,
-    sparsity: int | jax.Array,
-    skew: float | jax.Array,
-    max_sparsity: int | None,
+def check_one_task(name: str, task: Task) -> None:
+    """Raises an error if an argument is not a single task, with arrays that fit together.
+
+    Args:
+        name: of the argument.
+        task: what it is; its arrays may be traced.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: its arrays have other shapes than those of one task.
+
+    Example:
+        >>> check_one_task("task", 3)
+        Traceback (most recent call last):
+        ...
+        TypeError: task is 3; it must be a Task, such as random_task draws
+    """
+    check_is(name, task, Task, "such as random_task draws")
+    shapes = [tuple(np.shape(array)) for array in task]
+    size, length = shapes[2][-1:], shapes[2][:-1]
+    if len(length) == 1 and shapes[:2] == [size * 2, size]:
+        return
+    found = ", ".join(f"{n} {list(s)}" for n, s in zip(Task._fields, shapes, strict=True))
+    several = ": jax.vmap maps a function over several" if len(shapes[1]) > 1 else ""
+    raise ValueError(
+        f"{name} has {found}; it must be a single task, with transition [N, N], stationary [N] "
+        f"and pattern [T, N]{several}"
+    )
+
+
+# What arguments of this module may hold.
+_VOCABULARIES = Numbers(2, SIZES.high, whole=True)
+_SKEWS, _SIGNALS, _SHARES = Numbers(1), Numbers(0, infinite=True), Numbers(0, 1)
+
+
+def _check_numbers(skew: float | jax.Array, signal: float | jax.Array | None) -> None:
+    check_number("skew", skew, _SKEWS)
+    if signal is not None:
+        check_number("transition_signal", signal, _SIGNALS)
+
+
+def _check_sparsity(
+    context_length: int, sparsity: int | jax.Array, max_sparsity: int | None
 ) -> int:
-    """Validates concrete sizes and returns the static bound of the sparsity."""
-    if num_tokens < 2:
-        raise ValueError(f"num_tokens is {num_tokens}; it must be at least 2")
-    if context_length < 1:
-        raise ValueError(f"context_length is {context_length}; it must be at least 1")
-    if not isinstance(skew, jax.Array) and not skew >= 1.0:
-        raise ValueError(f"skew is {skew}; it must be at least 1")
-    concrete = isinstance(sparsity, int | np.integer)
-    if concrete and not 1 <= sparsity <= context_length:
-        raise ValueError(
-            f"sparsity is {sparsity}; it must be between 1 and context_length = {context_length}"
-        )
-    if max_sparsity is None:
-        max_sparsity = int(sparsity) if concrete else context_length
-    if not 1 <= max_sparsity <= context_length:
-        raise ValueError(
-            f"max_sparsity is {max_sparsity}; it must be between 1 and {context_length}"
-        )
-    if concrete and sparsity > max_sparsity:
+    """Checks a sparsity, if it is concrete, and returns a static bound of it."""
+    allowed = Numbers(1, context_length, whole=True)
+    if max_sparsity is not None:
+        max_sparsity = as_integer("max_sparsity", max_sparsity, allowed)
+    check_number("sparsity", sparsity, dataclasses.replace(allowed, limit="context_length"))
+    if is_traced(sparsity):
+        return context_length if max_sparsity is None else max_sparsity
+    sparsity = as_integer("sparsity", sparsity, allowed)
+    if max_sparsity is not None and sparsity > max_sparsity:
         raise ValueError(
             f"sparsity is {sparsity}; it must be at most max_sparsity = {max_sparsity}"
         )
-    return max_sparsity
+    return max_sparsity or sparsity
 
 
 def _check_columns(name: str, array: np.ndarray) -> None:
@@ -643,9 +726,7 @@ def _random_positions(key: jax.Array, shape: tuple[int, int], count: int) -> jax
     one token are drawn at a time: all of them at once would take four times the memory of Q.
     """
     context_length, num_tokens = shape
-    words = jax.random.key_data(key)
-    # Two words are a key of Threefry; those of other generators stand for one.
-    seed = words if words.shape[-1] == 2 else jax.random.bits(key, (2,), jnp.uint32)
+    seed = jax.random.key_data(key)  # a key of Threefry is its words
     counts = np.arange(num_tokens, dtype=np.uint64) * np.uint64(context_length)
     starts = tuple(jnp.asarray(w, jnp.uint32) for w in (counts >> 32, counts & 0xFFFFFFFF))
 

@@ -16,7 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from scbjax.model import Params
-from scbjax.task import Task, mu_inner, pattern_signal, stationary_norm, transition_signal
+from scbjax.task import (
+    Task,
+    check_one_task,
+    mu_inner,
+    pattern_signal,
+    stationary_norm,
+    transition_signal,
+)
 
 
 class PathProjection(NamedTuple):
@@ -97,6 +104,7 @@ def path_point(
     context_length: int | None = None,
 ) -> Params:
     """The point of the population path with the given signals; T is that of the task by default."""
+    check_one_task("task", task)
     length = context_length or task.context_length
     value = alpha_value * task.transition + (1.0 - alpha_value) * task.stationary[:, None]
     attention = alpha_attention * task.pattern + (1.0 - alpha_attention) / length
@@ -113,6 +121,7 @@ def project_on_path(params: Params, task: Task) -> PathProjection:
         >>> round(float(projection.alpha_value), 4)
         1.0
     """
+    check_one_task("task", task)
     alpha_value, alpha_attention = signals(params, task)
     point = path_point(alpha_value, alpha_attention, task)
     return PathProjection(
@@ -307,6 +316,7 @@ def predict_step(params: Params, task: Task, noise: Params, rates: Rates) -> Ste
     Returns:
         The predicted quantities; identities up to rounding.
     """
+    check_one_task("task", task)
     mu, at = task.stationary, project_on_path(params, task)
     k_p, k_q = transition_signal(task), pattern_signal(task)
     size_value = mu_inner(at.delta_value, at.delta_value, mu)

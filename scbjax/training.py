@@ -11,29 +11,45 @@ cut into segments anywhere between records and continued with bitwise the same r
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from scbjax import optim
-from scbjax.losses import loss, sample_gradients
+from scbjax.arguments import check_is, is_numeric, outline, what
+from scbjax.keys import as_threefry
+from scbjax.losses import unchecked_gradients, unchecked_loss
 from scbjax.model import ATTENTION_MAPS, Params, init_params, map_attention, sum_by_query
-from scbjax.observe import DEFAULT_RECORD, OBSERVABLES, View, observe
+from scbjax.observe import View, observe
 from scbjax.sampling import (
     POSITION_MAJOR_LIMIT,
     AnyBatch,
     Batch,
-    Generator,
+    Sampler,
+    check_batch,
     draw_step,
     fold_in,
     make_sampler,
     make_seed,
 )
+from scbjax.settings import (
+    NEVER as NEVER,
+    PLAIN_OPTIMIZERS as PLAIN_OPTIMIZERS,
+    STATIC_FIELDS as STATIC_FIELDS,
+    TRACED_FIELDS as TRACED_FIELDS,
+    L1Scaling as L1Scaling,
+    Optimizer as Optimizer,
+    Precision as Precision,
+    Settings as Settings,
+    Start as Start,
+    SwitchOn as SwitchOn,
+    check_settings,
+)
+from scbjax.singly import one_by_one
 from scbjax.stages import (
     estimated_signals,
     is_mirrored,
@@ -44,232 +60,19 @@ from scbjax.stages import (
     threshold_and_project,
     true_signals,
 )
-from scbjax.task import Task, pattern_signal, transition_signal
+from scbjax.task import Task, check_one_task, pattern_signal, transition_signal
 from scbjax.theory import Rates, population_step, signals
 from scbjax.transfer import first_step, keep_large, mix_value, on_tangent
-
-Optimizer = Literal["proximal", "sgd", "raw_sgd", "adam"]
-L1Scaling = Literal["direct", "rate", "signal"]
-SwitchOn = Literal["parameters", "truth", "step"]
-Start = Literal["uniform", "transfer", "pretrained"]
-Precision = Literal["highest", "high", "default"]
 
 # Streams of a trajectory's key: mini-batches, fresh samples for the refit of V in records, the
 # first step of a transfer, and pretraining.
 _BATCHES, _REFITS, _FIRST_STEP, _PRETRAINING = range(4)
-# A step number that no trajectory reaches: "never".
-NEVER = 2**31 - 1
+_NAMES_SHOWN = 4  # of what a trajectory has recorded
+# The name of a record that no observable can have.
+_FINITE = ""
 
-PLAIN_OPTIMIZERS: tuple[Optimizer, ...] = ("raw_sgd", "adam")
-"""Those without eq. 4: the only ones for attention maps that make column sums one by themselves."""
-
-_CHOICES: dict[str, Collection[str]] = {
-    "optimizer": get_args(Optimizer),
-    "attention_map": ATTENTION_MAPS,
-    "geometry": optim.GEOMETRIES,
-    "l1_scaling": get_args(L1Scaling),
-    "switch_on": get_args(SwitchOn),
-    "start": get_args(Start),
-    "precision": get_args(Precision),
-    "generator": get_args(Generator),
-}
-_POSITIVE_INTEGERS = (
-    "batch_size",
-    "steps",
-    "record_every",
-    "refit_samples",
-    "refit_support",
-    "noise_samples",
-    "first_samples",
-    "pretraining_steps",
-    "pretraining_batch_size",
-)
-_NOT_NEGATIVE = (
-    "learning_rate_1",
-    "learning_rate_2",
-    "learning_rate_3",
-    "attention_rate_ratio",
-    "l1",
-    "switch_level",
-    "switch_step",
-    "threshold",
-    "stop_level",
-    "stop_step",
-    "rounding_level",
-    "theta",
-    "first_rate",
-    "first_threshold",
-)
-
-
-def _static(default: Any = dataclasses.MISSING) -> Any:  # noqa: ANN401 - as dataclasses.field
-    return dataclasses.field(default=default, metadata={"static": True})
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a trajectory is trained: a pytree whose leaves are the numbers that may be traced.
-
-    Attributes:
-        batch_size: B, samples a step. Static.
-        steps: number of steps, a multiple of ``record_every``. Static.
-        record_every: steps between records; stages are examined then too. Static.
-        optimizer: ``"proximal"``; ``"sgd"``, preconditioned and projected without l1 and without
-            thresholding or rounding; ``"raw_sgd"``, plain gradients; or ``"adam"``, Adam on plain
-            gradients. Static.
-        attention_map: ``"linear"``, or ``"softmax"`` with ``"raw_sgd"`` or ``"adam"``; see
-            :data:`scbjax.model.ATTENTION_MAPS`. Static.
-        geometry: right projector of the V gradient, see :func:`scbjax.optim.project_tangent`.
-            Static.
-        scale_rates: whether eta_V = eta / K_Q and eta_A = eta / K_P, as in the theory, or both are
-            eta. Static.
-        l1_scaling: the threshold of a step: ``"direct"``, lambda itself as printed; ``"rate"``,
-            eta_A lambda, the textbook proximal operator; ``"signal"``, lambda eta_2 times the
-            estimated alpha_V, free of scale. Static.
-        switch_on: what ends a stage: ``"parameters"``, signals estimated without the truth;
-            ``"truth"``, alpha_V and alpha_A; ``"step"``, a step number. Static.
-        flip: whether a mirrored solution is reflected at the end of stage 1. Static.
-        record: names of the observables to record. Static.
-        refit_samples: fresh samples for the refit of V in records. Static.
-        refit_support: largest number of attention entries a column that the refit uses. Static.
-        noise_samples: fresh samples for the noise of a sample in records. Static.
-        start: ``"uniform"``, the paper's initialisation; ``"transfer"``, the transition matrix of a
-            related task handed over, and one step on A; ``"pretrained"``, the same with the V that
-            was learned from samples of that task. Static; see :func:`start_from`.
-        first_samples: samples of that one step, a multiple of ``batch_size``. Static.
-        pretraining_steps: steps of pretraining, a multiple of ``record_every``. Static.
-        pretraining_batch_size: samples of each of them. Static.
-        precision: of the matrix products of a step: ``"highest"``, all digits of the dtype on every
-            device; ``"high"`` or ``"default"``, for which accelerators may round the factors to
-            TF32 or bfloat16, and CPUs do nothing. Records don't depend on it. Static.
-        generator: of the random words of mini-batches: ``"threefry-20"``, that of JAX's keys, or
-            ``"threefry-13"``, with fewer rounds and less margin. Static.
-        learning_rate_1: eta in stage 1.
-        learning_rate_2: eta in stage 2.
-        learning_rate_3: eta in stage 3.
-        attention_rate_ratio: what eta is multiplied by for A, or for the parameter of another
-            attention map, with any optimizer and in any stage. ``first_rate`` is not.
-        l1: lambda, used in stage 2.
-        switch_level: signal at which stage 1 ends: the larger of the two for ``"truth"``, that of V
-            for ``"parameters"``.
-        switch_step: step at which stage 1 ends, for ``switch_on="step"``.
-        threshold: entries below ``threshold * signal / Q`` are cut at the end of stage 1; 0 cuts
-            nothing.
-        stop_level: mean of the two signals at which stage 2 ends; infinity for never.
-        stop_step: step at which stage 2 ends, for ``switch_on="step"``.
-        rounding_level: entries of at least ``rounding_level / Q`` survive rounding.
-        theta: share of the related task's matrix in V at the start of a transfer.
-        first_rate: eta of the one step on A.
-        first_threshold: entries of size up to ``first_threshold * theta / (Q N K_P)`` are cut after
-            that step.
-
-    Raises:
-        ValueError: when made with a concrete value out of range; the message names the field.
-
-    Example:
-        >>> Settings(batch_size=32, steps=100, record_every=10).optimizer
-        'proximal'
-    """
-
-    batch_size: int = _static()
-    steps: int = _static()
-    record_every: int = _static()
-    optimizer: Optimizer = _static("proximal")
-    attention_map: str = _static("linear")
-    geometry: optim.Geometry = _static("mu")
-    scale_rates: bool = _static(True)
-    l1_scaling: L1Scaling = _static("direct")
-    switch_on: SwitchOn = _static("parameters")
-    flip: bool = _static(True)
-    record: tuple[str, ...] = _static(DEFAULT_RECORD)
-    refit_samples: int = _static(4096)
-    refit_support: int = _static(64)
-    noise_samples: int = _static(4096)
-    start: Start = _static("uniform")
-    first_samples: int = _static(4096)
-    pretraining_steps: int = _static(1000)
-    pretraining_batch_size: int = _static(128)
-    precision: Precision = _static("highest")
-    generator: Generator = _static("threefry-20")
-    learning_rate_1: float | jax.Array = 0.02
-    learning_rate_2: float | jax.Array = 0.005
-    learning_rate_3: float | jax.Array = 0.005
-    attention_rate_ratio: float | jax.Array = 1.0
-    l1: float | jax.Array = 1e-4
-    switch_level: float | jax.Array = 0.1
-    switch_step: int | jax.Array = NEVER
-    threshold: float | jax.Array = 0.25
-    stop_level: float | jax.Array = 1.0
-    stop_step: int | jax.Array = NEVER
-    rounding_level: float | jax.Array = 0.25
-    theta: float | jax.Array = 0.2
-    first_rate: float | jax.Array = 1.0
-    first_threshold: float | jax.Array = 0.125
-
-    def __post_init__(self) -> None:
-        """Validates what is concrete; traced values pass."""
-        _check_choices(self)
-        for name in _POSITIVE_INTEGERS:
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in _NOT_NEGATIVE:
-            value = getattr(self, name)
-            if isinstance(value, int | float) and (math.isnan(value) or value < 0):
-                raise ValueError(f"{name} is {value}; it must be at least 0")
-        self._check_counts()
-        unknown = [name for name in self.record if name not in OBSERVABLES]
-        if unknown:
-            raise ValueError(
-                f"record has {unknown[0]!r}; it must name observables: {', '.join(OBSERVABLES)}"
-            )
-
-    def _check_counts(self) -> None:
-        multiples = {"steps": "record_every"}
-        if self.start != "uniform":
-            multiples["first_samples"] = "batch_size"
-        if self.start == "pretrained":
-            multiples["pretraining_steps"] = "record_every"
-        for name, unit in multiples.items():
-            if getattr(self, name) % getattr(self, unit):
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; "
-                    f"it must be a multiple of {unit} = {getattr(self, unit)}"
-                )
-        if self.samples_before + self.steps * self.batch_size > NEVER:
-            raise ValueError(
-                f"steps times batch_size is {self.steps * self.batch_size}; "
-                f"it must be at most {NEVER - self.samples_before}"
-            )
-
-    @property
-    def samples_before(self) -> int:
-        """Samples of the task that are used before the first step; pretraining uses none of it."""
-        return 0 if self.start == "uniform" else self.first_samples
-
-
-def _check_choices(settings: Settings) -> None:
-    for name, choices in _CHOICES.items():
-        if getattr(settings, name) not in choices:
-            raise ValueError(
-                f"{name} is {getattr(settings, name)!r}; it must be one of {', '.join(choices)}"
-            )
-    if settings.attention_map == "linear":
-        return
-    for name, choices in {"optimizer": PLAIN_OPTIMIZERS, "start": ("uniform",)}.items():
-        if getattr(settings, name) not in choices:
-            raise ValueError(
-                f"{name} is {getattr(settings, name)!r}; with attention_map = "
-                f"{settings.attention_map!r} it must be one of {', '.join(choices)}"
-            )
-
-
-STATIC_FIELDS: tuple[str, ...] = tuple(
-    f.name for f in dataclasses.fields(Settings) if f.metadata.get("static")
-)
-TRACED_FIELDS: tuple[str, ...] = tuple(
-    f.name for f in dataclasses.fields(Settings) if not f.metadata.get("static")
-)
-jax.tree_util.register_dataclass(Settings, data_fields=TRACED_FIELDS, meta_fields=STATIC_FIELDS)
+NOT_DIVERGED = -1
+"""In the place of the step at which a trajectory diverged, where it did not."""
 
 
 class State(NamedTuple):
@@ -294,6 +97,10 @@ class State(NamedTuple):
     population: tuple[jax.Array, jax.Array]
     batch_loss: jax.Array
 
+    def __repr__(self) -> str:
+        """Dtypes and shapes, not the arrays."""
+        return outline(self)
+
 
 class Info(NamedTuple):
     """What a step tells beside the new state.
@@ -310,6 +117,10 @@ class Info(NamedTuple):
     l1: jax.Array
     grads: Params
 
+    def __repr__(self) -> str:
+        """Dtypes and shapes, not the arrays."""
+        return outline(self)
+
 
 class Trajectory(NamedTuple):
     """A finished trajectory.
@@ -319,11 +130,53 @@ class Trajectory(NamedTuple):
             (:func:`scbjax.model.map_attention` makes A of it).
         records: an array [records] for each observable; the first entry is the initial state.
         steps: the step numbers of the records, int32 [records].
+        diverged_at: step of the first record at which the parameters were not finite, -1 if they
+            were at all of them; int32. What is recorded from then on means nothing.
     """
 
     params: Params
     records: dict[str, jax.Array]
     steps: jax.Array
+    diverged_at: jax.Array
+
+    def __repr__(self) -> str:
+        """How long it is and what is recorded, not the arrays."""
+        names = list(self.records)
+        if len(names) > _NAMES_SHOWN:
+            names = [*names[:_NAMES_SHOWN], f"{len(names) - _NAMES_SHOWN} more"]
+        steps = outline(self.steps)
+        if is_numeric(self.steps) and self.steps.ndim == 1:
+            steps = f"0 to {self.steps[-1]} in {self.steps.size} records"
+        return (
+            f"Trajectory(params={outline(self.params)}, records={{{', '.join(names)}}}, "
+            f"steps={steps}, diverged_at={outline(self.diverged_at)})"
+        )
+
+
+def check_arguments(key: jax.Array, task: Task, settings: Settings) -> jax.Array:
+    """Checks what a trajectory is made of, and gives the key as one of Threefry.
+
+    Raises:
+        TypeError: if an argument is something else than it is meant to be.
+        ValueError: if it is several, or the settings hold a number that is not allowed.
+    """
+    if any(isinstance(*pair) for pair in ((task, Settings), (settings, Task))):
+        raise TypeError(
+            f"task is {what(task)} and settings is {what(settings)}; "
+            "the order of arguments is key, task, settings"
+        )
+    check_one_task("task", task)
+    check_settings(settings)
+    return as_threefry(key)
+
+
+def _check_source(source: Task, task: Task) -> None:
+    check_one_task("source", source)
+    if source.pattern.shape != task.pattern.shape:
+        raise ValueError(
+            f"source has a pattern {list(source.pattern.shape)}; "
+            f"it must be as large as that of the task, {list(task.pattern.shape)}"
+        )
 
 
 def init(key: jax.Array, task: Task, settings: Settings) -> State:
@@ -336,8 +189,12 @@ def init(key: jax.Array, task: Task, settings: Settings) -> State:
 
     Returns:
         The state.
+
+    Raises:
+        TypeError: if an argument is something else than it is meant to be.
+        ValueError: if it is several, or the settings hold a number that is not allowed.
     """
-    del key
+    check_arguments(key, task, settings)
     params = init_params(task, settings.attention_map)
     zero_rates = Rates(jnp.zeros(()), jnp.zeros(()))
     if _goes_by_columns(task, settings):
@@ -374,7 +231,14 @@ def start_from(key: jax.Array, source: Task, task: Task, settings: Settings, sta
 
     Returns:
         The state, in stage 2, with no step counted.
+
+    Raises:
+        TypeError: if an argument is something else than it is meant to be.
+        ValueError: if it is several, or does not fit the others.
     """
+    key = check_arguments(key, task, settings)
+    _check_source(source, task)
+    check_is("state", state, State, "such as init makes")
     known = source.transition
     if settings.start == "pretrained":
         known = _pretrained_value(jax.random.fold_in(key, _PRETRAINING), source, settings)
@@ -413,7 +277,21 @@ def step(state: State, batch: AnyBatch, task: Task, settings: Settings) -> tuple
 
     Returns:
         The new state, and what the step looked like.
+
+    Raises:
+        TypeError: if an argument is something else than it is meant to be.
+        ValueError: if it is several, or does not fit the others; for a batch see
+            :func:`scbjax.sampling.check_batch`.
     """
+    check_is("state", state, State, "such as init makes")
+    check_one_task("task", task)
+    check_batch(batch, task)
+    check_settings(settings)
+    return _step(state, batch, task, settings)
+
+
+def _step(state: State, batch: AnyBatch, task: Task, settings: Settings) -> tuple[State, Info]:
+    """:func:`step`, with everything checked."""
     rates, l1 = step_sizes(state, task, settings)
     move = _move_columns if _goes_by_columns(task, settings) else _move
     # Part of what JAX knows a compiled program by, and reset at once: no state that outlives this.
@@ -471,7 +349,14 @@ def next_stage(state: State, task: Task, settings: Settings) -> State:
     Ending stage 2: rounding; the noiseless recursion then has alpha_A = 1. Stage 2 ends for the
     proximal arm only: the arms without l1 have no stage 3. For plain gradients the end of stage 1
     changes the rate and nothing else.
+
+    Raises:
+        TypeError: if an argument is something else than it is meant to be.
+        ValueError: if it is several, or the settings hold a number that is not allowed.
     """
+    check_is("state", state, State, "such as init makes")
+    check_one_task("task", task)
+    check_settings(settings)
     params = map_attention(state.params, settings.attention_map)
     strengths = _signals(params, task, settings)
     ends = (partial(end, task=task, settings=settings) for end in (_end_boosting, _end_proximal))
@@ -533,11 +418,21 @@ def advance(
     Returns:
         The new state, and an array [num_records] for each observable.
     """
+    key = check_arguments(key, task, settings)
     loop = _loop(key, task, settings)
     state, records = in_stretches(
         loop, stored(state, task, settings), start, settings.record_every, num_records
     )
     return stored(state, task, settings), records
+
+
+def take_record(
+    key: jax.Array, task: Task, settings: Settings, state: State, index: jax.Array
+) -> tuple[State, dict[str, jax.Array]]:
+    """:func:`record_at`, given the key of the trajectory's data, its task and its settings."""
+    loop = _loop(key, task, settings)
+    state, record = record_at(loop, stored(state, task, settings), settings, index)
+    return stored(state, task, settings), record
 
 
 class Loop(NamedTuple):
@@ -561,14 +456,14 @@ def _loop(key: jax.Array, task: Task, settings: Settings) -> Loop:
 
     def one_step(state: State, index: jax.Array) -> State:
         batch = draw_step(fold_in(seed, index), sampler, settings.batch_size)
-        state = step(stored(state, task, settings), batch, task, settings)[0]
+        state = _step(stored(state, task, settings), batch, task, settings)[0]
         return stored(state, task, settings)
 
     def end_stretch(state: State) -> State:
         return stored(next_stage(stored(state, task, settings), task, settings), task, settings)
 
     def record(state: State, done: jax.Array) -> dict[str, jax.Array]:
-        return observe_state(key, task, settings, stored(state, task, settings), done)
+        return observe_state(key, task, settings, stored(state, task, settings), done, sampler)
 
     return Loop(one_step, end_stretch, record)
 
@@ -597,6 +492,43 @@ def in_stretches(
     Returns:
         The new state, and the records in a row.
     """
+    moves = jnp.arange(num_records + 1) > 0 if initial else None
+    (state, _), records = jax.lax.scan(
+        lambda carry, moves: _stretch(loop, carry, record_every, moves),
+        (state, jnp.asarray(start, jnp.int32)),
+        moves,
+        length=num_records + initial,
+    )
+    return state, records
+
+
+def record_at(
+    loop: Loop, state: State, settings: Settings, index: jax.Array
+) -> tuple[State, dict[str, jax.Array]]:
+    """One record: the first is that of the start, and all others follow a stretch of steps.
+
+    Args:
+        loop: what is done.
+        state: the state at the record before; for the first one, the start.
+        settings: the settings.
+        index: the number of the record, from 0.
+
+    Returns:
+        The state at the record, and scalars by name.
+    """
+    every = settings.record_every
+    carry = (state, jnp.maximum(index - 1, 0) * every)
+    (state, _), record = _stretch(loop, carry, every, index > 0)
+    return state, record
+
+
+def _stretch(
+    loop: Loop, carry: tuple[State, jax.Array], record_every: int, moves: jax.Array | None
+) -> tuple[tuple[State, jax.Array], dict[str, jax.Array]]:
+    """Steps from a state and the number of steps done, and the record of where they lead.
+
+    Unless ``moves`` says that none are taken; None is for always.
+    """
 
     # The number of the step is counted along, not read off a list: that would grow with the steps.
     def count_step(carry: tuple[State, jax.Array], _: None) -> tuple[tuple[State, jax.Array], None]:
@@ -607,16 +539,8 @@ def in_stretches(
         (state, done), _ = jax.lax.scan(count_step, carry, None, length=record_every)
         return loop.end_stretch(state), done
 
-    def stretch(
-        carry: tuple[State, jax.Array], moves: jax.Array | None
-    ) -> tuple[tuple[State, jax.Array], dict[str, jax.Array]]:
-        carry = move(carry) if moves is None else jax.lax.cond(moves, move, lambda c: c, carry)
-        return carry, loop.record(*carry)
-
-    moves = jnp.arange(num_records + 1) > 0 if initial else None
-    carry = (state, jnp.asarray(start, jnp.int32))
-    (state, _), records = jax.lax.scan(stretch, carry, moves, length=num_records + initial)
-    return state, records
+    carry = move(carry) if moves is None else jax.lax.cond(moves, move, lambda c: c, carry)
+    return carry, loop.record(*carry)
 
 
 def stored(state: State, task: Task, settings: Settings) -> State:
@@ -632,7 +556,12 @@ def stored(state: State, task: Task, settings: Settings) -> State:
 
 
 def observe_state(
-    key: jax.Array, task: Task, settings: Settings, state: State, start: jax.Array | int
+    key: jax.Array,
+    task: Task,
+    settings: Settings,
+    state: State,
+    start: jax.Array | int,
+    sampler: Sampler | None = None,
 ) -> dict[str, jax.Array]:
     """The record of a state: a scalar for each observable that the settings name.
 
@@ -642,10 +571,12 @@ def observe_state(
         settings: the settings.
         state: the state after ``start`` steps.
         start: number of steps done.
+        sampler: that of the task, where it has been made already.
 
     Returns:
         Scalars by name.
     """
+    key = check_arguments(key, task, settings)
     view = View(
         jax.random.fold_in(jax.random.fold_in(key, _REFITS), start),
         map_attention(state.params, settings.attention_map),
@@ -660,6 +591,7 @@ def observe_state(
         refit_samples=settings.refit_samples,
         refit_support=settings.refit_support,
         noise_samples=settings.noise_samples,
+        sampler=sampler,
     )
     return observe(view, settings.record)
 
@@ -668,7 +600,12 @@ def train(key: jax.Array, task: Task, settings: Settings, source: Task | None = 
     """Trains the linear transformer on a task, from the start that the settings name.
 
     Pure; wrap it in ``jax.jit`` and ``jax.vmap`` as you like. ``settings`` is a pytree, so that
-    rates, l1 and the other numbers may be traced and mapped.
+    rates, l1 and the other numbers may be traced and mapped. On a CPU, ``vmap`` takes
+    trajectories with N > 32 one after the other, which is twice as fast; reverse-mode derivatives
+    are then taken inside of it, ``vmap(grad(...))``. Keys of any kind are turned into those of
+    Threefry (:func:`scbjax.keys.as_threefry`), so that a trajectory depends on its own key alone
+    and not on those that it is mapped together with. Steps that are too large make the parameters
+    infinite and then NaN: nothing stops, and ``diverged_at`` of the trajectory says when.
 
     Args:
         key: a PRNG key for the mini-batches.
@@ -680,7 +617,9 @@ def train(key: jax.Array, task: Task, settings: Settings, source: Task | None = 
         The trajectory, with ``steps / record_every + 1`` records.
 
     Raises:
-        ValueError: for a transfer without a source.
+        TypeError: if an argument is something else than it is meant to be.
+        ValueError: for a transfer without a source, for several keys, tasks or numbers in the place
+            of one, and for a number that is not allowed.
 
     Example:
         >>> from scbjax.task import random_task
@@ -691,26 +630,51 @@ def train(key: jax.Array, task: Task, settings: Settings, source: Task | None = 
         >>> trajectory.steps.tolist(), trajectory.records["value_distance"].shape
         ([0, 20, 40], (3,))
     """
+    key = check_arguments(key, task, settings)
+    if settings.start != "uniform" and source is None:
+        raise ValueError(f"start is {settings.start!r}; it needs a source, a related task")
+    own = _train if task.num_tokens <= POSITION_MAJOR_LIMIT else _train_singly
+    trajectory: Trajectory = own(key, task, settings, source)
+    return trajectory
+
+
+def _train(key: jax.Array, task: Task, settings: Settings, source: Task | None) -> Trajectory:
+    """:func:`train`, with everything checked."""
     state = init(key, task, settings)
-    if settings.start != "uniform":
-        if source is None:
-            raise ValueError(f"start is {settings.start!r}; it needs a source, a related task")
+    if source is not None and settings.start != "uniform":
         state = start_from(key, source, task, settings, state)
     loop = _loop(key, task, settings)
     state, records = run(loop, stored(state, task, settings), settings)
     return as_trajectory(stored(state, task, settings), records, settings)
 
 
+_train_singly = one_by_one(_train)
+
+
 def run(loop: Loop, state: State, settings: Settings) -> tuple[State, dict[str, jax.Array]]:
-    """All stretches of a trajectory, with the record of the initial state in front."""
+    """All stretches of a trajectory, with the record of the initial state in front.
+
+    Beside what the loop records, the records say whether the parameters were finite.
+    """
+
+    def record(state: State, done: jax.Array) -> dict[str, jax.Array]:
+        finite = [jnp.all(jnp.isfinite(array)) for array in state.params]
+        return {**loop.record(state, done), _FINITE: jnp.all(jnp.stack(finite))}
+
     every = settings.record_every
-    return in_stretches(loop, state, 0, every, settings.steps // every, initial=True)
+    return in_stretches(
+        loop._replace(record=record), state, 0, every, settings.steps // every, initial=True
+    )
 
 
 def as_trajectory(state: State, records: dict[str, jax.Array], settings: Settings) -> Trajectory:
     """The trajectory that ends in a state, given the records of :func:`run`."""
     steps = jnp.arange(settings.steps // settings.record_every + 1, dtype=jnp.int32)
-    return Trajectory(state.params, records, steps * settings.record_every)
+    steps = steps * settings.record_every
+    finite = records[_FINITE]
+    records = {name: record for name, record in records.items() if name != _FINITE}
+    diverged_at = jnp.where(jnp.all(finite), NOT_DIVERGED, steps[jnp.argmin(finite)])
+    return Trajectory(state.params, records, steps, diverged_at)
 
 
 def _pretrained_value(key: jax.Array, source: Task, settings: Settings) -> jax.Array:
@@ -767,7 +731,7 @@ def _move_columns(
 ) -> tuple[tuple[jax.Array, Params], Params, optax.OptState]:
     """Like :func:`_move`; A goes its own way, in as few passes over it as can be."""
     assert isinstance(batch, Batch)  # there are no tuples of so large a vocabulary
-    value, grads = sample_gradients(state.params, batch)
+    value, grads = unchecked_gradients(state.params, batch)
     optimizer = _value_optimizer(task, settings, rates)
     updates, opt_state = optimizer.update(grads.value, state.opt_state)
     rows = optim.step_rows(
@@ -791,7 +755,7 @@ def _value_optimizer(
 
 
 def _mapped_loss(params: Params, batch: AnyBatch, attention_map: str) -> jax.Array:
-    return loss(map_attention(params, attention_map), batch)
+    return unchecked_loss(map_attention(params, attention_map), batch)
 
 
 def _step_scale(task: Task, settings: Settings) -> float:

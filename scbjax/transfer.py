@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import optax
 
 from scbjax import optim
-from scbjax.losses import loss
+from scbjax.arguments import SIZES, as_integer
+from scbjax.losses import unchecked_loss
 from scbjax.model import Params
 from scbjax.sampling import Generator, draw_step, fold_in, make_sampler, make_seed
-from scbjax.task import Task, mu_inner, stationary_norm
+from scbjax.task import Task, check_one_task, mu_inner, stationary_norm
 
 
 def source_overlap(transition: jax.Array, task: Task) -> jax.Array:
@@ -41,6 +42,7 @@ def source_overlap(transition: jax.Array, task: Task) -> jax.Array:
         >>> bool(source_overlap(task.transition, task) == transition_signal(task))
         True
     """
+    check_one_task("task", task)
     return mu_inner(transition, task.transition, task.stationary) - stationary_norm(task)
 
 
@@ -83,7 +85,10 @@ def first_step(
     Raises:
         ValueError: if ``num_samples`` is not a positive multiple of ``batch_size``.
     """
-    if num_samples < 1 or num_samples % batch_size:
+    check_one_task("task", task)
+    batch_size = as_integer("batch_size", batch_size, SIZES)
+    num_samples = as_integer("num_samples", num_samples, SIZES)
+    if num_samples % batch_size:
         raise ValueError(
             f"num_samples is {num_samples}; it must be a multiple of batch_size = {batch_size}"
         )
@@ -92,7 +97,7 @@ def first_step(
 
     def add(total: Params, index: jax.Array) -> tuple[Params, None]:
         batch = draw_step(fold_in(seed, index), sampler, batch_size)
-        grads = jax.grad(loss)(params, batch)
+        grads = jax.grad(unchecked_loss)(params, batch)
         return jax.tree.map(jnp.add, total, grads), None
 
     zero = jax.tree.map(jnp.zeros_like, params)

@@ -1,23 +1,29 @@
 """The command from end to end: what it prints, its exit status, and one line for what is wrong."""
 
+import dataclasses
 import json
 import os
+import platform
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xarray
 
 import scbjax
 from scbjax import cli
 from scbjax.sweep import cost, execute, figures
+from scbjax.sweep.dataset import is_whole
 from scbjax.sweep.execute import RunReport, provenance
 from scbjax.sweep.fields import StudyError
-from scbjax.sweep.plan import Plan, make_plan
+from scbjax.sweep.plan import Plan, make_plan, plan_with_layout
 from scbjax.sweep.store import Manifest, Store
 from scbjax.sweep.study import load_study, parse_study
 
@@ -25,6 +31,8 @@ WAIT_SECONDS = 120.0
 """Far more than a process needs on a busy machine."""
 SECONDS_INTO_A_RUN = 10.0
 """Longer than it takes to begin, much shorter than the run."""
+
+REFERENCE = Path(__file__).parent / "sweep" / "reference.nc"
 
 TINY = """
 title = "A tiny study"
@@ -82,8 +90,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "arguments",
     [
+        [],
         ["--help"],
         ["run", "--help"],
+        ["--tyro-print-completion", "bash"],
         ["--version"],
         ["nonsense"],
         ["show", "tiny"],
@@ -105,8 +115,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_what_needs_no_jax_does_not_load_it(checkout: Path, arguments: list[str]) -> None:
     code = (
         "import sys\nfrom scbjax.cli import main\n"
-        f"try: main({arguments!r})\n"
-        "except SystemExit: pass\n"
+        f"main({arguments!r})\n"
         "print('loaded', sorted({'jax', 'xarray', 'matplotlib'} & set(sys.modules)))"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -115,14 +124,66 @@ def test_what_needs_no_jax_does_not_load_it(checkout: Path, arguments: list[str]
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["--help"])
-    assert stop.value.code == 0
+    assert cli.main(["--help"]) == 0
     printed = capsys.readouterr().out
     for command in (
         *("run", "list", "show", "status", "verify", "rerun", "figure", "devices", "bench"),
     ):
         assert f"• {command} " in printed
+
+
+COMMANDS = [*cli._EXAMPLES]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_of_use(checkout: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert cli.main([*command.split(), "--help"]) == 0
+    printed = capsys.readouterr().out
+    text, _, examples = printed.partition("\nexamples:\n")
+    assert "None" not in text
+    assert examples
+    for line in examples.splitlines():
+        words = shlex.split(line)
+        assert words[0] == "scbjax"
+        assert command in ("", words[1])
+        if "--help" not in words:
+            assert callable(cli._parse(words[1:]))
+    assert checkout.is_dir()
+
+
+def test_every_command_has_examples() -> None:
+    assert set(COMMANDS) == {"", *cli._NAMES}
+
+
+def test_a_benchmark_may_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: scbjax bench [-h] [NAME] ")
+
+
+def test_without_arguments_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    asked = capsys.readouterr()
+    assert cli.main([]) == 0
+    assert capsys.readouterr() == asked
+
+
+COMPLETE = """
+source "$1"
+COMP_WORDS=(scbjax ve) COMP_CWORD=1
+_tyro_scbjax && echo "${COMPREPLY[@]}"
+COMP_WORDS=(scbjax run --mem) COMP_CWORD=2
+_tyro_scbjax && echo "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_what_is_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--tyro-print-completion", "bash"]) == 0
+    script = tmp_path / "completion"
+    script.write_text(capsys.readouterr().out, encoding="utf-8")
+    command = ["bash", "-c", COMPLETE, "bash", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["verify", "--memory"]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,9 +194,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 # ---------------------------------------------------------------------------- what is wrong
 
 BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
-    "no command": (
-        [],
-        ["Expected one of {run, list, show, status, verify, rerun, figure, devices, bench}"],
+    "completion without a shell": (
+        ["--tyro-print-completion"],
+        ["--tyro-print-completion needs the name of a shell, bash or zsh, got nothing"],
+    ),
+    "completion for no shell": (
+        ["--tyro-print-completion", "csh"],
+        ["--tyro-print-completion needs the name of a shell, bash or zsh, got 'csh'"],
     ),
     "misspelt command": (["rnu", "tiny"], ["no command is called 'rnu'; did you mean 'run'?"]),
     "unknown command": (["xyz"], ["no command is called 'xyz' (commands: run, list, show"]),
@@ -146,6 +211,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "unknown option": (["show", "tiny", "--st", "x"], ["--st", "--set FIELD=VALUE"]),
     "too many arguments": (["show", "tiny", "x"], ["Unrecognized options: x"]),
     "unknown study": (["run", "tyni"], ["no study is called 'tyni'", "did you mean 'tiny'?"]),
+    "study without its ending": (["run", "broken"], ["did you mean the file 'broken.toml'?"]),
     "missing file": (["run", "none.toml"], ["none.toml does not exist"]),
     "directory": (["run", "sweeps"], ["sweeps is a directory, not a study file"]),
     "broken file": (["show", "broken.toml"], ["broken.toml, line 2", "not valid TOML"]),
@@ -173,12 +239,20 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "empty cache": (["run", "tiny", "--compilation-cache", ""], ["a path must not be empty"]),
     "too little memory": (["show", "tiny", "--memory", "10B"], ["one trajectory", "10 B"]),
     "status of nothing": (["status", "sweeps"], ["sweeps holds no results"]),
-    "status of no path": (["status", "none"], ["none holds no results"]),
+    "status of no path": (["status", "none"], ["there is no folder 'none'"]),
+    "verify of no path": (["verify", "none/x"], ["there is no folder 'none/x'"]),
     "verify of nothing": (["verify", "sweeps"], ["sweeps holds no results"]),
-    "nothing to verify": (["verify", "x", "--count", "0"], ["--count must be", "1, got '0'"]),
-    "seed of the draw": (["verify", "x", "--seed", "-1"], ["--seed must be", "0, got '-1'"]),
+    "nothing to verify": (["verify", "sweeps", "--count", "0"], ["--count must be", "1, got '0'"]),
+    "seed of the draw": (["verify", "sweeps", "--seed", "-1"], ["--seed must be", "0, got '-1'"]),
     "missing dataset": (["rerun", "none.nc"], ["none.nc is missing"]),
-    "unknown figure": (["figure", "tyni"], ["no figure is called 'tyni'", "'tiny'"]),
+    "unknown figure": (
+        ["figure", "tyni"],
+        ["no figure is called 'tyni'; did you mean 'tiny'?", "a script figures/NAME.py"],
+    ),
+    "figure that is like none": (
+        ["figure", "nope"],
+        ["no figure is called 'nope' (figures: tiny); a study of your own", "figures/NAME.py"],
+    ),
     "figure that is a path": (["figure", "../x"], ["no figure is called '../x'"]),
     "unknown benchmark": (["bench", "tyni"], ["no benchmark is called 'tyni'", "'tiny'"]),
     "benchmark without a name": (["bench", ""], ["no benchmark is called ''"]),
@@ -240,13 +314,31 @@ def test_list_goes_on_after_a_broken_study(
     assert "broken.toml, line 1: not valid TOML" in printed.err
 
 
-def test_list_without_studies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ("list", ["there are no studies to list", "'sweeps'"]),
+        ("run quickstart", ["no study is called 'quickstart'", "'sweeps'", "my_study.toml"]),
+        ("show quickstart", ["no study is called 'quickstart'", "'sweeps'", "my_study.toml"]),
+        ("figure quickstart", ["no figure is called 'quickstart'", "'figures'"]),
+        ("figure all", ["there are no figures", "'figures'"]),
+        ("bench", ["there are no benchmarks", "'sweeps/benchmarks'"]),
+        ("bench step", ["no benchmark is called 'step'", "'sweeps/benchmarks'"]),
+    ],
+)
+def test_outside_of_a_checkout(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    parts: list[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(scbjax, "__file__", str(tmp_path / "scbjax" / "__init__.py"))
-    assert cli.main(["list"]) == 2
-    assert "there are no studies" in capsys.readouterr().err
+    assert cli.main(arguments.split()) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert [part for part in parts if part not in said] == []
+    assert "run scbjax in a checkout, which has one" in said
 
 
 def test_a_closed_pipe_is_no_error(checkout: Path) -> None:
@@ -257,6 +349,121 @@ def test_a_closed_pipe_is_no_error(checkout: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert checkout.is_dir()
+
+
+# ---------------------------------------------------------------------------- streams that fail
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of compiled programs that tests share which run the tiny study in processes."""
+    return tmp_path_factory.mktemp("programs")
+
+
+def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a line of sh in which "$@" is the command."""
+    return subprocess.run(
+        ["sh", "-c", line, "sh", sys.executable, "-m", "scbjax"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        cwd=folder,
+        env={**os.environ, **environment},
+        timeout=3 * WAIT_SECONDS,
+    )
+
+
+FULL = "scbjax: standard output can't be written: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("streams", "status", "out", "err"),
+    [
+        ("2>&-", 0, "figures/out/tiny.png", ""),
+        ("2>/dev/full", 0, "figures/out/tiny.png", ""),
+        (">&-", 0, "", "100%  4/4 trajectories"),
+        (">/dev/full", 2, "", FULL),
+        ("<&- >&- 2>&-", 0, "", ""),
+    ],
+)
+def test_streams_that_fail_cost_no_work(
+    checkout: Path, programs: Path, streams: str, status: int, out: str, err: str
+) -> None:
+    ran = shell(f'"$@" run tiny {streams}', checkout, XDG_CACHE_HOME=str(programs))
+    assert ran.returncode == status
+    assert out in ran.stdout
+    assert err in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert is_whole(checkout / "results" / "tiny" / "tiny.nc")
+    assert (checkout / "figures" / "out" / "tiny.png").exists()
+    assert not list((checkout / "results").rglob("lock"))
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_reader_that_goes_away_in_mid_run_costs_no_work(
+    checkout: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(programs))
+    command = [sys.executable, "-m", "scbjax", "run", "tiny"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "0/4 trajectories" in process.stderr.readline()  # the run has begun
+        getattr(process, name).close()
+        left = process.stderr if name == "stdout" else process.stdout
+        said = left.read()
+    assert process.returncode == 0
+    assert ("100%  4/4 trajectories" if name == "stdout" else "dataset: ") in said
+    assert "Traceback" not in said
+    assert is_whole(checkout / "results" / "tiny" / "tiny.nc")
+    assert (checkout / "figures" / "out" / "tiny.png").exists()
+
+
+@pytest.mark.parametrize("arguments", ["--version", "--help", "list", "show tiny", "run --help"])
+def test_what_was_asked_for_and_cant_be_printed_is_an_error(checkout: Path, arguments: str) -> None:
+    ran = shell(f'"$@" {arguments} >/dev/full', checkout)
+    assert (ran.returncode, ran.stderr) == (2, FULL)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        pytest.param(
+            {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, marks=pytest.mark.slow
+        ),
+        pytest.param({"PYTHONIOENCODING": "latin-1"}, marks=pytest.mark.slow),
+    ],
+    ids=["ascii", "C", "latin-1"],
+)
+def test_what_an_encoding_lacks_is_no_error(
+    checkout: Path, programs: Path, environment: dict[str, str]
+) -> None:
+    named = {**environment, "XDG_CACHE_HOME": str(programs)}
+    study = checkout / "sweeps" / "tiny.toml"
+    study.write_text(TINY.replace("A tiny study", "Tïny λ"), encoding="utf-8")
+    escaped = {
+        "run tiny --out 'dï λ'": "/tiny.nc",
+        "status 'dï λ'": "/tiny.nc",
+        "list": r"\u03bb",
+        "show tiny": r"\u03bb",
+    }
+    for arguments, part in escaped.items():
+        ran = shell(f'"$@" {arguments}', checkout, **named)
+        assert (ran.returncode, "Traceback" in ran.stderr) == (0, False)
+        assert part in ran.stdout
+
+
+def test_no_file_takes_the_place_of_a_closed_stream(checkout: Path) -> None:
+    code = (
+        "import os; from scbjax.sweep.streams import steady_streams\n"
+        "with steady_streams(): print(os.open('x', os.O_CREAT | os.O_RDWR), file=open('y', 'w'))"
+    )
+    done = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code]
+    subprocess.run(done, check=True, cwd=checkout)
+    assert int((checkout / "y").read_text()) > 2
 
 
 @pytest.mark.parametrize(
@@ -304,9 +511,104 @@ def test_show(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ["train.steps", "8"] in lines
     assert ["seed:", "2", "points"] in lines
     assert ["train.l1", "=", "0.0001,", "0.0"] in lines
+    assert ["train.switch_step", "never"] in lines
+    assert ["train.stop_step", "never"] in lines
+    assert "2147483647" not in printed
     assert ["trajectories", "8"] in lines
     assert ["programs", "1"] in lines
     assert checkout.is_dir()
+
+
+def test_show_says_never_of_axes_too(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["axes.stop_step=[3, 2147483647]", "axes.seed=[2147483647]"]
+    assert cli.main(["show", "tiny", "--set", given[0], "--set", given[1]]) == 0
+    printed = capsys.readouterr().out
+    assert "    train.stop_step = 3, never\n" in printed
+    assert "    seed = 2147483647\n" in printed  # which is a seed like any other
+    assert checkout.is_dir()
+
+
+def test_show_shortens_what_is_long(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["axes.seed={range=[0, 1000000]}", "l1=[0, 1, 2, 3]"]
+    assert cli.main(["show", "tiny", "--set", given[0], "--set", f"axes.{given[1]}"]) == 0
+    printed = capsys.readouterr().out
+    assert "    seed = 0, 1, 2, 3, 4, 5, 6, 7, ..., 999998, 999999\n" in printed
+    assert "    train.l1 = 0.0, 1.0, 2.0, 3.0\n" in printed
+    assert "  seed: 1000000 points\n" in printed
+    assert ["trajectories", "8000000"] in [line.split() for line in printed.splitlines()]
+    assert max(map(len, printed.splitlines())) < 100
+    assert len(printed.splitlines()) < 80
+    assert checkout.is_dir()
+
+
+def test_show_shortens_a_long_table_of_programs(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["show", "tiny", "--set", "axes.batch_size={range=[1, 501]}"]) == 0
+    printed = capsys.readouterr().out
+    table = printed[printed.index("\nprograms\n") :].splitlines()
+    assert [line.split()[0] for line in table[3:]] == [*"12345678", "...", "499", "500"]
+    assert ["programs", "500"] in [line.split() for line in printed.splitlines()]
+    assert cli.main(["show", "tiny", "--set", "axes.batch_size={range=[1, 101]}"]) == 0
+    assert "..." not in capsys.readouterr().out.partition("\nprograms\n")[2]
+    assert checkout.is_dir()
+
+
+@pytest.mark.parametrize("command", ["status", "verify"])
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("tiny", "results/tiny"),  # the name of the study in the place of the folder
+        ("results/tyni", "results/tiny"),
+        ("reslts/tiny", "results/tiny"),
+        ("results/small/tniy", "results/small/tiny"),
+        ("kept/her", "kept/here"),
+        ("xyz", None),
+    ],
+)
+def test_a_folder_that_is_not_there(
+    checkout: Path, capsys: pytest.CaptureFixture[str], command: str, given: str, meant: str | None
+) -> None:
+    plan = make_plan(load_study("tiny"))
+    folders = ["kept/here", "results/other"]
+    folders.append("results/small/tiny" if meant == "results/small/tiny" else "results/tiny")
+    for folder in folders:
+        Store(checkout / folder).write_manifest(Manifest.of(plan, {}))
+    assert cli.main([command, given]) == 2
+    hint = "" if meant is None else f"; did you mean '{meant}'?"
+    assert capsys.readouterr().err == f"scbjax: there is no folder '{given}'{hint}\n"
+
+
+def test_status_counts_what_is_under_way(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four chunks of three records: one is done, one has two of them, one another run's."""
+    plan = plan_with_layout(load_study("tiny"), [(1, 1, 1)])
+    store = Store(checkout / "results" / "tiny")
+    store.write_manifest(Manifest.of(plan, {}))
+
+    def printed() -> dict[str, str]:
+        assert cli.main(["status", "results/tiny"]) == 0
+        rows = capsys.readouterr().out.splitlines()
+        return {row[:11].strip(): row[11:].strip() for row in rows}
+
+    assert printed()["progress"] == "0%"
+    assert printed()["under way"] == "none with a checkpoint"
+    array = {"carry": np.zeros(3)}
+    store.save_chunk(plan, plan.chunks[0], array, {})
+    store.save_checkpoint(plan, plan.chunks[2], array, {"records": 2})
+    other = plan_with_layout(load_study("tiny", ["l1=0"]), [(1, 1, 1)])
+    store.save_checkpoint(other, other.chunks[3], array, {"records": 1})
+    assert printed()["chunks"] == "1 of 4 done"
+    assert printed()["progress"] == "41%"  # (1 + 2/3) of 4
+    assert printed()["under way"] == "chunk 2 with 2 of 3 records"
+    for index in (1, 2, 3):
+        store.save_chunk(plan, plan.chunks[index], array, {})
+    assert printed()["progress"] == "100%"
+    manifest = store.manifest_path.read_text(encoding="utf-8")
+    store.manifest_path.write_text(manifest.replace("steps = 4", "stps = 4"), encoding="utf-8")
+    assert printed()["progress"] == "not known"
+    assert printed()["chunks"] == "4 of 4 done"
 
 
 # ---------------------------------------------------------------------------- figures
@@ -454,7 +756,7 @@ def test_a_run_from_end_to_end(checkout: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out.splitlines() == [
         "dataset: results/tiny/tiny.nc",
         "figures/out/tiny.png",
-        "draw it with: scbjax figure tiny",
+        "draw it again with: scbjax figure tiny",
     ]
     path = checkout / "results" / "tiny" / "tiny.nc"
     with xarray.open_dataset(path) as dataset:
@@ -507,11 +809,19 @@ def test_changed_settings_get_a_directory_of_their_own(
     checkout: Path, capsys: pytest.CaptureFixture[str], fake_runs: FakeRuns
 ) -> None:
     assert cli.main(["run", "tiny", "--no-figure"]) == 0
-    assert cli.main(["run", "tiny", "--set", "l1=0"]) == 0
-    other = next(path for path in (checkout / "results").iterdir() if path.name != "tiny")
-    assert capsys.readouterr().out.splitlines() == [
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.splitlines() == [
         "dataset: results/tiny/tiny.nc",
         "draw it with: scbjax figure tiny",
+    ]
+    assert cli.main(["run", "tiny", "--set", "l1=0"]) == 0
+    other = next(path for path in (checkout / "results").iterdir() if path.name != "tiny")
+    printed = capsys.readouterr()
+    assert printed.err == (
+        f"scbjax: results/tiny holds other settings; these go to results/{other.name}\n"
+    )
+    assert printed.out.splitlines() == [
         f"dataset: results/{other.name}/tiny.nc",
         f"results/{other.name}/tiny.png",
     ]
@@ -521,6 +831,19 @@ def test_changed_settings_get_a_directory_of_their_own(
         (Path("results") / other.name, False),
         (Path("results/tiny"), True),
     ]
+
+
+@pytest.mark.parametrize("command", ["show", "run"])
+def test_a_list_for_an_axis_is_told(
+    checkout: Path, capsys: pytest.CaptureFixture[str], fake_runs: FakeRuns, command: str
+) -> None:
+    assert cli.main([command, "tiny", "--set", "sparsity=[2]"]) == 0
+    said = capsys.readouterr().err.splitlines()[0]
+    assert said == (
+        "scbjax: --set 'sparsity=[2]' is taken for axes.sparsity=[2], as that is an axis already"
+    )
+    assert [plan.shape for plan, *_ in fake_runs.calls] == ([(2, 1)] if command == "run" else [])
+    assert checkout.is_dir()
 
 
 def test_what_a_run_is_asked_for(checkout: Path, fake_runs: FakeRuns) -> None:
@@ -541,7 +864,7 @@ def test_run_elsewhere(
     assert capsys.readouterr().out.splitlines() == [
         "dataset: a b/tiny/tiny.nc",
         "a b/tiny/tiny.png",
-        "draw it with: scbjax figure tiny --results 'a b'",
+        "draw it again with: scbjax figure tiny --results 'a b'",
     ]
     assert fake_runs.calls[0][1] == Path("a b/tiny")
     assert cli.main(["figure", "tiny", "--results", "a b"]) == 0
@@ -612,17 +935,57 @@ def test_a_figure_that_fails_after_a_run(
     assert len(fake_runs.calls) == 1
 
 
+EVERY_OPTION_OF_RUN = [
+    *("--set", "steps=8", "--set", "axes.l1=[0, 1]", "--out", "a b", "--precision", "high"),
+    *("--memory", "1GiB", "--small", "--no-figure", "--cpu-devices", "1"),
+    *("--compilation-cache", "kept here", "--engine", "local"),
+]
+
+
 def test_an_interrupted_run_says_how_to_continue(
     checkout: Path, capsys: pytest.CaptureFixture[str], fake_runs: FakeRuns
 ) -> None:
+    with (checkout / "sweeps" / "tiny.toml").open("r+") as file:
+        file.write('small = ["batch_size=2"]\n' + TINY)
     fake_runs.interrupted = True
-    options = "--out 'a b' --precision high"
-    given = ["--set", "steps=8", "--set", "axes.l1=[0, 1]", *shlex.split(options)]
-    assert cli.main(["run", "tiny", "--force", *given]) == cli.EXIT_INTERRUPTED
-    assert capsys.readouterr().out.splitlines() == [
-        "stopped, with all that was done saved in a b",
-        "continue with: scbjax run tiny --set steps=8 --set 'axes.l1=[0, 1]' " + options,
+    given = ["run", "tiny", "--force", *EVERY_OPTION_OF_RUN]
+    assert cli.main(given) == cli.EXIT_INTERRUPTED
+    stopped, continued = capsys.readouterr().out.splitlines()
+    assert stopped == "stopped, with all that was done saved in a b"
+    command = continued.removeprefix("continue with: scbjax ")
+    assert shlex.split(command) == ["run", "tiny", *EVERY_OPTION_OF_RUN]
+    # Typed again, it continues the same run in the same chunks.
+    fake_runs.interrupted = False
+    assert cli.main(shlex.split(command)) == 0
+    (first, *_), (second, *_) = fake_runs.calls
+    assert first.layout == second.layout
+    assert first.fingerprint == second.fingerprint
+    assert [(out, force) for _, out, force in fake_runs.calls] == [
+        (Path("a b"), True),
+        (Path("a b"), False),
     ]
+
+
+def test_every_option_of_a_run_is_in_that_test() -> None:
+    """But for --force, which is left out, and --scheduler, which needs one."""
+    options = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(cli.Run)}
+    tested = {word for word in EVERY_OPTION_OF_RUN if word.startswith("--")}
+    assert options - {"--study", "--overrides", "--force", "--scheduler"} <= tested
+    assert "--set" in tested
+
+
+def test_an_interrupted_rerun_says_how_to_continue(
+    checkout: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: object, out: Path, **__: object) -> RunReport:
+        return RunReport(out, None, interrupted=True)
+
+    monkeypatch.setattr(execute, "run_study", interrupted)
+    options = ["--memory", "1GiB", "--cpu-devices", "1", "--compilation-cache", "off"]
+    given = ["rerun", str(REFERENCE), *options]
+    assert cli.main([*given, "--force"]) == cli.EXIT_INTERRUPTED
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == f"continue with: scbjax {shlex.join(given)}"
     assert checkout.is_dir()
 
 
@@ -631,12 +994,52 @@ def test_devices(capsys: pytest.CaptureFixture[str]) -> None:
     assert "cpu" in capsys.readouterr().out
 
 
-def test_a_platform_that_jax_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JAX_PLATFORMS", "abacus")
-    ran = run("devices")
+@pytest.mark.parametrize("arguments", [["run", "tiny"], ["rerun", str(REFERENCE)]])
+def test_a_system_without_locks(
+    checkout: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    assert cli.main(arguments) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("scbjax: studies can't be run on Windows, which has no flock")
+    assert "they can on Linux, on macOS, and on Windows in WSL" in said
+    assert not (checkout / "results").exists()
+
+
+NO_DEVICE = "scbjax: JAX finds no device to run on: "
+
+
+@pytest.mark.parametrize("name", ["abacus", "cuda"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["devices"],
+        ["run", "tiny"],
+        ["run", "tiny", "--engine", "dask"],
+        ["verify", "begun"],
+        ["rerun", str(REFERENCE)],
+        ["bench", "tiny"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:1] + arguments[2:]),
+)
+def test_platforms_that_are_not_there(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, name: str, arguments: list[str]
+) -> None:
+    if "dask" in arguments:
+        pytest.importorskip("distributed")
+    Store(checkout / "begun").write_manifest(Manifest.of(make_plan(load_study("tiny")), {}))
+    monkeypatch.setenv("JAX_PLATFORMS", name)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # also where there is a GPU
+    ran = run(*arguments)
     assert ran.returncode == 2
-    assert ran.stderr.startswith("scbjax: JAX finds no device to run on: ")
+    assert ran.stderr.startswith(NO_DEVICE)
+    assert name in ran.stderr
     assert ran.stderr.count("\n") == 1
+    assert not list(checkout.rglob("manifest.json"))[1:]
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -667,9 +1070,11 @@ def test_interrupted_and_continued(checkout: Path, capsys: pytest.CaptureFixture
         out, err = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == cli.EXIT_INTERRUPTED
     assert "Traceback" not in err
-    assert f"continue with: scbjax run tiny {' '.join(longer)}" in out
+    assert f"continue with: scbjax run tiny --no-figure {' '.join(longer)}" in out
     assert cli.main(["status", "results/tiny"]) == 0
-    assert "0 of 1 done" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "0 of 1 done" in printed
+    assert re.search(r"chunk 0 with [1-9]\d* of 10001 records", printed)
 
 
 def test_interrupted_before_there_is_anything_to_save(

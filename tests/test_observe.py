@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from scbjax.task import Task
 Array = np.ndarray
 
 N, T, Q = 3, 20, 2
-REFIT = {"refit_samples": 300, "refit_support": 8}
+REFIT: Any = {"refit_samples": 300, "refit_support": 8}
 NOISE_SAMPLES = 200
 SHARE = 0.5
 EVERYTHING = tuple(observe.OBSERVABLES)

@@ -61,6 +61,7 @@ CASES = {
         needs_params=True,
     ),
     "scb_sgd": Case(optim.scb_sgd, {**MU_ARG, **RATES}),
+    "keep_invariants": Case(optim.keep_invariants, MU_ARG, {"geometry": "mu"}, needs_params=True),
     "raw_sgd": Case(optim.raw_sgd, RATES),
 }
 WITH_NUMBERS = {name: case for name, case in CASES.items() if case.numbers}
@@ -781,3 +782,97 @@ def test_a_step_by_rows_is_that_of_the_chain(
     else:
         assert float(jnp.max(jnp.abs(expected.attention - params.attention))) > 0.1
         np.testing.assert_allclose(rows.T, expected.attention, rtol=RTOL, atol=ATOL)
+
+
+# ------------------------------------------------------------------------ the invariants, kept
+
+
+def start_params(length: int = 50) -> Params:
+    """Where training starts: V = mu 1^T, A = 1 1^T / T."""
+    value = jnp.broadcast_to(jnp.asarray(MU, jnp.float32)[:, None], (N, N))
+    return Params(value, jnp.full((length, N), 1.0 / length, jnp.float32))
+
+
+def check_invariants(params: Params, tolerance: float) -> None:
+    value, attention = (np.asarray(array, float) for array in params)
+    np.testing.assert_allclose(attention.sum(axis=0), 1.0, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(value.sum(axis=0), 1.0, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(value @ MU, MU, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", ["scb_proximal", "scb_proximal_paper", "scb_sgd"])
+def test_coarse_gradients_are_those_of_the_parameters_dtype(name: str, dtype: DTypeLike) -> None:
+    """A step with rounded gradients is exactly that with the same numbers held in float32."""
+    transform, params, rng = CASES[name].make(), start_params(), np.random.default_rng(1)
+    draw = [jnp.asarray(rng.normal(size=leaf.shape), dtype) for leaf in params]
+    coarse, same = Params(*draw), Params(*(leaf.astype(jnp.float32) for leaf in draw))
+    moved, expected = (run(transform, [grads], params)[0] for grads in (coarse, same))
+    chex.assert_trees_all_equal(moved, expected)
+    assert float(jnp.max(jnp.abs(moved.attention - params.attention))) > 0.1
+    check_invariants(moved, 2e-6)
+
+
+def test_column_sums_are_restored_in_the_parameters_dtype() -> None:
+    params = start_params().attention
+    updates = jnp.asarray(np.random.default_rng(2).normal(size=params.shape), jnp.bfloat16)
+    transform = optim.restore_column_sums()
+    restored, _ = transform.update(updates, transform.init(params), params)
+    assert restored.dtype == params.dtype
+    sums = np.sum(np.asarray(optax.apply_updates(params, restored), float), axis=0)
+    np.testing.assert_allclose(sums, 1.0, rtol=0, atol=2e-6)
+
+
+def test_rows_step_with_coarse_gradients() -> None:
+    rng = np.random.default_rng(3)
+    rows, index = start_params().attention.T, jnp.array([0, 2, 2])
+    gradient = jnp.asarray(rng.normal(size=(3, rows.shape[1])), jnp.bfloat16)
+    numbers = {"stationary": MU_ARG["stationary"], "learning_rate": 0.1, "l1": 0.01}
+    found = optim.step_rows(rows, gradient, index, **numbers)
+    assert found.dtype == jnp.float32
+    expected = optim.step_rows(rows, gradient.astype(jnp.float32), index, **numbers)
+    np.testing.assert_array_equal(found, expected)
+
+
+OTHERS: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "momentum": lambda: optax.trace(0.9),
+    "nesterov": lambda: optax.trace(0.9, nesterov=True),
+    "adam": optax.scale_by_adam,
+    "rms": optax.scale_by_rms,
+    "clipped": lambda: optax.clip(0.1),
+}
+
+
+@pytest.mark.parametrize("geometry", optim.GEOMETRIES)
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_any_optimiser_keeps_the_invariants_when_projected_last(
+    name: str, geometry: optim.Geometry
+) -> None:
+    mu, params = MU_ARG["stationary"], start_params()
+    parts = (optim.scale_by_stationary(mu), OTHERS[name](), optax.scale_by_learning_rate(0.01))
+    rng = np.random.default_rng(4)
+    grads = [
+        Params(*(jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in params))
+        for _ in range(20)
+    ]
+    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
+        moved, _ = run(optax.chain(*parts, optim.keep_invariants(mu, geometry)), grads, params)
+        left, _ = run(optax.chain(*parts), grads, params)
+    check_invariants(moved, 1e-5)
+    with pytest.raises(AssertionError):  # it is the projection that keeps them
+        check_invariants(left, 1e-2)
+
+
+def test_the_projection_keeps_what_meets_the_invariants() -> None:
+    """Behind eq. 4 it changes nothing: the chain then is plain preconditioned descent."""
+    mu, params = MU_ARG["stationary"], start_params()
+    rng = np.random.default_rng(5)
+    grads = [Params(*(jnp.asarray(rng.normal(size=a.shape), jnp.float32) for a in params))]
+    expected, _ = run(optim.scb_sgd(mu, 0.1, 0.1), grads, params)
+    chain = optax.chain(optim.scb_sgd(mu, 0.1, 0.1), optim.keep_invariants(mu))
+    found, _ = run(chain, grads, params)
+    chex.assert_trees_all_close(found, expected, rtol=0, atol=1e-6)
+    late = optax.chain(
+        optim.scale_by_stationary(mu), optax.scale_by_learning_rate(0.1), optim.keep_invariants(mu)
+    )
+    chex.assert_trees_all_close(run(late, grads, params)[0], expected, rtol=0, atol=1e-6)

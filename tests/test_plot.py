@@ -207,9 +207,21 @@ def test_a_legend_of_many_arms_is_capped_and_says_so() -> None:
     assert len(named(figure)) == plot.MAX_NAMED
     assert named(figure)[0] == "l1 = 1e-6"
     assert named(figure)[-1] == "l1 = 0.01"
-    assert "median of 10 runs; " in words(figure)
-    assert words(figure).endswith("; 12 of 40 arms are named")
+    assert "median of 10 runs (the spread of so many arms is not drawn); " in words(figure)
+    assert " ".join(words(figure).split()).endswith("; 12 of 40 arms are named")
     assert len({tuple(line.get_color()) for line in panels(figure)[0].lines}) == 40
+
+
+def test_of_very_many_arms_some_are_drawn_and_the_others_counted() -> None:
+    data = build({"l1": list(np.arange(300.0)), "sparsity": [1, 2, 3, 4, 5]})
+    data["value_distance"][{"l1": 7, "sparsity": 0, "seed": 0, "step": -1}] = np.nan
+    figure = plot_dataset(data)
+    lines = panels(figure)[0].lines
+    assert len(lines) == plot.MAX_DRAWN
+    assert [lines[place].get_gid() for place in (0, -1)] == ["median 0", "median 1499"]
+    said = " ".join(words(figure).split())
+    assert "100 of 1500 arms are drawn" in said
+    assert said.endswith("1 of 7500 runs diverged and are left out: 1 of l1 = 7, sparsity = 1")
 
 
 def test_a_zip_is_named_by_the_fields_that_tell_its_points_apart() -> None:

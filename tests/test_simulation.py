@@ -431,3 +431,42 @@ def test_medians_of_simulated_runs_are_inside_the_band_of_real_ones(
         inside = (median >= low - slack) & (median <= high + slack)
         assert inside.mean() >= 0.95, name
         assert (high - low)[1:].min() < 0.5 * np.abs(high).max()  # the band is not everything
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_flat_column_has_no_direction_that_rounding_could_give_it(dtype: str) -> None:
+    """There ``a - mean`` is what rounding leaves, and dividing by its square blew up.
+
+    Columns are flat at the start, and as long as no sample has asked for them.
+    """
+    task = Task(*(array.astype(dtype) for array in draw_task(context_length=20)))
+    simulation = Simulation(99)
+
+    @quick_jit
+    def direct(params: Params, key: jax.Array) -> tuple[Any, Params]:
+        others = draw_others(key, task.stationary, 4)
+        gradient = simulation.gradient(params, sample_batch(key, task, 4), others, task)
+        return gradient, simulation.direction(gradient, params, task, "mu")
+
+    value = 0.5 * (task.transition + task.stationary[:, None])
+    for seed in range(20):
+        levels = np.random.default_rng(seed).uniform(0.5, 1.5, 3) / 99
+        params = Params(value, jnp.asarray(np.tile(levels, (20, 1)), dtype))
+        check_flat(task, *direct(params, jax.random.key(seed)))
+
+
+def check_flat(task: Task, gradient: Any, found: Params) -> None:  # noqa: ANN401 - a Gradient
+    """By hand, without the part that a flat column has none of."""
+    rows, total, mu = (
+        np.asarray(array, np.float64)
+        for array in (gradient.attention, gradient.total, task.stationary)
+    )
+    each = np.asarray(repeats(task.pattern, 99), np.float64)
+    off = np.asarray(task.pattern == 0)
+    expected = (rows - total / 99) / mu
+    excess = (each * expected).sum(axis=0) / (each * off).sum(axis=0)
+    expected = expected - np.where(off, excess, 0.0)
+    # A few roundings of terms of this size.
+    tolerance = 64 * float(jnp.finfo(task.pattern.dtype).eps) * np.abs(rows).max() / mu.min()
+    np.testing.assert_allclose(found.attention, expected, rtol=0, atol=tolerance)

@@ -1081,7 +1081,7 @@ def test_the_recipe_recovers_every_task() -> None:
         *[
             ({name: value}, f"{name} is {value}; it must be at least 0")
             for name in sorted(training.TRACED_FIELDS)
-            for value in (-1, float("nan"))
+            for value in ((-1,) if name.endswith("_step") else (-1, float("nan")))
         ],
         ({"steps": 81}, "steps is 81; it must be a multiple of record_every = 4"),
         ({"steps": 2**28}, f"steps times batch_size is {2**32}; it must be at most {NEVER}"),
@@ -1106,3 +1106,50 @@ def test_settings_are_a_pytree_of_what_may_be_traced() -> None:
     assert fields == {*training.STATIC_FIELDS, *training.TRACED_FIELDS}
     with pytest.raises(dataclasses.FrozenInstanceError):
         QUICK.l1 = 1.0  # type: ignore[misc]
+
+
+# ------------------------------------------------------------------------------------ divergence
+
+# Rates that are too large: after a few steps V and A are no numbers any more.
+WILD = change(QUICK, optimizer="raw_sgd", learning_rate_1=30.0, scale_rates=False)
+
+
+def first_step_not_finite(key: jax.Array, task: Task, settings: Settings) -> int:
+    """Record by record, and looked at on the host."""
+    go_on = jax.jit(advance, static_argnums=5)
+    state = init(key, task, settings)
+    for start in range(0, settings.steps, settings.record_every):
+        state, _ = go_on(key, task, settings, state, start, 1)
+        if not all(np.all(np.isfinite(array)) for array in state.params):
+            return start + settings.record_every
+    return -1
+
+
+def test_a_trajectory_says_when_it_diverged() -> None:
+    task, key = make_task(), jax.random.key(3)
+    calm, wild = run(key, task, QUICK), run(key, task, WILD)
+    assert calm.diverged_at == -1
+    assert calm.diverged_at.dtype == jnp.int32
+    expected = first_step_not_finite(key, task, WILD)
+    assert QUICK.record_every < expected < QUICK.steps  # neither at once nor at the end
+    assert wild.diverged_at == expected
+    assert set(calm.records) == set(QUICK.record)
+
+
+def test_each_of_many_trajectories_says_when_it_diverged() -> None:
+    task, key = make_task(), jax.random.key(3)
+    rates = [0.01, 30.0, 1e30]
+    many = jax.tree.map(lambda _: None, WILD)
+    lane = change(many, learning_rate_1=0)
+    mapped = jax.jit(jax.vmap(train, in_axes=(None, None, lane)))
+    found = mapped(key, task, change(WILD, learning_rate_1=jnp.array(rates)))
+    alone = [int(run(key, task, change(WILD, learning_rate_1=rate)).diverged_at) for rate in rates]
+    assert found.diverged_at.tolist() == alone
+    assert alone[0] == -1
+    assert alone[1] > alone[2] == QUICK.record_every
+
+
+def test_a_start_that_is_none_has_diverged_at_once() -> None:
+    task = make_task()
+    broken = task._replace(stationary=task.stationary * jnp.nan)
+    assert run(jax.random.key(0), broken, QUICK).diverged_at == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -44,6 +45,9 @@ RESERVED_NAMES = frozenset(
 """Names that the dataset uses itself, so that no zip may be called so."""
 
 Table: TypeAlias = Mapping[str, Any]
+
+_ALWAYS_FLOAT32 = frozenset({"task.skew", "task.transition_signal", "transfer.correlation"})
+"""What tasks are drawn from."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -274,3 +278,39 @@ def _check_distinct(axis: Axis) -> None:
             twice = ", ".join(f"{p} = {shown(v)}" for p, v in zip(axis.fields, row, strict=True))
             raise StudyError(f"axis {axis.name} has the same point twice: {twice}")
         seen.add(row)
+
+
+def check_rounded(axes: Sequence[Axis], dtype: str) -> None:
+    """Raises a `StudyError` if two points of an axis are the same in what a study computes in.
+
+    Args:
+        axes: the axes, whose points differ as they were written.
+        dtype: ``task.dtype`` of the study. Tasks are drawn in float32 whatever it is.
+    """
+    for axis in axes:
+        rounded = [
+            path
+            for path in axis.fields
+            if FIELDS[path].type is float and (dtype == "float32" or path in _ALWAYS_FLOAT32)
+        ]
+        if rounded:
+            _check_distinct_in_float32(axis, rounded)
+
+
+def _check_distinct_in_float32(axis: Axis, rounded: Sequence[str]) -> None:
+    columns = [
+        array("f", column).tolist() if path in rounded else column
+        for path, column in zip(axis.fields, zip(*axis.values, strict=True), strict=True)
+    ]
+    seen: dict[tuple[Scalar, ...], tuple[Scalar, ...]] = {}
+    for point, row in zip(zip(*columns, strict=True), axis.values, strict=True):
+        first = seen.setdefault(point, row)
+        if first is row:
+            continue
+        # Of a zip, the fields that tell the two apart as they were written.
+        for path, one, other in zip(axis.fields, first, row, strict=True):
+            if one != other:
+                raise StudyError(
+                    f"axis {axis.name} has two points that are the same in float32, which "
+                    f"{path} is computed in: {shown(one)} and {shown(other)}; leave one out"
+                )

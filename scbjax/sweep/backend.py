@@ -4,14 +4,27 @@ The library itself sets nothing when it is imported. What the user has chosen by
 variable of JAX stays as it is, unless an option of the command says otherwise.
 """
 
+from __future__ import annotations
+
+import glob
 import hashlib
+import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+import re
+import subprocess
+import sys
+import warnings
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from scbjax.sweep.fields import StudyError, shown
+
+if TYPE_CHECKING:
+    import jax
 
 MAX_CPU_DEVICES = 1024
 """Far above any number of cores; each device costs threads."""
@@ -26,6 +39,22 @@ out as zeros."""
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _CPU_INFO = Path("/proc/cpuinfo")
 _VECTOR_WIDTH = "xla_cpu_prefer_vector_width"
+_CACHE_WARNING = re.compile(
+    r"Error (?P<done>reading|writing) persistent compilation cache entry for '(?P<name>[^']+)'"
+)
+_ZSTANDARD = b"\x28\xb5\x2f\xfd"  # what such a file begins with (RFC 8878)
+_PLATFORMS = "JAX_PLATFORMS"
+_NO_DEVICE = "JAX finds no device to run on: "
+_PROBE = """
+import json, sys
+from scbjax.sweep.backend import find_devices
+from scbjax.sweep.fields import StudyError
+try:
+    devices = find_devices()
+except StudyError as error:
+    sys.exit(str(error))
+print(json.dumps([devices[0].platform, len(devices)]))
+"""
 
 
 def usable_cores(cgroup_limit: Path = _CGROUP_LIMIT) -> int:
@@ -100,6 +129,46 @@ def make_cpu_devices(asked: int | None) -> None:
         return
 
 
+def find_devices() -> list[jax.Device]:
+    """Starts JAX and returns its devices.
+
+    Raises:
+        StudyError: there are none.
+    """
+    import jax
+
+    try:
+        return jax.devices()
+    except RuntimeError as error:
+        raise StudyError(_NO_DEVICE + str(error)) from None
+    except AssertionError:
+        # JAX passes over CUDA where it sees no NVIDIA GPU, and then asserts that something is left.
+        asked = shown(getattr(jax.config, "jax_platforms", None))
+        raise StudyError(
+            f"{_NO_DEVICE}this machine has none of {_PLATFORMS} = {asked}; "
+            f"leave it out to take what is there, or set it to cpu"
+        ) from None
+
+
+def probe_devices() -> tuple[str, int]:
+    """The platform and the number of devices, found by a process that does not keep them.
+
+    Raises:
+        StudyError: there are none.
+    """
+    if os.environ.get(_PLATFORMS) == "cpu":
+        return "cpu", 1
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        raise StudyError(_NO_DEVICE + last.removeprefix(_NO_DEVICE))
+    platform_name, count = json.loads(done.stdout.splitlines()[-1])
+    return platform_name, count
+
+
 def compiler_options(
     platform_name: str, environ: Mapping[str, str] = os.environ, cpu_info: Path = _CPU_INFO
 ) -> dict[str, str | bool]:
@@ -138,6 +207,7 @@ def keep_programs(asked: str | None) -> str | None:
     """
     import jax
 
+    mend_cache()
     named = asked if asked is not None else os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if asked == OFF or jax.__version_info__ < RELIABLE_SINCE:
         jax.config.update("jax_enable_compilation_cache", False)
@@ -153,6 +223,84 @@ def keep_programs(asked: str | None) -> str | None:
     # By default JAX leaves out what took less than a second.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return None
+
+
+def mend_cache() -> None:
+    """Removes programs that can't be read when JAX warns of them, in the place of its warning.
+
+    A disk that is full, or a power cut, leaves the beginning of a program under its name. JAX would
+    warn of it in every process, compile again, and never replace it.
+    """
+    shown_before = warnings.showwarning
+    if isinstance(shown_before, _Mender):
+        return
+    warnings.showwarning = _Mender(shown_before)
+
+
+class _Mender:
+    """Shows warnings, but for those that it has removed the cause of.
+
+    Args:
+        show: what shows the others.
+    """
+
+    def __init__(self, show: Callable[..., None]) -> None:
+        self._show = show
+
+    def __call__(self, message: Warning | str, *details: Any, **more: Any) -> None:  # noqa: ANN401
+        found = _CACHE_WARNING.match(str(message))
+        removed = [] if found is None else _remove_damaged(found["name"])
+        if found is None or not removed:
+            self._show(message, *details, **more)
+            return
+        for path in removed:
+            print(f"scbjax: removed {path}, a compiled program that is damaged", file=sys.stderr)
+        if found["done"] == "writing":
+            reason = str(message).partition(": ")[2]
+            print(f"scbjax: a compiled program is not kept: {reason}", file=sys.stderr)
+
+
+def _remove_damaged(name: str) -> list[Path]:
+    """Removes the programs of a name in JAX's cache that are not whole; returns their files."""
+    import jax
+
+    folder = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if not folder:
+        return []
+    damaged = [
+        path for path in Path(folder).glob(f"{glob.escape(name)}*-cache") if not _is_whole(path)
+    ]
+    for path in damaged:
+        path.unlink(missing_ok=True)
+    return damaged
+
+
+def _is_whole(program: Path) -> bool:
+    """Whether a compiled program can be unpacked, as far as can be told here."""
+    try:
+        content = program.read_bytes()
+    except OSError:
+        return True  # gone, or of somebody else
+    if content.startswith(_ZSTANDARD):
+        return _is_whole_zstandard(content)
+    try:
+        zlib.decompress(content)
+    except zlib.error:
+        return False
+    return True
+
+
+def _is_whole_zstandard(content: bytes) -> bool:
+    """Whether it can be unpacked by the package that JAX uses for that where it is installed."""
+    try:
+        import zstandard
+    except ImportError:
+        return True
+    try:
+        zstandard.ZstdDecompressor().decompress(content)
+    except zstandard.ZstdError:
+        return False
+    return True
 
 
 def _cache_folder(root: Path) -> Path:

@@ -21,8 +21,10 @@ import numpy.typing as npt
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from scbjax import training
+from scbjax.keys import THREEFRY
 from scbjax.model import Params, map_attention
 from scbjax.observe import OBSERVABLES
+from scbjax.once import quick_options
 from scbjax.sharding import shard_map
 from scbjax.simulation import Simulation
 from scbjax.sweep import cost
@@ -38,6 +40,7 @@ from scbjax.task import (
     transition_signal,
 )
 from scbjax.training import (
+    NOT_DIVERGED,
     STATIC_FIELDS,
     TRACED_FIELDS,
     Settings,
@@ -60,7 +63,6 @@ _STREAMS = {"task_seed": 0, "init_seed": 1, "data_seed": 2}
 _SOURCE_STREAM = 3  # of the seed of the task
 # The context in which JAX makes numbers of 64 bits has moved.
 _allow_float64 = getattr(jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64")  # noqa: B009
-_NOT_DIVERGED = -1
 
 
 class _Learner(Protocol):
@@ -68,24 +70,9 @@ class _Learner(Protocol):
 
     def init(self, key: jax.Array, task: Task, settings: Settings) -> State: ...
 
-    def advance(
-        self,
-        key: jax.Array,
-        task: Task,
-        settings: Settings,
-        state: State,
-        start: jax.Array | int,
-        num_records: int,
+    def take_record(
+        self, key: jax.Array, task: Task, settings: Settings, state: State, index: jax.Array
     ) -> tuple[State, Records]: ...
-
-    def observe_state(
-        self,
-        key: jax.Array,
-        task: Task,
-        settings: Settings,
-        state: State,
-        start: jax.Array | int,
-    ) -> Records: ...
 
 
 class Inputs(NamedTuple):
@@ -241,8 +228,9 @@ class Executor:
         if program.index in self._compiled:
             return self._compiled[program.index], 0.0
         compiling(program)
-        # Whatever the user has set for JAX as a whole; steps have what the study says.
-        with jax.default_matmul_precision("highest"):
+        # Whatever the user has set for JAX as a whole; steps have what the study says, and seeds
+        # give the same numbers.
+        with jax.default_matmul_precision("highest"), jax.threefry_partitionable(True):
             compiled = self._compiled[program.index] = _compile(program)
         _give_back_freed_memory()
         return compiled, compiled.seconds
@@ -413,11 +401,16 @@ def _compile(program: Program) -> _Compiled:
         (on_carry, sharded),
         donate_argnums=(2,),
     ).lower(inputs, shapes.tasks, shapes.carry, np.int32(0), np.int32(0))
-    programs = (
-        lowered.compile(compiler_options=compiler_options(mesh.devices.flat[0].platform))
-        for lowered in (prepare, constants, segment)
+    options = compiler_options(mesh.devices.flat[0].platform)
+    # What runs once is to be ready soon.
+    once = {**options, **quick_options()}
+    return _Compiled(
+        place,
+        prepare.compile(compiler_options=once),
+        constants.compile(compiler_options=once),
+        segment.compile(compiler_options=options),
+        time.perf_counter() - start,
     )
-    return _Compiled(place, *programs, time.perf_counter() - start)
 
 
 def _give_back_freed_memory() -> None:
@@ -486,7 +479,7 @@ def _prepare(program: Program, shape: tuple[int, int], inputs: Inputs) -> Prepar
         name: jnp.zeros((program.num_records, *shape), _record_dtype(program, name))
         for name in _variables(program)
     }
-    diverged_at = jnp.full(shape, _NOT_DIVERGED, jnp.int32)
+    diverged_at = jnp.full(shape, NOT_DIVERGED, jnp.int32)
     return Prepared(tasks, Carry(state, records, diverged_at))
 
 
@@ -590,14 +583,11 @@ def _take(
         (inputs.outer, tasks, carry.state, carry.diverged_at), first, program.block
     )
     inputs = inputs._replace(outer=outer)
-    # The first record is that of the initial state. It is taken here and not by a function of its
-    # own because observables take the larger part of the time that compilation takes.
-    move = partial(_over_grid, program, shape, partial(_move, program, index), inputs, tasks)
-    state = jax.lax.cond(index > 0, move, lambda state: state, state)
-    record = _over_grid(program, shape, partial(_observe, program, index), inputs, tasks, state)
-    newly = (diverged_at == _NOT_DIVERGED) & ~_are_finite(state.params)
+    take = partial(_take_record, program, index)
+    state, record = _over_grid(program, shape, take, inputs, tasks, state)
+    newly = (diverged_at == NOT_DIVERGED) & ~_are_finite(state.params)
     diverged_at = jnp.where(newly, index * program.fixed["train.record_every"], diverged_at)
-    record = _without_diverged(record, diverged_at != _NOT_DIVERGED)
+    record = _without_diverged(record, diverged_at != NOT_DIVERGED)
     return Carry(
         _put(carry.state, state, first),
         {
@@ -626,21 +616,13 @@ def _without_diverged(record: Records, diverged: jax.Array) -> Records:
     }
 
 
-def _move(program: Program, index: jax.Array, values: Values, task: Task, state: State) -> State:
-    """The steps of one trajectory from the record before."""
-    settings, start = _settings(program, values), (index - 1) * program.fixed["train.record_every"]
-    learner, key = _learner(program), _key(values, "data_seed")
-    return learner.advance(key, task, settings, state, start, num_records=1)[0]
-
-
-def _observe(
+def _take_record(
     program: Program, index: jax.Array, values: Values, task: Task, state: State
-) -> Records:
-    """One record of one trajectory."""
+) -> tuple[State, Records]:
+    """One record of one trajectory, with the steps that lead to it."""
     settings = _settings(program, values, record=_variables(program))
-    step = index * program.fixed["train.record_every"]
-    learner, key = _learner(program), _key(values, "data_seed")
-    return learner.observe_state(key, task, settings, state, step)
+    key = _key(values, "data_seed")
+    return _learner(program).take_record(key, task, settings, state, index)
 
 
 def _learner(program: Program) -> _Learner:
@@ -800,9 +782,13 @@ def _settings(program: Program, values: Values, record: tuple[str, ...] = ()) ->
 
 
 def _key(values: Values, seed: str, stream: int | None = None) -> jax.Array:
-    """The key of one part of a trajectory: made of seeds alone, wherever it stands in the grid."""
+    """The key of one part of a trajectory: made of seeds alone, wherever it stands in the grid.
+
+    And whatever generator the process has as its default: under vmap, those of the family rbg draw
+    from the keys of all trajectories.
+    """
     number = _STREAMS[seed] if stream is None else stream
-    root = jax.random.fold_in(jax.random.key(values["root_seed"]), number)
+    root = jax.random.fold_in(jax.random.key(values["root_seed"], impl=THREEFRY), number)
     return jax.random.fold_in(root, values[seed] if seed in values else values["seed"])
 
 

@@ -33,6 +33,7 @@ from scbjax.sweep.execute import Place
 from scbjax.sweep.fields import StudyError, shown
 from scbjax.sweep.local_workers import local_workers
 from scbjax.sweep.plan import Plan, make_plan
+from scbjax.sweep.progress import counted
 from scbjax.sweep.remote import TOPIC, Facts, Order, Recipe, Setup, describe, kind_of, run_chunk
 from scbjax.sweep.study import Study
 
@@ -221,9 +222,10 @@ class DaskEngine:
 def _result_of(finished: _Finished) -> ChunkResult:
     outcome, index = finished.outcome, finished.index
     if isinstance(outcome, KilledWorker):
+        lost = outcome.allowed_failures + 1
         raise StudyError(
-            f"chunk {index} was given up: {outcome.allowed_failures + 1} workers were lost while "
-            f"they ran it; if they ran out of memory, make chunks smaller with --memory"
+            f"chunk {index} was given up: {counted(lost, 'worker')} ended with it under way; "
+            "if memory ran out, make chunks smaller with --memory"
         )
     if isinstance(outcome, CancelledError):
         raise StudyError(

@@ -164,7 +164,7 @@ def run_seconds(values: Mapping[str, Any], shape: tuple[int, int]) -> float:
         for seconds in (_DRAW_SECONDS, _TOKEN_SECONDS)
     )
     learn = look
-    if _is_small(values):
+    if is_small(values):
         learn += entries * _ENTRY_SECONDS + rows(values) * _ROW_SECONDS
     else:
         learn += entries * _COLUMN_ENTRY_SECONDS
@@ -227,10 +227,11 @@ def _largest_tokens(values: Mapping[str, Any]) -> int:
 def _step_tokens(values: Mapping[str, Any]) -> int:
     """Context tokens that a step works on at a time."""
     tokens = _largest_tokens(values)
-    return min(tokens, BLOCK_TOKENS) if _is_small(values) else tokens
+    return min(tokens, BLOCK_TOKENS) if is_small(values) else tokens
 
 
-def _is_small(values: Mapping[str, Any]) -> bool:
+def is_small(values: Mapping[str, Any]) -> bool:
+    """Whether the vocabulary is one of those that have programs of their own."""
     return int(values["task.num_tokens"]) <= SMALL_VOCABULARY
 
 
@@ -269,4 +270,4 @@ def _noise_tokens(values: Mapping[str, Any]) -> int:
 
 def _by_size(values: Mapping[str, Any], costs: tuple[float, float]) -> float:
     small, large = costs
-    return small if _is_small(values) else large
+    return small if is_small(values) else large

@@ -1,12 +1,16 @@
 """The dataset of a finished study: one labelled netCDF file that xarray opens anywhere.
 
 Dimensions are the axes of the study, in its order, and ``step``. Coordinates hold the real values
-of the fields. Along them run the recorded variables; over the axes alone K_P, K_Q and ``|mu|^2`` of
-each task (``transition_signal``, ``pattern_signal``, ``stationary_norm``) and the step at which a
+of the fields. Along them run the recorded variables; over the axes alone the step at which a
 trajectory was found diverged (``diverged_at``, -1 for those that were not); and, if the study keeps
-them, the final V and A (``value``, ``attention``), their snapshots along ``snapshot``
-(``value_snapshots``, ``attention_snapshots``), and P, mu and Q (``transition``, ``stationary``,
-``pattern``). A is the attention itself, whatever map makes it.
+them, the final V and A (``value``, ``attention``) and their snapshots along ``snapshot``
+(``value_snapshots``, ``attention_snapshots``). A is the attention itself, whatever map makes it.
+
+What the task is has those axes alone that it depends on (:func:`axes_of`), such as ``seed`` and
+``num_tokens``: K_P, K_Q and ``|mu|^2`` (``transition_signal``, ``pattern_signal``,
+``stationary_norm``) and, if the study keeps them, P, mu and Q (``transition``, ``stationary``,
+``pattern``). xarray puts such variables and others together by the names of their axes. Datasets of
+older versions have all axes throughout.
 """
 
 import contextlib
@@ -107,6 +111,21 @@ _SYMBOLS: Mapping[str, str] = {
 }
 """The paper's symbols for fields that have one."""
 
+# Fields that parts of a task depend on, beside its seed.
+_OF_MU = frozenset({"task.num_tokens", "task.skew"})
+_OF_P = _OF_MU | {"task.transition_signal"}
+_OF_Q = _OF_MU | {"task.context_length", "task.tagged_positions", "task.sparsity"}
+_OF_TASK: Mapping[str, frozenset[str]] = {
+    "stationary": _OF_MU,
+    "stationary_norm": _OF_MU,
+    "transition": _OF_P,
+    "transition_signal": _OF_P,
+    "pattern": _OF_Q,
+    "pattern_signal": _OF_Q,
+}
+
+_DRAWN = "drawn_"  # before the name of a variable that is also the name of an axis
+
 # What there is one number of for each trajectory.
 _SCALARS = ("transition_signal", "pattern_signal", "stationary_norm", "diverged_at")
 
@@ -144,8 +163,10 @@ def write_dataset(
         _write(_frame(plan, attributes), aside, "w", {})
         for name in _variables(plan):
             array = gather(plan, store, name)
-            dims = tuple(axis.name for axis in plan.study.axes) + _own_dims(name)
-            variable = (dims, array.reshape(plan.shape + array.shape[1:]), descriptions[name])
+            kept = axes_of(plan.study, name)
+            at = tuple(slice(None) if axis.name in kept else 0 for axis in plan.study.axes)
+            array = array.reshape(plan.shape + array.shape[1:])[at]
+            variable = (kept + _own_dims(name), array, descriptions[name])
             _write_variable(aside, dataset_name(plan, name), variable)
     return Written(path, gather(plan, store, "diverged_at"))
 
@@ -180,6 +201,25 @@ def _variables(plan: Plan) -> Iterator[str]:
         yield from ("value_snapshots", "attention_snapshots")
 
 
+def axes_of(study: Study, name: str) -> tuple[str, ...]:
+    """The axes of a study along which a variable can vary, in their order.
+
+    All of them, but for what the task is: that depends on the seed of the task and on a few fields.
+    Where other fields are static, as a batch size is, each has a program of its own, and what they
+    compute of one task may differ in the last bit. The dataset holds that of the first.
+
+    Args:
+        study: the study.
+        name: of the variable, as :class:`scbjax.sweep.chunks.ChunkResult` calls it.
+    """
+    if name not in _OF_TASK:
+        return tuple(axis.name for axis in study.axes)
+    swept = {path for axis in study.axes for path in axis.fields}
+    own_seed = "task_seed" in swept or study.base.get("task_seed") is not None
+    paths = _OF_TASK[name] | {"task_seed" if own_seed else "seed"}
+    return tuple(axis.name for axis in study.axes if paths & set(axis.fields))
+
+
 def _own_dims(name: str) -> tuple[str, ...]:
     """Dimensions of a variable after those of the study's axes."""
     return () if name in _SCALARS else _MATRIX_DIMS.get(name, ("step",))
@@ -188,7 +228,12 @@ def _own_dims(name: str) -> tuple[str, ...]:
 def dataset_name(plan: Plan, name: str) -> str:
     """The name of a variable: another one where an axis asks for K_P, which mu may have clipped."""
     fields = {FIELDS[path].short for axis in plan.study.axes for path in axis.fields}
-    return f"drawn_{name}" if name in fields else name
+    return f"{_DRAWN}{name}" if name in fields else name
+
+
+def is_of_task(name: str) -> bool:
+    """Whether a variable of a dataset is a part of the task, and has only some of the axes."""
+    return name.removeprefix(_DRAWN) in _OF_TASK
 
 
 def gather(plan: Plan, store: Store, name: str) -> npt.NDArray[Any]:

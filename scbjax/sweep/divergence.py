@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scbjax.sweep.definition import Study, combinations
 from scbjax.sweep.fields import FIELDS
 from scbjax.sweep.plan import Plan
+from scbjax.sweep.progress import counted
 from scbjax.theory import stable_rate
 
 MAX_POINTS_TOLD = 8
@@ -98,8 +99,9 @@ def divergence_report(
     if not places.size:
         return []
     places = places[np.argsort(diverged_at[places], kind="stable")]
-    share = f"{places.size} of {plan.num_trajectories}"
-    lines = [f"{share} trajectories diverged; their records from then on are NaN:"]
+    share = f"{places.size} of {counted(plan.num_trajectories, 'trajectory')}"
+    whose = "its" if places.size == 1 else "their"
+    lines = [f"{share} diverged; {whose} records from then on are NaN:"]
     for place in places[:MAX_POINTS_TOLD]:
         own, values = _point(plan, int(place))
         signals = float(transition_signal[place]), float(pattern_signal[place])

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 import scbjax
+from scbjax.keys import THREEFRY
 from scbjax.observe import OBSERVABLES
 from scbjax.sweep import cost
 from scbjax.sweep.chunks import (
@@ -40,7 +41,7 @@ from scbjax.sweep.engines import Engine, LocalEngine
 from scbjax.sweep.fields import StudyError, shown
 from scbjax.sweep.lock import hold, refuse_held_below
 from scbjax.sweep.plan import Chunk, Layout, Plan, Program, make_plan, plan_with_layout
-from scbjax.sweep.progress import Meter, Progress, readable_seconds
+from scbjax.sweep.progress import Meter, Progress, counted, readable_seconds
 from scbjax.sweep.search import search
 from scbjax.sweep.store import DamagedError, Facts, Manifest, Store
 from scbjax.sweep.study import Study, fingerprint
@@ -326,7 +327,8 @@ class _Session:
     def todo(self) -> list[int]:
         """The chunks that are not on the disk; says what an earlier run has left."""
         if removed := self.store.remove_unfinished():
-            self.progress.say(f"removed {removed} files that an earlier run was about to write")
+            files = counted(removed, "file")
+            self.progress.say(f"removed {files} that an earlier run was about to write")
         todo = []
         for chunk in self.plan.chunks:
             try:
@@ -340,7 +342,7 @@ class _Session:
                 self.store.forget_checkpoint(chunk)
                 self._meter.skip(*self._share(chunk, 1.0))
         if done := len(self.plan.chunks) - len(todo):
-            self.progress.say(f"found {done} of {len(self.plan.chunks)} chunks done")
+            self.progress.say(f"found {done} of {counted(len(self.plan.chunks), 'chunk')} done")
         self.progress.show(self._meter.reading())
         self._chunks_left = len(todo)
         return todo
@@ -357,10 +359,8 @@ class _Session:
             self._leave_out(index, error)
             return None
         self._meter.skip(*self._share(chunk, self._part(chunk, found)))
-        self.progress.say(
-            f"chunk {index} goes on after {found.records} of {self._program(chunk).num_records} "
-            "records"
-        )
+        records = counted(self._program(chunk).num_records, "record")
+        self.progress.say(f"chunk {index} goes on after {found.records} of {records}")
         return found
 
     def unfit(self, index: int, checkpoint: Checkpoint, reason: str) -> None:
@@ -444,8 +444,7 @@ class _Session:
 
     def _share(self, chunk: Chunk, part: float) -> tuple[float, float]:
         """Trajectories and work that a part of a chunk counts for."""
-        program = self._program(chunk)
-        return chunk.size * part, program.seconds * chunk.size * part / program.positions.size
+        return chunk.size * part, self.plan.seconds_of(chunk) * part
 
     def _part(self, chunk: Chunk, checkpoint: Checkpoint) -> float:
         return checkpoint.records / self._program(chunk).num_records
@@ -487,7 +486,7 @@ def _write(session: _Session, facts: Mapping[str, str]) -> RunReport:
     times = {"wall_seconds": run_seconds + compile_seconds, "compile_seconds": compile_seconds}
     written = write_dataset(plan, store, descriptions, {**facts, **times})
     session.progress.say(
-        f"{plan.num_trajectories} trajectories in {readable_seconds(run_seconds)} "
+        f"{counted(plan.num_trajectories, 'trajectory')} in {readable_seconds(run_seconds)} "
         f"and {readable_seconds(compile_seconds)} of compilation"
     )
     signals = (gather(plan, store, f"{name}_signal") for name in ("transition", "pattern"))
@@ -542,14 +541,12 @@ def provenance() -> dict[str, str]:
     names = ("scbjax", "jax", "jaxlib", "numpy", "optax")
     devices = jax.local_devices()
     kinds = sorted({f"{device.platform} {device.device_kind}" for device in devices})
-    partitionable = getattr(jax.config, "jax_threefry_partitionable", None)
     return {
         "versions": json.dumps(
             {"python": platform.python_version()} | {name: _version(name) for name in names}
         ),
         "device": f"{len(devices)} x {', '.join(kinds)}",
-        "rng_implementation": f"{jax.random.key_impl(jax.random.key(0))}, "
-        f"partitionable {partitionable}",
+        "rng_implementation": f"{THREEFRY}, partitionable True",
         "git_commit": _git_commit(),
     }
 

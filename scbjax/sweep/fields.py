@@ -15,12 +15,13 @@ there see the same batches.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, TypeAlias
+
+from scbjax.tables import brief, nearest as nearest  # noqa: PLC0414 - others find it here
 
 Scalar: TypeAlias = bool | int | float | str
 FieldValue: TypeAlias = Scalar | tuple[str, ...] | tuple[int, ...] | None
@@ -30,10 +31,6 @@ Layer: TypeAlias = Literal["outer", "inner"]
 INT32_MAX = 2**31 - 1
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 FLOAT32_TINY = 2.0**-126
-MAX_SHOWN = 60
-"""Characters of an offending value that an error message repeats."""
-NEAREST_CUTOFF = 0.5
-"""Similarity (of difflib) from which a name is suggested: low enough for 'l2' to suggest 'l1'."""
 
 DEFAULT_RECORD: tuple[str, ...] = (
     "alpha_value",
@@ -689,23 +686,7 @@ def shown(value: object) -> str:
     """
     if isinstance(value, bool):
         return "true" if value else "false"
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # Python spells out no integer of thousands of digits
-        return "what is too long to show"
-    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Returns the suggestion that ends an error about a misspelt name, or nothing.
-
-    >>> nearest("proximl", ["proximal", "sgd"])
-    "; did you mean 'proximal'?"
-    >>> nearest("xyz", ["proximal", "sgd"])
-    ''
-    """
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=NEAREST_CUTOFF)
-    return f"; did you mean '{found[0]}'?" if found else ""
+    return brief(value)
 
 
 def find_field(name: str) -> Field:

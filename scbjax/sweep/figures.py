@@ -36,7 +36,14 @@ def find_figure(name: str) -> Path:
     Raises:
         StudyError: no script has that name; the nearest one is suggested.
     """
-    return find_script(FOLDER, name, "figure")
+    try:
+        return find_script(FOLDER, name, "figure")
+    except StudyError as error:
+        own = (
+            "any dataset is drawn by scbjax figure DATASET.nc, or by a script of your own "
+            f"{FOLDER}/NAME.py, see CONTRIBUTING.md"
+        )
+        raise StudyError(f"{error}; {own}") from None
 
 
 def study_of(script: Path) -> str:

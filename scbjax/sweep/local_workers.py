@@ -7,7 +7,6 @@ devices of one process can't.
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 
 from distributed import LocalCluster
 
-from scbjax.sweep.backend import usable_cores
+from scbjax.sweep.backend import probe_devices, usable_cores
 from scbjax.sweep.fields import StudyError
 
 CORES_PER_WORKER = 4
@@ -28,11 +27,6 @@ DEATH_SECONDS = 60
 END_SECONDS = 5.0
 """Time that a worker has to end when it is told to."""
 
-_PROBE = """
-import json, jax
-devices = jax.local_devices()
-print(json.dumps([devices[0].platform, len(devices)]))
-"""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -58,7 +52,7 @@ def local_workers(cpu_devices: int | None) -> Iterator[LocalWorkers]:
     Args:
         cpu_devices: devices that each worker makes of the CPU, if it was said.
     """
-    environments = worker_environments(*_probe(), usable_cores(), cpu_devices)
+    environments = worker_environments(*probe_devices(), usable_cores(), cpu_devices)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         scheduler = stack.enter_context(
@@ -105,21 +99,6 @@ def worker_environments(
     if platform == "cpu":
         return [{} for _ in range(max(1, cores // (cpu_devices or CORES_PER_WORKER)))]
     return [{}]  # the cores of a TPU belong to one process
-
-
-def _probe() -> tuple[str, int]:
-    """The platform and the number of devices, found by a process that does not keep them."""
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        return "cpu", 1
-    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    done = subprocess.run(
-        [sys.executable, "-c", _PROBE], env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        raise StudyError(f"JAX finds no device to run on: {last}")
-    platform, count = json.loads(done.stdout.splitlines()[-1])
-    return platform, count
 
 
 @contextlib.contextmanager

@@ -8,9 +8,9 @@ created by exactly one of those that try, and whether its holder lives is looked
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
+import platform
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -81,6 +81,21 @@ class Lock:
         os.close(self._descriptor)
 
 
+def check_system() -> None:
+    """Makes sure that the system has the locks that runs need.
+
+    Raises:
+        StudyError: it has not.
+    """
+    try:
+        import fcntl  # noqa: F401
+    except ImportError:
+        raise StudyError(
+            f"studies can't be run on {platform.system()}, which has no flock to hold a results "
+            "directory by; they can on Linux, on macOS, and on Windows in WSL"
+        ) from None
+
+
 @contextlib.contextmanager
 def hold(out: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Lock]:
     """Holds a results directory while something is written there.
@@ -90,8 +105,9 @@ def hold(out: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Loc
         say: hears of a lock that a dead process has left behind.
 
     Raises:
-        StudyError: another run holds it, or the lock can't be written.
+        StudyError: another run holds it, the lock can't be written, or the system has none.
     """
+    check_system()
     path = out / LOCK_NAME
     try:
         make_folder(out)
@@ -176,6 +192,8 @@ def _held(path: Path, holder: Holder) -> str:
 
 def _flock(descriptor: int) -> bool | None:
     """Whether the file is locked for this process now; None if the file system has no locks."""
+    import fcntl  # which not every system has
+
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -100,6 +100,7 @@ class Program:
     def is_taken_singly(self) -> bool:
         """Whether a block holds one outer point on any number of devices, for its size."""
         large = 2 * cost.step_bytes(self.fixed, self.chunk_shape[1]) > cost.CACHE_BYTES
+        large |= not cost.is_small(self.fixed)
         return self.chunk_shape[0] == 1 or (large and self.block == 1)
 
     @property
@@ -197,6 +198,11 @@ class Plan:
         """Chunk shape and block of every program: with the study, they determine the plan."""
         return tuple((*program.chunk_shape, program.block) for program in self.programs)
 
+    def seconds_of(self, chunk: Chunk) -> float:
+        """Estimated run time of a chunk on two CPU cores, without compilation and padding."""
+        program = self.programs[chunk.program]
+        return program.seconds * chunk.size / program.positions.size
+
     def positions(self, chunk: Chunk) -> npt.NDArray[np.int64]:
         """Where the trajectories of a chunk stand in the flattened grid, [outer, inner]."""
         return self.programs[chunk.program].positions[slice(*chunk.outer), slice(*chunk.inner)]
@@ -249,7 +255,7 @@ def plan_with_layout(
     """
     programs = list(_programs(study))
     if len(layout) != len(programs):
-        raise StudyError(f"the layout has {len(layout)} programs; the study has {len(programs)}")
+        raise StudyError(f"programs of the layout: {len(layout)}; of the study: {len(programs)}")
     for program, (outer, inner, block) in zip(programs, layout, strict=True):
         # A chunk is padded to a whole number of blocks on every device: at most to twice its size.
         sound = min(outer, inner, block) >= 1 and outer % block == 0
@@ -321,6 +327,8 @@ def _lowered(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rows_by_static_values(axis: Axis) -> dict[tuple[tuple[str, Any], ...], list[int]]:
     """The rows of an axis, grouped by the values of its static fields."""
+    if not any(FIELDS[path].kind == "static" for path in axis.fields):
+        return {(): list(range(len(axis)))}
     groups: dict[tuple[tuple[str, Any], ...], list[int]] = {}
     for row, values in enumerate(axis.values):
         point = dict(zip(axis.fields, values, strict=True))
@@ -364,15 +372,17 @@ def _layer(
     picked = [r if m else [0] for r, m in zip(rows, member, strict=True)]
     points = list(itertools.product(*picked))
     members = [axis for axis, m in zip(axes, member, strict=True) if m]
-    values = []
-    for point in points:
-        own = dict(base)
-        for axis, row in zip(members, itertools.compress(point, member), strict=True):
-            own.update(zip(axis.fields, axis.values[row], strict=True))
-        values.append(_lowered(own))
     swept = {path for axis in members for path in axis.fields}
     if any(_is_lowered(axis) for axis in members):
         swept |= SGD_AS_PROXIMAL.keys()
+    # Of the base, what `_lowered` asks for and what it may replace: there may be a million points.
+    needed = {path: base[path] for path in base if path in swept or path == "train.optimizer"}
+    values = []
+    for point in points:
+        own = dict(needed)
+        for axis, row in zip(members, itertools.compress(point, member), strict=True):
+            own.update(zip(axis.fields, axis.values[row], strict=True))
+        values.append(_lowered(own))
     columns = {
         path: tuple(value[path] for value in values)
         for path, entry in FIELDS.items()
@@ -399,7 +409,9 @@ def _fit(program: Program, budget: int, device_count: int, cache_bytes: int | No
         most = room // (cost.kept_bytes(values) + cost.temporary_bytes(values))
         return replace(program, chunk_shape=(1, math.ceil(inner / math.ceil(inner / most))))
     if cache_bytes is not None:
-        most = min(most, max(1, cache_bytes // cost.step_bytes(values, inner)))
+        # With a large vocabulary one after the other is twice as fast (`scbjax.singly`).
+        fitting = cache_bytes // cost.step_bytes(values, inner) if cost.is_small(values) else 1
+        most = min(most, max(1, fitting))
     block = _even_block(math.ceil(outer / devices), most)
     unit = devices * block
     room = budget - devices * cost.block_bytes(values, (block, inner))

@@ -1,4 +1,7 @@
-"""What a run tells its user while it goes on: a bar on a terminal, plain lines elsewhere."""
+"""What a run tells its user while it goes on: a bar on a terminal, plain lines elsewhere.
+
+What can't be shown is dropped (`scbjax.sweep.streams`): no display may cost what was computed.
+"""
 
 import math
 import sys
@@ -6,6 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
+
+from scbjax.sweep.streams import steady
 
 LINE_SECONDS = 10.0
 """Time between two lines where there is no terminal to draw a bar on."""
@@ -38,7 +43,7 @@ class Reading:
     def __str__(self) -> str:
         """One line, without what is not known yet; a narrow terminal cuts off the end."""
         finished = math.floor(self.trajectories + _ROUNDING)
-        parts = [f"{finished}/{self.total_trajectories} trajectories"]
+        parts = [f"{finished}/{counted(self.total_trajectories, 'trajectory')}"]
         if math.isfinite(self.seconds_left):
             parts.append(f"{readable_seconds(self.seconds_left)} left")
         if self.metric is not None:
@@ -136,7 +141,7 @@ class LineProgress:
     def __init__(
         self, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = steady(sys.stderr if stream is None else stream)
         self._clock = clock
         self._written = -math.inf
         self._pending: Reading | None = None
@@ -170,7 +175,7 @@ class BarProgress:
     """
 
     def __init__(self, stream: IO[str] | None = None) -> None:
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = steady(sys.stderr if stream is None else stream)
         self._bar: Any = None
 
     def show(self, reading: Reading) -> None:
@@ -209,8 +214,19 @@ def create_progress(stream: IO[str] | None = None) -> Progress:
     Args:
         stream: where to show it; standard error if left out.
     """
-    stream = sys.stderr if stream is None else stream
+    stream = steady(sys.stderr if stream is None else stream)
     return BarProgress(stream) if stream.isatty() else LineProgress(stream)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "file"), counted(0, "trajectory"), counted(2, "record")
+    ('1 file', '0 trajectories', '2 records')
+    """
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun.removesuffix('y')}ies" if noun.endswith("y") else f"{number} {noun}s"
 
 
 def readable_count(number: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scbjax.sweep.fields import StudyError, nearest, shown
-from scbjax.sweep.study import search_path
+from scbjax.sweep.study import outside_checkout, search_path
 
 
 def find_scripts(folder: str) -> dict[str, Path]:
@@ -37,5 +37,5 @@ def find_script(folder: str, name: str, kind: str) -> Path:
     found = find_scripts(folder)
     if name in found:
         return found[name]
-    known = f" ({kind}s: {', '.join(found)})" if found else f": no folder '{folder}' was found"
+    known = f" ({kind}s: {', '.join(found)})" if found else f": {outside_checkout(folder)}"
     raise StudyError(f"no {kind} is called {shown(name)}{nearest(name, found) or known}")

@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from scbjax.sweep.fields import StudyError
-from scbjax.sweep.plan import Chunk, Layout, Plan
-from scbjax.sweep.study import Study, check_name, fingerprint, to_toml
+from scbjax.sweep.plan import Chunk, Layout, Plan, plan_with_layout
+from scbjax.sweep.study import Study, check_name, fingerprint, parse_study, to_toml
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 Facts: TypeAlias = Mapping[str, Any]
@@ -37,6 +37,7 @@ FORMAT = 2
 """Version of the directory layout, and of what chunks hold: since 2, ``diverged_at``."""
 
 _PARTIAL = ".{}.partial"  # a file that is being written
+_NUMBERED = "[0-9]*.npz"
 _META = "meta"  # the member of an npz file that holds its JSON description
 
 
@@ -101,6 +102,34 @@ class Status:
     def complete(self) -> bool:
         """Whether the dataset is there."""
         return self.dataset is not None
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """A chunk that was left in the middle, as its checkpoint has it.
+
+    Attributes:
+        chunk: its place in the plan.
+        records: that are done.
+        num_records: that it will have.
+    """
+
+    chunk: int
+    records: int
+    num_records: int
+
+
+@dataclass(frozen=True)
+class Advance:
+    """How much of a run's work is on the disk.
+
+    Attributes:
+        fraction: of the work of the whole study.
+        under_way: the chunks that have a checkpoint.
+    """
+
+    fraction: float
+    under_way: tuple[UnderWay, ...]
 
 
 class Store:
@@ -186,7 +215,7 @@ class Store:
         return self._load("checkpoints", plan, chunk)
 
     def _path(self, kind: str, chunk: Chunk) -> Path:
-        return self.out / kind / f"{chunk.index:05d}.npz"
+        return self.out / kind / _file_name(chunk)
 
     def _load(self, kind: str, plan: Plan, chunk: Chunk) -> tuple[Arrays, Facts]:
         arrays, facts = read_arrays(self._path(kind, chunk))
@@ -294,7 +323,48 @@ def status(out: Path) -> Status:
 
 
 def _count(folder: Path) -> int:
-    return sum(1 for _ in folder.glob("[0-9]*.npz"))
+    return sum(1 for _ in folder.glob(_NUMBERED))
+
+
+def advance(found: Status) -> Advance | None:
+    """How much of a run's work is done, down to the records of the chunks under way.
+
+    Checksums are left aside, and so are files that can't be understood: the next run of the study
+    says what is damaged.
+
+    Returns:
+        It, or None if the study in the manifest is not one of this version.
+    """
+    manifest = found.manifest
+    try:
+        plan = plan_with_layout(parse_study(manifest.study, manifest.name), manifest.layout)
+    except StudyError:
+        return None
+    if plan.fingerprint != manifest.fingerprint:
+        return None
+    done = {chunk.index: 1.0 for chunk in _chunks_in(found.out / "chunks", plan)}
+    under_way = []
+    for chunk in _chunks_in(found.out / "checkpoints", plan):
+        total = plan.programs[chunk.program].num_records
+        facts = _facts_in(found.out / "checkpoints" / _file_name(chunk))
+        records = facts.get("records")
+        ours = all(facts.get(key) == value for key, value in _identity(plan, chunk).items())
+        if ours and chunk.index not in done and type(records) is int and 0 <= records <= total:
+            under_way.append(UnderWay(chunk.index, records, total))
+    done.update({each.chunk: each.records / each.num_records for each in under_way})
+    work = {chunk.index: plan.seconds_of(chunk) for chunk in plan.chunks}
+    part = sum(work[index] * share for index, share in done.items()) / sum(work.values())
+    return Advance(part, tuple(under_way))
+
+
+def _chunks_in(folder: Path, plan: Plan) -> list[Chunk]:
+    """The chunks of a plan that have a file in a folder."""
+    names = {path.name for path in folder.glob(_NUMBERED)}
+    return [chunk for chunk in plan.chunks if _file_name(chunk) in names]
+
+
+def _file_name(chunk: Chunk) -> str:
+    return f"{chunk.index:05d}.npz"
 
 
 def _read_manifest(content: Any) -> Manifest:  # noqa: ANN401 - whatever JSON holds
@@ -403,9 +473,7 @@ def read_arrays(path: Path) -> tuple[Arrays, Facts]:
     try:
         # Opened here: NumPy leaves the file open when it can't make sense of it.
         with _open_regular(path) as file, np.load(file, allow_pickle=False) as members:
-            # As written here; a compressed member may be a thousand times the size of its file.
-            if any(info.compress_type != zipfile.ZIP_STORED for info in members.zip.infolist()):
-                raise DamagedError("it has a compressed member")
+            _check_plain(members)
             arrays = {name: members[name] for name in members.files if name != _META}
             facts = json.loads(members[_META].tobytes())
             checksum = facts.pop("sha256")
@@ -417,6 +485,23 @@ def read_arrays(path: Path) -> tuple[Arrays, Facts]:
     if checksum != _digest(arrays):
         raise DamagedError("its checksum does not hold")
     return arrays, facts
+
+
+def _facts_in(path: Path) -> Facts:
+    """The description in a file of :func:`write_arrays`; nothing if it can't be understood."""
+    try:
+        with _open_regular(path) as file, np.load(file, allow_pickle=False) as members:
+            _check_plain(members)
+            facts = json.loads(members[_META].tobytes())
+    except Exception:  # noqa: BLE001 - as in read_arrays
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _check_plain(members: Any) -> None:  # noqa: ANN401 - NumPy's file of arrays, which has no type
+    # As written here; a compressed member may be a thousand times the size of its file.
+    if any(info.compress_type != zipfile.ZIP_STORED for info in members.zip.infolist()):
+        raise DamagedError("it has a compressed member")
 
 
 def _digest(arrays: Arrays) -> str:

@@ -46,6 +46,7 @@ from scbjax.sweep.axes import (
     Axis,
     axis_field,
     check_axes,
+    check_rounded,
     pick,
     read_axes,
     read_column,
@@ -90,6 +91,7 @@ MAX_TRAJECTORIES = 10_000_000
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_BYTE_ORDER_MARK = "\ufeff"
 _TEXTS = ("title", "question")
 _SMALL = "small"
 
@@ -132,15 +134,21 @@ def find_studies() -> list[Path]:
 
 
 def load_study(
-    path_or_name: str | Path, overrides: Sequence[str] = (), *, small: bool = False
+    path_or_name: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    small: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Study:
     """Reads and checks a study.
 
     Args:
         path_or_name: path of a study file, or the name of one in ``sweeps/``.
         overrides: settings such as ``train.steps=2000``, ``l1=1e-4`` or ``axes.l1=[1e-4, 1e-3]``;
-            a single value for a field that is an axis takes the axis away; the last one wins.
+            a single value for a field that is an axis takes the axis away, and a list or a range
+            replaces it; the last one wins.
         small: take the study's own small size, a list of overrides called ``small``, first.
+        say: hears of an override that was taken for one of an axis.
 
     Returns:
         The study.
@@ -150,7 +158,7 @@ def load_study(
     """
     path = _locate(str(path_or_name))
     text = _read_text(path)
-    return parse_study(text, path.stem, overrides, source=str(path), small=small)
+    return parse_study(text, path.stem, overrides, source=str(path), small=small, say=say)
 
 
 def parse_study(
@@ -160,6 +168,7 @@ def parse_study(
     *,
     source: str = "study",
     small: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Study:
     """Reads and checks a study from TOML text; see `load_study`.
 
@@ -169,6 +178,7 @@ def parse_study(
         overrides: as for `load_study`.
         source: what error messages call the text.
         small: as for `load_study`.
+        say: as for `load_study`.
 
     Raises:
         StudyError: the text or an override is wrong.
@@ -185,7 +195,10 @@ def parse_study(
     given = [(f"{source}: {_SMALL}", override) for override in smaller if small]
     for origin, override in [*given, *(("--set", override) for override in overrides)]:
         try:
-            draft = _override(draft, override)
+            meant = _meant(draft, override)
+            if meant != override:
+                say(f"{origin} {shown(override)} is taken for {meant}, as that is an axis already")
+            draft = _override(draft, meant)
         except StudyError as error:
             raise StudyError(f"{origin} {shown(override)}: {error}") from None
     try:
@@ -206,8 +219,26 @@ def _locate(given: str) -> Path:
     with suppress(OSError):  # a name that is too long for a file
         if given and Path(given).exists():
             return Path(given)
-    hint = nearest(given, found) or (f" (studies: {', '.join(found)})" if found else "")
-    raise StudyError(f"no study is called {shown(given)}{hint}")
+    raise StudyError(f"no study is called {shown(given)}{_hint(given, found)}")
+
+
+def _hint(given: str, found: Mapping[str, Path]) -> str:
+    """How an error ends about a study that was not found."""
+    with suppress(OSError):
+        if given and Path(f"{given}.toml").is_file():
+            return f"; did you mean the file '{given}.toml'?"
+    if not found:
+        return f": {outside_checkout('sweeps')}, or name a study file, such as my_study.toml"
+    return nearest(given, found) or f" (studies: {', '.join(found)})"
+
+
+def outside_checkout(folder: str) -> str:
+    """What to say where a folder that a checkout has can't be found, as the library alone has not.
+
+    Args:
+        folder: such as ``sweeps`` or ``figures``.
+    """
+    return f"there is no folder '{folder}' with any here; run scbjax in a checkout, which has one"
 
 
 def _read_text(path: Path) -> str:
@@ -250,9 +281,10 @@ def check_name(name: str) -> str:
 def _parse_toml(text: str, source: str) -> Table:
     if _has_surrogates(text):
         raise StudyError(f"{source}: the text is not Unicode")
-    # TOML's newlines are \n and \r\n; tomllib refuses any other carriage return.
+    # Some editors mark a file as UTF-8 by a first character that is no text. TOML's newlines are \n
+    # and \r\n; tomllib refuses any other carriage return.
     try:
-        return tomllib.loads(text.replace("\r\n", "\n"))
+        return tomllib.loads(text.removeprefix(_BYTE_ORDER_MARK).replace("\r\n", "\n"))
     except tomllib.TOMLDecodeError as error:
         reason, _, place = str(error).partition(" (at ")
         found = re.match(r"line (\d+)", place)
@@ -367,6 +399,18 @@ def _override(draft: _Draft, override: str) -> _Draft:
     )
 
 
+def _meant(draft: _Draft, override: str) -> str:
+    """The override, as one of an axis if it gives many values for a field that is an axis."""
+    name, _, text = override.partition("=")
+    axes = {axis.fields[0] for axis in draft.axes if not axis.is_zip}
+    try:
+        is_axis = find_field(name.strip()).path in axes
+        many = is_axis and isinstance(_override_value(text.strip()), list | dict)
+    except StudyError:
+        return override
+    return f"axes.{override.strip()}" if many else override
+
+
 def _override_value(text: str) -> object:
     """Returns the value of an override: TOML, or a bare word that stands for a string."""
     try:
@@ -424,6 +468,7 @@ def _resolve(draft: _Draft, name: str) -> Study:
             if isinstance(field.default, Required):
                 raise StudyError(f"{path} is missing: set it in [{field.table}] or as an axis")
             base[path] = field.default
+    check_rounded(axes, base["task.dtype"])
     base["record.snapshots"] = tuple(sorted(base["record.snapshots"]))
     title, question = draft.texts.get("title") or name, draft.texts.get("question", "")
     study = Study(name, title, question, MappingProxyType(base), axes)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from scbjax.sweep import cost
 from scbjax.sweep.chunks import Executor
-from scbjax.sweep.dataset import dataset_name, is_whole, read_dataset
+from scbjax.sweep.dataset import axes_of, dataset_name, is_of_task, is_whole, read_dataset
 from scbjax.sweep.execute import plan_here, provenance
 from scbjax.sweep.fields import StudyError
 from scbjax.sweep.plan import Plan, plan_with_layout
@@ -134,15 +134,21 @@ def _compare(stored: Array, again: Array) -> tuple[int, int, float, bool]:
 
 def compare_datasets(stored: "xarray.Dataset", again: "xarray.Dataset") -> Comparison:
     """Compares the variables of two datasets of one study; what only one has is different."""
-    nothing = np.zeros(0)
     return compare(
-        (
-            str(name),
-            stored[name].to_numpy() if name in stored else nothing,
-            again[name].to_numpy() if name in again else nothing,
-        )
+        (str(name), _along(stored, again, str(name)), _along(again, stored, str(name)))
         for name in dict.fromkeys([*stored.data_vars, *again.data_vars])
     )
+
+
+def _along(dataset: "xarray.Dataset", other: "xarray.Dataset", name: str) -> Array:
+    """A variable; of a task, whose parts older versions repeat along all axes, what both have."""
+    if name not in dataset:
+        return np.zeros(0)
+    variable = dataset[name]
+    if name in other and is_of_task(name):
+        variable = variable.isel({dim: 0 for dim in variable.dims if dim not in other[name].dims})
+    array: Array = variable.to_numpy()
+    return array
 
 
 # ----------------------------------------------------------------------------------------- a sampl
@@ -216,17 +222,44 @@ def _recompute(plan: Plan, dataset: "xarray.Dataset", places: Array) -> tuple[Co
             continue
         count += chunk.size
         for name, again in executor.run(chunk.index).arrays.items():
-            stored = _stored(dataset, dataset_name(plan, name), plan)
-            triples.append((name, stored[own], again))
+            stored, copied = _stored(dataset, name, plan)
+            triples.append((name, stored[own], _settled(stored[own], again, copied[own])))
     return compare(_joined(triples)), count
 
 
-def _stored(dataset: "xarray.Dataset", name: str, plan: Plan) -> Array:
-    """A variable of the dataset, [trajectories, ...]."""
-    if name not in dataset or dataset[name].shape[: len(plan.shape)] != plan.shape:
-        raise StudyError(f"the dataset has no variable {name} of the shape of its study")
-    array = dataset[name].to_numpy()
-    return array.reshape(plan.num_trajectories, *array.shape[len(plan.shape) :])
+def _stored(dataset: "xarray.Dataset", name: str, plan: Plan) -> tuple[Array, Array]:
+    """A variable of the dataset, [trajectories, ...], and for which of them it is a copy.
+
+    Datasets of older versions have all axes of the study throughout, and no copies.
+    """
+    variable = dataset.get(dataset_name(plan, name))
+    sizes = {axis.name: size for axis, size in zip(plan.study.axes, plan.shape, strict=True)}
+    kept = [] if variable is None else [axis for axis in sizes if axis in variable.dims]
+    if (
+        variable is None
+        or not {*axes_of(plan.study, name)} <= {*kept}
+        or variable.shape[: len(kept)] != tuple(sizes[axis] for axis in kept)
+    ):
+        stored_as = dataset_name(plan, name)
+        raise StudyError(f"the dataset has no variable {stored_as} of the shape of its study")
+    own = variable.shape[len(kept) :]
+    array = variable.to_numpy().reshape(*(sizes[a] if a in kept else 1 for a in sizes), *own)
+    whole = np.broadcast_to(array, (*plan.shape, *own)).reshape(plan.num_trajectories, *own)
+    copied = np.ones(plan.shape, bool)
+    copied[tuple(slice(None) if axis in kept else 0 for axis in sizes)] = False
+    return whole, copied.reshape(-1)
+
+
+def _settled(stored: Array, again: Array, copied: Array) -> Array:
+    """What was computed again, with a copy in its place where one is close.
+
+    A number that is stored once for many trajectories is the first one's: the program of another
+    may round the last bit in another way.
+    """
+    if stored.shape != again.shape or stored.dtype != again.dtype or not copied.any():
+        return again
+    copied = copied.reshape(copied.shape + (1,) * (again.ndim - copied.ndim))
+    return np.where(copied & np.isclose(again, stored, rtol=RTOL, atol=ATOL), stored, again)
 
 
 def _joined(triples: Iterable[Triple]) -> list[Triple]:

@@ -147,6 +147,7 @@ def environment() -> Payload:
     """Device, processors and versions, and how busy the machine was before."""
     import jax
 
+    from scbjax.keys import THREEFRY
     from scbjax.training import Settings
 
     device = jax.devices()[0]
@@ -161,7 +162,7 @@ def environment() -> Payload:
         "system": platform.system(),
         "versions": {name: _version(name) for name in PACKAGES},
         "precision": Settings.precision,
-        "random_numbers": str(jax.random.key_impl(jax.random.key(0))),
+        "random_numbers": THREEFRY,
         "commit": _commit(),
         "taken": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     }

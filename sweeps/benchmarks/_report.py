@@ -216,6 +216,37 @@ def startup_table(payload: Payload) -> str:
     return table(("", "seconds"), [(name, told(spread(all_))) for name, all_ in seconds.items()])
 
 
+def mapping_table(payload: Payload) -> str:
+    """Speeds of the ways to map whole trajectories, and how near they come to a sweep's."""
+    rows = [
+        (
+            str(size["num_tokens"]),
+            row["name"],
+            told(row["rate"], 1e-6),
+            told(size["ratios"][row["name"]]) if row["name"] in size["ratios"] else "",
+        )
+        for size in payload["sizes"]
+        for row in size["rows"]
+    ]
+    return table(("N", "", "million tokens/s", "times a sweep on one device"), rows)
+
+
+def first_table(payload: Payload) -> str:
+    """Seconds until a first result."""
+    from first import CACHED, COLD
+
+    rows = [
+        (
+            row["name"],
+            *(told(spread([each["seconds"] for each in row[kind]])) for kind in (COLD, CACHED)),
+            told(spread([each["processor_seconds"] for each in row[COLD]])),
+        )
+        for row in payload["rows"]
+    ]
+    header = ("seconds", COLD, CACHED, "nothing compiled before, of all cores")
+    return table(header, rows)
+
+
 def memory_table(payload: Payload) -> str:
     """Peak memory of every case beside the planner's estimate."""
     rows = []
@@ -243,6 +274,8 @@ TABLES: dict[str, tuple[str, Callable[[Payload], str]]] = {
     "large": ("large", large_table),
     "split": ("large", split_table),
     "startup": ("startup", startup_table),
+    "mapping": ("mapping", mapping_table),
+    "first": ("first", first_table),
     "memory": ("memory", memory_table),
 }
 PICTURED = frozenset(TABLES) - {"parts", "grid", "split"}

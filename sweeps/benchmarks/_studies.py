@@ -22,6 +22,7 @@ sparsity = 2
 batch_size = {batch_size}
 steps = {steps}
 record_every = {steps}
+{rate}
 [record]
 variables = {record}
 [axes]
@@ -41,6 +42,7 @@ def plan_sweep(
     arms: int = 1,
     memory_bytes: int | None = None,
     record: Sequence[str] = ("attention_distance",),
+    rate: float | None = None,
 ) -> Plan:
     """The plan of a study on the devices of this process.
 
@@ -53,6 +55,7 @@ def plan_sweep(
         arms: l1 weights that share the mini-batches of each seed.
         memory_bytes: the planner's budget.
         record: the variables that are recorded, before the first step and after the last.
+        rate: that of the first stage; None for the default.
     """
     from scbjax.sweep.execute import plan_here
     from scbjax.sweep.study import parse_study
@@ -64,6 +67,7 @@ def plan_sweep(
         length=f"context_length = {context_length}" if is_single else "",
         batch_size=batch_size,
         steps=steps,
+        rate="" if rate is None else f"learning_rate_1 = {rate}",
         seeds=seeds,
         record=list(record),
         arms=f"l1 = {weights}" if arms > 1 else "",

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import _shared
@@ -29,6 +29,7 @@ Store = Callable[[str, xr.Dataset], Path]
 FIGURES = Path(_shared.__file__).parent
 CURVES = ("quickstart", "fig1", "fig3", "fig6", "scale")
 NAMES = (*CURVES, "fig2", "fig4", "projector", "simulation")
+PANELS = {"quickstart": ("sparsity",), "scale": ("num_tokens",), "fig6": ("num_tokens",)}
 # Not against the iteration; tested in files of their own.
 RECOVERY = (
     "complexity", "factors", "fig5", "phase_rates", "phase_samples", "projector_tasks", "sparsity",
@@ -88,6 +89,11 @@ def shown_texts(figure: Figure) -> list[Text]:
 
 def texts(figure: Figure) -> list[str]:
     return [item.get_text() for item in shown_texts(figure)]
+
+
+def below(figure: Figure) -> str:
+    """All that is written below the panels, on one line."""
+    return " ".join(figure.get_supxlabel().replace("\u00a0", " ").split())
 
 
 def test_files_are_publishable_and_equal_in_a_process_without_jax(
@@ -252,7 +258,7 @@ def test_one_run_has_no_band_and_claims_none(curves: ModuleType, dataset: xr.Dat
     ]
 
 
-def test_diverged_runs_are_counted_in_the_panel(curves: ModuleType, dataset: xr.Dataset) -> None:
+def test_diverged_runs_are_counted_by_arm(curves: ModuleType, dataset: xr.Dataset) -> None:
     data = suited(curves, dataset).copy(deep=True)
     last = data.sizes[ARM] - 1
     for name, values in data.data_vars.items():
@@ -260,22 +266,28 @@ def test_diverged_runs_are_counted_in_the_panel(curves: ModuleType, dataset: xr.
             data[name][{"seed": 0, ARM: last, "step": slice(10, None)}] = np.nan
             data[name][{"seed": 1, ARM: last, "step": slice(15, None)}] = np.inf
     figure = curves.plot(data)
-    counts = ", ".join(["0"] * last + ["2"])
-    assert any(f"{counts} of 4 diverged" in text.splitlines() for text in texts(figure))
-    assert not any("mirrored" in text for text in texts(figure))
+    label = _shared.arms_of(_shared.tidy(data, PANELS.get(curves.__name__, ())))[last].label
+    said = f"diverged, of 4 runs each: 2 {label}"
+    assert said in below(figure)
+    assert "mirrored" not in below(figure)
     for axes in panels(figure):
         assert np.isfinite(line(axes, f"median {last}")).all()
 
 
-def test_mirrored_runs_are_counted_in_the_panel(curves: ModuleType, dataset: xr.Dataset) -> None:
+def test_mirrored_runs_are_counted_by_arm(
+    curves: ModuleType, dataset: xr.Dataset, check_layout: Callable[[Figure], None]
+) -> None:
     data = suited(curves, dataset).copy(deep=True)
     data["alpha_value"][{"seed": [0, 1, 2], ARM: 0, "step": -1}] = -0.3
     data["alpha_attention"][{"seed": [1, 2, 3], ARM: 0, "step": -1}] = -0.3
     data["alpha_attention"][{"seed": 1, ARM: 1, "step": -1}] = -0.3
-    counts = ", ".join(["2", *["0"] * (data.sizes[ARM] - 1)])
-    titles = [axes.get_title() for axes in panels(curves.plot(data)) if axes.get_title()]
-    assert titles
-    assert all(title.splitlines()[-1] == f"{counts} of 4 mirrored" for title in titles)
+    # Of each panel it says which arms they are, and of no other arm.
+    figure = curves.plot(data)
+    assert "mirrored, of 4 runs each: 2 proximal" in below(figure)
+    assert "SGD" not in below(figure)
+    drawn_in_panels = {"quickstart": 3, "scale": 2}.get(curves.__name__, 1)
+    assert below(figure).count("mirrored") == drawn_in_panels
+    check_layout(figure)
 
 
 def test_an_arm_of_which_every_run_diverged_leaves_the_others_visible(
@@ -288,7 +300,7 @@ def test_an_arm_of_which_every_run_diverged_leaves_the_others_visible(
             data[name][{ARM: -1, "step": slice(10, None)}] = np.nan
     figure = curves.plot(data)
     figure.draw_without_rendering()
-    assert any(", 4 of 4 diverged" in text for text in texts(figure))
+    assert "diverged, of 4 runs each: 4 " in below(figure)
     for axes in panels(figure):
         drawn = line(axes, "median 0")[:, 1]
         low, high = axes.get_ylim()
@@ -370,6 +382,69 @@ def test_fig1_counts_samples_and_shows_the_refit_from_the_law(dataset: xr.Datase
     expected = np.median(data["population_refit_distance"].values[..., -1].astype(float), axis=0)
     found = [line(axes, f"refit {arm}")[0, 1] for arm in range(3)]
     np.testing.assert_allclose(found, np.maximum(expected, axes.get_ylim()[0]))
+
+
+def test_arms_whose_bands_would_blend_have_bars_side_by_side(make_dataset: Make) -> None:
+    script = importlib.import_module("fig1")
+    settings = (("proximal", 0.005), ("sgd", 0.005), ("sgd", 0.001), ("raw_sgd", 3e-4))
+    arms = [SimpleNamespace(optimizer=name, learning_rate_2=rate) for name, rate in settings]
+    data = make_dataset(arms, sparsities=(2,)).isel(sparsity=0, drop=True)
+    figure = script.plot(data)
+    figure.draw_without_rendering()
+    assert not [item for item in figure.findobj(PolyCollection) if "band" in str(item.get_gid())]
+    for axes, variable in zip(
+        panels(figure), ("value_distance", "attention_distance"), strict=True
+    ):
+        places: list[float] = []
+        for arm in range(4):
+            runs = data[variable].values[:, arm].astype(float)
+            np.testing.assert_allclose(line(axes, f"median {arm}")[:, 1], np.median(runs, axis=0))
+            (bars,) = (item for item in axes.collections if item.get_gid() == f"bars {arm}")
+            segments = np.array([path.vertices for path in bars.get_paths()])
+            at = np.searchsorted(data["step"].values, segments[:, 0, 0])
+            expected = np.percentile(runs[:, at], [10, 90], axis=0).T
+            np.testing.assert_allclose(segments[:, :, 1], expected)
+            places += segments[:, 0, 0].tolist()
+        assert len(set(places)) > _shared.BARS
+        # The medians are drawn again, larger, where there is room.
+        (inset,) = (child for child in axes.child_axes if isinstance(child, Axes))
+        for arm in range(4):
+            np.testing.assert_array_equal(line(inset, f"median {arm}"), line(axes, f"median {arm}"))
+    labels = texts(figure)
+    assert "the same, where bands would blend" not in labels
+    assert "median, 10\u201390% of 4 runs" in labels
+
+
+def test_arms_stand_in_the_legend_in_the_order_of_their_numbers(dataset: xr.Dataset) -> None:
+    script = importlib.import_module("fig1")
+    (legend,) = script.plot(main_setting(dataset)).legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert [label for label in labels if "=" in label] == [
+        "proximal, l1 = 1e-5",
+        "proximal, l1 = 1e-4",
+        "SGD, learning_rate_2 = 0.001",
+        "SGD, learning_rate_2 = 0.002",
+        "SGD, learning_rate_2 = 0.005",
+    ]
+
+
+def test_a_star_at_the_lower_edge_has_its_value(dataset: xr.Dataset) -> None:
+    script = importlib.import_module("fig1")
+    data = suited(script, dataset).copy(deep=True)
+    data["population_refit_distance"][{ARM: 1}] = 3e-7
+    axes = panels(script.plot(data))[0]
+    low = axes.get_ylim()[0]
+    assert low > 3e-7
+    assert line(axes, "refit 1")[0, 1] == low
+    assert line(axes, "refit 0")[0, 1] > low
+    assert [item.get_text() for item in axes.texts] == ["3e-7"]
+
+
+def test_scale_does_not_say_that_v_is_refitted(dataset: xr.Dataset) -> None:
+    script = importlib.import_module("scale")
+    labels = texts(script.plot(suited(script, dataset)))
+    assert "$A$ rounded" in labels
+    assert not any("refitted" in label for label in labels)
 
 
 def test_fig4_pairs_medians_before_and_after_rounding(dataset: xr.Dataset) -> None:

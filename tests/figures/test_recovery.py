@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +12,9 @@ import _shared
 import numpy as np
 import pytest
 import xarray as xr
-from made import MADE, SEEDS, complexity, fig5, phase_rates, phase_samples, sparsity
+from made import MADE, SEEDS, build_noise, complexity, fig5, phase_rates, phase_samples, sparsity
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 Store = Callable[[str, xr.Dataset], Path]
 
@@ -96,3 +99,74 @@ def test_complexity_takes_the_best_batch_size_and_rate_and_fits_exponents() -> N
     printed = script.costs(lost[script.GOAL].to_numpy(), lost[script.SWITCH].to_numpy(), 0.9)
     assert np.isnan(printed["total"][2])
     assert np.isnan(script.exponent(lengths, printed["total"]))
+
+
+def drawn(name: str, data: xr.Dataset) -> Figure:
+    """A figure with its layout done, in the house style."""
+    with _shared.house_style():
+        figure: Figure = load(name).plot(data)
+        figure.draw_without_rendering()
+    return figure
+
+
+def test_powers_stand_apart_and_the_axis_of_samples_has_several_labels() -> None:
+    data = complexity()
+    # All lines of a panel end at nearly the same height.
+    data["samples_to_switch"] = data["samples_to_goal"] * 0.5
+    figure = drawn("complexity", data)
+    for axes in figure.axes:
+        # Of the text alone, without the line that leads to it.
+        boxes = [Text.get_window_extent(item) for item in axes.texts]
+        assert len(boxes) >= 3
+        for index, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in boxes[:index])
+            assert box.x1 <= figure.bbox.width
+        assert min(float(item.get_fontsize()) for item in axes.texts) >= 7
+    first = figure.axes[0]
+    low, high = first.get_ylim()
+    shown = [place for place in first.get_yticks() if low <= place <= high]
+    assert len(shown) >= 3
+
+
+def test_the_colour_bar_of_distances_has_labels_and_holds_all_of_them() -> None:
+    data = phase_rates()
+    spread = np.geomspace(0.1, 1.9, 6).reshape(3, 2)[None, :, :, None]
+    data["attention_distance"] = (
+        data["attention_distance"].dims,
+        np.broadcast_to(spread, data["attention_distance"].shape),
+    )
+    figure = drawn("phase_rates", data)
+    mesh = figure.axes[1].collections[0]
+    assert mesh.norm.vmin == pytest.approx(0.1)
+    assert mesh.norm.vmax == pytest.approx(1.9)
+    assert len(np.unique(np.asarray(mesh.get_facecolor()), axis=0)) == 6
+    bar = figure.axes[-1]
+    labels = [item.get_text() for item in bar.get_yticklabels() if item.get_text()]
+    assert {"0.1", "0.2", "0.5", "1"} <= set(labels)
+
+
+def test_every_line_of_the_sparsity_is_named_and_labels_do_not_touch() -> None:
+    figure = drawn("sparsity", sparsity())
+    (legend,) = figure.legends
+    labels = [item.get_text() for item in legend.get_texts()]
+    assert any(r"where $\hat A$ is $A$ rounded" in label for label in labels)
+    assert any(r"below it (0.1) $\hat A$ is recovered" in label for label in labels)
+    assert len(labels) == len(figure.axes[1].lines) == 4
+    boxes = [axes.yaxis.label.get_window_extent() for axes in figure.axes]
+    for left, right in pairwise(boxes):
+        assert left.x1 < right.x0
+    for axes, box in zip(figure.axes, boxes, strict=True):
+        assert box.height <= axes.bbox.height
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
+def test_labels_of_the_projector_are_inside_the_figure_and_say_size() -> None:
+    figure = drawn("projector", build_noise())
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    assert "size of the expectation, $1/T$" in [item.get_text() for item in legend.get_texts()]
+    outlines = [axes.yaxis.label.get_window_extent() for axes in figure.axes if axes.get_ylabel()]
+    for index, outline in enumerate(outlines):
+        assert not any(outline.overlaps(other) for other in outlines[:index])

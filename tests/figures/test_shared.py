@@ -125,6 +125,27 @@ def test_more_arms_than_looks_is_one_clear_sentence() -> None:
         _shared.arms_of(_shared.tidy(many))
 
 
+def test_what_a_task_is_gets_all_axes_of_its_study(make_dataset: Make, tmp_path: Path) -> None:
+    """It is stored along those that it depends on; older datasets have all of them anyway."""
+    old = make_dataset(sparsities=(1, 2), steps=100)
+    axes = old["transition_signal"].dims
+    others = [axis for axis in axes if axis != "seed"]
+    signal = old["transition_signal"].isel(dict.fromkeys(others, 0), drop=True)
+    whole = signal.broadcast_like(old["stage"].isel(step=0, drop=True)).transpose(*axes)
+    old, new = (old.assign(transition_signal=values) for values in (whole, signal))
+    assert new["transition_signal"].dims == ("seed",)
+    names = ["transition_signal", "pattern_signal", "stage"]
+    opened = {}
+    for name, dataset in (("old", old), ("new", new)):
+        (tmp_path / name).mkdir()
+        dataset.to_netcdf(tmp_path / name / f"{name}.nc", engine="h5netcdf")
+        opened[name] = _shared.open_study(tmp_path, name, names)
+        alone = _shared.open_study(tmp_path, name, ["transition_signal"])
+        assert alone["transition_signal"].dims == axes
+    xr.testing.assert_identical(opened["old"], opened["new"])
+    assert opened["new"]["stage"].dims == (*axes, "step")
+
+
 def test_a_swept_constant_of_the_task_is_read_as_it_was_drawn(
     make_dataset: Make, tmp_path: Path
 ) -> None:

@@ -181,3 +181,13 @@ def test_files_come_from_the_dataset_alone(
     assert [path.read_bytes() for path in there] == [path.read_bytes() for path in here]
     with pytest.raises(FileNotFoundError, match=rf"`scbjax run {script.STUDY}"):
         script.draw(tmp_path, tmp_path)
+
+
+def test_what_is_left_out_or_moved_is_said_above_the_panels() -> None:
+    left, right = panels(transfer.plot(scaling(EXPONENTS)))
+    assert "ways side by side" in left.get_title()
+    assert right.get_title().splitlines()[0] == "from scratch and transfer only"
+    few = {way: power for way, power in EXPONENTS.items() if way[1:] != ("sgd", True)}
+    few = {way: power for way, power in few.items() if way != ("uniform", "proximal", True)}
+    (_, alone) = panels(transfer.plot(scaling(few)))
+    assert "only" not in alone.get_title()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -91,6 +92,74 @@ def test_the_second_process_compiles_nothing_and_gets_the_same_bits(tmp_path: Pa
         assert first.equals(second)
         assert first.attrs["device"].startswith(f"{devices} x cpu")
         assert float(first.attention_distance.min()) > 0
+
+
+COMPILE = """
+import resource
+import sys
+import jax
+import jax.numpy as jnp
+from scbjax.sweep.backend import keep_programs
+
+keep_programs(sys.argv[1])
+if limit := int(sys.argv[2]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+print(jax.jit(lambda x: jnp.cumsum(x))(jnp.arange(4.0)))
+"""
+
+
+def compile_into(folder: Path, limit: int = 0) -> str:
+    """Compiles and keeps programs in a process of its own, whose files may have a largest size."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    ran = subprocess.run(
+        [sys.executable, "-B", "-c", COMPILE, str(folder), str(limit)],
+        env={**kept, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout == "[0. 1. 3. 6.]\n"
+    return ran.stderr
+
+
+def sizes_of(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.glob("*/*-cache")}
+
+
+@reads_back
+@pytest.mark.parametrize("kept", [0, 0.5, 0.99])
+def test_a_damaged_program_is_replaced(tmp_path: Path, kept: float) -> None:
+    assert compile_into(tmp_path) == ""
+    whole = sizes_of(tmp_path)
+    assert whole
+    for path in tmp_path.glob("*/*-cache"):
+        path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    assert sizes_of(tmp_path) != whole
+    said = compile_into(tmp_path).splitlines()
+    assert all(line.endswith("a compiled program that is damaged") for line in said)
+    assert {line.split()[2].split("/")[-1].rstrip(",") for line in said} == set(whole)
+    assert set(sizes_of(tmp_path)) == set(whole)
+    assert min(sizes_of(tmp_path).values()) > 0.9 * min(whole.values())
+    assert compile_into(tmp_path) == ""
+
+
+@reads_back
+def test_a_full_disk_leaves_no_part_of_a_program(tmp_path: Path) -> None:
+    said = compile_into(tmp_path, limit=512)
+    assert sizes_of(tmp_path) == {}
+    assert "scbjax: a compiled program is not kept: OSError: [Errno 27] File too large" in said
+    assert "UserWarning" not in said
+    assert compile_into(tmp_path) == ""
+    assert sizes_of(tmp_path)
+
+
+def test_other_warnings_are_shown_as_before(recwarn: pytest.WarningsRecorder) -> None:
+    backend.mend_cache()
+    backend.mend_cache()
+    warnings.warn("something else", UserWarning, stacklevel=1)
+    reading = "Error reading persistent compilation cache entry for 'jit_f': of its own"
+    warnings.warn(reading, UserWarning, stacklevel=1)  # no damaged file explains it
+    assert [str(found.message) for found in recwarn] == ["something else", reading]
 
 
 @pytest.mark.slow

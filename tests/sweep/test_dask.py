@@ -174,7 +174,7 @@ def test_a_plan_survives_the_journey() -> None:
 
 def test_lost_chunks_are_one_sentence() -> None:
     killed = cluster._Finished("run", 3, KilledWorker("key", None, 3))
-    with pytest.raises(StudyError, match=r"chunk 3 was given up: 4 workers were lost .*--memory"):
+    with pytest.raises(StudyError, match=r"chunk 3 was given up: 4 workers ended .*--memory"):
         cluster._result_of(killed)
 
 
@@ -433,7 +433,7 @@ def test_workers_of_this_machine_end_with_the_command(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_worker_sees_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_workers, "_probe", lambda: ("gpu", 2))
+    monkeypatch.setattr(local_workers, "probe_devices", lambda: ("gpu", 2))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     with (
         local_workers.local_workers(None) as started,

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import xarray
 
+from scbjax.sweep.chunks import Executor
 from scbjax.sweep.dataset import (
     DESCRIPTIONS,
+    axes_of,
     check_heaps,
     checksum_path,
     is_whole,
@@ -102,12 +104,15 @@ def test_dimensions_are_the_axes_and_step(dataset: xarray.Dataset) -> None:
     axes = ("seed", "sparsity", "geometry", "arm")
     assert dataset.attention_distance.dims == (*axes, "step")
     assert dataset.stage.dims == (*axes, "step")
-    assert dataset.transition_signal.dims == axes
     assert dataset.value.dims == (*axes, "token_out", "token_in")
     assert dataset.attention.dims == (*axes, "position", "query")
-    assert dataset.transition.dims == (*axes, "token_out", "token_in")
-    assert dataset.stationary.dims == (*axes, "token_in")
-    assert dataset.pattern.dims == (*axes, "position", "query")
+    assert dataset.diverged_at.dims == axes
+    # What the task is depends on its seed and its sparsity, not on the learner.
+    assert dataset.transition_signal.dims == dataset.stationary_norm.dims == ("seed",)
+    assert dataset.pattern_signal.dims == ("seed", "sparsity")
+    assert dataset.transition.dims == ("seed", "token_out", "token_in")
+    assert dataset.stationary.dims == ("seed", "token_in")
+    assert dataset.pattern.dims == ("seed", "sparsity", "position", "query")
     assert dataset.value_snapshots.dims == (*axes, "snapshot", "token_out", "token_in")
     assert dataset.attention_snapshots.dims == (*axes, "snapshot", "position", "query")
     assert dict(dataset.sizes) == {
@@ -129,13 +134,15 @@ def test_coordinates_hold_the_real_values(dataset: xarray.Dataset) -> None:
 
 def test_every_trajectory_is_at_its_place(dataset: xarray.Dataset) -> None:
     places = np.arange(2 * 3 * 2 * 3).reshape(2, 3, 2, 3)
-    np.testing.assert_array_equal(dataset.transition_signal, places)
+    np.testing.assert_array_equal(dataset.diverged_at, places)
+    np.testing.assert_array_equal(dataset.transition_signal, places[:, 0, 0, 0])
+    np.testing.assert_array_equal(dataset.pattern_signal, places[:, :, 0, 0])
     np.testing.assert_array_equal(dataset.stage, np.repeat(places[..., None], 3, axis=-1))
     offsets = np.arange(60).reshape(20, 3) / 1000
     expected = places[..., None, None] + offsets
     np.testing.assert_allclose(dataset.attention, expected, rtol=1e-6)
     point = dataset.sel(seed=3, sparsity=2, geometry="paper").isel(arm=1)
-    assert float(point.transition_signal) == ((1 * 3 + 1) * 2 + 1) * 3 + 1
+    assert int(point.diverged_at) == ((1 * 3 + 1) * 2 + 1) * 3 + 1
 
 
 def test_types_are_kept(dataset: xarray.Dataset) -> None:
@@ -188,7 +195,62 @@ def test_the_signal_asked_for_is_kept_beside_the_signal_drawn(tmp_path: Path) ->
     dataset = written(study, tmp_path)
     assert dataset.transition_signal.values.tolist() == [0.3, 0.9]
     assert "step" not in dataset.drawn_transition_signal.dims
-    assert dataset.drawn_transition_signal.size == study.num_trajectories
+    assert dataset.drawn_transition_signal.dims == ("seed", "transition_signal")
+    assert dataset.stationary_norm.dims == ("seed",)
+
+
+# Axes, and what K_P, K_Q and |mu|^2 depend on.
+SWEPT = {
+    "seed=[1, 2]": ("KP", "KQ", "mu"),
+    "task_seed=[1, 2]": ("KP", "KQ", "mu"),
+    "data_seed=[1, 2]": (),
+    "init_seed=[1, 2]": (),
+    "num_tokens=[3, 4]": ("KP", "KQ", "mu"),
+    "skew=[1.5, 2.0]": ("KP", "KQ", "mu"),
+    "transition_signal=[0.2, 0.4]": ("KP",),
+    "context_length=[20, 30]": ("KQ",),
+    "sparsity=[1, 2]": ("KQ",),
+    "batch_size=[4, 8]": (),
+    "l1=[0.0, 1e-3]": (),
+    "optimizer=['sgd', 'adam']": (),
+    "correlation=[0.1, 0.2]": (),
+}
+SHORT = {"transition_signal": "KP", "pattern_signal": "KQ", "stationary_norm": "mu"}
+PLAIN = """
+[task]
+num_tokens = 3
+context_length = 20
+sparsity = 2
+[train]
+batch_size = 4
+steps = 4
+record_every = 4
+[record]
+variables = ["stage"]
+"""
+
+
+@pytest.mark.parametrize("axis", list(SWEPT))
+def test_a_task_is_stored_along_what_it_depends_on(axis: str) -> None:
+    """Compared with tasks that are drawn for the two ends of the axis."""
+    field = axis.partition("=")[0]
+    overrides = ["start=transfer", "first_samples=8"] if field == "correlation" else []
+    study = parse_study(PLAIN, "study", [f"axes.{axis}", *overrides])
+    plan = make_plan(study)
+    arrays = [Executor(plan).run(index).arrays for index in range(len(plan.chunks))]
+    for name, short in SHORT.items():
+        first, last = arrays[0][name].reshape(-1)[0], arrays[-1][name].reshape(-1)[-1]
+        assert (abs(first - last) > 1e-4) == (short in SWEPT[axis]), name
+        assert axes_of(study, name) == ((field,) if short in SWEPT[axis] else ())
+
+
+def test_a_seed_of_the_task_takes_the_place_of_the_seed() -> None:
+    both = ["axes.seed=[0, 1]", "axes.task_seed=[5, 6]"]
+    assert axes_of(parse_study(PLAIN, "x", both), "pattern") == ("task_seed",)
+    assert axes_of(parse_study(PLAIN, "x", ["axes.seed=[0, 1]", "task_seed=5"]), "pattern") == ()
+    arms = f"{PLAIN}[[zip]]\nname = 'arm'\nl1 = [0.0, 1.0]\nskew = [1.5, 2.0]\n"
+    assert axes_of(parse_study(arms, "x"), "stationary") == ("arm",)
+    assert axes_of(parse_study(arms, "x"), "attention_distance") == ("arm",)
 
 
 def test_a_study_without_axes_has_only_steps(tmp_path: Path) -> None:

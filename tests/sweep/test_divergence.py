@@ -2,12 +2,18 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
 
+from scbjax.keys import THREEFRY
+from scbjax.settings import Settings
+from scbjax.sweep.chunks import Executor
 from scbjax.sweep.divergence import MAX_POINTS_TOLD, divergence_report, rate_warnings
 from scbjax.sweep.plan import make_plan
 from scbjax.sweep.study import Study, parse_study
+from scbjax.task import random_task
+from scbjax.training import train
 
 TEXT = """
 [task]
@@ -131,3 +137,40 @@ def test_a_study_of_one_trajectory_has_no_coordinates() -> None:
     text = TEXT.partition("[axes]")[0]
     lines = report(parse_study(text, "study"), {0: 10})
     assert lines[1].startswith("  the only one: by step 10; ")
+
+
+def test_a_trajectory_and_its_sweep_agree_on_when_it_diverged() -> None:
+    rates = (0.01, 3.0, 1e30)
+    study = make(
+        "optimizer='raw_sgd'", "record.variables=['stage']", f"axes.learning_rate_1={list(rates)}"
+    )
+    plan = make_plan(study)
+    assert len(plan.chunks) == 1
+    arrays = Executor(plan).run(0).arrays
+    names = [axis.name for axis in study.axes]
+    found = arrays["diverged_at"].reshape(-1)[
+        np.argsort(plan.positions(plan.chunks[0]).reshape(-1))
+    ]
+    found = found.reshape(plan.shape)
+    if names != ["seed", "learning_rate_1"]:
+        found = found.T
+
+    @jax.jit
+    def alone(seed: jax.Array, rate: jax.Array) -> jax.Array:
+        roots = (jax.random.fold_in(jax.random.key(0, impl=THREEFRY), n) for n in (0, 2))
+        task_key, data_key = (jax.random.fold_in(root, seed) for root in roots)
+        task = random_task(task_key, num_tokens=3, context_length=50, sparsity=2)
+        settings = Settings(
+            batch_size=8,
+            steps=40,
+            record_every=10,
+            optimizer="raw_sgd",
+            record=("stage",),
+            learning_rate_1=rate,
+        )
+        return train(data_key, task, settings).diverged_at
+
+    expected = [[int(alone(np.int32(s), np.float32(r))) for r in rates] for s in range(6)]
+    np.testing.assert_array_equal(found, expected)
+    assert {*found[:, 0]} == {-1}
+    assert {*found[:, 2]} == {10}

@@ -340,7 +340,7 @@ def test_damage_costs_what_is_damaged(
     interrupted(reference, tmp_path / "out")
     damage(tmp_path / "out" / name, random.Random(f"{name} {damage.__name__}"))
     said = reference.run(tmp_path / "out")
-    assert "removed 1 files that an earlier run was about to write" in said
+    assert "removed 1 file that an earlier run was about to write" in said
     lost = "damaged" in " ".join(said) or damage is missing
     if name != "chunks/00000.npz" or not lost:
         assert "found 1 of 2 chunks done" in said

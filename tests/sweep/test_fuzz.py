@@ -33,7 +33,7 @@ from scbjax.sweep import execute
 from scbjax.sweep.dataset import check_arrays, read_dataset, save_dataset
 from scbjax.sweep.fields import FIELDS, StudyError
 from scbjax.sweep.plan import plan_with_layout
-from scbjax.sweep.store import DamagedError, Manifest, Store, default_out, status
+from scbjax.sweep.store import DamagedError, Manifest, Store, advance, default_out, status
 from scbjax.sweep.study import fingerprint, load_study, parse_study, to_toml
 
 RUNS = {"study": 50_000, "override": 20_000, "manifest": 15_000, "chunk": 8_000, "member": 5_000}
@@ -142,7 +142,7 @@ def feed_manifest(folder: Path, data: bytes) -> None:
     try:
         execute._begun(Store(folder), PLAN)
     finally:
-        status(folder)
+        advance(status(folder))
 
 
 def feed_chunk(folder: Path, data: bytes) -> None:
@@ -202,10 +202,7 @@ def feed_command(folder: Path, data: bytes) -> None:
         for place in STARTS:
             patch.setattr(place, Mock(side_effect=reached))
         with redirect_stdout(out), redirect_stderr(err):
-            try:
-                status = cli.main(arguments)
-            except SystemExit as stop:  # of --help
-                status = 0 if stop.code is None else int(stop.code)
+            status = cli.main(arguments)
     told = err.getvalue().splitlines()
     assert status in (0, 2)
     if status == 2:
@@ -218,7 +215,8 @@ STARTS = (
     "scbjax.sweep.figures.draw_figure",
     "scbjax.sweep.benchmarks.run_benchmark",
     "scbjax.cli._dask_place",
-    "scbjax.cli._devices",
+    "scbjax.sweep.backend.find_devices",
+    "scbjax.sweep.backend.probe_devices",
 )
 
 TARGETS: dict[str, Target] = {

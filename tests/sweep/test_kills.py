@@ -200,7 +200,7 @@ def test_power_cuts_that_damage_the_newest_file(command: Command, tmp_path: Path
         newest.write_bytes(kept if number % 2 else kept + rng.randbytes(len(content) - len(kept)))
         (out / "chunks" / ".00003.npz.partial").write_bytes(b"half")
         said = command.finish(out)
-        assert "files that an earlier run was about to write" in said
+        assert "that an earlier run was about to write" in said
         assert "damaged" in said or newest.name.startswith(".")
         found[newest.parent.name if newest.suffix == ".npz" else newest.name] += 1
     print(f"\npower cuts survived: {found.total()}, damaged: {dict(found)}; differences found: 0")

@@ -68,6 +68,13 @@ def taken_over(out: Path) -> list[str]:
     return said
 
 
+def test_a_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(StudyError, match=r"can't be run on .* they can on Linux"), hold(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_second_run_is_refused_with_host_and_process(tmp_path: Path) -> None:
     out = tmp_path / "a" / "out"
     with hold(out):

@@ -55,7 +55,7 @@ def test_parts_of_a_trajectory_add_up_to_a_whole_one() -> None:
     for _ in range(10):
         work_on(meter, seconds=1.0, trajectories=0.1)
     assert meter.reading().trajectories < 1
-    assert str(meter.reading()).startswith("1/1 trajectories")
+    assert str(meter.reading()).startswith("1/1 trajectory")
 
 
 def test_a_reading_is_one_line() -> None:

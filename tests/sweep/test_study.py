@@ -1,10 +1,12 @@
 """Studies: what is read from files and overrides, and the sentence for everything that is wrong."""
 
+import codecs
 import dataclasses
 import inspect
 import math
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import assume, given
 
-from scbjax import observe, task, training
+from scbjax import observe, settings as learner_settings, task, training
 from scbjax.sweep import definition, fields, study
 from scbjax.sweep.cells import is_search
 from scbjax.sweep.fields import FIELDS, INT32_MAX, Choice, Field, Interval, find_field
@@ -73,11 +75,11 @@ def test_fields_match_the_settings_of_a_trajectory() -> None:
     assert names <= found
 
 
-@pytest.mark.parametrize("name", sorted(training._CHOICES))
+@pytest.mark.parametrize("name", sorted(learner_settings._CHOICES))
 def test_choices_match_those_of_a_trajectory(name: str) -> None:
     check = find_field(name).check
     assert isinstance(check, Choice)
-    assert check.options == tuple(training._CHOICES[name])
+    assert check.options == tuple(learner_settings._CHOICES[name])
 
 
 def test_fields_of_the_task_match_random_task() -> None:
@@ -233,6 +235,38 @@ def test_an_axis_takes_a_single_value_away() -> None:
 def test_an_axis_override_replaces_the_axis_where_it_stands() -> None:
     read = parse("[axes]\nseed = [1, 2]\nl1 = [0.1]", ("axes.seed={range=[0, 3]}", "axes.skew=[1]"))
     assert [(axis.name, len(axis)) for axis in read.axes] == [("seed", 3), ("l1", 1), ("skew", 1)]
+
+
+@pytest.mark.parametrize(
+    ("override", "meant", "values"),
+    [
+        ("num_tokens=[500]", "axes.num_tokens=[500]", [500]),
+        (" task.num_tokens = [4, 2]", "axes.task.num_tokens = [4, 2]", [4, 2]),
+        ("num_tokens={range=[2, 5]}", "axes.num_tokens={range=[2, 5]}", [2, 3, 4]),
+    ],
+)
+def test_many_values_for_a_field_that_is_an_axis(
+    override: str, meant: str, values: list[int]
+) -> None:
+    said: list[str] = []
+    text = MINIMAL.replace("num_tokens = 3", "") + "[axes]\nnum_tokens = [3, 10]\nseed = [0, 1]"
+    study = parse_study(text, "x", (override,), say=said.append)
+    assert study == parse_study(text, "x", (meant,))
+    assert [axis.name for axis in study.axes] == ["num_tokens", "seed"]
+    assert [value for (value,) in study.axes[0].values] == values
+    assert said == [f"--set '{override}' is taken for {meant}, as that is an axis already"]
+
+
+@pytest.mark.parametrize(
+    "override", ["num_tokens=[2]", "l1=[1, 2]", "optimizer=['sgd']", "num_tokens={}"]
+)
+def test_many_values_for_a_field_that_is_no_axis(override: str) -> None:
+    """A field that is fixed, or part of a zip, is not swept by mistake."""
+    said: list[str] = []
+    zipped = "[[zip]]\nname = 'arm'\noptimizer = ['sgd', 'proximal']\nl1 = [1, 2]"
+    with pytest.raises(StudyError, match=r"^--set .*got "):
+        parse_study(MINIMAL + zipped, "x", (override,), say=said.append)
+    assert said == []
 
 
 def test_a_single_value_takes_a_field_out_of_a_zip() -> None:
@@ -449,6 +483,36 @@ def test_bad_text(case: str) -> None:
     assert [part for part in parts if part not in str(error.value)] == []
 
 
+@pytest.mark.parametrize(
+    ("extra", "path", "float64"),
+    [
+        ("[axes]\nl1 = [1e-4, 1e-3, 0.00010000000001]", "train.l1", True),
+        ("[axes]\nskew = [2.0, 2.00000001]", "task.skew", False),
+        ("[axes]\ncorrelation = [0.5, 0.50000001]", "transfer.correlation", False),
+        ("[axes]\nstop_level = [1.0, inf, 1.00000001]", "train.stop_level", True),
+        ("[axes]\nl1 = { log_range = [1.0, 1.0000001, 9] }", "train.l1", True),
+        ("[[zip]]\nseed = [1, 1, 2]\nl1 = [0.1, 0.1000000001, 0.1]", "train.l1", True),
+        (
+            "[[zip]]\noptimizer = ['sgd', 'sgd']\nl1 = [1, 1]\nskew = [2, 2.00000001]",
+            "task.skew",
+            False,
+        ),
+    ],
+)
+def test_points_that_are_the_same_in_float32(extra: str, path: str, float64: bool) -> None:
+    """A study of float64 tells them apart, but for the numbers that tasks are drawn from."""
+    said = message(extra)
+    assert f"has two points that are the same in float32, which {path} is computed in" in said
+    if float64:
+        assert parse(extra, ("dtype=float64",)).num_trajectories > 1
+    else:
+        assert "the same in float32" in message(extra, ("dtype=float64",))
+
+
+def test_neighbours_in_float32_are_two_points() -> None:
+    assert len(parse(f"[axes]\nthreshold = [1.0, {1 + 2**-23!r}]").axes[0]) == 2
+
+
 def test_a_zip_may_combine_what_a_product_could_not() -> None:
     text = MINIMAL.replace("context_length = 50\nsparsity = 2", "")
     read = parse_study(text + "[[zip]]\ncontext_length = [3, 9]\nsparsity = [3, 9]", "x")
@@ -592,6 +656,14 @@ def test_windows_line_ends_are_fine(tmp_path: Path) -> None:
     assert load_study(path) == parse()
 
 
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_byte_order_mark_is_fine(tmp_path: Path, ends: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(codecs.BOM_UTF8 + MINIMAL.replace("\n", ends).encode())
+    assert load_study(path) == parse()
+    assert parse_study(path.read_text(encoding="utf-8"), "x") == parse()
+
+
 def bad_path(tmp_path: Path, given: str, content: bytes | None = None) -> str:
     if content is not None:
         (tmp_path / given).write_bytes(content)
@@ -610,6 +682,9 @@ def bad_path(tmp_path: Path, given: str, content: bytes | None = None) -> str:
         (b"title = 'x'\n[task]\nnum_tokens = [", ["line 3", "not valid TOML"]),
         (b"[task]\nnum_tokens = 3\nnum_tokens = 3", ["line 3", "not valid TOML"]),
         (b"title = 'x'\n# \xff\n", ["line 2", "UTF-8"]),
+        (codecs.BOM_UTF8 + b"title = 'x'\n[task\n", ["line 2", "not valid TOML"]),
+        (codecs.BOM_UTF8 + b"title = 'x'\n# \xff\n", ["line 2", "UTF-8"]),
+        (codecs.BOM_UTF16_LE + b"t\0=\0", ["line 1", "UTF-8"]),
         (b"\0", ["line 1", "not valid TOML"]),
         (b"x = " + b"[" * 20000, ["not valid TOML"]),
         (b"x = " + b"1" * 5000, ["not valid TOML", "too long"]),
@@ -661,7 +736,7 @@ def test_without_studies_the_sentence_still_ends(
 ) -> None:
     monkeypatch.setattr(study, "search_path", lambda _: [])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StudyError, match=r"^no study is called 'x'$"):
+    with pytest.raises(StudyError, match=r"^no study is called 'x': .* my_study\.toml$"):
         load_study("x")
 
 
@@ -682,7 +757,13 @@ def values_of(field: Field) -> st.SearchStrategy[Any]:
 
 
 def columns(field: Field) -> st.SearchStrategy[list[Any]]:
-    return st.lists(values_of(field), min_size=1, max_size=4, unique=True)
+    # Studies compute in float32, where the points of an axis have to differ.
+    return st.lists(
+        values_of(field),
+        min_size=1,
+        max_size=4,
+        unique_by=lambda value: array("f", [value])[0] if field.type is float else value,
+    )
 
 
 # Other maps, ends of stage 1 and starts need companions among the other fields.

@@ -14,7 +14,7 @@ import xarray
 
 from scbjax import cli
 from scbjax.sweep import execute, verify as verifying
-from scbjax.sweep.chunks import Executor
+from scbjax.sweep.chunks import ChunkResult, Executor
 from scbjax.sweep.dataset import is_whole, read_dataset, save_dataset, study_of
 from scbjax.sweep.engines import LocalEngine
 from scbjax.sweep.execute import run_search
@@ -23,7 +23,7 @@ from scbjax.sweep.plan import Plan
 from scbjax.sweep.progress import SilentProgress
 from scbjax.sweep.store import Store
 from scbjax.sweep.study import load_study, parse_study
-from scbjax.sweep.verify import ATOL, RTOL, Comparison, compare, verify
+from scbjax.sweep.verify import ATOL, RTOL, Comparison, compare, compare_datasets, verify
 
 REFERENCE = Path(__file__).parent / "reference.nc"
 TASK = ("transition", "stationary", "pattern")
@@ -98,7 +98,9 @@ def assert_follows(again: xarray.Dataset, stored: xarray.Dataset) -> None:
         for name, values in other.data_vars.items():
             kind = "int32" if name in {"stage", "diverged_at"} else "float64"
             assert one[name].dtype == values.dtype == kind
-            np.testing.assert_allclose(one[name], values, rtol=0, atol=MAGNIFIED * task + ATOL_64)
+            # The parts of a task are stored along the axes that it depends on, and were along all.
+            found = one[name].broadcast_like(values).transpose(*values.dims)
+            np.testing.assert_allclose(found, values, rtol=0, atol=MAGNIFIED * task + ATOL_64)
 
 
 @pytest.mark.parametrize("share", [0.9, 1.1])
@@ -159,7 +161,9 @@ def test_a_run_is_verified_by_a_part_of_it(out: Path) -> None:
         ("alpha_value", (5, 1, 1, 4)),
         ("batch_loss", (0, 0, 0, 1)),
         ("stage", (4, 0, 1, 1)),
-        ("pattern_signal", (2, 1, 0)),
+        ("pattern_signal", (2, 1)),
+        ("transition_signal", (4,)),
+        ("transition", (5, 2, 1)),
         ("diverged_at", (3, 0, 1)),
         ("attention", (1, 1, 0, 19, 2)),
     ],
@@ -174,6 +178,46 @@ def test_one_bit_of_a_sampled_trajectory_is_noticed(
     assert found.comparison.identical_variables == found.comparison.variables - 1
     assert found.comparison.largest_in == name
     assert 0 < found.comparison.largest_difference <= 1
+
+
+def test_a_copy_may_be_rounded_otherwise_and_no_more(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K_P is stored once for all learners of a task; the first learner's is the one."""
+    run = Executor.run
+    added = np.zeros((), np.float64)
+
+    def rounded(self: Executor, index: int) -> ChunkResult:
+        found = run(self, index)
+        signal = found.arrays["transition_signal"].copy()
+        signal[:, 1:] += added  # of all learners but the first
+        return dataclasses.replace(found, arrays={**found.arrays, "transition_signal": signal})
+
+    monkeypatch.setattr(Executor, "run", rounded)
+    for size, holds in ((1e-15, True), (0.01, False)):
+        added = np.full((), size)
+        assert verify(out, count=24).holds == holds
+
+
+def test_datasets_of_older_versions_are_compared_and_verified(out: Path) -> None:
+    """They have all axes throughout."""
+    new, path = read_dataset(out / "reference.nc"), out / "reference.nc"
+    old = new.copy()
+    for name in (*TASK, "transition_signal", "pattern_signal", "stationary_norm"):
+        whole = new[name].broadcast_like(new["diverged_at"])
+        old[name] = whole.transpose(*new["diverged_at"].dims, ...).copy()
+    assert old["pattern"].dims == ("seed", "sparsity", "optimizer", "position", "query")
+    assert new["pattern"].dims == ("seed", "sparsity", "position", "query")
+    for one, other in ((old, new), (new, old)):
+        assert compare_datasets(one, other).identical
+    save_dataset(old, path)
+    assert verify(out, count=24).holds
+    # And every entry of theirs is looked at.
+    for name, place in (("pattern_signal", (2, 1, 1)), ("transition", (0, 1, 1, 2, 2))):
+        save_dataset(old, path)
+        alter(out, nudge(name, place))
+        found = verify(out, count=24)
+        assert (found.holds, found.comparison.largest_in) == (False, name)
 
 
 def test_the_sample_depends_on_its_seed(out: Path) -> None:
@@ -291,9 +335,13 @@ def test_another_shape_or_type_is_different() -> None:
 
 def test_the_command_verifies(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify", str(out), "--count", "1"]) == 0
-    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == [
-        "study", "compared", "variables", "values", "largest difference", "the same, bit for bit",
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        "study", "drawn", "computed again", "variables", "values", "largest difference",
+        "the same, bit for bit",
     ]  # fmt: skip
+    assert " ".join(lines[1].split()) == "drawn 1 of 24 trajectories"
+    assert " ".join(lines[2].split()) == "computed again 8 trajectories, in whole blocks"
     alter(out, nudge("alpha_value", (5, 1, 1, 4)))
     assert cli.main(["verify", str(out), "--count", "24", "--seed", "3"]) == cli.EXIT_DIFFERENT
     printed = capsys.readouterr().out
