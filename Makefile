@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(WAR
 PYTHONS := python3.11 python3.12 python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow soak test-versions lint docs numbers figures bench
+.PHONY: help install demo test test-slow soak test-versions lint docs numbers claims figures bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -55,6 +55,11 @@ docs: $(STAMP)  ## write the generated pages of docs/
 RESULTS := results
 numbers: $(STAMP)  ## renew docs/numbers.md from the studies that were run into RESULTS (results)
 	$(BIN)/python docs/generate.py --results $(RESULTS)
+
+STUDIES :=
+claims: $(STAMP)  ## check what is claimed on new tasks: SEEDS=9000:9032, and STUDIES="fig1 fig5" for some
+	@test -n "$(SEEDS)" || { echo "which seeds? make claims SEEDS=9000:9032"; exit 2; }
+	$(BIN)/python sweeps/claims/check.py $(SEEDS) $(STUDIES)
 
 figures: $(STAMP)  ## run every study in its small size, and draw every figure from that
 	set -e; for study in $(sort $(basename $(notdir $(wildcard sweeps/*.toml)))); do \

@@ -6,6 +6,7 @@ tables as text in Markdown. `scbjax figure NAME --numbers` prints it.
 
 from __future__ import annotations
 
+from _statistics import quantile_interval
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,3 +185,36 @@ def runs_in(data: xr.Dataset) -> str:
 def batch(dataset: xr.Dataset) -> int:
     """Give the batch size that all arms of a study have."""
     return int(str(setting(dataset, "batch_size")))
+
+
+def ranged(*names: str) -> list[str]:
+    """Name the columns of numbers that have an interval.
+
+    >>> ranged("share")
+    ['share', 'share, from', 'share, to']
+    """
+    return [text for name in names for text in (name, f"{name}, from", f"{name}, to")]
+
+
+def intervals_table(
+    what: str,
+    labels: Sequence[str],
+    names: Sequence[str],
+    rows: Sequence[tuple[Sequence[object], Sequence[Values]]],
+) -> Table:
+    """Tabulate medians over tasks, each with its 95% interval.
+
+    Args:
+        what: the medians are of.
+        labels: columns that say what a row is.
+        names: of the numbers.
+        rows: what each is, and the values [tasks] of every number.
+    """
+    told = [
+        [
+            *label,
+            *(number for x in values for number in (_shared.median(x), *quantile_interval(x))),
+        ]
+        for label, values in rows
+    ]
+    return Table(f"{what}: medians with 95% intervals", (*labels, *ranged(*names)), told)

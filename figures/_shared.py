@@ -49,7 +49,6 @@ LINE: Final = 0.14  # inches, from one to the next
 MAX_FAINT_RUNS: Final = 40  # more single runs than this are a blur
 RECOVERED: Final = 0.1  # distances to P and Q below which a rounded solution is the truth
 SUCCESS: Final = 0.9  # share of the runs that has to recover
-RESAMPLES: Final = 2000  # of the seeds, for the interval of an exponent
 SEED_FIELDS: Final = frozenset({"seed", "task_seed", "data_seed", "init_seed"})
 # Of matrices: never an axis of a study.
 MATRIX_DIMS: Final = frozenset({"snapshot", "token_out", "token_in", "position", "query"})
@@ -119,6 +118,8 @@ ATTENTION: Final = Distance(
     "population_alpha_attention",
     "pattern_signal",
 )
+# What "found" means: the rounded A and the V refitted to it are this near to Q and P.
+FOUND: Final = {ATTENTION.rounded: 0.1, VALUE.rounded: 0.05}
 
 
 @dataclass(frozen=True)
@@ -488,45 +489,6 @@ def samples_to_recovery(dataset: xr.Dataset, level: float = RECOVERED) -> xr.Dat
     for name in ("rounded_attention_distance", "rounded_value_distance"):
         near &= dataset[name] < level
     return dataset["samples"].astype(float).where(near, np.inf).min("step")
-
-
-def samples_for_share(samples: Values, share: float = SUCCESS) -> Values:
-    """Samples at which the share of the runs asked for has come to something.
-
-    Args:
-        samples: [..., runs], infinity for runs that never do.
-        share: in (0, 1].
-    """
-    needed = int(np.ceil(share * samples.shape[-1] - 1e-9))
-    found: Values = np.sort(samples, axis=-1)[..., needed - 1]
-    return found
-
-
-def growth_exponent(x: Values, samples: Values) -> Values:
-    """Fit samples ~ x^b, with an interval over seeds.
-
-    The samples are those at which 90% of the runs have recovered. The interval resamples seeds, the
-    same ones at every x; resamples in which fewer than 90% recover have no exponent.
-
-    Args:
-        x: [points].
-        samples: [points, runs].
-
-    Returns:
-        [3]: 2.5th percentile, the exponent, 97.5th percentile; NaN where fewer than 90% recover.
-    """
-    picks = np.random.default_rng(0).integers(samples.shape[1], size=(RESAMPLES, samples.shape[1]))
-    costs = np.concatenate(
-        [samples_for_share(samples)[:, None], samples_for_share(samples[:, picks])], axis=1
-    )
-    centred = np.log(x) - np.log(x).mean()
-    with np.errstate(invalid="ignore"):
-        slopes = centred @ np.log(costs) / (centred @ centred)
-    seen = slopes[np.isfinite(slopes)]
-    if not np.isfinite(slopes[0]):
-        return np.full(3, np.nan)
-    low, high = np.percentile(seen, [2.5, 97.5])
-    return np.array([low, slopes[0], high])
 
 
 # ---------------------------------------------------------------------------- drawing

@@ -8,13 +8,14 @@ all those after stage 1; they do with N and Q.
 
 from __future__ import annotations
 
+from _statistics import Interval, and_one_lost, interval_of, resampled_runs
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, tabulate
+from _numbers import Table, ranged, tabulate
 from _shared import DOUBLE_COLUMN, Values, main, render, setting
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -39,9 +40,8 @@ PARTS: Final[dict[str, Any]] = {"total": "-", "stage 1": "--", "after stage 1": 
 LABEL_GAP: Final = 0.065  # of the height of a panel
 LEAD: Final = 0.05  # of the width of a panel, from a line to its label
 ROOM: Final = 1.05  # for labels, of the width of the lines
-RESAMPLES: Final = 400
+RESAMPLES: Final = 400  # of the seeds
 FEWEST: Final = 3  # points of a fit
-INTERVAL: Final = (5.0, 95.0)  # percentiles over resampled seeds
 
 
 def plot(dataset: xr.Dataset) -> Figure:
@@ -157,11 +157,11 @@ def costs_of(part: xr.Dataset) -> tuple[dict[str, Values], list[dict[str, Values
     """Give the costs of one geometry's sizes, and those of resampled seeds."""
     share = float(str(setting(part, "share")))
     goal, switch = (part[name].to_numpy().astype(float) for name in (GOAL, SWITCH))
-    rng = np.random.default_rng(0)
-    resampled = []
-    for _ in range(RESAMPLES):
-        pick = rng.integers(0, goal.shape[2], goal.shape[2])
-        resampled.append(costs(goal[:, :, pick], switch[:, :, pick], share))
+    more = and_one_lost(goal, axis=2), and_one_lost(switch, axis=2)
+    resampled = [
+        costs(more[0][:, :, pick], more[1][:, :, pick], share)
+        for pick in resampled_runs(goal.shape[2], RESAMPLES)
+    ]
     return costs(goal, switch, share), resampled
 
 
@@ -196,10 +196,9 @@ def exponent(x: Values, y: Values) -> float:
     return float(np.polyfit(np.log(x[seen]), np.log(y[seen]), 1)[0])
 
 
-def interval(x: Values, resampled: Sequence[Values]) -> tuple[float, float]:
+def interval(x: Values, resampled: Sequence[Values]) -> Interval:
     """Give the interval of a power over resampled seeds."""
-    low, high = np.nanpercentile([exponent(x, costs) for costs in resampled], INTERVAL)
-    return float(low), float(high)
+    return interval_of(np.array([exponent(x, costs) for costs in resampled]))
 
 
 def tables(dataset: xr.Dataset) -> list[Table]:
@@ -220,12 +219,12 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             fit: list[object] = [NAMES[field], geometry, exponent(x, np.log(x))]
             for name in PARTS:
                 power = exponent(x, found[name])
-                around = (np.nan, np.nan)
+                around = Interval(np.nan, np.nan)
                 if np.isfinite(power):
                     around = interval(x, [draw[name] for draw in resampled])
                 fit += [power, *around]
             fits.append(fit)
-    columns = [text for name in PARTS for text in (name, "from", "to")]
+    columns = ranged(*PARTS)
     return [
         Table(
             "Least samples until recovery",
@@ -233,7 +232,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             rows,
         ),
         Table(
-            "Fitted powers, with 90% intervals over resampled seeds; what a logarithm would give",
+            "Fitted powers, 95% intervals over tasks and settings; what a logarithm would give",
             ("of", "geometry", "logarithm", *columns),
             fits,
         ),

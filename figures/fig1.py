@@ -9,20 +9,30 @@ that work they do, the more so the larger lambda; but SGD, rounded, is as near t
 
 from __future__ import annotations
 
+from _statistics import (
+    Interval,
+    interval_of,
+    quantile_interval,
+    resampled_runs,
+    share_interval,
+    within_extreme,
+)
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, by_settings, last, runs_in, sgd_beside, tabulate
+from _numbers import Table, by_settings, last, ranged, runs_in, sgd_beside, tabulate
 from _shared import (
     ATTENTION,
     DOUBLE_COLUMN,
+    FOUND,
     MAX_BANDS,
     VALUE,
     Arm,
     Distance,
+    Values,
     add_legend,
     arms_of,
     band,
@@ -35,7 +45,6 @@ from _shared import (
     draw_refits,
     horizontal,
     largest,
-    least,
     linear_limits,
     log_axis,
     main,
@@ -57,8 +66,6 @@ REFIT: Final = "population_refit_distance"
 VARIABLES: Final = ("samples", REFIT, *VALUE.variables, *ATTENTION.variables)
 INSET: Final = (0.16, 0.13, 0.56, 0.42)  # of a panel: left, bottom, width, height
 NUMBERS: Final = (*VARIABLES, "flipped")
-# What "found" means: the rounded A and the V refitted to it are this near to Q and P.
-FOUND: Final = {ATTENTION.rounded: 0.1, VALUE.rounded: 0.05}
 
 
 def plot(dataset: xr.Dataset) -> Figure:
@@ -109,22 +116,34 @@ def draw_medians(axes: Axes, data: xr.Dataset, arms: Sequence[Arm], distance: Di
 def tables(dataset: xr.Dataset) -> list[Table]:
     """Tabulate where the arms end, and on how many tasks proximal steps are nearer than SGD."""
     data = tidy(dataset)
-    rows = []
+    rows, distances = [], []
     for settings, arm in by_settings(data):
         found = [last(data, name, arm) < level for name, level in FOUND.items()]
         ends = [
             last(data, name, arm)
             for name in (VALUE.drawn, ATTENTION.drawn, VALUE.rounded, ATTENTION.rounded)
         ]
-        counts = [np.logical_and(*found).sum(), count_mirrored(data, arm)]
+        counts: list[float] = []
+        for hits in (int(np.logical_and(*found).sum()), count_mirrored(data, arm)):
+            counts += [hits, *share_interval(hits, data.sizes["run"])]
         counts += [int((last(data, "flipped", arm) > 0).sum())]
         farthest = [largest(values) for values in ends[2:]]
-        rows.append([settings, arm.label, *counts, *(median(x) for x in ends), *farthest])
-    columns = ("settings", "arm", "found", "mirrored", "flipped", "to P", "to Q")
-    more = ("rounded, to P", "rounded, to Q", "farthest, P", "farthest, Q")
+        medians = [number for x in ends for number in (median(x), *quantile_interval(x))]
+        distances.append([settings, arm.label, *medians, *farthest])
+        rows.append([settings, arm.label, *counts])
+    names = ("to P", "to Q", "rounded, to P", "rounded, to Q")
+    held = within_extreme(data.sizes["run"])
     return [
         Table(
-            f"The last iteration: counts, and medians of {runs_in(data)}", (*columns, *more), rows
+            f"The last iteration: counts of {runs_in(data)}, their shares with 95% intervals",
+            ("settings", "arm", *ranged("found", "mirrored"), "flipped"),
+            rows,
+        ),
+        Table(
+            f"The last iteration: medians of {runs_in(data)} with 95% intervals, and the farthest, "
+            f"within which (95% confidence) {held:.3f} of all tasks are",
+            ("settings", "arm", *ranged(*names), "farthest, P", "farthest, Q"),
+            distances,
         ),
         beside_sgd(data),
     ]
@@ -141,16 +160,25 @@ def beside_sgd(data: xr.Dataset) -> Table:
         nearer, ratios = [], []
         for item in (VALUE, ATTENTION):
             here = last(data, item.drawn, arm)
-            nearer.append((here < last(data, item.drawn, other)).sum())
-            best = least([median(last(data, item.drawn, each)) for each in sgd])
-            ratios.append(best / median(here))
+            hits = int((here < last(data, item.drawn, other)).sum())
+            nearer += [hits, *share_interval(hits, here.size)]
+            best = min((last(data, item.drawn, each) for each in sgd), key=median)
+            ratios += [median(best) / median(here), *ratio_interval(best, here)]
         rows.append([settings, arm.label, *nearer, *ratios])
-    columns = ("settings", "arm", "nearer to P", "nearer to Q", "best to P, over it")
+    names = ("nearer to P", "nearer to Q", "best to P, over it", "best to Q, over it")
     return Table(
-        "Runs that end nearer than SGD at the same rate; the best median of SGD, over it",
-        (*columns, "best to Q, over it"),
+        f"Of {runs_in(data)}, those that end nearer than SGD at the same rate; the best median of "
+        "SGD, over it; 95% intervals",
+        ("settings", "arm", *ranged(*names)),
         rows,
     )
+
+
+def ratio_interval(above: Values, below: Values) -> Interval:
+    """Interval of the ratio of two medians over the same tasks [tasks], by resampling them."""
+    picks = resampled_runs(above.size, lost=0)
+    with np.errstate(invalid="ignore"):
+        return interval_of(np.median(above[picks], axis=1) / np.median(below[picks], axis=1))
 
 
 def draw(results: Path, out: Path) -> list[Path]:

@@ -9,13 +9,14 @@ model, whose own preconditioner stays as it is.
 
 from __future__ import annotations
 
+from _statistics import within_extreme
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, last, runs_in, tabulate
+from _numbers import Table, intervals_table, last, runs_in, tabulate
 from _shared import (
     DOUBLE_COLUMN,
     PANEL,
@@ -223,7 +224,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     data = tidy(dataset)
     arms, curves = arms_of(data), data[list(CURVES)]
     reference = reference_of(data, arms)
-    alike, rest = [], []
+    alike, rest, spread = [], [], []
     for arm in arms:
         cosines = [similarities(data, "attention", arm, other) for other in (None, reference)]
         ends = [f(values) for values in cosines for f in (median, least)]
@@ -231,6 +232,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         weight = np.where(pattern > 0, learned, 0).sum((1, 2)) / pattern.sum((1, 2))
         value = median(similarities(data, "value", arm))
         alike.append([arm.label, *ends, median(weight), value])
+        spread.append(((arm.label,), cosines))
         losses = [median(last(curves, "excess_loss", each)) for each in (arm, reference)]
         gains = [band(runs_of(curves, name, arm))[1] for name in GAINS]
         lowest = horizontal(curves, arm, "step")[
@@ -250,12 +252,18 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     )
     more = ("arm", "excess loss", "over linear", "preconditioner on the support", "off it")
     return [
-        Table(f"Cosines at the end, medians of {runs_in(data)} and the least", columns, alike),
+        Table(
+            f"Cosines at the end, medians of {runs_in(data)} and the least, above which (95% "
+            f"confidence) {within_extreme(data.sizes['run']):.3f} of all tasks are",
+            columns,
+            alike,
+        ),
         Table(
             "Loss and effective preconditioner, relative to its start, at the end, medians",
             (*more, "off it, least", "at iteration", "on over off it"),
             rest,
         ),
+        intervals_table("Cosines at the end", ("arm",), ("A to Q", "A to linear"), spread),
     ]
 
 

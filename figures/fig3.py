@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, by_settings, last, runs_in, sgd_beside, tabulate
+from _numbers import Table, by_settings, intervals_table, last, runs_in, sgd_beside, tabulate
 from _shared import (
     DOUBLE_COLUMN,
     POPULATION,
@@ -105,7 +105,7 @@ def row_limits(data: xr.Dataset, variable: str) -> tuple[float, float]:
 def tables(dataset: xr.Dataset) -> list[Table]:
     """Tabulate the signals at the end of stage 1 and what is off the path."""
     data = tidy(dataset)
-    rows, paths = [], []
+    rows, paths, spread = [], [], []
     for settings, arm in by_settings(data):
         stage, x = runs_of(data, "stage", arm), horizontal(data, arm, "step")
         ends = stage_ends(x, stage, 1)
@@ -122,6 +122,8 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         signals = [median(last(data, name, arm)) for name in list(NAMES)[:2]]
         lowered = "" if other is None else np.sum(lower)
         paths.append([settings, arm.label, *numbers_off, lowered, *signals])
+        told = [size, off[1][:, -1], *(last(data, name, arm) for name in list(NAMES)[:2])]
+        spread.append(((settings, arm.label), told))
     reach = float(np.sqrt(median(data["pattern_signal"])))
     columns = ("settings", "arm", "end of stage 1", "size of alpha_V", "largest", "population")
     others = ("settings", "arm", "Delta_V, largest", "Delta_V", "Delta_A", "lower than SGD")
@@ -132,6 +134,12 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             f"|Q - 1/T| = {reach:.3g}",
             (*others, "alpha_V", "alpha_A"),
             paths,
+        ),
+        intervals_table(
+            "The size of alpha_V at the median end of stage 1, and the end",
+            ("settings", "arm"),
+            ("size of alpha_V", "Delta_A", "alpha_V", "alpha_A"),
+            spread,
         ),
     ]
 

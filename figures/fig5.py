@@ -7,13 +7,14 @@ follows the signal.
 
 from __future__ import annotations
 
+from _statistics import share_interval
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, last, runs_in, sgd_beside, tabulate
+from _numbers import Table, intervals_table, last, ranged, runs_in, sgd_beside, tabulate
 from _shared import (
     ATTENTION,
     DOUBLE_COLUMN,
@@ -101,23 +102,30 @@ def renamed(arm: Arm, data: xr.Dataset) -> Arm:
 def tables(dataset: xr.Dataset) -> list[Table]:
     """Tabulate where the arms end, for every vocabulary."""
     data = tidy(dataset, ["num_tokens"])
-    rows = []
+    rows, spread = [], []
     for place, size in enumerate(data["num_tokens"].to_numpy()):
         panel = data.isel(num_tokens=place)
         for arm in arms_of(data):
             ends = [last(panel, item.drawn, arm) for item in (ATTENTION, VALUE)]
             rounded = [last(panel, item.rounded, arm) for item in (ATTENTION, VALUE)]
-            found = (np.maximum(*rounded) < RECOVERED).sum()
+            found = int((np.maximum(*rounded) < RECOVERED).sum())
+            around = share_interval(found, data.sizes["run"])
             other = sgd_beside(panel, arm)
             sgd = np.nan if other is None else last(panel, ATTENTION.drawn, other)
             nearer = "" if other is None else np.sum(ends[0] < sgd)
             first = median(runs_of(panel, ATTENTION.drawn, arm)[:, 0])
             loss, alpha = (median(last(panel, name, arm)) for name in (LOSS, "alpha_value"))
             medians = [first, *(median(values) for values in ends), loss, alpha]
-            rows.append([size, renamed(arm, data).label, *medians, nearer, found])
+            label = renamed(arm, data).label
+            rows.append([size, label, *medians, nearer, found, *around])
+            spread.append(((size, label), ends))
     columns = ("N", "arm", "to Q at the start", "to Q", "to P", "excess loss", "alpha_V")
     counts = ("nearer to Q than SGD", f"rounded, within {RECOVERED} of P and Q")
-    return [Table(f"The end, medians of {runs_in(data)}; runs", (*columns, *counts), rows)]
+    title_ = f"The end, medians of {runs_in(data)}; runs, and the 95% interval of the last share"
+    return [
+        Table(title_, (*columns, *counts[:-1], *ranged(counts[-1])), rows),
+        intervals_table("The end", ("N", "arm"), ("to Q", "to P"), spread),
+    ]
 
 
 def draw(results: Path, out: Path) -> list[Path]:

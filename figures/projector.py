@@ -8,12 +8,13 @@ Once the signal has grown, the two are equally noisy.
 
 from __future__ import annotations
 
+from _statistics import quantile_interval, within_extreme
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, tabulate
+from _numbers import Table, ranged, tabulate
 from _shared import (
     DOUBLE_COLUMN,
     Values,
@@ -257,11 +258,14 @@ def ratio_table(data: xr.Dataset) -> Table:
     groups["above 1"] = usual & (skews > 1)
     for name, here in groups.items():
         if here.any():
-            rows.append([name, here.sum(), median(ratios[here]), least(ratios[here])])
+            around = quantile_interval(ratios[here])
+            held = within_extreme(int(here.sum()))
+            ends = [median(ratios[here]), *around, least(ratios[here])]
+            rows.append([name, here.sum(), *ends, held])
     return Table(
         f"At the start, T = {data['context_length'].to_numpy()[usual][0]}: variance as printed, "
-        "over the mu-orthogonal one",
-        ("skew", "tasks", "median", "least"),
+        "over the mu-orthogonal one; 95% intervals, and the share of all tasks above the least",
+        ("skew", "tasks", *ranged("median"), "least", "share of all"),
         rows,
     )
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, last, runs_in, tabulate
+from _numbers import Table, intervals_table, last, runs_in, tabulate
 from _shared import (
     ATTENTION,
     DOUBLE_COLUMN,
@@ -88,7 +88,7 @@ def before_rounding(panel: xr.Dataset, arm: Arm) -> Values:
 def tables(dataset: xr.Dataset) -> list[Table]:
     """Tabulate where the arms end, for every sparsity."""
     data = tidy(dataset, ["sparsity"])
-    rows = []
+    rows, spread = [], []
     for level in range(data.sizes["sparsity"]):
         panel = data.isel(sparsity=level)
         for arm in arms_of(data):
@@ -97,10 +97,16 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             rounded = [last(panel, item.rounded, arm) for item in (VALUE, ATTENTION)]
             used = stage_ends(horizontal(panel, arm, "samples"), runs_of(panel, "stage", arm), 2)
             medians = [median(values) for values in (*drawn, *rounded)]
-            rows.append([panel["sparsity"].item(), arm.label, *medians, used.size, median(used)])
+            label = panel["sparsity"].item(), arm.label
+            rows.append([*label, *medians, used.size, median(used)])
+            spread.append((label, [*drawn[:2], *rounded]))
     columns = ("sparsity", "arm", "to P", "to Q", "before rounding", "rounded, to P")
     more = ("rounded, to Q", "ended stage 2", "samples by then")
-    return [Table(f"Distances at the end, medians of {runs_in(data)}", (*columns, *more), rows)]
+    names = ("to P", "to Q", "rounded, to P", "rounded, to Q")
+    return [
+        Table(f"Distances at the end, medians of {runs_in(data)}", (*columns, *more), rows),
+        intervals_table("Distances at the end", ("sparsity", "arm"), names, spread),
+    ]
 
 
 def draw(results: Path, out: Path) -> list[Path]:

@@ -6,12 +6,13 @@ recovered, how the distances before and after rounding grow with it, and how man
 
 from __future__ import annotations
 
+from _statistics import share_interval
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, tabulate
+from _numbers import Table, ranged, tabulate
 from _shared import (
     DOUBLE_COLUMN,
     POPULATION_LOOK,
@@ -105,13 +106,21 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         np.sqrt(band(data[START].to_numpy())[1]),
         *(band(last[name].to_numpy())[1] for name in (*DISTANCES, "alpha_attention")),
     ]
+    hits = recovered[..., -1].sum(axis=0)
     share, ended = recovered[..., -1].mean(axis=0), (last["stage"].to_numpy() > 2).sum(axis=0)
     rows = [
-        [level, share[place], *(values[place] for values in medians), ended[place], samples]
+        [
+            *(level, share[place], *share_interval(int(hits[place]), recovered.shape[0])),
+            *(values[place] for values in medians),
+            *(ended[place], samples),
+        ]
         for place, level in enumerate(data[LEVEL].to_numpy())
         for samples in [band(needed)[1, place]]
     ]
-    columns = ("sparsity", "share recovered", "to Q at the start", "to Q", "rounded, to Q")
+    columns = (
+        *("sparsity", *ranged("share recovered")),
+        *("to Q at the start", "to Q", "rounded, to Q"),
+    )
     more = ("alpha_A", "ended stage 2", "samples of the recovered")
     seconds = {name: dataset.attrs.get(f"{name}_seconds", np.nan) for name in ("wall", "compile")}
     steps = recovered.shape[0] * recovered.shape[1] * int(data["step"][-1])

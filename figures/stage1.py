@@ -10,12 +10,13 @@ with the printed one, whose noise does not.
 
 from __future__ import annotations
 
+from _statistics import Estimate, power_estimate
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, tabulate
+from _numbers import Table, ranged, tabulate
 from _shared import (
     SINGLE_COLUMN,
     Values,
@@ -43,8 +44,6 @@ NAMES: Final = {"mu": r"$\mu$-orthogonal", "paper": "as printed"}
 # What the noise of one sample leads one to expect: (sigma T)^2 samples.
 POWERS: Final = {"mu": 1.0, "paper": 2.0}
 GUIDE: Final[dict[str, Any]] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
-RESAMPLES: Final = 400  # of the seeds
-INTERVAL: Final = (5.0, 95.0)  # percentiles over resampled seeds
 
 
 def plot(dataset: xr.Dataset, printed: xr.Dataset | None = None) -> Figure:
@@ -61,7 +60,7 @@ def plot(dataset: xr.Dataset, printed: xr.Dataset | None = None) -> Figure:
         look = LOOKS[geometry]
         axes.plot(lengths, costs, **look, markersize=4, linestyle="-", gid=f"costs {geometry}")
         label = NAMES[geometry]
-        low, power, high = power_of(lengths, data[GOAL].to_numpy(), share_of(data))
+        power, low, high = power_of(lengths, data[GOAL].to_numpy(), share_of(data))
         if np.isfinite(power):
             label += f": $T^{{{power:.2f}}}$ ({low:.2f} to {high:.2f})"
         entries[label] = Line2D([], [], **look, markersize=4)
@@ -123,8 +122,8 @@ def least(goal: Values, share: float) -> tuple[Values, Values]:
     return np.where(np.isfinite(found), found, np.nan), best
 
 
-def power_of(lengths: Values, goal: Values, share: float) -> Values:
-    """Fit a power of T to the least samples: its interval over resampled seeds, around it.
+def power_of(lengths: Values, goal: Values, share: float) -> Estimate:
+    """Fit a power of T to the least samples, with its interval over resampled seeds.
 
     Every resample takes the settings that are best for it.
 
@@ -134,19 +133,10 @@ def power_of(lengths: Values, goal: Values, share: float) -> Values:
         share: of the seeds.
 
     Returns:
-        [3]: 5th percentile, the power, 95th percentile; NaN where a length has no samples.
+        The power and its interval; NaN where a length has no samples.
     """
-    rng = np.random.default_rng(0)
-    seeds = goal.shape[2]
-    picks = np.concatenate([[np.arange(seeds)], rng.integers(seeds, size=(RESAMPLES, seeds))])
-    costs = np.stack([least(goal[:, :, pick], share)[0] for pick in picks])
-    centred = np.log(lengths) - np.log(lengths).mean()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slopes = np.log(costs) @ centred / (centred @ centred)
-    if not np.isfinite(slopes[0]):
-        return np.full(3, np.nan)
-    low, high = np.nanpercentile(slopes, INTERVAL)
-    return np.array([low, slopes[0], high])
+    settings = goal.swapaxes(2, 3).reshape(len(goal), -1, goal.shape[2])
+    return power_estimate(lengths, settings.astype(float), share)
 
 
 def tables(dataset: xr.Dataset, printed: xr.Dataset | None = None) -> list[Table]:
@@ -161,8 +151,7 @@ def tables(dataset: xr.Dataset, printed: xr.Dataset | None = None) -> list[Table
             batch, probe = divmod(int(best[place]), rates.shape[-1])
             size, rate = data["batch_size"].to_numpy()[batch], rates[place, batch, probe]
             rows.append([name, length, costs[place], size, rate, rate / size])
-        low, power, high = power_of(lengths, goal, share)
-        fits.append([name, power, low, high, costs[-1] / costs[0]])
+        fits.append([name, *power_of(lengths, goal, share), costs[-1] / costs[0]])
     seeds, share = dataset.sizes["seed"], share_of(dataset)
     return [
         Table(
@@ -171,8 +160,8 @@ def tables(dataset: xr.Dataset, printed: xr.Dataset | None = None) -> list[Table
             rows,
         ),
         Table(
-            "Fitted power of T, with its 90% interval over resampled seeds, and the whole growth",
-            ("projector", "power", "from", "to", "growth"),
+            "Fitted power of T, its 95% interval over tasks and settings, and the whole growth",
+            ("projector", *ranged("power"), "growth"),
             fits,
         ),
     ]

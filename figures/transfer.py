@@ -8,6 +8,7 @@ of stage 1, which the paper does not have, makes the power a small one.
 
 from __future__ import annotations
 
+from _statistics import power_estimate, samples_for_share, share_interval
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,14 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, tabulate
+from _numbers import Table, ranged, tabulate
 from _shared import (
     DOUBLE_COLUMN,
     LOOKS,
     SUCCESS,
     Values,
-    growth_exponent,
     main,
     render,
-    samples_for_share,
     samples_to_recovery,
 )
 from matplotlib.axes import Axes
@@ -62,12 +61,14 @@ class Curve:
         look: colour and line style.
         lengths: context lengths [points].
         samples: to recovery, [points, runs]; of the settings that need the fewest.
+        tried: the same of all settings, [points, settings, runs].
     """
 
     label: str
     look: tuple[str, Any]
     lengths: Values
     samples: Values
+    tried: Values
 
 
 def curves_of(dataset: xr.Dataset) -> list[Curve]:
@@ -92,15 +93,23 @@ def curves_of(dataset: xr.Dataset) -> list[Curve]:
         rows = np.array([way == other for other in ways])
         if rows.any():
             xs = np.unique(lengths[rows])
-            best = [cheapest(table[rows & (lengths == x)]) for x in xs]
-            curves.append(Curve(label, look, xs, np.stack(best)))
+            tried = padded([table[rows & (lengths == x)] for x in xs])
+            curves.append(Curve(label, look, xs, np.stack([cheapest(own) for own in tried]), tried))
     return curves
 
 
 def cheapest(samples: Values) -> Values:
     """Of several settings [settings, runs], the one with which 90% recover soonest: [runs]."""
-    best: Values = samples[int(np.argmin(samples_for_share(samples)))]
+    best: Values = samples[int(np.argmin(samples_for_share(samples, SUCCESS)))]
     return best
+
+
+def padded(tried: Sequence[Values]) -> Values:
+    """Stack [settings, runs] of every point, with settings that never recover where some lack."""
+    most = max(map(len, tried))
+    return np.stack(
+        [np.pad(own, ((0, most - len(own)), (0, 0)), constant_values=np.inf) for own in tried]
+    )
 
 
 def plot(dataset: xr.Dataset) -> Figure:
@@ -143,7 +152,7 @@ def draw_growth(axes: Axes, curve: Curve, place: int, shift: float) -> None:
     x = curve.lengths * np.exp(shift)
     dots = np.where(np.isfinite(curve.samples), curve.samples, np.nan)
     axes.plot(x, dots, ".", color=colour, markersize=2, alpha=0.35)
-    costs = samples_for_share(curve.samples)
+    costs = samples_for_share(curve.samples, SUCCESS)
     axes.plot(
         x, costs, MARKERS[place], color=colour, markersize=4.5, zorder=5, gid=f"cost {curve.label}"
     )
@@ -157,7 +166,7 @@ def draw_growth(axes: Axes, curve: Curve, place: int, shift: float) -> None:
 def draw_guide(axes: Axes, curves: Sequence[Curve]) -> None:
     """Draw growth as log T from where the first transfer begins: the theorem's statement."""
     for curve in curves:
-        cost = samples_for_share(curve.samples)
+        cost = samples_for_share(curve.samples, SUCCESS)
         if curve.label == "transfer" and np.isfinite(cost[0]):
             line = cost[0] * np.log(curve.lengths) / np.log(curve.lengths[0])
             axes.plot(curve.lengths, line, **GUIDE, zorder=3, gid="theorem")
@@ -198,7 +207,7 @@ def add_legend(figure: Figure, curves: Sequence[Curve]) -> None:
     for place, curve in enumerate(curves):
         label = curve.label
         if len(curve.lengths) > 1:
-            low, exponent, high = growth_exponent(curve.lengths, curve.samples)
+            exponent, low, high = power_estimate(curve.lengths, curve.tried, SUCCESS)
             if np.isfinite(exponent):
                 label += f": $T^{{{exponent:.2f}}}$ ({low:.2f} to {high:.2f})"
         entries[label] = Line2D(
@@ -218,24 +227,25 @@ def growth_tables(dataset: xr.Dataset) -> list[Table]:
     """Tabulate samples against T and how they grow, at the best settings."""
     rows, fits = [], []
     for curve in curves_of(dataset):
-        costs, medians = samples_for_share(curve.samples), np.median(curve.samples, axis=1)
-        share = np.isfinite(curve.samples).mean(axis=1)
-        rows += [
-            [curve.label, *numbers]
-            for numbers in zip(curve.lengths, costs, medians, share, strict=True)
-        ]
+        costs = samples_for_share(curve.samples, SUCCESS)
+        medians = np.median(curve.samples, axis=1)
+        for length, cost, median, own in zip(
+            curve.lengths, costs, medians, np.isfinite(curve.samples), strict=True
+        ):
+            around = share_interval(int(own.sum()), own.size)
+            rows.append([curve.label, length, cost, median, own.mean(), *around])
         if len(curve.lengths) > 1:
-            low, power, high = growth_exponent(curve.lengths, curve.samples)
+            fit = power_estimate(curve.lengths, curve.tried, SUCCESS)
             with np.errstate(invalid="ignore"):
                 grown = (costs[-1] / costs[0], medians[-1] / medians[0])
-            fits.append([curve.label, *grown, power, low, high])
-    columns = ("way", "T", f"{SUCCESS:.0%} recover", "median", "share recovered")
-    more = ("way", f"growth of {SUCCESS:.0%}", "of the median", "power of T", "from", "to")
+            fits.append([curve.label, *grown, *fit])
+    columns = ("way", "T", f"{SUCCESS:.0%} recover", "median", *ranged("share recovered"))
+    more = ("way", f"growth of {SUCCESS:.0%}", "of the median", *ranged("power of T"))
     return [
         Table("Samples to recovery at the best settings", columns, rows),
         Table(
             f"From the smallest T to the largest, and the fitted power of T for {SUCCESS:.0%}, "
-            "with 95% intervals over resampled seeds",
+            "with 95% intervals over tasks and settings",
             more,
             fits,
         ),
@@ -252,7 +262,7 @@ def tried_table(dataset: xr.Dataset) -> Table:
     rows = [
         [
             *(str(dataset[name].values[place]) for name in settings),
-            samples_for_share(own),
+            samples_for_share(own, SUCCESS),
             np.median(own),
             np.isfinite(own).mean(),
         ]

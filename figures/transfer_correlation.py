@@ -8,6 +8,7 @@ and a small theta; the figure shows how far below it transfer still works, and w
 
 from __future__ import annotations
 
+from _statistics import Interval, share_interval
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +146,13 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     # All arms of a seed and a correlation have the same two tasks.
     tasks = arms[0].overlap
     needed = np.median(dataset["stationary_norm"] / dataset["transition_signal"])
-    edge = [most, (tasks > most).sum(), least, (tasks < least).sum(), needed]
+    sides = [int((tasks > most).sum()), int((tasks < least).sum())]
+    # At the edge itself nothing is lost above it, and nothing found below.
+    above, below = (
+        share_interval(hits, pairs) if pairs else Interval(0.0, 1.0)
+        for hits, pairs in ((sides[0], sides[0]), (0, sides[1]))
+    )
+    edge = [most, sides[0], above.low, least, sides[1], below.high, needed]
     data = tidy(dataset, ("correlation",))
     recovered = (samples_to_recovery(data) < np.inf).mean(["arm", "run"]).to_numpy()
     shares = list(zip(data["correlation"].to_numpy(), recovered, strict=True))
@@ -155,9 +162,19 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             binned.append([arm.label, place, share, samples])
     return [
         Table(
-            "Overlap: the largest of a run that is lost, task pairs above it; the smallest of one "
-            "that recovers, pairs below it; what the theorem asks for, median",
-            ("largest lost", "pairs above", "smallest found", "pairs below", "theorem"),
+            "Overlap: the largest of a run that is lost, task pairs above it, which all recover, "
+            "and the least share that they stand for; the smallest of one that recovers, pairs "
+            "below it, and the largest share (95% intervals, as if all pairs were independent); "
+            "what the theorem asks for, median",
+            (
+                "largest lost",
+                "pairs above",
+                "least share",
+                "smallest found",
+                "pairs below",
+                "largest share",
+                "theorem",
+            ),
             [edge],
         ),
         Table("Share of all runs recovered", ("correlation", "share"), shares),

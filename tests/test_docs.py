@@ -97,7 +97,7 @@ def test_readme_examples_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_contributing_examples_run(tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
-    for helper in ("_shared.py", "_numbers.py", "scbjax.mplstyle"):
+    for helper in ("_shared.py", "_numbers.py", "_statistics.py", "scbjax.mplstyle"):
         shutil.copy(ROOT / "figures" / helper, tmp_path / "figures")
     write_files("CONTRIBUTING.md", tmp_path)
     run("-m", "scbjax", "run", "weights", cwd=tmp_path)
@@ -233,7 +233,7 @@ def claims() -> list[tuple[list[str], str]]:
     rows += [(re.findall(r"scbjax run (\w+)", it) or ["fig1"], it) for it in more.split("\n- ")]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = readme.partition("## What it has shown so far")[2].partition("[REPRODUCTION.md]")[0]
-    return [*rows, (["quickstart", "fig1", "projector"], shown)]
+    return [*rows, (["quickstart", "fig1", "factors", "projector_tasks"], shown)]
 
 
 def test_claims_quote_the_numbers_of_their_datasets() -> None:

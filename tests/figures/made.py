@@ -232,6 +232,48 @@ def stage1(geometry: str = "mu") -> xr.Dataset:
     )
 
 
+def factors() -> xr.Dataset:
+    """Found with the working rate and B, and the flip or its projector; mirrored without both."""
+    axes = {
+        "learning_rate_1": [0.01, 0.02],
+        "batch_size": [64, 128],
+        "switch_on": ["step", "parameters"],
+        "geometry": ["paper", "mu"],
+        "flip": [False, True],
+        "l1": [1e-5, 1e-4],
+    }
+    seed, *works = np.meshgrid(np.arange(SEEDS), *([[False, True]] * 6), indexing="ij")
+    rate, batch, _, projector, flip, _ = works
+    found = rate & batch & (projector | flip) & (seed > 0)
+    lost = ~projector & ~flip & (seed % 2 == 1)
+    dims = ("seed", *axes, "step")
+    ends = {
+        "rounded_value_distance": np.where(found, 0.01, 0.5),
+        "rounded_attention_distance": np.where(found, 0.02, 0.6),
+        "alpha_value": np.where(lost, -0.5, 0.5),
+        "alpha_attention": np.where(lost, -0.5, 0.5),
+    }
+    data = {name: (dims, np.stack([np.ones_like(end), end], axis=-1)) for name, end in ends.items()}
+    return xr.Dataset(data, coords={"seed": np.arange(SEEDS), **axes, "step": [0, 1000]})
+
+
+def projector_tasks() -> xr.Dataset:
+    """Task i has a gain of (i + 1) times the skew; the measured one is 2% larger."""
+    skews, tasks = np.array([1.5, 2.0]), np.arange(1, 101)
+    gain = np.sqrt(tasks[:, None] * skews)[..., None]
+    dims, one = ("seed", "skew", "step"), np.ones((100, 2, 1))
+    return xr.Dataset(
+        {
+            "initial_noise_paper": (dims, 0.01 * gain),
+            "initial_noise_mu": (dims, 0.01 * one),
+            "alpha_value_noise_paper": (dims, 0.01 * np.sqrt(1.02) * gain),
+            "alpha_value_noise_mu": (dims, 0.01 * one),
+        },
+        coords={"seed": np.arange(100), "skew": skews, "step": [0]},
+        attrs={"settings": json.dumps({"task.context_length": 5000})},
+    )
+
+
 def fig5(dataset: xr.Dataset) -> xr.Dataset:
     """The shared dataset with a vocabulary in the place of the sparsity, and a loss."""
     data = dataset.rename({"sparsity": "num_tokens"})
@@ -244,6 +286,8 @@ MADE: dict[str, Callable[[], xr.Dataset]] = {
     "sparsity": sparsity,
     "complexity": complexity,
     "stage1": stage1,
+    "factors": factors,
+    "projector_tasks": projector_tasks,
 }
 
 

@@ -31,7 +31,10 @@ CURVES = ("quickstart", "fig1", "fig3", "fig6", "scale")
 NAMES = (*CURVES, "fig2", "fig4", "projector", "simulation")
 PANELS = {"quickstart": ("sparsity",), "scale": ("num_tokens",), "fig6": ("num_tokens",)}
 # Not against the iteration; tested in files of their own.
-RECOVERY = ("complexity", "fig5", "phase_rates", "phase_samples", "sparsity", "stage1")
+RECOVERY = (
+    "complexity", "factors", "fig5", "phase_rates", "phase_samples", "projector_tasks", "sparsity",
+    "stage1",
+)  # fmt: skip
 OTHERS = ("transfer", "transfer_correlation", *RECOVERY)
 
 

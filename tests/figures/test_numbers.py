@@ -21,6 +21,7 @@ import xarray as xr
 from _numbers import Table
 from made import ARM
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from scbjax.sweep.fields import StudyError
 from scbjax.sweep.figures import draw_figure, numbers_of
@@ -271,7 +272,7 @@ def test_fig1_counts_and_medians(dataset: xr.Dataset) -> None:
     for name in ("alpha_value", "alpha_attention"):
         data[name][{"seed": 1, ARM: 2, "step": -1}] = -0.5
     last = data.isel(step=-1)
-    ends, beside = read(load("fig1").tables(data))
+    counts, ends, beside = read(load("fig1").tables(data))
     for place, row in enumerate(ends):
         here = last.isel({ARM: place})
         for name, variable in {
@@ -282,8 +283,11 @@ def test_fig1_counts_and_medians(dataset: xr.Dataset) -> None:
         }.items():
             assert float(row[name]) == close(np.median(here[variable]))
         assert float(row["farthest, Q"]) == close(here["rounded_attention_distance"].max().item())
+    for place, row in enumerate(counts):
         assert row["flipped"] == "2"
         assert (row["found"], row["mirrored"]) == (("4", "0") if place < 2 else ("3", "1"))
+        ends_of = binomtest(int(row["mirrored"]), 4).proportion_ci(0.95, method="wilson")
+        assert [float(row[f"mirrored, {end}"]) for end in ("from", "to")] == close(list(ends_of))
     (row,) = beside
     for name, variable in {"P": "value_distance", "Q": "attention_distance"}.items():
         proximal, sgd, slow = (last[variable].isel({ARM: place}).values for place in range(3))
@@ -294,7 +298,7 @@ def test_fig1_counts_and_medians(dataset: xr.Dataset) -> None:
 
 def test_fig3_reads_the_signal_at_the_median_switch(dataset: xr.Dataset) -> None:
     data = suited("fig3", dataset)
-    signals, off = tables_of("fig3", dataset)
+    signals, off, spread = tables_of("fig3", dataset)
     for place, (row, other) in enumerate(zip(signals, off, strict=True)):
         here = data.isel({ARM: place})
         switch = [
@@ -310,6 +314,8 @@ def test_fig3_reads_the_signal_at_the_median_switch(dataset: xr.Dataset) -> None
         assert float(other["Delta_V, largest"]) == close(here["delta_value"].max().item())
         assert float(other["Delta_A"]) == close(np.median(last["delta_attention"]))
         assert float(other["alpha_A"]) == close(np.median(last["alpha_attention"]))
+    assert column(spread, "Delta_A") == column(off, "Delta_A")
+    assert column(spread, "size of alpha_V") == column(signals, "size of alpha_V")
     end = data["delta_attention"].isel(step=-1).values
     assert [row["lower than SGD"] for row in off] == [str((end[:, 0] < end[:, 1]).sum()), "", ""]
 
@@ -331,7 +337,8 @@ def test_quickstart_medians_and_ends_of_stage_2(dataset: xr.Dataset) -> None:
     data = suited("quickstart", dataset).copy(deep=True)
     for seed, record in enumerate((12, 14, 18)):
         data["stage"][{"seed": seed, ARM: 0, "sparsity": 1, "step": slice(record, None)}] = 3
-    (rows,) = read(load("quickstart").tables(data))
+    rows, spread = read(load("quickstart").tables(data))
+    assert column(spread, "to Q") == column(rows, "to Q")
     assert [(row["sparsity"], row["arm"]) for row in rows] == [
         (level, arm) for level in "124" for arm in ("proximal", "SGD")
     ]
@@ -348,7 +355,12 @@ def test_quickstart_medians_and_ends_of_stage_2(dataset: xr.Dataset) -> None:
 
 def test_fig5_has_a_row_for_every_vocabulary_and_arm(dataset: xr.Dataset) -> None:
     data = suited("fig5", dataset)
-    (rows,) = tables_of("fig5", dataset)
+    rows, spread = tables_of("fig5", dataset)
+    assert column(spread, "to Q") == column(rows, "to Q")
+    low, high = binomtest(4, 4).proportion_ci(0.95, method="wilson")
+    name = "rounded, within 0.1 of P and Q"
+    assert column(rows, f"{name}, from") == close([low] * 9)
+    assert column(rows, f"{name}, to") == [high] * 9
     assert [row["N"] for row in rows] == ["1"] * 3 + ["2"] * 3 + ["4"] * 3
     last = data.isel(step=-1)
     ends = last["attention_distance"].values
@@ -389,7 +401,7 @@ def test_fig6_tells_how_far_simulated_medians_are_from_a_real_run(dataset: xr.Da
 
 
 def test_fig2_cosines_losses_and_gains(dataset: xr.Dataset) -> None:
-    alike, rest = tables_of("fig2", dataset)
+    alike, rest, spread = tables_of("fig2", dataset)
     data = suited("fig2", dataset)
     mu = data["stationary"].transpose("seed", "arm", "token_in").values[:, :, None, :]
     a, q = (data[name].transpose("seed", "arm", ...).values for name in ("attention", "pattern"))
@@ -399,6 +411,7 @@ def test_fig2_cosines_losses_and_gains(dataset: xr.Dataset) -> None:
         return np.asarray(inner[0] / np.sqrt(inner[1] * inner[2]))
 
     to_linear = cosine(a, a[:, :1])
+    assert column(spread, "A to linear") == close(np.median(to_linear, axis=0).tolist())
     assert column(alike, "A to Q") == close(np.median(cosine(a, q), axis=0).tolist())
     assert column(alike, "A to linear") == close(np.median(to_linear, axis=0).tolist())
     # Two columns are called "least"; the later one is that of the cosine to the linear map.
@@ -476,6 +489,8 @@ def test_projector_takes_errors_and_powers_from_the_cases_of_the_usual_skew(
     assert [row["skew"] for row in ratios] == ["2", "3", "above 1"]
     assert float(ratios[1]["median"]) == close(np.median(ratio[:, 4]))
     assert float(ratios[1]["least"]) == close(ratio[:, 4].min())
+    # Of the least of five, with a confidence of 95%: p^5 = 0.05.
+    assert float(ratios[1]["share of all"]) ** 5 == close(0.05)
     assert sum(int(row["records"]) for row in way) > 0
 
 
@@ -516,7 +531,7 @@ def test_stage1_takes_the_best_setting_and_fits_both_powers() -> None:
     assert column(fits, "power") == close([1.0, 2.0])
     assert column(fits, "growth") == close([4.0, 16.0])
     for row in fits:
-        assert float(row["from"]) <= float(row["power"]) <= float(row["to"])
+        assert float(row["power, from"]) <= float(row["power"]) <= float(row["power, to"])
 
 
 def test_stage1_draws_the_printed_projector_where_its_study_was_run(store: Store) -> None:
@@ -573,7 +588,8 @@ def test_transfer_prints_growth_and_all_settings(dataset: xr.Dataset) -> None:
         assert column(own, "median") == close(np.median(curve.samples, axis=1).tolist())
         (fit,) = (row for row in growth if row["way"] == curve.label)
         assert float(fit["growth of 90%"]) == close(costs[-1] / costs[0])
-        low, power, high = (float(fit[name]) for name in ("from", "power of T", "to"))
+        names = ("power of T, from", "power of T", "power of T, to")
+        low, power, high = (float(fit[name]) for name in names)
         assert low <= power <= high
         slope = np.polyfit(np.log(curve.lengths), np.log(costs), 1)[0]
         assert power == pytest.approx(slope, abs=2e-4)
@@ -587,7 +603,76 @@ def test_transfer_correlation_finds_the_edge(dataset: xr.Dataset) -> None:
     overlap = (data["alpha_value"].isel(step=0) / data["theta"]).transpose("arm", ...).values
     assert float(edge["largest lost"]) == close(overlap[overlap <= 0.2].max())
     assert float(edge["smallest found"]) == close(overlap[overlap > 0.2].min())
-    assert int(edge["pairs above"]) == (overlap[0] > 0.2).sum()
+    pairs = int((overlap[0] > 0.2).sum())
+    assert int(edge["pairs above"]) == pairs
+    assert float(edge["least share"]) == close(
+        binomtest(pairs, pairs).proportion_ci(0.95, method="wilson").low
+    )
     assert float(edge["theorem"]) == close(0.9)
     assert column(shares, "share") == close((overlap > 0.2).mean((0, 1)).tolist())
     assert {row["arm"] for row in binned} >= {r"$\theta$ = 0.1", r"pretrained, $\theta$ = 0.2"}
+
+
+def test_factors_count_what_every_change_and_pair_finds(dataset: xr.Dataset) -> None:
+    printed, working, average = tables_of("factors", dataset)
+    assert len(printed) == len(working) == 1 + 6 + 15
+    rows = {row["what"]: row for row in printed}
+    assert {name for name, row in rows.items() if row["found"] != "0"} == set()
+    # Half of the seeds are odd, and mirrored unless the projector or the flip is changed.
+    lost = {name for name, row in rows.items() if row["mirrored"] == "0"}
+    assert lost == {name for name in rows if "projector" in name or "flip" in name}
+    rows = {row["what"]: row for row in working}
+    assert [rows[name]["found"] for name in ("nothing", "flip", "rate")] == ["9", "9", "0"]
+    assert rows["projector, flip"]["found"] == "0"
+    assert rows["projector, flip"]["mirrored"] == "5"
+    low, high = binomtest(5, 10).proportion_ci(0.95, method="wilson")
+    row = rows["projector, flip"]
+    assert [float(row[f"mirrored, {end}"]) for end in ("from", "to")] == close([low, high])
+    assert column([rows["nothing"]], "to Q") == [0.02]
+    shares = {row["change"]: row for row in average}
+    # Of the combinations with the rate: B, and one or both of two; nine seeds of ten.
+    assert float(shares["rate"]["share, working"]) == close(0.9 * 3 / 8)
+    assert float(shares["rate"]["share, printed"]) == 0
+    assert float(shares["flip"]["share gained"]) == close(0.9 * (1 / 4 - 1 / 8))
+    assert float(shares["switch"]["share gained"]) == 0
+    for row in average:
+        low, gain, high = (float(row[f"share gained{end}"]) for end in (", from", "", ", to"))
+        assert low <= gain <= high
+
+
+def test_factors_draw_the_counts_of_every_pair() -> None:
+    figure = load("factors").plot(made.factors())
+    texts = {text.get_gid(): text.get_text() for axes in figure.axes for text in axes.texts}
+    assert len(texts) == 2 * (6 + 15)
+    assert texts["0 flip learning_rate_1"] == "0\n(0)"
+    assert texts["1 flip geometry"] == "0\n(5)"
+    assert texts["1 l1 l1"] == "9\n(0)"
+    assert "9 of 10 found" in figure.axes[1].get_title()
+
+
+def test_factors_leave_out_a_change_that_a_study_does_not_make() -> None:
+    small = made.factors().isel(flip=[1], step=[0, 1])
+    script = load("factors")
+    assert "flip" not in script.factors_of(small)
+    printed, working, _ = read(script.tables(small))
+    assert len(printed) == 1 + 5 + 10
+    assert working[0]["found"] == "9"
+
+
+def test_projector_tasks_tell_quantiles_shares_and_extremes(dataset: xr.Dataset) -> None:
+    quantiles, shares, checks = tables_of("projector_tasks", dataset)
+    assert column(quantiles, "median") == close([50.5 * 1.5, 50.5 * 2])
+    assert column(quantiles, "10%") == close([10.9 * 1.5, 10.9 * 2])
+    assert column(quantiles, "least") == close([1.5, 2])
+    below = {(row["skew"], row["below"]): row for row in shares}
+    assert below["2", "58"]["tasks"] == "28"
+    low, high = binomtest(28, 100).proportion_ci(0.95, method="wilson")
+    row = below["2", "58"]
+    assert [float(row[f"share, {end}"]) for end in ("from", "to")] == close([low, high])
+    assert column(checks, "largest") == close([0.02, 0.02])
+
+
+def test_projector_tasks_draw_the_median_at_one_half() -> None:
+    figure = load("projector_tasks").plot(made.projector_tasks())
+    dots = [line for line in figure.axes[1].lines if line.get_gid() == "median"]
+    assert [float(np.asarray(dot.get_xdata())[0]) for dot in dots] == close([75.75, 101.0])

@@ -64,24 +64,6 @@ def test_recovery_is_the_first_record_at_which_both_distances_are_small() -> Non
     np.testing.assert_array_equal(_shared.samples_to_recovery(dataset), [20.0, np.inf])
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.5, 2.0), (0.75, 3.0), (0.76, np.inf)])
-def test_samples_for_a_share_of_the_runs(share: float, expected: float) -> None:
-    assert _shared.samples_for_share(np.array([3.0, np.inf, 1.0, 2.0]), share) == expected
-
-
-def test_an_exponent_and_its_interval_are_those_of_the_law() -> None:
-    rng = np.random.default_rng(2)
-    x = np.array([1000.0, 2000.0, 4000.0, 8000.0])
-    noise = np.exp(0.2 * rng.standard_normal((4, 30)))
-    found = _shared.growth_exponent(x, 7 * x[:, None] ** 1.2 * noise)
-    assert found[0] < 1.2 < found[2]
-    assert 0.03 < found[2] - found[0] < 0.5
-    exact = _shared.growth_exponent(x, np.tile(7 * x[:, None] ** 1.2, (1, 30)))
-    np.testing.assert_allclose(exact, 1.2, rtol=1e-9)
-    never = np.where(np.arange(30) < 10, np.inf, 7 * x[:, None])
-    assert np.isnan(_shared.growth_exponent(x, never)[1])
-
-
 def test_growth_is_drawn_as_the_dataset_has_it() -> None:
     dataset = scaling(EXPONENTS)
     figure = transfer.plot(dataset)

@@ -1,0 +1,210 @@
+"""Claims are checked on new tasks, can fail, and are those that the documents state."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.stats import binomtest
+
+from scbjax.sweep.study import load_study
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "sweeps" / "claims"))
+
+import check  # noqa: E402
+from check import Claim  # noqa: E402
+
+PAPER = {"geometry": "paper"}
+
+
+def study(found: int, runs: int = 32) -> xr.Dataset:
+    """A study of two arms; in the second, so many runs are found and the others are mirrored."""
+    near = np.arange(runs)[:, None] < np.array([runs, found])
+    sign = np.where(near, 1.0, -1.0)
+    ends = {
+        "rounded_value_distance": np.where(near, 0.01, 0.5),
+        "rounded_attention_distance": np.where(near, 0.02, 0.9),
+        "attention_distance": np.where(near, 0.1, 1.0) + 0.01 * np.arange(runs)[:, None],
+        "alpha_value": 0.3 * sign,
+        "alpha_attention": 0.2 * sign,
+    }
+    dims = ("seed", "geometry", "step")
+    return xr.Dataset(
+        {name: (dims, np.stack([0 * end, end], axis=-1)) for name, end in ends.items()},
+        coords={"seed": np.arange(runs), "geometry": ["mu", "paper"], "step": [0, 1000]},
+    )
+
+
+def claim(
+    measure: str, low: float, high: float, variable: str = "", where: Mapping[str, object] = PAPER
+) -> Claim:
+    return Claim("made", "a claim", measure, low, high, where, variable=variable)
+
+
+def test_shares_are_counted_at_the_end() -> None:
+    data = study(9)
+    for measure, hits in (("found", 9), ("mirrored", 23), ("recovered", 9)):
+        low, high = binomtest(hits, 32).proportion_ci(0.95, method="wilson")
+        estimate = check.judge(claim(measure, 0, 1), data).found
+        assert estimate == pytest.approx((hits / 32, low, high))
+
+
+def test_quantiles_levels_and_comparisons_are_those_of_the_runs() -> None:
+    data = study(32)
+    ends = 0.1 + 0.01 * np.arange(32)
+    drawn = check.judge(claim("quantile", 0, 1, variable="attention_distance"), data).found
+    assert drawn[0] == pytest.approx(np.median(ends))
+    assert drawn[1:] == pytest.approx((ends[9], ends[22]))
+    below = replace(claim("below", 0, 1, "attention_distance"), level=0.2)
+    assert check.judge(below, data).found[0] == pytest.approx((ends < 0.2 - 1e-9).mean(), abs=0.04)
+    nearer = claim("nearer", 0, 1, "attention_distance", {"geometry": "mu"})
+    nearer = replace(nearer, than=PAPER)
+    assert check.judge(nearer, study(20)).found[0] == pytest.approx(12 / 32)
+    # The size is what counts, and a step may be named.
+    size = replace(claim("quantile", 0, 1, "alpha_value"), step=0)
+    assert check.judge(size, data).found[0] == 0
+    assert check.judge(replace(size, step=None), study(0)).found[0] == pytest.approx(0.3)
+
+
+def test_an_arm_has_to_be_one() -> None:
+    with pytest.raises(ValueError, match="2 arms of made"):
+        check.judge(claim("found", 0, 1, where={}), study(9))
+    with pytest.raises(ValueError, match="0 arms of made"):
+        check.judge(claim("found", 0, 1, where={"geometry": "other"}), study(9))
+
+
+def test_a_claim_holds_where_its_interval_meets_that_of_the_new_tasks() -> None:
+    # Of 9 in 32, Wilson's interval is 0.156 to 0.454.
+    assert check.judge(claim("found", 0.31, 0.64), study(9)).holds
+    assert not check.judge(claim("found", 0.46, 0.64), study(9)).holds
+    assert not check.judge(claim("found", 0.0, 0.15), study(9)).holds
+    nothing = study(9).where(False)
+    assert not check.judge(claim("quantile", 0, 1, variable="alpha_value"), nothing).holds
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> list[Claim]:
+    """The claims of a command that finds its studies run: those of the list, which may be false."""
+    listed: list[Claim] = []
+
+    def run(name: str, seeds: range, out: Path, *, small: bool) -> Path:
+        assert (name, seeds, small) == ("made", range(9000, 9032), False)
+        out.mkdir(parents=True)
+        study(9).to_netcdf(out / "made.nc", engine="h5netcdf")
+        return out / "made.nc"
+
+    monkeypatch.setattr(check, "read_claims", lambda: listed)
+    monkeypatch.setattr(check, "run_study", run)
+    return listed
+
+
+def test_the_command_fails_with_a_false_claim_and_not_with_true_ones(
+    planted: list[Claim], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted.append(claim("found", 0.2, 0.4))
+    assert check.main(["9000:9032", "--results", str(tmp_path / "true")]) == 0
+    assert "1 of 1 claims hold" in capsys.readouterr().out
+    planted.append(claim("mirrored", 0.0, 0.1))
+    assert check.main(["9000:9032", "--results", str(tmp_path / "false")]) == 1
+    said = capsys.readouterr().out
+    assert "holds  made: a claim\n       stated 0.2 to 0.4; came out 0.2812 (0.1556 to" in said
+    assert "FAILS  made: a claim\n       stated 0 to 0.1; came out 0.7188" in said
+    assert "1 of 2 claims hold" in said
+
+
+@pytest.mark.parametrize(
+    ("seeds", "sentence"),
+    [
+        ("9000", "SEEDS must be first:last"),
+        ("9:3", "SEEDS must be first:last"),
+        ("a:b", "SEEDS must be first:last"),
+        ("390:410", "seeds 390 to 399 have been used before"),
+        ("6500:6600", "seeds 6500 to 6511 have been used before"),
+    ],
+)
+def test_seeds_are_new_or_refused(
+    seeds: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check.main([seeds]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_seeds_of_studies_count_as_used() -> None:
+    used = {seed for seeds in check.used_seeds() for seed in seeds}
+    for path in sorted((ROOT / "sweeps").glob("*.toml")):
+        axes = {axis.name: axis for axis in load_study(path).axes}
+        points = axes["seed"].values if "seed" in axes else ()
+        assert {int(seed) for (seed,) in points} <= used, path.name
+
+
+# ------------------------------------------------------------------------- stated in the documents
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def documents() -> str:
+    names = ("REPRODUCTION.md", "README.md")
+    return flat("".join((ROOT / name).read_text("utf-8") for name in names))
+
+
+def interval_in(text: str) -> tuple[list[float], float]:
+    """The interval at the end of a text, as numbers, and half a unit of its last digit."""
+    low, high, percent = re.findall(r"([\d.]+) to ([\d.]+)(%?)", text)[-1]
+    scale = 0.01 if percent else 1.0
+    digits = max(len(number.partition(".")[2]) for number in (low, high))
+    return [scale * float(low), scale * float(high)], 0.5 * scale * 10.0**-digits
+
+
+def problems(claim: Claim, text: str) -> list[str]:
+    """What is wrong with a claim, as it is stated in the documents."""
+    stated = flat(claim.text)
+    found = [] if stated in text else [f"{stated} is not in the documents"]
+    if " to " in stated and claim.measure != "below":
+        ends, half = interval_in(stated)
+        if not np.allclose(ends, claim.stated, rtol=0, atol=half * 1.01):
+            found.append(f"{stated} is not {claim.low} to {claim.high}")
+    return found
+
+
+def test_claims_are_stated_in_the_documents_with_their_intervals() -> None:
+    text = documents()
+    claims = check.read_claims()
+    assert len(claims) > 20
+    assert [found for entry in claims for found in problems(entry, text)] == []
+
+
+def test_a_claim_that_is_stated_otherwise_is_noticed() -> None:
+    text, (first, *_) = documents(), check.read_claims()
+    assert problems(replace(first, low=first.low + 0.02), text)
+    assert problems(replace(first, text=first.text.replace("15", "16")), text)
+
+
+def test_intervals_of_the_main_setting_and_the_projector_are_all_claims() -> None:
+    """Rows that link these figures state no interval that is not checked on new tasks."""
+    known = [flat(entry.text) for entry in check.read_claims()]
+    page = (ROOT / "REPRODUCTION.md").read_text("utf-8").partition("\n## Misprints")[0]
+    rows = [flat(row) for row in page.splitlines() if "scbjax run fig1" in row]
+    stated = [row[match.start() :][: len(match.group())] for row in rows
+              for match in re.finditer(r"[\d.]+ to [\d.]+%?", row.partition("|")[2])]  # fmt: skip
+    assert len(stated) > 5
+    assert [text for text in stated if not any(text in claim for claim in known)] == []
+
+
+def test_every_measure_is_used_or_named() -> None:
+    assert {entry.measure for entry in check.read_claims()} <= set(check.MEASURES)
+
+
+@pytest.mark.slow
+def test_claims_need_not_hold_for_small_studies(tmp_path: Path) -> None:
+    """The whole way, with real runs: the gain of the projector at T = 100 is not that of 5000."""
+    arguments = ["9000:9016", "projector_tasks", "--small", "--results", str(tmp_path)]
+    assert check.main(arguments) == 1
