@@ -145,7 +145,9 @@ def tables(dataset: xr.Dataset, printed: xr.Dataset | None = None) -> list[Table
     for data in (arranged(each) for each in (dataset, printed) if each is not None):
         name, lengths = NAMES[str(setting(data, "geometry"))], lengths_of(data)
         goal, share = data[GOAL].to_numpy(), share_of(data)
-        rates = data[RATE].transpose(LENGTH, "batch_size", "probe").to_numpy()
+        # What a search tried is the same for all seeds, whether or not it is stored along them.
+        tried = data[RATE].isel(seed=0) if "seed" in data[RATE].dims else data[RATE]
+        rates = tried.transpose(LENGTH, "batch_size", "probe").to_numpy()
         costs, best = least(goal, share)
         for place, length in enumerate(lengths):
             batch, probe = divmod(int(best[place]), rates.shape[-1])
