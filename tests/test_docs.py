@@ -67,14 +67,16 @@ def write_files(document: str, folder: Path) -> None:
                 path.write_text(code, encoding="utf-8")
 
 
-def run(*arguments: str | Path, cwd: Path) -> None:
+def run(*arguments: str | Path, cwd: Path) -> str:
+    """What a process prints."""
     done = subprocess.run(
         [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
-def run_examples(document: str, folder: Path) -> None:
+def run_examples(document: str, folder: Path) -> str:
     """Runs the other Python examples in order, in one namespace, as a reader would type them."""
     lines: list[str] = []
     for start, code in blocks(document, "python"):
@@ -84,14 +86,41 @@ def run_examples(document: str, folder: Path) -> None:
     assert lines
     script = folder / f"{Path(document).stem}.py"
     script.write_text("\n".join(lines), encoding="utf-8")
-    run(script, cwd=folder)
+    return run(script, cwd=folder)
+
+
+def assert_printed(printed: str, shown: str) -> None:
+    """That what a document shows was printed: words as they are, numbers up to rounding."""
+    number = re.compile(r"-?\d+\.?\d*(?:e-?\d+)?")
+    words = [re.sub(r"\s+", " ", number.sub("#", text)).strip() for text in (printed, shown)]
+    shown_numbers = [float(text) for text in number.findall(shown)]
+    found = [float(text) for text in number.findall(printed)]
+    places = [match.start() for match in re.finditer(f"(?={re.escape(words[1])})", words[0])]
+    starts = [words[0][:place].count("#") for place in places]
+    near = [
+        found[start : start + len(shown_numbers)] == pytest.approx(shown_numbers, rel=1e-3)
+        for start in starts
+    ]
+    assert any(near), f"not printed: {shown}"
 
 
 def test_readme_examples_run(tmp_path: Path) -> None:
     ((_, study),) = blocks("README.md", "toml")
     (tmp_path / "my_study.toml").write_text(study, encoding="utf-8")
     run("-m", "scbjax", "run", "my_study.toml", cwd=tmp_path)
-    run_examples("README.md", tmp_path)
+    printed = run_examples("README.md", tmp_path)
+    shown = [text for _, text in blocks("README.md", "text")]
+    assert len(shown) >= 3
+    for text in shown:
+        assert_printed(printed, text)
+
+
+def test_what_a_document_shows_must_have_been_printed() -> None:
+    printed = "a = 1.0\n[0.25 0.5]\n"
+    assert_printed(printed, "[0.25001 0.5]\n")
+    for wrong in ("[0.26 0.5]", "[0.25 0.5 0.7]", "b = 1.0"):
+        with pytest.raises(AssertionError):
+            assert_printed(printed, wrong)
 
 
 @pytest.mark.slow
