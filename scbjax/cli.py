@@ -962,6 +962,7 @@ def _tell_figures(study: str, dataset: Path, *, draw: bool) -> None:
             if scripts:
                 raise
             _note(str(error))  # the study is complete, whether a default figure fits it or not
+            draw = False
     again = "draw it again with:" if draw else "draw it with:"
     for name in scripts if dataset.parent.name == study else []:
         elsewhere = [] if usual else ["--results", str(dataset.parent.parent)]

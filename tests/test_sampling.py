@@ -108,7 +108,10 @@ def joint_law(task: Task) -> Array:
 # The law
 
 
-@pytest.mark.parametrize(("num_tokens", "context_length"), [(2, 3), (3, 3), (17, 2)])
+@pytest.mark.parametrize(
+    ("num_tokens", "context_length"),
+    [(3, 3), *(pytest.param(*size, marks=pytest.mark.slow) for size in ((2, 3), (17, 2)))],
+)
 def test_ten_million_samples_follow_the_joint_law(num_tokens: int, context_length: int) -> None:
     task = make_task(num_tokens, context_length, min(2, context_length))
     law = joint_law(task)

@@ -412,7 +412,9 @@ def test_functions_are_pure(function: str) -> None:
     }
     with jax.checking_leaks():
         jaxpr = call[function]()
-    assert not jaxpr.effects
+    # Checks of a batch that is the caller's own, which `checkify` alone makes something of.
+    checks = {"ErrorEffect"} if function == "step" else set()
+    assert {type(effect).__name__ for effect in jaxpr.effects} == checks
 
 
 # Precision.
@@ -463,6 +465,7 @@ def test_records_and_products_outside_of_steps_have_all_digits_unless_asked() ->
         assert precisions(observed, task, settings, state, 0) == {"HIGH", "HIGHEST"}
 
 
+@pytest.mark.slow
 def test_the_generator_that_is_asked_for_draws_the_batches() -> None:
     """Of steps and of the first one of a transfer: against batches drawn with its rounds."""
     task, key = make_task(), jax.random.key(0)
@@ -660,7 +663,7 @@ def test_third_stage_freezes_the_attention() -> None:
 # Trajectories.
 
 
-@pytest.mark.parametrize("optimizer", ["proximal", "sgd"])
+@pytest.mark.parametrize("optimizer", ["proximal", pytest.param("sgd", marks=pytest.mark.slow)])
 def test_many_tokens_are_learned_step_by_step(optimizer: Any) -> None:  # noqa: ANN401
     """The loop carries A in an order of its own in memory; what comes out is that of its steps."""
     task, key = make_task(num_tokens=MANY), jax.random.key(3)

@@ -230,7 +230,14 @@ variables = ["stage"]
 """
 
 
-@pytest.mark.parametrize("axis", list(SWEPT))
+# A program each; the rest of them is slow.
+QUICKLY = ("seed=[0, 1]", "sparsity=[1, 2]", "l1=[0.0, 1e-3]")
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [pytest.param(axis, marks=() if axis in QUICKLY else pytest.mark.slow) for axis in SWEPT],
+)
 def test_a_task_is_stored_along_what_it_depends_on(axis: str) -> None:
     """Compared with tasks that are drawn for the two ends of the axis."""
     field = axis.partition("=")[0]
