@@ -380,7 +380,7 @@ class _Session:
         """Explains why nothing moves."""
         count = len(self.plan.programs)
         which = f"program {program.index + 1} of {count}" if count > 1 else "the program"
-        self.progress.say(f"compiling {which}")
+        self.progress.wait(f"compiling {which}")
 
     def listen(self, segment: Segment) -> None:
         """Shows a segment's progress, saves it when it is time to, and stops when told to."""

@@ -5,6 +5,7 @@ What can't be shown is dropped (`scbjax.sweep.streams`): no display may cost wha
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from scbjax.sweep.streams import steady
 
 LINE_SECONDS = 10.0
 """Time between two lines where there is no terminal to draw a bar on."""
+
+TICK_SECONDS = 1.0
+"""Time between two counts of the seconds that something has taken, on a terminal."""
 
 _ROUNDING = 1e-6  # of a sum of parts of trajectories
 
@@ -113,6 +117,9 @@ class Progress(Protocol):
     def say(self, text: str) -> None:
         """Tells the user something that must stay readable."""
 
+    def wait(self, text: str) -> None:
+        """Tells what takes time now, and counts its seconds until something else is shown."""
+
     def close(self) -> None:
         """Ends the display; called once, also after an error."""
 
@@ -126,8 +133,39 @@ class SilentProgress:
     def say(self, text: str) -> None:
         """Does nothing."""
 
+    def wait(self, text: str) -> None:
+        """Is said, and not counted."""
+        self.say(text)
+
     def close(self) -> None:
         """Does nothing."""
+
+
+class Ticker:
+    """Calls a function again and again with the seconds that have gone by, until it is stopped.
+
+    Args:
+        function: what is called, in a thread of its own.
+        period: seconds between two calls.
+    """
+
+    def __init__(self, function: Callable[[float], None], period: float) -> None:
+        self._function = function
+        self._period = period
+        self._ended = threading.Event()
+        self._begun = time.monotonic()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> float:
+        """Ends the calls, and returns the seconds that have gone by."""
+        self._ended.set()
+        self._thread.join()
+        return time.monotonic() - self._begun
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._period):
+            self._function(time.monotonic() - self._begun)
 
 
 class LineProgress:
@@ -139,26 +177,47 @@ class LineProgress:
     """
 
     def __init__(
-        self, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        stream: IO[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        period: float = LINE_SECONDS,
     ) -> None:
         self._stream = steady(sys.stderr if stream is None else stream)
         self._clock = clock
+        self._period = period
+        self._ticker: Ticker | None = None
         self._written = -math.inf
         self._pending: Reading | None = None
 
     def show(self, reading: Reading) -> None:
         """Writes the reading, unless the last line is younger than ten seconds."""
+        self._stop()
         self._pending = reading
         if self._clock() - self._written >= LINE_SECONDS:
             self._flush()
 
     def say(self, text: str) -> None:
         """Writes a line."""
-        print(text, file=self._stream, flush=True)
+        self._stop()
+        self._write(text)
+
+    def wait(self, text: str) -> None:
+        """Writes a line, and another one every ten seconds."""
+        self.say(text)
+        self._ticker = Ticker(lambda seconds: self._write(f"{text}, {seconds:.0f} s"), self._period)
 
     def close(self) -> None:
         """Writes the last reading if no line has shown it."""
+        self._stop()
         self._flush()
+
+    def _stop(self) -> None:
+        if self._ticker is not None:
+            self._ticker.stop()
+            self._ticker = None
+
+    def _write(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
 
     def _flush(self) -> None:
         if self._pending is not None:
@@ -174,19 +233,38 @@ class BarProgress:
         stream: the terminal.
     """
 
-    def __init__(self, stream: IO[str] | None = None) -> None:
+    def __init__(self, stream: IO[str] | None = None, period: float = TICK_SECONDS) -> None:
         self._stream = steady(sys.stderr if stream is None else stream)
+        self._period = period
         self._bar: Any = None
+        self._ticker: Ticker | None = None
 
     def show(self, reading: Reading) -> None:
         """Draws the bar as it stands."""
+        self._stop()
+        self._draw(str(reading), reading.fraction)
+
+    def wait(self, text: str) -> None:
+        """Counts the seconds at the end of the bar."""
+        self._stop()
+        self._draw(text)
+        self._ticker = Ticker(lambda seconds: self._draw(f"{text}, {seconds:.0f} s"), self._period)
+
+    def _draw(self, text: str, fraction: float | None = None) -> None:
         if self._bar is None:
             self._bar = self._new_bar()
-        self._bar.n = min(reading.fraction, 1.0)
-        self._bar.set_postfix_str(str(reading), refresh=True)
+        if fraction is not None:
+            self._bar.n = min(fraction, 1.0)
+        self._bar.set_postfix_str(text, refresh=True)
+
+    def _stop(self) -> None:
+        if self._ticker is not None:
+            self._ticker.stop()
+            self._ticker = None
 
     def say(self, text: str) -> None:
         """Writes a line above the bar."""
+        self._stop()
         if self._bar is None:
             print(text, file=self._stream, flush=True)
         else:
@@ -194,6 +272,7 @@ class BarProgress:
 
     def close(self) -> None:
         """Leaves the last state of the bar on the terminal."""
+        self._stop()
         if self._bar is not None:
             self._bar.close()
 

@@ -231,7 +231,7 @@ variables = ["stage"]
 
 
 # A program each; the rest of them is slow.
-QUICKLY = ("seed=[0, 1]", "sparsity=[1, 2]", "l1=[0.0, 1e-3]")
+QUICKLY = ("seed=[1, 2]", "sparsity=[1, 2]", "l1=[0.0, 1e-3]")
 
 
 @pytest.mark.parametrize(

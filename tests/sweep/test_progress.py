@@ -2,6 +2,7 @@
 
 import io
 import math
+import time
 
 import pytest
 
@@ -119,3 +120,39 @@ def test_large_numbers_are_short(number: float, text: str) -> None:
 )
 def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
     assert readable_seconds(seconds) == text
+
+
+def wait_for(stream: io.StringIO, text: str) -> None:
+    """Until it has been written, or ten seconds are over."""
+    end = time.monotonic() + 10.0
+    while text not in stream.getvalue() and time.monotonic() < end:
+        time.sleep(0.005)
+    assert text in stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", [BarProgress, LineProgress])
+def test_what_takes_time_is_counted_until_something_else_is_shown(
+    kind: type[BarProgress] | type[LineProgress],
+) -> None:
+    stream = Terminal()
+    progress = kind(stream, period=0.3)
+    progress.wait("compiling the program")
+    wait_for(stream, "compiling the program, 1 s")
+    meter = Meter(total_trajectories=4, total_work=4.0)
+    work_on(meter, seconds=1.0, trajectories=1.0)
+    progress.show(meter.reading())
+    shown = stream.getvalue()
+    time.sleep(0.8)
+    assert stream.getvalue() == shown  # the count has ended
+    progress.close()
+
+
+def test_a_wait_that_ends_in_an_error_leaves_nothing_behind() -> None:
+    stream = io.StringIO()
+    progress = LineProgress(stream, period=0.01)
+    progress.wait("compiling the program")
+    wait_for(stream, "compiling the program, 0 s")
+    progress.close()
+    written = stream.getvalue()
+    time.sleep(0.05)
+    assert stream.getvalue() == written
