@@ -128,6 +128,7 @@ def test_a_compiled_function_checks_where_a_user_switches_it_on(name: str) -> No
         assert (error.get() or "").startswith(f"{message}; it must be between 0 and N - 1 = 2")
 
 
+@pytest.mark.slow
 def test_the_check_works_under_every_transformation() -> None:
     bad = WRONG["token"][0]
     both = jax.tree.map(

@@ -385,7 +385,7 @@ FULL = "scbjax: standard output can't be written: No space left on device\n"
     ("streams", "status", "out", "err"),
     [
         ("2>&-", 0, "figures/out/tiny.png", ""),
-        ("2>/dev/full", 0, "figures/out/tiny.png", ""),
+        pytest.param("2>/dev/full", 0, "figures/out/tiny.png", "", marks=pytest.mark.slow),
         pytest.param(">&-", 0, "", "100%  4/4 trajectories", marks=pytest.mark.slow),
         (">/dev/full", 2, "", FULL),
         pytest.param("<&- >&- 2>&-", 0, "", "", marks=pytest.mark.slow),
@@ -1025,10 +1025,10 @@ NO_DEVICE = "scbjax: JAX finds no device to run on: "
     [
         ["devices"],
         ["run", "tiny"],
-        ["run", "tiny", "--engine", "dask"],
+        pytest.param(["run", "tiny", "--engine", "dask"], marks=pytest.mark.slow),
         ["verify", "begun"],
-        ["rerun", str(REFERENCE)],
-        ["bench", "tiny"],
+        pytest.param(["rerun", str(REFERENCE)], marks=pytest.mark.slow),
+        pytest.param(["bench", "tiny"], marks=pytest.mark.slow),
     ],
     ids=lambda arguments: " ".join(arguments[:1] + arguments[2:]),
 )

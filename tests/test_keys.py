@@ -103,7 +103,13 @@ OF_KEYS: dict[str, Callable[[jax.Array], Any]] = {
 TOGETHER, PLACE = (0, 3, 7), 1
 
 
-@pytest.mark.parametrize("name", list(OF_KEYS))
+QUICKLY = ("train", "random_task", "sample_batch")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICKLY else pytest.mark.slow) for name in OF_KEYS],
+)
 def test_mapped_keys_give_what_each_gives_alone(name: str) -> None:
     function, mapped = quick_jit(OF_KEYS[name]), quick_jit(jax.vmap(OF_KEYS[name]))
     keys = [jax.random.key(seed, impl="rbg") for seed in TOGETHER]

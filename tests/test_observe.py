@@ -164,7 +164,7 @@ def expected(seed: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", list(observe.OBSERVABLES))
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_observable_equals_its_formula(name: str, seed: int) -> None:
     # A distance is no more exact than the matrices, of entries up to 1, that it lies between.
     np.testing.assert_allclose(recorded(seed)[name], expected(seed)[name], rtol=2e-5, atol=2e-7)

@@ -11,7 +11,7 @@ from scbjax import once, random_task, related_task, sample_batch
 from scbjax.task import Task
 
 
-@pytest.mark.parametrize("num_tokens", [3, 40])
+@pytest.mark.parametrize("num_tokens", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_tasks_are_the_same_however_they_are_compiled(num_tokens: int) -> None:
     def draw(key: jax.Array) -> Task:
         return random_task(key, num_tokens=num_tokens, context_length=30, sparsity=3)

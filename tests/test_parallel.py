@@ -40,7 +40,7 @@ def one_after_the_other(keys: jax.Array, l1: float) -> list[float]:
     return [float(alone(key, l1)) for key in keys]
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_mapped_function_is_the_function_of_every_place(count: int) -> None:
     keys = jax.random.split(jax.random.key(0), count)
     mapped = map_trajectories(final_distance, in_axes=(0, None))

@@ -182,7 +182,10 @@ def test_labels_given_a_long_context_have_the_conditional_law(num_tokens: int) -
     assert np.abs(z).max() < stats.norm.isf(FALSE_ALARM / 2 / z.size)
 
 
-@pytest.mark.parametrize(("context_length", "sparsity"), [(70, 9), (64, 64), (5, 2), (1, 1)])
+@pytest.mark.parametrize(
+    ("context_length", "sparsity"),
+    [pytest.param(70, 9, marks=pytest.mark.slow), (64, 64), (5, 2), (1, 1)],
+)
 def test_positions_have_the_law_of_the_pattern(context_length: int, sparsity: int) -> None:
     task = make_task(3, context_length, sparsity)
     _, _, q = numpy_task(task)

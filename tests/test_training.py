@@ -498,7 +498,7 @@ def test_what_is_drawn_has_all_digits_even_when_asked_for_less() -> None:
     assert precisions(batch, shapes_of_a_task()) == {"HIGHEST"}
 
 
-@pytest.mark.parametrize("bits", [10, 7])
+@pytest.mark.parametrize("bits", [pytest.param(10, marks=pytest.mark.slow), 7])
 def test_factors_of_fewer_bits_change_the_gradient(
     monkeypatch: pytest.MonkeyPatch, bits: int
 ) -> None:
@@ -1147,6 +1147,7 @@ def test_a_trajectory_says_when_it_diverged() -> None:
     assert set(calm.records) == {"stage"}
 
 
+@pytest.mark.slow
 def test_each_of_many_trajectories_says_when_it_diverged() -> None:
     task, key = make_task(), jax.random.key(3)
     rates = [0.01, 30.0, 1e30]

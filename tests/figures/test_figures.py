@@ -96,6 +96,11 @@ def below(figure: Figure) -> str:
     return " ".join(figure.get_supxlabel().replace("\u00a0", " ").split())
 
 
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(n, marks=() if n in ("fig1", "fig6") else pytest.mark.slow) for n in NAMES],
+    indirect=True,
+)
 def test_files_are_publishable_and_equal_in_a_process_without_jax(
     script: ModuleType, dataset: xr.Dataset, store: Store, tmp_path: Path
 ) -> None:

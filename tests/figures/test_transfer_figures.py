@@ -167,6 +167,7 @@ def test_text_is_legible_and_the_legend_hides_no_panel(
     check_layout(script.plot(FIGURES[script]()))
 
 
+@pytest.mark.slow
 def test_files_come_from_the_dataset_alone(
     script: ModuleType, store: Store, tmp_path: Path
 ) -> None:
