@@ -1,9 +1,10 @@
 """Whole trajectories as users map them: ``vmap``, `scbjax.map_trajectories` and a sweep.
 
 At several N, T = 5000 and B = 64, 32 trajectories (16 for N > 32) with the records of their start
-and their end: plain `jax.jit(jax.vmap(scbjax.train))` on one device; the same by `jax.lax.map`; `map_trajectories` on all cores; the executor of sweeps on
-one device and on all; and, of the peers, the careful loop, with as many steps. Sweeps draw their
-tasks too, which for N = 300 takes as long as half of the steps; all others are given them.
+and their end: plain `jax.jit(jax.vmap(scbjax.train))` on one device; the same by `jax.lax.map`;
+`map_trajectories` on all cores; the executor of sweeps on one device and on all; and, of the peers,
+the careful loop, with as many steps. Sweeps draw their tasks too, which for N = 300 takes as long
+as half of the steps; all others are given them.
 """
 
 from __future__ import annotations
