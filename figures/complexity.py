@@ -8,7 +8,13 @@ all those after stage 1; they do with N and Q.
 
 from __future__ import annotations
 
-from _statistics import Interval, and_one_lost, interval_of, resampled_runs
+from _statistics import (
+    Interval,
+    and_one_lost,
+    interval_of,
+    resampled_runs,
+    samples_for_share,
+)
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -173,18 +179,20 @@ def costs(goal: Values, switch: Values, share: float) -> dict[str, Values]:
         switch: samples until the end of stage 1, likewise.
         share: of the seeds that have to get there.
     """
-    needed = int(np.ceil(share * goal.shape[2] - 1e-9)) - 1
-    total = np.sort(goal, axis=2)[:, :, needed].reshape(len(goal), -1)
+
+    def needed(samples: Values) -> Values:
+        return samples_for_share(samples.swapaxes(2, 3), share).reshape(len(goal), -1)
+
     with np.errstate(invalid="ignore"):
-        after = np.sort(np.where(np.isfinite(goal), goal - switch, np.inf), axis=2)[:, :, needed]
-    before = np.sort(switch, axis=2)[:, :, needed].reshape(len(goal), -1)
+        since = np.where(np.isfinite(goal), goal - switch, np.inf)
+    total, before, after = needed(goal), needed(switch), needed(since)
     rows, best = np.arange(len(goal)), total.argmin(axis=1)
     least = total[rows, best]
     lost = ~np.isfinite(least)
     return {
         "total": np.where(lost, np.nan, least),
         "stage 1": np.where(lost, np.nan, before[rows, best]),
-        "after stage 1": np.where(lost, np.nan, after.reshape(len(goal), -1)[rows, best]),
+        "after stage 1": np.where(lost, np.nan, after[rows, best]),
     }
 
 

@@ -10,7 +10,7 @@ with the printed one, whose noise does not.
 
 from __future__ import annotations
 
-from _statistics import Estimate, power_estimate
+from _statistics import Estimate, power_estimate, samples_for_share
 from pathlib import Path
 from typing import Any, Final
 
@@ -115,8 +115,7 @@ def least(goal: Values, share: float) -> tuple[Values, Values]:
         The samples [lengths], NaN where no setting is enough, and the place of the best setting
         among batches and probes [lengths].
     """
-    needed = int(np.ceil(share * goal.shape[2] - 1e-9)) - 1
-    costs = np.sort(goal.astype(float), axis=2)[:, :, needed].reshape(len(goal), -1)
+    costs = samples_for_share(goal.astype(float).swapaxes(2, 3), share).reshape(len(goal), -1)
     best = costs.argmin(axis=1)
     found = costs[np.arange(len(goal)), best]
     return np.where(np.isfinite(found), found, np.nan), best
