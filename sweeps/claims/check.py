@@ -25,15 +25,13 @@ sys.path.insert(0, str(ROOT / "figures"))
 from _statistics import (  # noqa: E402
     Estimate,
     Interval,
-    power_estimate,
     quantile_interval,
     share_interval,
 )
 
 import numpy as np  # noqa: E402
-import transfer  # noqa: E402
 import xarray as xr  # noqa: E402
-from _shared import FOUND, RECOVERED, SIGNALS, SUCCESS, Values, tidy  # noqa: E402
+from _shared import FOUND, RECOVERED, SIGNALS, Values, tidy  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 CLAIMS: Final = Path(__file__).with_name("claims.toml")
@@ -183,16 +181,8 @@ def nearer(claim: Claim, dataset: xr.Dataset) -> Estimate:
     return share_of(one < other)
 
 
-def power(claim: Claim, dataset: xr.Dataset) -> Estimate:
-    """Power of T that the samples to recovery grow with, in one of the ways to train."""
-    curves = {curve.label: curve for curve in transfer.curves_of(dataset)}
-    curve = curves[str(claim.where["way"])]
-    return power_estimate(curve.lengths, curve.tried, SUCCESS)
-
-
 MEASURES: Final[Mapping[str, Callable[[Claim, xr.Dataset], Estimate]]] = {
-    measure.__name__: measure
-    for measure in (found, recovered, mirrored, quantile, below, nearer, power)
+    measure.__name__: measure for measure in (found, recovered, mirrored, quantile, below, nearer)
 }
 
 
