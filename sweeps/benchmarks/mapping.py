@@ -1,10 +1,11 @@
 """Whole trajectories as users map them: ``vmap``, `scbjax.map_trajectories` and a sweep.
 
 At several N, T = 5000 and B = 64, 32 trajectories (16 for N > 32) with the records of their start
-and their end: plain `jax.jit(jax.vmap(scbjax.train))` on one device; the same by `jax.lax.map`;
-`map_trajectories` on all cores; the executor of sweeps on one device and on all; and, of the peers,
-the careful loop, with as many steps. Sweeps draw their tasks too, which for N = 300 takes as long
-as half of the steps; all others are given them.
+and their end: plain `jax.jit(jax.vmap(scbjax.train))` on one device; the same by `jax.lax.map`, and
+with all trajectories in step, which `train` leaves to `vmap` only up to N = 32; `map_trajectories`
+on all cores; the executor of sweeps on one device and on all; and, of the peers, the careful loop,
+with as many steps. Sweeps draw their tasks too, which for N = 300 takes as long as half of the
+steps; all others are given them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from matplotlib.ticker import NullLocator
 
 RECORD = ("value_distance", "stage")
 PLAIN, LOOP, MAPPED = "jit(vmap(train))", "jit(lax.map(train))", "map_trajectories, all cores"
+BATCHED = "jit(vmap(init, advance))"
 SWEEP, SWEEP_CORES = "a sweep, one device", "a sweep, all cores"
 CAREFUL = "PyTorch, careful"
 SIZES = tuple(Size(n, 5000, 64, 16 if n > 32 else 32) for n in (3, 10, 20, 33, 100, 300))
@@ -56,6 +58,7 @@ def _ours(size: Size, steps: int) -> list[Contender]:
     import dataclasses
 
     import scbjax
+    from scbjax.training import advance, init
 
     settings = dataclasses.replace(
         settings_for(size),
@@ -69,8 +72,13 @@ def _ours(size: Size, steps: int) -> list[Contender]:
     def one(key: Any, task: Any) -> Any:  # noqa: ANN401 - arrays
         return scbjax.train(key, task, settings).records
 
+    def batched(key: Any, task: Any) -> Any:  # noqa: ANN401 - arrays
+        start = init(key, task, settings)
+        return advance(key, task, settings, start, 0, 1)[1]
+
     ways: dict[str, Callable[..., Any]] = {
         PLAIN: jax.jit(jax.vmap(one)),
+        BATCHED: jax.jit(jax.vmap(batched)),
         LOOP: jax.jit(lambda keys, tasks: jax.lax.map(lambda own: one(*own), (keys, tasks))),
         MAPPED: scbjax.map_trajectories(one),
     }
