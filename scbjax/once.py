@@ -57,14 +57,14 @@ def compiled_quickly(
     alone = cache(lambda level: jitted(compiler_options=quick_options(level)))
 
     def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - those of the function
-        if is_traced((args, kwargs)):
+        if is_inside_program((args, kwargs)):
             return inside(*args, **kwargs)
         return alone(level(*args, **kwargs))(*args, **kwargs)
 
     return call
 
 
-def is_traced(arguments: Any) -> bool:  # noqa: ANN401 - any tree
+def is_inside_program(arguments: Any) -> bool:  # noqa: ANN401 - any tree
     """Whether a call is part of a program that is being traced: by its arguments, or its place."""
     leaves = [*jax.tree.leaves(arguments), jnp.zeros(())]
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)

@@ -5,7 +5,6 @@ little more than one core of a CPU. With a device for each core (:func:`use_all_
 run side by side.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,9 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from scbjax.once import is_traced
+from scbjax.once import is_inside_program
 from scbjax.sharding import shard_map
-from scbjax.sweep.backend import compiler_options, make_cpu_devices, usable_cores
+from scbjax.sweep.backend import (
+    compiler_options,
+    cpu_device_count,
+    make_cpu_devices,
+    usable_cores,
+)
 
 _AXIS = "trajectories"
 
@@ -34,7 +38,7 @@ def use_all_cores() -> int:
     """
     make_cpu_devices(None)
     count = jax.local_device_count()
-    settled = "JAX_NUM_CPU_DEVICES" in os.environ or "XLA_FLAGS" in os.environ
+    settled = cpu_device_count(None) is None
     if jax.default_backend() == "cpu" and count < usable_cores() and not settled:
         raise RuntimeError(
             f"JAX runs already, with {count} CPU device{'s' * (count > 1)}; use_all_cores() must "
@@ -101,7 +105,7 @@ def map_trajectories(
         return jax.tree.map(lambda array: array[:size], out) if missing else out
 
     def call(*arguments: Any) -> Any:  # noqa: ANN401 - trees of arrays
-        traced = is_traced(arguments)
+        traced = is_inside_program(arguments)
         if traced not in jitted:
             options = {} if traced else compiler_options(chosen[0].platform)
             jitted[traced] = jax.jit(mapped, compiler_options=options or None)

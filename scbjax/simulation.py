@@ -380,8 +380,22 @@ class Simulation:
             raise ValueError(
                 f"record has {others[0]!r}; a simulation has what is recorded by default"
             )
-        view = self._view(key, task, settings, state, start)
-        view.sampler = sampler
+        view = SimulatedView(
+            self,
+            state.params,
+            jax.random.fold_in(jax.random.fold_in(key, _REFITS), start),
+            task,
+            batch_loss=state.batch_loss,
+            stage=state.stage,
+            samples=state.step * settings.batch_size,
+            flipped=state.flipped,
+            population=state.population,
+            rounding_share=settings.rounding_level,
+            refit_samples=settings.refit_samples,
+            refit_support=settings.refit_support,
+            noise_samples=settings.noise_samples,
+            sampler=sampler,
+        )
         return observe(view, settings.record)
 
     def project(self, params: Params, task: Task) -> PathProjection:
@@ -450,30 +464,6 @@ class Simulation:
         excess = mu_inner(each * params.attention, params.attention, task.stationary)
         excess = jnp.maximum(excess - 1.0 / self.context_length, 0.0)
         return estimated_signals(params, task)[0], jnp.sqrt(ratio(excess, signal))
-
-    def _view(
-        self,
-        key: jax.Array,
-        task: Task,
-        settings: Settings,
-        state: State,
-        start: jax.Array | int,
-    ) -> "SimulatedView":
-        return SimulatedView(
-            self,
-            state.params,
-            jax.random.fold_in(jax.random.fold_in(key, _REFITS), start),
-            task,
-            batch_loss=state.batch_loss,
-            stage=state.stage,
-            samples=state.step * settings.batch_size,
-            flipped=state.flipped,
-            population=state.population,
-            rounding_share=settings.rounding_level,
-            refit_samples=settings.refit_samples,
-            refit_support=settings.refit_support,
-            noise_samples=settings.noise_samples,
-        )
 
 
 class SimulatedView(View):

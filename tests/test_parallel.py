@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from scbjax import Settings, map_trajectories, random_task, train
-from scbjax.parallel import use_all_cores
 from scbjax.singly import one_by_one
+from scbjax.sweep.backend import usable_cores
 
 MANY = """
 import sys
@@ -67,23 +67,23 @@ def test_several_devices_share_the_axis(devices: int) -> None:
     np.testing.assert_allclose(np.fromstring(values[1:-1], sep=","), expected, rtol=1e-5)
 
 
-def test_cores_become_devices_only_before_jax_runs() -> None:
-    code = "from scbjax import use_all_cores; import jax; print(use_all_cores())"
+@pytest.mark.parametrize("started", [False, True])
+def test_cores_become_devices_only_before_jax_runs(started: bool) -> None:
+    first = "import jax; jax.devices(); " if started else ""
     settled = ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")
     env = {name: value for name, value in os.environ.items() if name not in settled}
-    for prefix, returncode in (("", 0), ("import jax; jax.devices(); ", None)):
-        done = subprocess.run(
-            [sys.executable, "-c", prefix + code],
-            env={**env, "JAX_PLATFORMS": "cpu"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        cores = len(os.sched_getaffinity(0))
-        if returncode == 0:
-            assert int(done.stdout) >= 1, done.stderr
-        elif cores > 1 and done.returncode:
-            assert "must be called before anything is computed" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", first + "from scbjax import use_all_cores; print(use_all_cores())"],
+        env={**env, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if started and usable_cores() > 1:
+        assert "use_all_cores() must be called before anything is computed" in done.stderr
+        assert done.returncode == 1
+    else:
+        assert int(done.stdout) == usable_cores(), done.stderr
 
 
 def test_what_cannot_be_mapped_is_said_in_a_sentence() -> None:
@@ -96,7 +96,6 @@ def test_what_cannot_be_mapped_is_said_in_a_sentence() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             map_trajectories(final_distance, in_axes=axes)(*arguments)
-    assert use_all_cores.__doc__
 
 
 def distance_at(rate: jax.Array | float, key: jax.Array) -> jax.Array:
