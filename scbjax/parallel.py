@@ -145,7 +145,9 @@ def _size(axes: Sequence[int | None], arguments: tuple[Any, ...]) -> int:
     sizes = {jnp.shape(leaf)[:1] for leaf, axis in zip(leaves, axes, strict=True) if axis == 0}
     if not sizes:
         raise ValueError(f"in_axes is {[*axes]}; at least one argument must be mapped")
-    if len(sizes) > 1 or () in sizes:
-        words = ", ".join(str(size[0]) if size else "none" for size in sorted(sizes))
+    if () in sizes:
+        raise ValueError("a mapped argument holds a scalar; it must have a leading axis")
+    if len(sizes) > 1:
+        words = ", ".join(str(size[0]) for size in sorted(sizes))
         raise ValueError(f"mapped arguments have leading axes of sizes {words}; they must agree")
     return int(next(iter(sizes))[0])

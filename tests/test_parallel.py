@@ -92,6 +92,7 @@ def test_what_cannot_be_mapped_is_said_in_a_sentence() -> None:
         ((1, None), (keys, 1e-3), "in_axes has 1; it must have 0 or None"),
         ((None, None), (keys[0], 1e-3), "at least one argument must be mapped"),
         ((0, 0), (keys, jnp.ones(2)), "leading axes of sizes 2, 3; they must agree"),
+        ((0, 0), (keys, 1e-3), "a mapped argument holds a scalar; it must have a leading axis"),
         ((0,), (keys, 1e-3), "in_axes has 1 entries; there are 2 arguments"),
     ):
         with pytest.raises(ValueError, match=message):
