@@ -11,8 +11,10 @@ from importlib import import_module
 from pathlib import Path
 
 import scbjax
+from scbjax.base import StudyError
+from scbjax.experiments.scb import EXPERIMENT
 from scbjax.observe import OBSERVABLES
-from scbjax.sweep.fields import StudyError, field_table
+from scbjax.sweep.fields import field_table, fields_of
 from scbjax.sweep.figures import dataset_of, find_figures, numbers_of
 
 DOCS = Path(__file__).resolve().parent
@@ -170,7 +172,13 @@ def fields() -> str:
         f"| {'yes' if entry.default else 'no'} | {entry.long_name} |"
         for name, entry in OBSERVABLES.items()
     ]
-    return FIELDS_HEADER + field_table() + OBSERVABLES_HEADER + "\n".join(rows) + "\n"
+    return (
+        FIELDS_HEADER
+        + field_table(fields_of(EXPERIMENT))
+        + OBSERVABLES_HEADER
+        + "\n".join(rows)
+        + "\n"
+    )
 
 
 def sections(text: str) -> dict[str, str]:

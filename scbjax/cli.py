@@ -26,12 +26,15 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias, TypeV
 import tyro
 
 import scbjax
+from scbjax.base import INT32_MAX, STEPS, Parameter, StudyError
+from scbjax.experiments.scb import EXPERIMENT
 from scbjax.sweep.cells import cells_of, is_search
-from scbjax.sweep.fields import FIELDS, INT32_MAX, StudyError, nearest, read_value, shown
+from scbjax.sweep.fields import fields_of, read_value, shown
 from scbjax.sweep.progress import counted, create_progress, readable_count, readable_seconds
 from scbjax.sweep.search import first_studies
 from scbjax.sweep.streams import steady_streams
 from scbjax.sweep.study import Study, find_studies, load_study, outside_checkout
+from scbjax.tables import nearest
 
 if TYPE_CHECKING:
     from scbjax.sweep import store
@@ -64,7 +67,6 @@ _MOST_POINTS, _MOST_ROWS = 24, 100
 """Of an axis and of a table, that are all shown; of more, the first and the last."""
 _FIRST_SHOWN, _LAST_SHOWN = 8, 2
 
-_STEPS = ("train.switch_step", "train.stop_step")
 _Entry = TypeVar("_Entry")
 
 # What tyro says of an option that may be left out, "(default: None)", tells nothing.
@@ -386,7 +388,7 @@ class Rerun:
             raise Stopped(out)
         print(f"dataset: {report.dataset}")
         again = read_dataset(report.dataset)
-        found = compare_datasets(stored, again)
+        found = compare_datasets(study, stored, again)
         holds = found.identical if gives_the_same_bits(stored, again) else found.close
         print("\n".join(_aligned(_comparison_rows(found))))
         print(_verdict(found, holds=holds))
@@ -667,7 +669,7 @@ def _with_precision(overrides: Sequence[str], precision: str | None) -> tuple[st
     if precision is None:
         return tuple(overrides)
     try:
-        read_value(FIELDS["train.precision"], precision)
+        read_value(fields_of(EXPERIMENT)["train.precision"], precision)
     except StudyError as error:
         raise StudyError(f"--precision: {error}") from None
     return (*overrides, f"train.precision={precision}")
@@ -821,21 +823,23 @@ def _describe_study(study: Study) -> list[str]:
     values = {
         path: value
         for path, value in study.base.items()
-        if value is not None and (is_search(study) or FIELDS[path].table != "search")
+        if value is not None and (is_search(study) or study.fields[path].table != "search")
     }
-    lines += _aligned([(path, _field_text(path, value)) for path, value in values.items()])
+    lines += _aligned(
+        [(path, _field_text(study.fields[path], value)) for path, value in values.items()]
+    )
     lines += ["", "axes"]
     for axis in study.axes:
         lines.append(f"  {axis.name}: {counted(len(axis), 'point')}")
         for path, column in zip(axis.fields, zip(*axis.values, strict=True), strict=True):
-            texts = [_field_text(path, value) for value in _shortened(column, "...")]
+            texts = [_field_text(study.fields[path], value) for value in _shortened(column, "...")]
             lines.append(f"    {path} = {', '.join(texts)}")
     return lines
 
 
-def _field_text(path: str, value: object) -> str:
-    """A field's value; the step that no study comes to is never."""
-    return "never" if path in _STEPS and value == INT32_MAX else _text(value)
+def _field_text(field: Parameter, value: object) -> str:
+    """A field's value; the number that no study comes to is never."""
+    return "never" if field.default == value == INT32_MAX else _text(value)
 
 
 def _shortened(
@@ -893,7 +897,7 @@ def _describe_search(study: Study) -> list[str]:
         rows.append(
             (
                 *(_text(cell.values[name]) for name in names),
-                str(cell.study.base["train.steps"]),
+                str(cell.study.base[STEPS.path]),
                 str(rounds * plan.num_trajectories),
                 readable_count(rounds * plan.tokens),
                 f"~{readable_seconds(rounds * plan.seconds)}",
@@ -908,8 +912,9 @@ def _program_rows(plan: Plan) -> list[tuple[str, ...]]:
     """What tells the programs of a plan apart, and what each of them costs."""
     from scbjax.sweep.cost import readable_bytes
 
+    fields = plan.study.fields
     static = [
-        path for path in FIELDS if path not in plan.study.base and FIELDS[path].kind == "static"
+        path for path in fields if path not in plan.study.base and fields[path].kind == "static"
     ]
     rows: list[tuple[str, ...]] = [(*static, "trajectories", "chunks", "memory", "time")]
     for program in plan.programs:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from scbjax.sweep.fields import FIELDS, StudyError
+from scbjax.base import StudyError
+from scbjax.sweep.fields import SEED_NAMES
 
 if TYPE_CHECKING:
     import xarray
@@ -63,7 +64,7 @@ _CONSTANTS: Final = frozenset(
     {"transition_signal", "pattern_signal", "stationary_norm", "diverged_at"}
 )
 _MATRICES: Final = frozenset({"token_out", "token_in", "position", "query", "snapshot"})
-_SEEDS: Final = frozenset(field.short for field in FIELDS.values() if field.kind == "data")
+_SEEDS: Final = SEED_NAMES
 _PROBE: Final = "probe"
 _WIDTH: Final = 7.0  # inches, two columns of a journal
 _HEIGHT: Final = 2.2  # of a row of panels

@@ -19,10 +19,11 @@ import xarray
 
 import scbjax
 from scbjax import cli
-from scbjax.sweep import cost, execute, figures
+from scbjax.base import StudyError
+from scbjax.experiments.scb_cost import COST
+from scbjax.sweep import execute, figures
 from scbjax.sweep.dataset import is_whole
 from scbjax.sweep.execute import RunReport, provenance
-from scbjax.sweep.fields import StudyError
 from scbjax.sweep.plan import Plan, make_plan, plan_with_layout
 from scbjax.sweep.store import Manifest, Store
 from scbjax.sweep.study import load_study, parse_study
@@ -852,7 +853,7 @@ def test_a_list_for_an_axis_is_told(
 
 def test_what_a_run_is_asked_for(checkout: Path, fake_runs: FakeRuns) -> None:
     whole = make_plan(load_study("tiny", ["steps=8"]))
-    needed = cost.chunk_bytes(whole.programs[0].fixed, (1, 2), 1)
+    needed = COST.chunk_bytes(whole.programs[0].fixed, (1, 2), 1)
     assert cli.main(["run", "tiny", "--set", "steps=8", "--memory", f"{needed}B"]) == 0
     plan = fake_runs.calls[0][0]
     assert plan.study == load_study("tiny", ["steps=8"])

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "scbjax"
 
 # A module may import from its own floor and from those below it.
 FLOORS = {
+    "base": 0,
     "sharding": 0,
     "task": 0,
     "blocks": 0,
@@ -39,6 +40,7 @@ FLOORS = {
     "settings": 4,
     "training": 5,
     "simulation": 6,
+    "experiments": 7,
     "plot": 7,
     "sweep": 7,
     "parallel": 8,
@@ -47,6 +49,9 @@ FLOORS = {
 }
 ALONE = {"optim"}
 CORE = {name for name, floor in FLOORS.items() if floor < FLOORS["sweep"]} | ALONE
+# The engine runs any experiment: of the rest of the library it may know these alone.
+ENGINE_MAY_IMPORT = {"base", "tables", "keys", "once", "sharding", "sweep"}
+DRAWS = {"scbjax.sweep.figures": {"plot"}}  # the default figure of a dataset
 CORE_DEPENDENCIES = {"jax", "optax", "chex", "numpy"}
 NO_JAX = [
     *("scbjax", "scbjax.cli", "scbjax.plot"),
@@ -100,6 +105,16 @@ def test_imports_run_downwards(path: Path) -> None:
     assert own in FLOORS, f"{own} has no floor yet: give it one here and in CONTRIBUTING.md"
     upwards = {other for other in rooms - ALONE if FLOORS[str(other)] > FLOORS[own]}
     assert not upwards
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "sweep").rglob("*.py")), ids=lambda path: path.stem
+)
+def test_the_engine_knows_nothing_of_what_it_runs(path: Path) -> None:
+    rooms = {room(name) for name in imported_modules(path)} - {None}
+    assert rooms <= ENGINE_MAY_IMPORT | DRAWS.get(module_name(path), set())
+    words = re.findall(r"[\"'](?:task|model|transfer)\.[a-z_]+", path.read_text(encoding="utf-8"))
+    assert not words
 
 
 def test_imports_have_no_circle() -> None:

@@ -16,7 +16,7 @@ import pytest
 import scbjax
 from scbjax import noise, sampling, simulation, training, transfer
 from scbjax.keys import THREEFRY, as_threefry
-from scbjax.sweep.chunks import _key
+from scbjax.sweep.chunks import _keys
 
 # Programs that run for milliseconds: optimising them costs more than it saves.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -191,11 +191,11 @@ def numbers_under(impl: str, folder: str, **settings: str) -> dict[str, Any]:
 
 def test_keys_of_a_study_are_made_of_seeds_under_any_generator() -> None:
     values = {"root_seed": np.int32(1), "seed": np.int32(3), "task_seed": np.int32(4)}
-    for seed in ("task_seed", "data_seed", "init_seed"):
-        expected = words(_key(values, seed))
+    for part in ("task", "data", "start"):
+        expected = words(getattr(_keys(values), part))
         for impl in IMPLS:
             with jax.default_prng_impl(impl):
-                assert words(_key(values, seed)) == expected
+                assert words(getattr(_keys(values), part)) == expected
 
 
 @pytest.mark.slow

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 import scbjax
 from scbjax import plot
+from scbjax.base import StudyError
 from scbjax.plot import plot_dataset
-from scbjax.sweep.fields import StudyError
 
 SEEDS, STEPS = 5, 11
 COUNTED = "samples, as iterations times batch size"

@@ -14,20 +14,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from scbjax.sweep.fields import (
-    FIELDS,
+from scbjax.base import (
     FLOAT32_MAX,
     FLOAT32_TINY,
     INT32_MAX,
-    RECORDABLE,
-    TABLES,
-    Field,
+    Parameter,
     Scalar,
     StudyError,
-    find_field,
-    read_scalar,
-    shown,
+    short_name,
 )
+from scbjax.sweep.fields import Fields, read_scalar, shown
 
 MAX_AXIS_POINTS = 1_000_000
 """The coordinates of an axis are held in host memory."""
@@ -36,18 +32,7 @@ MAX_NAME = 200
 LOG_RANGE_DIGITS = 12
 """Significant digits of a log-range's points: 1e-4 and not 0.00010000000000000002."""
 
-RESERVED_NAMES = frozenset(
-    {"step", "snapshot", "token_out", "token_in", "position", "query", "value", "attention"}
-    | {"transition_signal", "pattern_signal", "stationary_norm", "drawn_transition_signal"}
-    | {"diverged_at", "probe", "samples_to_goal", "samples_to_switch"}
-    | set(RECORDABLE)
-)
-"""Names that the dataset uses itself, so that no zip may be called so."""
-
 Table: TypeAlias = Mapping[str, Any]
-
-_ALWAYS_FLOAT32 = frozenset({"task.skew", "task.transition_signal", "transfer.correlation"})
-"""What tasks are drawn from."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -72,41 +57,42 @@ class Axis:
     @property
     def is_zip(self) -> bool:
         """Whether the axis comes from a ``[[zip]]``: several fields, or a name of its own."""
-        return len(self.fields) > 1 or self.name != FIELDS[self.fields[0]].short
+        return len(self.fields) > 1 or self.name != short_name(self.fields[0])
 
 
-def read_axes(raw: object) -> list[Axis]:
+def read_axes(fields: Fields, raw: object) -> list[Axis]:
     """Returns the axes of the table ``[axes]``; `StudyError` says what is wrong with one."""
     if not isinstance(raw, Mapping):
         raise StudyError(f"axes must be a table, got {shown(raw)}")
     axes = []
-    for name, entry in _flattened(raw):
-        field = axis_field(name)
+    for name, entry in _flattened(fields, raw):
+        field = axis_field(fields, name)
         column = read_column(field, entry)
         axes.append(Axis(field.short, (field.path,), tuple((value,) for value in column)))
     return axes
 
 
-def _flattened(table: Table) -> Iterator[tuple[str, object]]:
+def _flattened(fields: Fields, table: Table) -> Iterator[tuple[str, object]]:
     """Yields (path, value): TOML reads an unquoted ``train.l1`` as a table in a table."""
     for name, entry in table.items():
-        if name in TABLES and isinstance(entry, Mapping):
+        if name in fields.tables and isinstance(entry, Mapping):
             yield from ((f"{name}.{short}", value) for short, value in entry.items())
         else:
             yield name, entry
 
 
-def read_zips(raw: object) -> list[Axis]:
+def read_zips(fields: Fields, raw: object) -> list[Axis]:
     """Returns the axes of the tables ``[[zip]]``; `StudyError` says what is wrong with one."""
     if not isinstance(raw, list) or not all(isinstance(entry, Mapping) for entry in raw):
         raise StudyError(f"zip must be tables written as [[zip]], got {shown(raw)}")
-    return [_read_zip(entry) for entry in raw]
+    return [_read_zip(fields, entry) for entry in raw]
 
 
-def _read_zip(table: Table) -> Axis:
+def _read_zip(fields: Fields, table: Table) -> Axis:
     columns: dict[str, tuple[Scalar, ...]] = {}
-    for name, entry in _flattened({key: raw for key, raw in table.items() if key != "name"}):
-        field = axis_field(name)
+    own = {key: raw for key, raw in table.items() if key != "name"}
+    for name, entry in _flattened(fields, own):
+        field = axis_field(fields, name)
         if field.path in columns:
             raise StudyError(f"{field.path} is given twice in one zip")
         columns[field.path] = read_column(field, entry)
@@ -116,12 +102,12 @@ def _read_zip(table: Table) -> Axis:
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{path} has {length}" for path, length in lengths.items())
         raise StudyError(f"the lists of a zip must have the same length, but {counts}")
-    name = _zip_name(table["name"]) if "name" in table else _joined(columns)
+    name = _zip_name(fields, table["name"]) if "name" in table else _joined(columns)
     return Axis(name, tuple(columns), tuple(zip(*columns.values(), strict=True)))
 
 
 def _joined(paths: Iterable[str]) -> str:
-    return "_and_".join(FIELDS[path].short for path in paths)
+    return "_and_".join(short_name(path) for path in paths)
 
 
 def without(axis: Axis, path: str) -> Axis | None:
@@ -164,26 +150,26 @@ def pick(axis: Axis, raw: object) -> Axis:
     return Axis(axis.name, axis.fields, tuple(axis.values[line] for line in lines))
 
 
-def _zip_name(name: object) -> str:
+def _zip_name(fields: Fields, name: object) -> str:
     if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name) or len(name) > MAX_NAME:
         raise StudyError(
             f"the name of a zip must be at most {MAX_NAME} letters, digits and _, not starting "
             f"with a digit, got {shown(name)}"
         )
-    if name in RESERVED_NAMES:
+    if name in fields.reserved:
         raise StudyError(f"a zip can't be called '{name}': the dataset uses that name")
     return name
 
 
-def axis_field(name: str) -> Field:
+def axis_field(fields: Fields, name: str) -> Parameter:
     """Returns the field of an axis; `StudyError` when there is none or it can't be swept."""
-    field = find_field(name)
+    field = fields.find(name)
     if not field.sweepable:
         raise StudyError(f"{field.path} can't be an axis: it holds for the study as a whole")
     return field
 
 
-def read_column(field: Field, raw: object) -> tuple[Scalar, ...]:
+def read_column(field: Parameter, raw: object) -> tuple[Scalar, ...]:
     """Returns the values of a field along an axis.
 
     Args:
@@ -209,7 +195,7 @@ def read_column(field: Field, raw: object) -> tuple[Scalar, ...]:
     return tuple(read_scalar(field, value) for value in raw)
 
 
-def _read_range(field: Field, table: Table) -> list[Any]:
+def _read_range(field: Parameter, table: Table) -> list[Any]:
     kinds = {"range": _range, "log_range": _log_range}
     if len(table) != 1 or not set(table) <= set(kinds):
         raise StudyError(
@@ -221,7 +207,7 @@ def _read_range(field: Field, table: Table) -> list[Any]:
     return kinds[kind](field, bounds)
 
 
-def _range(field: Field, bounds: list[Any]) -> list[Any]:
+def _range(field: Parameter, bounds: list[Any]) -> list[Any]:
     integers = all(type(bound) is int and abs(bound) <= INT32_MAX for bound in bounds)
     if not integers or len(bounds) not in {2, 3} or (len(bounds) == 3 and bounds[2] <= 0):
         raise StudyError(
@@ -236,7 +222,7 @@ def _range(field: Field, bounds: list[Any]) -> list[Any]:
     return list(points)
 
 
-def _log_range(field: Field, bounds: list[Any]) -> list[Any]:
+def _log_range(field: Parameter, bounds: list[Any]) -> list[Any]:
     sound = len(bounds) == 3 and all(type(bound) in {int, float} for bound in bounds)
     if not (
         sound
@@ -263,7 +249,7 @@ def check_axes(axes: Sequence[Axis]) -> None:
                 raise StudyError(f"axis {path} is given twice")
             seen.add(path)
     names = [axis.name for axis in axes]
-    owners = {FIELDS[path].short: axis.name for axis in axes for path in axis.fields}
+    owners = {short_name(path): axis.name for axis in axes for path in axis.fields}
     for axis in axes:
         if names.count(axis.name) > 1 or owners.get(axis.name, axis.name) != axis.name:
             raise StudyError(f"the name '{axis.name}' is used for more than one axis or field")
@@ -280,18 +266,19 @@ def _check_distinct(axis: Axis) -> None:
         seen.add(row)
 
 
-def check_rounded(axes: Sequence[Axis], dtype: str) -> None:
+def check_rounded(fields: Fields, axes: Sequence[Axis], dtype: str) -> None:
     """Raises a `StudyError` if two points of an axis are the same in what a study computes in.
 
     Args:
+        fields: those of the study.
         axes: the axes, whose points differ as they were written.
-        dtype: ``task.dtype`` of the study. Tasks are drawn in float32 whatever it is.
+        dtype: what the study computes in. Some fields are held in float32 whatever it is.
     """
     for axis in axes:
         rounded = [
             path
             for path in axis.fields
-            if FIELDS[path].type is float and (dtype == "float32" or path in _ALWAYS_FLOAT32)
+            if fields[path].type is float and (dtype == "float32" or fields[path].always_float32)
         ]
         if rounded:
             _check_distinct_in_float32(axis, rounded)

@@ -21,7 +21,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scbjax.sweep.fields import StudyError, shown
+from scbjax.base import StudyError
+from scbjax.sweep.fields import shown
 
 if TYPE_CHECKING:
     import jax
@@ -48,7 +49,7 @@ _NO_DEVICE = "JAX finds no device to run on: "
 _PROBE = """
 import json, sys
 from scbjax.sweep.backend import find_devices
-from scbjax.sweep.fields import StudyError
+from scbjax.base import StudyError
 try:
     devices = find_devices()
 except StudyError as error:

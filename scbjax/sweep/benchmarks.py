@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scbjax.sweep.fields import StudyError
+from scbjax.base import StudyError
 from scbjax.sweep.scripts import find_script, find_scripts
 
 FOLDER = "sweeps/benchmarks"

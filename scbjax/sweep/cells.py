@@ -11,19 +11,13 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+from scbjax.base import INT32_MAX, RECORD_EVERY, STEPS, SearchRules, StudyError
 from scbjax.sweep.axes import Axis
-from scbjax.sweep.definition import Study, combinations
-from scbjax.sweep.fields import FIELDS, INT32_MAX, StudyError, find_field, shown
-
-_LENGTH, _BATCH, _STEPS, _EVERY = (
-    "task.context_length",
-    "train.batch_size",
-    "train.steps",
-    "train.record_every",
-)
+from scbjax.sweep.definition import Study
+from scbjax.sweep.fields import shown
 
 Sizes: TypeAlias = tuple[int, int]
-"""Context length and batch size."""
+"""The size that makes problems harder, such as a context length, and the batch size."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +47,9 @@ def check_search(study: Study) -> None:
         StudyError: the field can't be searched, the range is empty, the goal isn't recorded, or
             runs of some size can't be.
     """
+    rules = _rules(study)
     try:
-        field = find_field(study.base["search.field"])
+        field = study.fields.find(study.base["search.field"])
     except StudyError as error:
         raise StudyError(f"search.field: {error}") from None
     first, last = study.base["search.first"], study.base["search.last"]
@@ -70,7 +65,7 @@ def check_search(study: Study) -> None:
             f"search.first and search.last must be given, the first below the last, "
             f"got {shown(first)} and {shown(last)}"
         )
-    needed = {study.base["search.goal"], "samples", "stage"}
+    needed = {study.base["search.goal"], rules.samples, rules.stage}
     if missing := sorted(needed - set(study.variables)):
         raise StudyError(f"a search needs {', '.join(missing)} in record.variables")
     if study.snapshots:
@@ -81,41 +76,42 @@ def check_search(study: Study) -> None:
 
 
 def _check_schedules(study: Study) -> None:
-    smallest = _smallest(study)
-    paths = (_LENGTH, _BATCH, "train.start", "transfer.pretraining_steps")
-    for length, batch, start, pretraining in combinations(study, paths):
+    smallest, rules = _smallest(study), _rules(study)
+    sized = (rules.size, rules.batch_size, *rules.reads)
+    for row in study.combinations(sized):
+        values = {**study.base, **dict(zip(sized, row, strict=True))}
+        length, batch = values[rules.size], values[rules.batch_size]
         schedule = _schedule(study, (length, batch), smallest)
-        if schedule[_STEPS] * batch > INT32_MAX:
+        if schedule[STEPS.path] * batch > INT32_MAX:
             raise StudyError(
                 f"search.growth = {study.base['search.growth']} makes runs of more than "
-                f"{INT32_MAX} samples at {_LENGTH} = {length}"
+                f"{INT32_MAX} samples at {rules.size} = {length}"
             )
-        if start == "pretrained" and pretraining % schedule[_EVERY]:
+        if wrong := rules.multiples(values, schedule[RECORD_EVERY.path]):
             raise StudyError(
-                f"transfer.pretraining_steps = {pretraining} is not a multiple of {_EVERY}, "
-                f"which the search makes {schedule[_EVERY]} at {_LENGTH} = {length} "
-                f"and {_BATCH} = {batch}"
+                f"{wrong}, which the search makes {schedule[RECORD_EVERY.path]} at "
+                f"{rules.size} = {length} and {rules.batch_size} = {batch}"
             )
 
 
 def seed_axes(study: Study) -> tuple[Axis, ...]:
     """The axes whose points are repetitions."""
-    return tuple(axis for axis in study.axes if _is_seed(axis))
+    return tuple(axis for axis in study.axes if _is_seed(study, axis))
 
 
 def cell_axes(study: Study) -> tuple[Axis, ...]:
     """The axes whose points are searched one by one."""
-    return tuple(axis for axis in study.axes if not _is_seed(axis))
+    return tuple(axis for axis in study.axes if not _is_seed(study, axis))
 
 
 def cells_of(study: Study) -> Iterator[Cell]:
     """The cells of a search.
 
     All runs of a search take the same number of records. Those with the smallest batch size and
-    context length take the steps that the study gives; the others as many as make the same number
-    of samples, times the power of the context length that the study asks for.
+    size take the steps that the study gives; the others as many as make the same number of samples,
+    times the power of the size that the study asks for.
     """
-    axes, smallest = cell_axes(study), _smallest(study)
+    axes, smallest, rules = cell_axes(study), _smallest(study), _rules(study)
     for index, rows in enumerate(itertools.product(*(axis.values for axis in axes))):
         values = {
             path: value
@@ -123,8 +119,8 @@ def cells_of(study: Study) -> Iterator[Cell]:
             for path, value in zip(axis.fields, row, strict=True)
         }
         base = {**study.base, **values}
-        base.update(_schedule(study, (base[_LENGTH], base[_BATCH]), smallest))
-        base.update({path: FIELDS[path].default for path in base if FIELDS[path].table == "search"})
+        base.update(_schedule(study, (base[rules.size], base[rules.batch_size]), smallest))
+        base.update({path: f.default for path, f in study.fields.items() if f.table == "search"})
         yield Cell(
             index, values, replace(study, base=MappingProxyType(base), axes=seed_axes(study))
         )
@@ -133,16 +129,26 @@ def cells_of(study: Study) -> Iterator[Cell]:
 def _schedule(study: Study, sizes: Sizes, smallest: Sizes) -> dict[str, int]:
     """Steps and record_every of the runs with some sizes, given the smallest of the study."""
     grown = (sizes[0] / smallest[0]) ** study.base["search.growth"]
-    every = max(1, round(study.base[_EVERY] * grown * smallest[1] / sizes[1]))
-    return {_EVERY: every, _STEPS: every * (study.base[_STEPS] // study.base[_EVERY])}
+    every = max(1, round(study.base[RECORD_EVERY.path] * grown * smallest[1] / sizes[1]))
+    stretches = study.base[STEPS.path] // study.base[RECORD_EVERY.path]
+    return {RECORD_EVERY.path: every, STEPS.path: every * stretches}
 
 
 def _smallest(study: Study) -> Sizes:
+    rules = _rules(study)
     length, batch = (
-        min(value for (value,) in combinations(study, (path,))) for path in (_LENGTH, _BATCH)
+        min(value for (value,) in study.combinations((path,)))
+        for path in (rules.size, rules.batch_size)
     )
     return length, batch
 
 
-def _is_seed(axis: Axis) -> bool:
-    return all(FIELDS[path].kind == "data" for path in axis.fields)
+def _rules(study: Study) -> SearchRules:
+    if study.experiment.search is None:
+        name = study.experiment.name
+        raise StudyError(f"search.field has no meaning for experiment {shown(name)}: leave it out")
+    return study.experiment.search
+
+
+def _is_seed(study: Study, axis: Axis) -> bool:
+    return all(study.fields[path].kind == "data" for path in axis.fields)

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,59 +20,26 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from scbjax import training
+from scbjax.base import Experiment, Functions, Keys, Values
 from scbjax.keys import THREEFRY
-from scbjax.model import Params, map_attention
-from scbjax.observe import OBSERVABLES
 from scbjax.once import quick_options
 from scbjax.sharding import shard_map
-from scbjax.simulation import Simulation
-from scbjax.sweep import cost
 from scbjax.sweep.backend import compiler_options
-from scbjax.sweep.fields import FIELDS
+from scbjax.sweep.fields import fields_of
 from scbjax.sweep.plan import Chunk, Layer, Plan, Program
-from scbjax.task import (
-    Task,
-    pattern_signal,
-    random_task,
-    related_task,
-    stationary_norm,
-    transition_signal,
-)
-from scbjax.training import (
-    NOT_DIVERGED,
-    STATIC_FIELDS,
-    TRACED_FIELDS,
-    Settings,
-    State,
-    start_from,
-)
 
 HostArrays: TypeAlias = dict[str, npt.NDArray[Any]]
-Values: TypeAlias = Mapping[str, Any]
 Records: TypeAlias = dict[str, jax.Array]
 
 SEGMENT_SECONDS = 2.0
 """Time that a segment is made to last: long against its overhead (on a CPU, the memory of its
 temporaries is mapped anew), short for somebody who waits for it to end."""
 
-_LIVE_METRIC = "attention_distance"
 _OUTER = "outer"  # the mesh axis over which the outer layer is sharded
-# What the seeds of a trajectory are folded into: a stream for each of its parts.
-_STREAMS = {"task_seed": 0, "init_seed": 1, "data_seed": 2}
-_SOURCE_STREAM = 3  # of the seed of the task
+NOT_DIVERGED = -1
+"""In the place of the step at which a trajectory diverged, where it did not."""
 # The context in which JAX makes numbers of 64 bits has moved.
 _allow_float64 = getattr(jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64")  # noqa: B009
-
-
-class _Learner(Protocol):
-    """What moves and records a trajectory: :mod:`scbjax.training` or a simulation of it."""
-
-    def init(self, key: jax.Array, task: Task, settings: Settings) -> State: ...
-
-    def take_record(
-        self, key: jax.Array, task: Task, settings: Settings, state: State, index: jax.Array
-    ) -> tuple[State, Records]: ...
 
 
 class Inputs(NamedTuple):
@@ -99,7 +66,7 @@ class Carry(NamedTuple):
             [outer, inner].
     """
 
-    state: State
+    state: Any
     records: Records
     diverged_at: jax.Array
 
@@ -108,11 +75,11 @@ class Prepared(NamedTuple):
     """The beginning of a chunk.
 
     Attributes:
-        tasks: leaves [outer, ...]; the pattern [outer, inner, T, N] if sparsity is an inner axis.
+        tasks: leaves [outer, ...]; those that vary along the inner layer [outer, inner, ...].
         carry: the initial states, and room for the records.
     """
 
-    tasks: Task
+    tasks: Any
     carry: Carry
 
 
@@ -121,10 +88,9 @@ class ChunkResult:
     """What a chunk gives.
 
     Attributes:
-        arrays: ``[outer, inner, ...]`` without padding: recorded variables [records], constants,
-            ``diverged_at``, and, if kept, ``value`` and ``attention``, ``transition``,
-            ``stationary`` and ``pattern``, and ``value_snapshots`` and ``attention_snapshots``
-            [snapshots, ...].
+        arrays: ``[outer, inner, ...]`` without padding: recorded variables [records, ...],
+            constants, ``diverged_at``, and, if they are kept, the parameters, their snapshots
+            (``value_snapshots`` [snapshots, ...] and the like) and the task.
         run_seconds: time in segments.
         compile_seconds: time in the compiler; zero where the program was compiled before.
     """
@@ -238,7 +204,7 @@ class Executor:
 
 def _numbers_of(program: Program) -> contextlib.AbstractContextManager[Any]:
     """What lets JAX make the numbers that a program works with."""
-    double = program.fixed["task.dtype"] == "float64"
+    double = _dtype(program) == "float64"
     return _allow_float64(True) if double else contextlib.nullcontext()
 
 
@@ -253,18 +219,18 @@ class _ChunkRun:
         self._inputs = compiled.place(chunk_inputs(self._program, chunk))
         prepared: Prepared = compiled.prepare(self._inputs)
         self._tasks, self._carry = prepared
-        self._snapshots: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
+        self._snapshots: list[HostArrays] = []
         self.done = 0
         self.run_seconds = 0.0
 
     @property
     def _step(self) -> int:
         """Number of the step at which the latest record was taken."""
-        return (self.done - 1) * int(self._program.fixed["train.record_every"])
+        return (self.done - 1) * self._program.record_every
 
     def segment(self, length: int) -> Segment:
         """Takes the given number of records, or fewer if a snapshot or the end comes first."""
-        every = self._program.fixed["train.record_every"]
+        every = self._program.record_every
         ends = [step // every + 1 for step in self._study.snapshots] + [self._program.num_records]
         count = min(length, min(end for end in ends if end > self.done) - self.done)
         start = time.perf_counter()
@@ -276,8 +242,7 @@ class _ChunkRun:
         self.done += count
         self.run_seconds += seconds
         if self._step in self._study.snapshots:
-            params = self._params()
-            self._snapshots.append((params["value"], params["attention"]))
+            self._snapshots.append(self._kept())
         metric = _median(self._trim(np.asarray(latest)))
         return Segment(self._chunk, count, self.done, seconds, metric, self._checkpoint)
 
@@ -288,44 +253,34 @@ class _ChunkRun:
         arrays.update(jax.device_get(self._compiled.constants(self._inputs, self._tasks)))
         arrays["diverged_at"] = jax.device_get(self._carry.diverged_at)
         if self._study.final:
-            arrays.update(self._params())
+            arrays.update(self._kept())
         if self._study.truth:
             arrays.update(self._truth())
-        if self._snapshots:
-            values, attentions = zip(*self._snapshots, strict=True)
-            arrays["value_snapshots"] = np.stack(values, axis=2)
-            arrays["attention_snapshots"] = np.stack(attentions, axis=2)
+        for name in self._snapshots[0] if self._snapshots else ():
+            taken = [snapshot[name] for snapshot in self._snapshots]
+            arrays[f"{name}_snapshots"] = np.stack(taken, axis=2)
         return {name: np.ascontiguousarray(self._trim(array)) for name, array in arrays.items()}
 
-    def _params(self) -> HostArrays:
-        """V and A as they stand, [outer, inner, ...]."""
-        name = self._program.fixed["model.attention_map"]
-        params = map_attention(self._carry.state.params, name)
-        arrays: HostArrays = jax.device_get(params)._asdict()
-        return arrays
+    def _kept(self) -> HostArrays:
+        """The parameters as they stand, [outer, inner, ...]."""
+        kept = jax.vmap(jax.vmap(self._compiled.functions.kept))(self._carry.state)
+        return dict(jax.device_get(kept))
 
     def _truth(self) -> HostArrays:
-        """P, mu and Q of every trajectory, those of an outer point repeated along the inner layer.
-
-        ``pattern`` is mapped there by itself where the sparsity is.
-        """
-        tasks, shape = jax.device_get(self._tasks), self._program.chunk_shape
-        mapped = _task_axes(self._inputs)
-        return {
-            name: np.broadcast_to(
-                array if axis == 0 else array[:, None],
-                (*shape, *array.shape[2 if axis == 0 else 1 :]),
-            )
-            for name, array, axis in zip(Task._fields, tasks, mapped, strict=True)
-        }
+        """The task of every trajectory, [outer, inner, ...]."""
+        functions, size = self._compiled.functions, self._program.chunk_shape[1]
+        truth = jax.vmap(
+            functions.truth, in_axes=(_task_axes(self._program, functions),), axis_size=size
+        )
+        return dict(jax.device_get(jax.vmap(truth)(self._tasks)))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continues from a checkpoint instead of from the start; ValueError if it can't be."""
         leaves, structure = jax.tree.flatten(self._carry)
         names = [f"carry_{number}" for number in range(len(leaves))]
-        taken = (checkpoint.records - 1) * int(self._program.fixed["train.record_every"])
+        taken = (checkpoint.records - 1) * self._program.record_every
         due = sum(step <= taken for step in self._study.snapshots)
-        kinds = ("value", "attention")
+        kinds = tuple(self._study.experiment.kept)
         kept = [f"{kind}_{number}" for number in range(due) for kind in kinds]
         arrays = checkpoint.arrays
         shapes = [getattr(arrays.get(name), "shape", None) for name in names]
@@ -342,14 +297,14 @@ class _ChunkRun:
         self._carry = jax.tree.unflatten(structure, placed)
         self.done, self.run_seconds = checkpoint.records, checkpoint.run_seconds
         self._snapshots = [
-            (arrays[f"value_{number}"], arrays[f"attention_{number}"]) for number in range(due)
+            {kind: arrays[f"{kind}_{number}"] for kind in kinds} for number in range(due)
         ]
 
     def _checkpoint(self) -> Checkpoint:
         leaves = jax.device_get(jax.tree.leaves(self._carry))
         arrays = {f"carry_{number}": leaf for number, leaf in enumerate(leaves)}
-        for number, (value, attention) in enumerate(self._snapshots):
-            arrays.update({f"value_{number}": value, f"attention_{number}": attention})
+        for number, snapshot in enumerate(self._snapshots):
+            arrays.update({f"{kind}_{number}": array for kind, array in snapshot.items()})
         return Checkpoint(arrays, self.done, self.run_seconds)
 
     def _trim(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -367,8 +322,9 @@ def _median(values: npt.NDArray[Any]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class _Compiled:
-    """A compiled program, and how its inputs get to its devices."""
+    """A compiled program, what it was compiled of, and how its inputs get to its devices."""
 
+    functions: Functions
     place: Callable[[Inputs], Any]
     prepare: Callable[..., Any]
     constants: Callable[..., Any]
@@ -405,12 +361,33 @@ def _compile(program: Program) -> _Compiled:
     # What runs once is to be ready soon.
     once = {**options, **quick_options()}
     return _Compiled(
+        functions_of(program),
         place,
         prepare.compile(compiler_options=once),
         constants.compile(compiler_options=once),
         segment.compile(compiler_options=options),
         time.perf_counter() - start,
     )
+
+
+def memory_of_one(program: Program) -> tuple[int, int]:
+    """Bytes that one trajectory of a program keeps, and those of its temporaries.
+
+    The first are the size of its state, its task and its records; the second are asked of the
+    compiler, which this takes some seconds of.
+    """
+    shape = (1, 1)
+    inputs = chunk_inputs(program, Chunk(0, 0, (0, 1), (0, 1)))
+    number = jax.ShapeDtypeStruct((), np.int32)
+    with _numbers_of(program):
+        prepared = jax.eval_shape(partial(_prepare, program, shape), inputs)
+        segment = jax.jit(partial(_segment, program, shape), donate_argnums=(2,))
+        lowered = segment.lower(inputs, prepared.tasks, prepared.carry, number, number)
+        memory: Any = lowered.compile(
+            compiler_options=cast("Any", quick_options())
+        ).memory_analysis()
+    kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(prepared))
+    return int(kept), int(memory.temp_size_in_bytes)
 
 
 def _give_back_freed_memory() -> None:
@@ -466,43 +443,41 @@ def _prepare(program: Program, shape: tuple[int, int], inputs: Inputs) -> Prepar
     """
     block = program.block, shape[1]
 
-    def make(number: jax.Array) -> tuple[Task, State]:
-        own = inputs._replace(outer=_slice(inputs.outer, number * program.block, program.block))
-        tasks = _draw_tasks(program, block, own)
-        state = _over_grid(program, block, partial(_begin, program), own, tasks)
-        if program.fixed["train.start"] != "uniform":
-            state = _over_grid(program, block, partial(_start_from, program), own, tasks, state)
-        return tasks, state
+    def start(values: Values, task: Any) -> Any:  # noqa: ANN401 - trees of the experiment
+        return functions.start(_keys(values), values, task)
 
+    def make(number: jax.Array) -> tuple[Any, Any]:
+        own = inputs._replace(outer=_slice(inputs.outer, number * program.block, program.block))
+        tasks = _draw_tasks(program, functions, block, own)
+        return tasks, _over_grid(program, functions, block, start, own, tasks)
+
+    functions = functions_of(program)
     tasks, state = _by_blocks(program, shape, make)
-    records = {
-        name: jnp.zeros((program.num_records, *shape), _record_dtype(program, name))
-        for name in _variables(program)
-    }
+    records = _room_for_records(program, shape)
     diverged_at = jnp.full(shape, NOT_DIVERGED, jnp.int32)
     return Prepared(tasks, Carry(state, records, diverged_at))
 
 
 def _constants(
-    program: Program, shape: tuple[int, int], inputs: Inputs, tasks: Task
+    program: Program,
+    shape: tuple[int, int],
+    inputs: Inputs,
+    tasks: Any,  # noqa: ANN401 - a tree
 ) -> dict[str, jax.Array]:
-    """K_P, K_Q and ``|mu|^2`` of the tasks of a part of the grid; [outer, inner].
+    """The constants of the tasks of a part of the grid; [outer, inner].
 
     A program of its own: joined to what draws a task, a sum of products has another last bit where
     a device has one block than where it has several.
     """
+    functions = functions_of(program)
 
-    def of_task(_: Values, task: Task) -> dict[str, jax.Array]:
-        return {
-            "transition_signal": transition_signal(task),
-            "pattern_signal": pattern_signal(task, program.fixed["task.context_length"]),
-            "stationary_norm": stationary_norm(task),
-        }
+    def of_task(_: Values, task: Any) -> Mapping[str, jax.Array]:  # noqa: ANN401 - a tree
+        return functions.constants(task)
 
     def make(number: jax.Array) -> dict[str, jax.Array]:
         outer, own = _slice((inputs.outer, tasks), number * program.block, program.block)
         block, parts = (program.block, shape[1]), inputs._replace(outer=outer)
-        constants: dict[str, jax.Array] = _over_grid(program, block, of_task, parts, own)
+        constants: dict[str, jax.Array] = _over_grid(program, functions, block, of_task, parts, own)
         return constants
 
     made: dict[str, jax.Array] = _by_blocks(program, shape, make)
@@ -524,27 +499,31 @@ def _by_blocks(program: Program, shape: tuple[int, int], make: Callable[[jax.Arr
     )
 
 
-def _record_dtype(program: Program, name: str) -> str:
-    dtype = OBSERVABLES[name].dtype
-    return program.fixed["task.dtype"] if dtype == "float32" else dtype
+def _room_for_records(program: Program, shape: tuple[int, int]) -> Records:
+    """Arrays [records, outer, inner, ...] of zeros for all that is recorded."""
+    described = program.experiment.described()
+    variables = {name: described[name] for name in _variables(program)}
+    has_dims = any(variable.dims for variable in variables.values())
+    sizes = program.experiment.sizes(program.fixed) if has_dims else {}
+    return {
+        name: jnp.zeros(
+            (program.num_records, *shape, *(sizes[dim] for dim in variable.dims)),
+            _dtype(program) if variable.dtype == "float32" else variable.dtype,
+        )
+        for name, variable in variables.items()
+    }
 
 
-def _begin(program: Program, values: Values, task: Task) -> State:
-    """The uniform start of one trajectory."""
-    return _learner(program).init(_key(values, "init_seed"), task, _settings(program, values))
-
-
-def _start_from(program: Program, values: Values, task: Task, state: State) -> State:
-    """The start of one transfer."""
-    source, settings = _draw_source(program, values, task), _settings(program, values)
-    return start_from(_key(values, "data_seed"), source, task, settings, state)
+def _dtype(program: Program) -> str:
+    """The numbers that a program computes in."""
+    return program.experiment.dtype(program.fixed)
 
 
 def _segment(
     program: Program,
     shape: tuple[int, int],
     inputs: Inputs,
-    tasks: Task,
+    tasks: Any,  # noqa: ANN401 - a tree of the experiment
     carry: Carry,
     done: jax.Array,
     count: jax.Array,
@@ -557,22 +536,25 @@ def _segment(
     Returns:
         The carry, and the latest record of one variable.
     """
-    blocks = shape[0] // program.block
+    blocks, functions = shape[0] // program.block, functions_of(program)
 
     def take(index: jax.Array, carry: Carry) -> Carry:
-        take_block = partial(_take, program, shape[1], inputs, tasks, index)
+        take_block = partial(_take, program, functions, shape[1], inputs, tasks, index)
         taken: Carry = jax.lax.fori_loop(0, blocks, take_block, carry)
         return taken
 
     carry = jax.lax.fori_loop(done, done + count, take, carry)
-    return carry, carry.records[live_metric(_variables(program))][done + count - 1]
+    return carry, carry.records[live_metric(program.experiment, _variables(program))][
+        done + count - 1
+    ]
 
 
 def _take(
     program: Program,
+    functions: Functions,
     inner_size: int,
     inputs: Inputs,
-    tasks: Task,
+    tasks: Any,  # noqa: ANN401 - a tree of the experiment
     index: jax.Array,
     number: jax.Array,
     carry: Carry,
@@ -583,16 +565,19 @@ def _take(
         (inputs.outer, tasks, carry.state, carry.diverged_at), first, program.block
     )
     inputs = inputs._replace(outer=outer)
-    take = partial(_take_record, program, index)
-    state, record = _over_grid(program, shape, take, inputs, tasks, state)
-    newly = (diverged_at == NOT_DIVERGED) & ~_are_finite(state.params)
-    diverged_at = jnp.where(newly, index * program.fixed["train.record_every"], diverged_at)
+
+    def take(values: Values, task: Any, state: Any) -> Any:  # noqa: ANN401 - trees
+        return functions.take_record(_keys(values), values, task, state, index)
+
+    state, record = _over_grid(program, functions, shape, take, inputs, tasks, state)
+    newly = (diverged_at == NOT_DIVERGED) & ~jax.vmap(jax.vmap(functions.is_finite))(state)
+    diverged_at = jnp.where(newly, index * program.record_every, diverged_at)
     record = _without_diverged(record, diverged_at != NOT_DIVERGED)
     return Carry(
         _put(carry.state, state, first),
         {
             name: jax.lax.dynamic_update_slice(
-                kept, record[name][None], (index, first, np.int32(0))
+                kept, record[name][None], (index, first, *(np.int32(0),) * (kept.ndim - 2))
             )
             for name, kept in carry.records.items()
         },
@@ -600,35 +585,20 @@ def _take(
     )
 
 
-def _are_finite(params: Params) -> jax.Array:
-    """Which trajectories have finite parameters; [outer, inner] of leaves [outer, inner, ...]."""
-    value, attention = (jnp.all(jnp.isfinite(leaf), axis=(2, 3)) for leaf in params)
-    return value & attention
-
-
 def _without_diverged(record: Records, diverged: jax.Array) -> Records:
-    """A record [outer, inner] with NaN where a trajectory has diverged; integers have none."""
+    """A record [outer, inner, ...] with NaN where a trajectory has diverged; integers have none."""
     return {
-        name: jnp.where(diverged, jnp.nan, value)
+        name: jnp.where(jnp.expand_dims(diverged, tuple(range(2, value.ndim))), jnp.nan, value)
         if jnp.issubdtype(value.dtype, jnp.floating)
         else value
         for name, value in record.items()
     }
 
 
-def _take_record(
-    program: Program, index: jax.Array, values: Values, task: Task, state: State
-) -> tuple[State, Records]:
-    """One record of one trajectory, with the steps that lead to it."""
-    settings = _settings(program, values, record=_variables(program))
-    key = _key(values, "data_seed")
-    return _learner(program).take_record(key, task, settings, state, index)
-
-
-def _learner(program: Program) -> _Learner:
-    """Training on real contexts, or the simulation where only tagged positions get tokens."""
-    length: int = program.fixed["task.context_length"]
-    return training if cost.rows(program.fixed) == length else Simulation(length)
+def functions_of(program: Program) -> Functions:
+    """What a program is compiled of."""
+    varying = {**program.outer.columns, **program.inner.columns}
+    return program.experiment.build(program.fixed, varying)
 
 
 def _slice(tree: Any, first: jax.Array, size: int) -> Any:  # noqa: ANN401 - any tree of arrays
@@ -642,92 +612,57 @@ def _put(tree: Any, part: Any, first: jax.Array) -> Any:  # noqa: ANN401 - any t
     return jax.tree.map(lambda whole, new: update(whole, new, first, 0), tree, part)
 
 
-def live_metric(variables: Sequence[str]) -> str:
+def live_metric(experiment: Experiment, variables: Sequence[str]) -> str:
     """The variable that is shown while a run goes on."""
-    return _LIVE_METRIC if _LIVE_METRIC in variables else variables[0]
+    return experiment.live if experiment.live in variables else variables[0]
 
 
-def _draw_tasks(program: Program, shape: tuple[int, int], inputs: Inputs) -> Task:
-    def draw(outer: Values, sparsity: Values) -> Task:
-        return _draw_task(program, {**inputs.fixed, **outer, **sparsity})
+def _draw_tasks(
+    program: Program, functions: Functions, shape: tuple[int, int], inputs: Inputs
+) -> Any:  # noqa: ANN401 - a tree of the experiment
+    def draw(outer: Values, own: Values) -> Any:  # noqa: ANN401 - a tree of the experiment
+        values = {**inputs.fixed, **outer, **own}
+        return functions.draw(_keys(values), values)
 
-    # Mapped over the sparsity alone, with P and mu declared as not mapped: should they come to
-    # depend on it, tokens would no longer be shared along the inner layer, and this fails.
-    sparsity = {path: inputs.inner[path] for path in inputs.inner if path == "task.sparsity"}
-    if sparsity:
-        draw = jax.vmap(draw, in_axes=(None, 0), out_axes=_task_axes(inputs))
+    # Mapped over the values that draw alone, with the rest of the task declared as not mapped:
+    # should it come to depend on them, data would no longer be shared along the inner layer, and
+    # this fails.
+    own = {path: inputs.inner[path] for path in _drawn_along_inner(program)}
+    if own:
+        axes = _task_axes(program, functions)
+        draw = jax.vmap(draw, in_axes=(None, 0), out_axes=axes)
     over_outer = jax.vmap(draw, in_axes=(0, None), axis_size=shape[0])
-    return over_outer(inputs.outer, sparsity)
+    return over_outer(inputs.outer, own)
 
 
-def _draw_task(program: Program, values: Values) -> Task:
-    """A task: drawn in float32, so that it is the same one whatever dtype it is held in."""
-    values = _in_float32(values)
-    task = random_task(
-        _key(values, "task_seed"),
-        num_tokens=program.fixed["task.num_tokens"],
-        context_length=cost.rows(program.fixed),
-        sparsity=values["task.sparsity"],
-        skew=values["task.skew"],
-        transition_signal=values.get("task.transition_signal"),
-        max_sparsity=_max_sparsity(program),
-    )
-    return _held(program, task)
+def _drawn_along_inner(program: Program) -> list[str]:
+    """The fields of the inner layer that a task depends on."""
+    fields = fields_of(program.experiment)
+    return [path for path in program.inner.columns if fields[path].draws]
 
 
-def _draw_source(program: Program, values: Values, task: Task) -> Task:
-    """The related task of a transfer, with a pattern of its own; see :func:`_draw_task`."""
-    values = _in_float32(values)
-    source = related_task(
-        _key(values, "task_seed", _SOURCE_STREAM),
-        Task(*_in_float32(task._asdict()).values()),
-        correlation=values["transfer.correlation"],
-        sparsity=values["task.sparsity"],
-        skew=values["task.skew"],
-        max_sparsity=_max_sparsity(program),
-    )
-    return _held(program, source)
-
-
-def _held(program: Program, task: Task) -> Task:
-    return Task(*(array.astype(program.fixed["task.dtype"]) for array in task))
-
-
-def _in_float32(values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    return {
-        name: value.astype(jnp.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
-        for name, value in values.items()
-    }
-
-
-def _max_sparsity(program: Program) -> int:
-    path = "task.sparsity"
-    columns = (program.outer.columns, program.inner.columns)
-    sparsities = [column[path] for column in columns if path in column] or [(program.fixed[path],)]
-    return int(max(*sparsities))
-
-
-def _task_axes(inputs: Inputs) -> Any:  # noqa: ANN401 - axes in the place of a task's arrays
-    """How a task varies along the inner layer: by its pattern, if by anything."""
-    return cast("Any", Task)(None, None, 0 if "task.sparsity" in inputs.inner else None)
+def _task_axes(program: Program, functions: Functions) -> Any:  # noqa: ANN401 - axes, as of vmap
+    """How a task varies along the inner layer, if it does."""
+    return functions.along_inner if _drawn_along_inner(program) else None
 
 
 def _over_grid(
     program: Program,
+    functions: Functions,
     shape: tuple[int, int],
     function: Callable[..., Any],
     inputs: Inputs,
-    tasks: Task,
+    tasks: Any,  # noqa: ANN401 - a tree of the experiment
     *batched: Any,  # noqa: ANN401 - trees of arrays [outer, inner, ...]
 ) -> Any:  # noqa: ANN401 - what the function returns, with two axes in front
     """Maps a function of (values, task, ...) over both layers of a part of the grid."""
     outer_size, inner_size = shape
     both = (0,) * len(batched)
 
-    def at_point(outer: Values, inner: Values, task: Task, *rest: Any) -> Any:  # noqa: ANN401
+    def at_point(outer: Values, inner: Values, task: Any, *rest: Any) -> Any:  # noqa: ANN401
         return function({**inputs.fixed, **outer, **inner}, task, *rest)
 
-    axes = (None, 0, _task_axes(inputs), *both)
+    axes = (None, 0, _task_axes(program, functions), *both)
     over_inner = over_axis(at_point, axes, inner_size)
     # Not by the size of the part, which depends on the number of devices: the same bits on any.
     mapped = over_axis if program.is_taken_singly else _vmap
@@ -770,26 +705,18 @@ def _vmap(function: Callable[..., Any], in_axes: tuple[Any, ...], size: int) -> 
     return jax.vmap(function, in_axes, axis_size=size)
 
 
-def _settings(program: Program, values: Values, record: tuple[str, ...] = ()) -> Settings:
-    """The settings at a point: static fields from the program, the others from traced values."""
-    static = {path.rpartition(".")[2]: value for path, value in program.fixed.items()}
-    traced = {path.rpartition(".")[2]: value for path, value in values.items()}
-    return Settings(
-        record=record,
-        **{name: static[name] for name in STATIC_FIELDS if name in static},
-        **{name: traced[name] for name in TRACED_FIELDS if name in traced},
-    )
-
-
-def _key(values: Values, seed: str, stream: int | None = None) -> jax.Array:
-    """The key of one part of a trajectory: made of seeds alone, wherever it stands in the grid.
+def _keys(values: Values) -> Keys:
+    """The keys of a trajectory: made of seeds alone, wherever it stands in the grid.
 
     And whatever generator the process has as its default: under vmap, those of the family rbg draw
     from the keys of all trajectories.
     """
-    number = _STREAMS[seed] if stream is None else stream
-    root = jax.random.fold_in(jax.random.key(values["root_seed"], impl=THREEFRY), number)
-    return jax.random.fold_in(root, values[seed] if seed in values else values["seed"])
+
+    def key(seed: str, stream: int) -> jax.Array:
+        root = jax.random.fold_in(jax.random.key(values["root_seed"], impl=THREEFRY), stream)
+        return jax.random.fold_in(root, values[seed] if seed in values else values["seed"])
+
+    return Keys(key)
 
 
 def _variables(program: Program) -> tuple[str, ...]:
@@ -813,7 +740,7 @@ def chunk_inputs(program: Program, chunk: Chunk) -> Inputs:
     fixed = {
         path: _as_array(program, path, value)
         for path, value in program.fixed.items()
-        if _is_traced(path) and value is not None
+        if _is_traced(program, path) and value is not None
     }
     outer_size, inner_size = program.chunk_shape
     return Inputs(
@@ -832,10 +759,11 @@ def _layer_inputs(
     }
 
 
-def _is_traced(path: str) -> bool:
-    return FIELDS[path].kind in {"traced", "data"} or path == "root_seed"
+def _is_traced(program: Program, path: str) -> bool:
+    field = fields_of(program.experiment)[path]
+    return field.kind in {"traced", "data"} or path == "root_seed"
 
 
 def _as_array(program: Program, path: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
-    floats = program.fixed["task.dtype"]
-    return np.asarray(value, floats if FIELDS[path].type is float else np.int32)
+    holds = fields_of(program.experiment)[path].type
+    return np.asarray(value, _dtype(program) if holds is float else np.int32)

@@ -25,13 +25,15 @@ from distributed.comm import connect as open_connection, get_address_host
 from distributed.security import Security
 
 import scbjax
+from scbjax.base import StudyError
 from scbjax.sweep import cost
 from scbjax.sweep.backend import cpu_device_count, usable_cores
 from scbjax.sweep.chunks import ChunkResult, Segment
 from scbjax.sweep.engines import Session
 from scbjax.sweep.execute import Place
-from scbjax.sweep.fields import StudyError, shown
+from scbjax.sweep.fields import shown
 from scbjax.sweep.local_workers import local_workers
+from scbjax.sweep.measured import cost_of
 from scbjax.sweep.plan import Plan, make_plan
 from scbjax.sweep.progress import counted
 from scbjax.sweep.remote import TOPIC, Facts, Order, Recipe, Setup, describe, kind_of, run_chunk
@@ -134,6 +136,7 @@ def _plan(facts: Facts, study: Study, memory_bytes: int | None) -> Plan:
         memory_bytes=facts.memory_bytes if memory_bytes is None else memory_bytes,
         device_count=facts.device_count,
         cache_bytes=cost.CACHE_BYTES if facts.platform == "cpu" else None,
+        measure=cost_of,
     )
 
 

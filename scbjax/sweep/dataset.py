@@ -3,14 +3,13 @@
 Dimensions are the axes of the study, in its order, and ``step``. Coordinates hold the real values
 of the fields. Along them run the recorded variables; over the axes alone the step at which a
 trajectory was found diverged (``diverged_at``, -1 for those that were not); and, if the study keeps
-them, the final V and A (``value``, ``attention``) and their snapshots along ``snapshot``
-(``value_snapshots``, ``attention_snapshots``). A is the attention itself, whatever map makes it.
+them, the final parameters, such as V and A (``value``, ``attention``), and their snapshots along
+``snapshot`` (``value_snapshots``, ``attention_snapshots``).
 
 What the task is has those axes alone that it depends on (:func:`axes_of`), such as ``seed`` and
-``num_tokens``: K_P, K_Q and ``|mu|^2`` (``transition_signal``, ``pattern_signal``,
-``stationary_norm``) and, if the study keeps them, P, mu and Q (``transition``, ``stationary``,
-``pattern``). xarray puts such variables and others together by the names of their axes. Datasets of
-older versions have all axes throughout.
+``num_tokens``: constants, such as K_P (``transition_signal``), and, if the study keeps it, the task
+itself, such as P (``transition``). xarray puts such variables and others together by the names of
+their axes. Datasets of older versions have all axes throughout.
 """
 
 import contextlib
@@ -21,15 +20,16 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from scbjax.base import RECORD_EVERY, STEPS, StudyError, Variable, short_name
 from scbjax.sweep.axes import Axis
-from scbjax.sweep.fields import FIELDS, StudyError, shown
+from scbjax.sweep.fields import DRAWN, shown
 from scbjax.sweep.plan import Chunk, Plan
 from scbjax.sweep.store import Arrays, DamagedError, Store, aside_of, atomic_file
 from scbjax.sweep.study import Study, fingerprint, parse_study, to_toml
@@ -49,85 +49,12 @@ _LENGTH = struct.Struct("<Q")
 _OBJECT = struct.Struct("<H6xQ")
 """The head of an object in it: its index, 0 for free space, and its size."""
 
-_MATRIX_DIMS: Mapping[str, tuple[str, ...]] = {
-    "value": ("token_out", "token_in"),
-    "attention": ("position", "query"),
-    "transition": ("token_out", "token_in"),
-    "stationary": ("token_in",),
-    "pattern": ("position", "query"),
-    "value_snapshots": ("snapshot", "token_out", "token_in"),
-    "attention_snapshots": ("snapshot", "position", "query"),
-}
-
-DESCRIPTIONS: Mapping[str, Description] = {
-    "transition_signal": {
-        "long_name": "signal of the transition matrix",
-        "units": "1",
-        "symbol": r"$K_P$",
-    },
-    "pattern_signal": {
-        "long_name": "signal of the attention pattern",
-        "units": "1",
-        "symbol": r"$K_Q$",
-    },
-    "stationary_norm": {
-        "long_name": "squared norm of the stationary distribution",
-        "units": "1",
-        "symbol": r"$\|\mu\|^2$",
-    },
-    "diverged_at": {
-        "long_name": "step of the first record with parameters that are not finite, -1 for none",
-        "units": "1",
-        "symbol": r"$\tau_\infty$",
-    },
-    "value": {"long_name": "final value matrix", "units": "1", "symbol": "$V$"},
-    "attention": {"long_name": "final attention matrix", "units": "1", "symbol": "$A$"},
-    "transition": {"long_name": "transition matrix", "units": "1", "symbol": "$P$"},
-    "stationary": {"long_name": "stationary distribution", "units": "1", "symbol": r"$\mu$"},
-    "pattern": {"long_name": "attention pattern", "units": "1", "symbol": "$Q$"},
-    "value_snapshots": {"long_name": "value matrix", "units": "1", "symbol": "$V$"},
-    "attention_snapshots": {"long_name": "attention matrix", "units": "1", "symbol": "$A$"},
-    "step": {"long_name": "iteration", "units": "1", "symbol": r"$\tau$"},
-    "snapshot": {"long_name": "iteration", "units": "1", "symbol": r"$\tau$"},
-    "token_out": {"long_name": "row of V, the token predicted", "units": "1", "symbol": "$n$"},
-    "token_in": {"long_name": "column of V, the token attended to", "units": "1", "symbol": "$m$"},
-    "position": {"long_name": "position in the context", "units": "1", "symbol": "$t$"},
-    "query": {"long_name": "query token", "units": "1", "symbol": "$k$"},
-}
-"""Everything in a dataset that is not an observable or a field."""
-
-_SYMBOLS: Mapping[str, str] = {
-    "task.num_tokens": "$N$",
-    "task.context_length": "$T$",
-    "task.sparsity": "$Q$",
-    "task.skew": "$C$",
-    "task.transition_signal": "$K_P$",
-    "train.batch_size": "$B$",
-    "train.l1": r"$\lambda$",
-    "train.learning_rate_1": r"$\eta_1$",
-    "train.learning_rate_2": r"$\eta_2$",
-    "train.learning_rate_3": r"$\eta_3$",
-    "train.switch_step": r"$\tau$",
-}
-"""The paper's symbols for fields that have one."""
-
-# Fields that parts of a task depend on, beside its seed.
-_OF_MU = frozenset({"task.num_tokens", "task.skew"})
-_OF_P = _OF_MU | {"task.transition_signal"}
-_OF_Q = _OF_MU | {"task.context_length", "task.tagged_positions", "task.sparsity"}
-_OF_TASK: Mapping[str, frozenset[str]] = {
-    "stationary": _OF_MU,
-    "stationary_norm": _OF_MU,
-    "transition": _OF_P,
-    "transition_signal": _OF_P,
-    "pattern": _OF_Q,
-    "pattern_signal": _OF_Q,
-}
-
-_DRAWN = "drawn_"  # before the name of a variable that is also the name of an axis
-
-# What there is one number of for each trajectory.
-_SCALARS = ("transition_signal", "pattern_signal", "stationary_norm", "diverged_at")
+_STEP = Variable("iteration", r"$\tau$")
+_DIVERGED_AT = Variable(
+    "step of the first record with parameters that are not finite, -1 for none",
+    r"$\tau_\infty$",
+    dtype="int32",
+)
 
 
 @dataclass(frozen=True)
@@ -143,46 +70,42 @@ class Written:
     diverged_at: npt.NDArray[np.int32]
 
 
-def write_dataset(
-    plan: Plan, store: Store, descriptions: Mapping[str, Description], attributes: Mapping[str, Any]
-) -> Written:
+def write_dataset(plan: Plan, store: Store, attributes: Mapping[str, Any]) -> Written:
     """Puts the finished chunks of a plan together, one variable at a time.
 
     Args:
         plan: the plan; all its chunks are in the store.
         store: the results directory.
-        descriptions: of every recorded variable.
         attributes: of the dataset, beside what the plan says.
 
     Raises:
         StudyError: the file can't be written.
     """
-    path = store.dataset_path(plan.study.name)
-    descriptions = {**DESCRIPTIONS, **descriptions}
+    study = plan.study
+    path = store.dataset_path(study.name)
+    described = study.experiment.described()
     with _dataset_file(path, store.chunk_bytes()) as aside:
         _write(_frame(plan, attributes), aside, "w", {})
-        for name in _variables(plan):
+        for name, variable in _variables(study, described).items():
             array = gather(plan, store, name)
-            kept = axes_of(plan.study, name)
-            at = tuple(slice(None) if axis.name in kept else 0 for axis in plan.study.axes)
+            kept = axes_of(study, name)
+            at = tuple(slice(None) if axis.name in kept else 0 for axis in study.axes)
             array = array.reshape(plan.shape + array.shape[1:])[at]
-            variable = (kept + _own_dims(name), array, descriptions[name])
-            _write_variable(aside, dataset_name(plan, name), variable)
+            dims = kept + variable.dims
+            _write_variable(aside, dataset_name(plan, name), dims, array, variable)
     return Written(path, gather(plan, store, "diverged_at"))
 
 
 def check_arrays(plan: Plan, chunk: Chunk, arrays: Arrays) -> None:
     """Raises a `DamagedError` if a chunk has other arrays than those that the dataset needs."""
-    base = plan.study.base
-    tokens, length = base.get("task.num_tokens"), base.get("task.context_length")
-    sizes = {
-        "step": plan.programs[chunk.program].num_records,
-        "snapshot": len(plan.study.snapshots),
-        "position": length,
-        **dict.fromkeys(("token_out", "token_in", "query"), tokens),
-    }
+    study, program = plan.study, plan.programs[chunk.program]
+    variables = _variables(study)
+    sizes = {"step": program.num_records, "snapshot": len(study.snapshots)}
+    if not all(sizes.keys() >= set(variable.dims) for variable in variables.values()):
+        sizes |= study.experiment.sizes(program.fixed)
     expected = {
-        name: (*chunk.shape, *(sizes[dim] for dim in _own_dims(name))) for name in _variables(plan)
+        name: (*chunk.shape, *(sizes[dim] for dim in variable.dims))
+        for name, variable in variables.items()
     }
     for name in expected.keys() | arrays.keys():
         array = arrays.get(name)
@@ -190,15 +113,35 @@ def check_arrays(plan: Plan, chunk: Chunk, arrays: Arrays) -> None:
             raise DamagedError(f"its {shown(name)} is not what the study records")
 
 
-def _variables(plan: Plan) -> Iterator[str]:
-    yield from plan.study.variables
-    yield from _SCALARS
-    if plan.study.final:
-        yield from ("value", "attention")
-    if plan.study.truth:
-        yield from ("transition", "stationary", "pattern")
-    if plan.study.snapshots:
-        yield from ("value_snapshots", "attention_snapshots")
+def _variables(
+    study: Study, described: Mapping[str, Variable] | None = None
+) -> dict[str, Variable]:
+    """All that a dataset of a study holds beside coordinates, with the dimensions after its axes.
+
+    Args:
+        study: the study.
+        described: what can be recorded, if more than its dimensions is asked for.
+    """
+    experiment = study.experiment
+    found: dict[str, Variable] = {}
+    for name in study.variables:
+        variable = described[name] if described else Variable(name, dims=experiment.dims_of(name))
+        found[name] = replace(variable, dims=("step", *variable.dims))
+    found |= experiment.constants
+    found["diverged_at"] = _DIVERGED_AT
+    if study.final:
+        found |= {
+            name: replace(variable, long_name=f"final {variable.long_name}")
+            for name, variable in experiment.kept.items()
+        }
+    if study.truth:
+        found |= experiment.truth
+    if study.snapshots:
+        found |= {
+            f"{name}_snapshots": replace(variable, dims=("snapshot", *variable.dims))
+            for name, variable in experiment.kept.items()
+        }
+    return found
 
 
 def axes_of(study: Study, name: str) -> tuple[str, ...]:
@@ -212,28 +155,30 @@ def axes_of(study: Study, name: str) -> tuple[str, ...]:
         study: the study.
         name: of the variable, as :class:`scbjax.sweep.chunks.ChunkResult` calls it.
     """
-    if name not in _OF_TASK:
+    of_task = _depends_on(study, name)
+    if of_task is None:
         return tuple(axis.name for axis in study.axes)
     swept = {path for axis in study.axes for path in axis.fields}
     own_seed = "task_seed" in swept or study.base.get("task_seed") is not None
-    paths = _OF_TASK[name] | {"task_seed" if own_seed else "seed"}
+    paths = of_task | {"task_seed" if own_seed else "seed"}
     return tuple(axis.name for axis in study.axes if paths & set(axis.fields))
 
 
-def _own_dims(name: str) -> tuple[str, ...]:
-    """Dimensions of a variable after those of the study's axes."""
-    return () if name in _SCALARS else _MATRIX_DIMS.get(name, ("step",))
+def _depends_on(study: Study, name: str) -> frozenset[str] | None:
+    """Fields that a part of a task depends on, beside its seed; None for other variables."""
+    parts = {**study.experiment.constants, **study.experiment.truth}
+    return parts[name].depends_on if name in parts else None
 
 
 def dataset_name(plan: Plan, name: str) -> str:
-    """The name of a variable: another one where an axis asks for K_P, which mu may have clipped."""
-    fields = {FIELDS[path].short for axis in plan.study.axes for path in axis.fields}
-    return f"{_DRAWN}{name}" if name in fields else name
+    """The name of a variable: another one where an axis asks for it and tasks may clip it."""
+    fields = {short_name(path) for axis in plan.study.axes for path in axis.fields}
+    return f"{DRAWN}{name}" if name in fields else name
 
 
-def is_of_task(name: str) -> bool:
+def is_of_task(study: Study, name: str) -> bool:
     """Whether a variable of a dataset is a part of the task, and has only some of the axes."""
-    return name.removeprefix(_DRAWN) in _OF_TASK
+    return _depends_on(study, name.removeprefix(DRAWN)) is not None
 
 
 def gather(plan: Plan, store: Store, name: str) -> npt.NDArray[Any]:
@@ -259,21 +204,28 @@ def _frame(plan: Plan, attributes: Mapping[str, Any]) -> "xarray.Dataset":
     import xarray
 
     study = plan.study
-    every = study.base["train.record_every"]
-    steps = np.arange(0, study.base["train.steps"] + 1, every, dtype=np.int32)
-    coords: dict[str, Any] = {"step": ("step", steps, DESCRIPTIONS["step"])}
+    experiment, every = study.experiment, study.base[RECORD_EVERY.path]
+    steps = np.arange(0, study.base[STEPS.path] + 1, every, dtype=np.int32)
+    coords: dict[str, Any] = {"step": ("step", steps, _description(_STEP))}
     for axis in study.axes:
-        coords.update(axis_coords(axis))
+        coords.update(axis_coords(study, axis))
     if study.snapshots:
         snapshots = np.asarray(study.snapshots, np.int32)
-        coords["snapshot"] = ("snapshot", snapshots, DESCRIPTIONS["snapshot"])
-    if study.final or study.truth or study.snapshots:
-        tokens, length = study.base["task.num_tokens"], study.base["task.context_length"]
-        sizes = {"token_out": tokens, "token_in": tokens, "position": length, "query": tokens}
-        for dim, size in sizes.items():
-            coords[dim] = (dim, np.arange(size, dtype=np.int32), DESCRIPTIONS[dim])
+        coords["snapshot"] = ("snapshot", snapshots, _description(_STEP))
+    used = {dim for variable in _variables(study).values() for dim in variable.dims}
+    own = [dim for dim in experiment.dims if dim in used]
+    sizes = experiment.sizes(study.base) if own else {}
+    for dim in own:
+        places = np.arange(sizes[dim], dtype=np.int32)
+        coords[dim] = (dim, places, _description(experiment.dims[dim]))
     described = {**study_attributes(study), "layout": json.dumps(plan.layout), **attributes}
     return xarray.Dataset(coords=coords, attrs=described)
+
+
+def _description(variable: Variable) -> Description:
+    """What a dataset says of a variable."""
+    texts = {"long_name": variable.long_name, "units": variable.units}
+    return {**texts, "symbol": variable.symbol} if variable.symbol else texts
 
 
 def study_attributes(study: Study) -> dict[str, str]:
@@ -286,6 +238,7 @@ def study_attributes(study: Study) -> dict[str, str]:
         "study": to_toml(study),
         "settings": json.dumps(settings),
         "fingerprint": fingerprint(study),
+        **({"experiment": study.experiment.source} if study.experiment.source else {}),
     }
 
 
@@ -312,26 +265,25 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - any value of a field
     return str(value) if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def axis_coords(axis: Axis) -> Iterator[tuple[str, Any]]:
+def axis_coords(study: Study, axis: Axis) -> Iterator[tuple[str, Any]]:
     """The coordinates along an axis, one for each of its fields, as xarray takes them."""
     for path, values in zip(axis.fields, zip(*axis.values, strict=True), strict=True):
-        attrs = {"long_name": FIELDS[path].help, "units": "1", "field": path}
-        if path in _SYMBOLS:
-            attrs["symbol"] = _SYMBOLS[path]
-        yield FIELDS[path].short, (axis.name, np.array(values), attrs)
+        field = study.fields[path]
+        attrs = {"long_name": field.help, "units": "1", "field": path}
+        if field.symbol:
+            attrs["symbol"] = field.symbol
+        yield field.short, (axis.name, np.array(values), attrs)
 
 
 def _write_variable(
-    path: Path, name: str, variable: tuple[Sequence[str], npt.NDArray[Any], Description]
+    path: Path, name: str, dims: Sequence[str], array: npt.NDArray[Any], variable: Variable
 ) -> None:
     import xarray
 
-    dims, array, description = variable
     encoding: dict[str, Any] = {"_FillValue": None}
-    if len(dims) > 1 and array.size and dims[-1] in {"query", "token_in"}:
+    if len(dims) > 1 and array.size and variable.dims and "step" not in variable.dims:
         encoding.update(zlib=True, complevel=4)  # A is mostly one background value a column
-    attrs = {key: description[key] for key in ("long_name", "units", "symbol")}
-    dataset = xarray.Dataset({name: (tuple(dims), array, attrs)})
+    dataset = xarray.Dataset({name: (tuple(dims), array, _description(variable))})
     _write(dataset, path, "a", {name: encoding})
 
 
@@ -395,7 +347,7 @@ def read_dataset(path: Path, *, matrices: bool = True) -> "xarray.Dataset":
 
     Args:
         path: of the file.
-        matrices: whether V, A, P, mu and Q are read too, which may be much more than all else.
+        matrices: whether parameters and tasks are read too, which may be much more than all else.
 
     Raises:
         StudyError: it can't be read, or is no dataset.
@@ -411,13 +363,23 @@ def read_dataset(path: Path, *, matrices: bool = True) -> "xarray.Dataset":
         # is collected Python prints why it can't be closed.
         with h5py.File(path) as file:
             file.attrs.get("_nc3_strict")
-        left_out = () if matrices else _MATRIX_DIMS
-        with xarray.open_dataset(path, engine="h5netcdf", drop_variables=left_out) as found:
-            return found.load()
+        with xarray.open_dataset(path, engine="h5netcdf") as found:
+            return (found if matrices else found.drop_vars(_matrices(found))).load()
     # HDF5, h5netcdf and xarray each have errors of their own for altered bytes.
     except Exception as error:  # noqa: BLE001
         reason = " ".join(str(error).split())
         raise StudyError(f"{path} can't be read as a dataset: {reason}") from None
+
+
+def _matrices(dataset: "xarray.Dataset") -> list[str]:
+    """The variables that have dimensions of their own and no step: parameters and tasks."""
+    axes = {dim for c in dataset.coords.values() if "field" in c.attrs for dim in c.dims}
+    known = {*axes, "probe", "step"}
+    return [
+        str(name)
+        for name, array in dataset.data_vars.items()
+        if "step" not in array.dims and not known.issuperset(array.dims)
+    ]
 
 
 def check_heaps(path: Path) -> None:

@@ -13,8 +13,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from scbjax.base import Experiment
 from scbjax.sweep.axes import Axis
-from scbjax.sweep.fields import FIELDS, TABLES
+from scbjax.sweep.fields import Fields, fields_of
+
+DEFAULT_EXPERIMENT = "scb"
+"""The experiment of a study that names none."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,10 @@ class Study:
         name: stem of the study's file; safe as a file name.
         title: one line.
         question: what the study is to answer, in one line; may be empty.
-        base: the value of every field of `FIELDS` that is not swept, by dotted path. A seed that
-            the study leaves out is `None` and stands for the value of ``seed``.
+        base: the value of every field that is not swept, by dotted path. A seed that the study
+            leaves out is `None` and stands for the value of ``seed``.
         axes: the product of these is the sweep; the dataset's dimensions in order.
+        experiment: what is run.
     """
 
     name: str
@@ -35,6 +40,12 @@ class Study:
     question: str
     base: Mapping[str, Any]
     axes: tuple[Axis, ...]
+    experiment: Experiment
+
+    @property
+    def fields(self) -> Fields:
+        """All that it can set."""
+        return fields_of(self.experiment)
 
     @property
     def num_trajectories(self) -> int:
@@ -48,28 +59,34 @@ class Study:
 
     @property
     def final(self) -> bool:
-        """Whether the final V and A are kept."""
+        """Whether the parameters at the end are kept."""
         return bool(self.base["record.final"])
 
     @property
     def truth(self) -> bool:
-        """Whether P, mu and Q are kept."""
+        """Whether what is to be learned is kept."""
         return bool(self.base["record.truth"])
 
     @property
     def snapshots(self) -> tuple[int, ...]:
-        """Steps at which V and A are kept."""
+        """Steps at which the parameters are kept."""
         return tuple(self.base["record.snapshots"])
 
+    def combinations(self, paths: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
+        """Yields the values that some fields take together, leaving out the axes of all others."""
+        axes = self._axes_over(paths)
+        for rows in itertools.product(*(axis.values for axis in axes)):
+            values = dict(self.base)
+            for axis, row in zip(axes, rows, strict=True):
+                values.update(zip(axis.fields, row, strict=True))
+            yield tuple(values[path] for path in paths)
 
-def combinations(study: Study, paths: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
-    """Yields the values that some fields take together, leaving out the axes of all others."""
-    axes = [axis for axis in study.axes if set(axis.fields) & set(paths)]
-    for rows in itertools.product(*(axis.values for axis in axes)):
-        values = dict(study.base)
-        for axis, row in zip(axes, rows, strict=True):
-            values.update(zip(axis.fields, row, strict=True))
-        yield tuple(values[path] for path in paths)
+    def count_combinations(self, paths: tuple[str, ...]) -> int:
+        """How many `combinations` there are."""
+        return math.prod(len(axis) for axis in self._axes_over(paths))
+
+    def _axes_over(self, paths: tuple[str, ...]) -> list[Axis]:
+        return [axis for axis in self.axes if set(axis.fields) & set(paths)]
 
 
 def to_toml(study: Study) -> str:
@@ -77,12 +94,14 @@ def to_toml(study: Study) -> str:
 
     The text reads back as the same study: ``parse_study(to_toml(study), study.name) == study``.
     """
+    fields, name = study.fields, study.experiment.name
     lines = [f"title = {_toml(study.title)}", f"question = {_toml(study.question)}"]
-    for table in ("", *TABLES):
+    lines += [f"experiment = {_toml(name)}"] if name != DEFAULT_EXPERIMENT else []
+    for table in ("", *fields.tables):
         lines += ["", f"[{table}]"] if table else []
         for path, value in study.base.items():
-            if FIELDS[path].table == table and value is not None:
-                lines.append(f"{FIELDS[path].short} = {_toml(value)}")
+            if fields[path].table == table and value is not None:
+                lines.append(f"{fields[path].short} = {_toml(value)}")
     lines += ["", "[axes]"]
     for axis in study.axes:
         if axis.is_zip:
@@ -108,12 +127,16 @@ def fingerprint(study: Study) -> str:
 
     Studies that differ only in name, title or question have the same fingerprint; another order of
     the axes is another layout of the results and another fingerprint. Fields at their default don't
-    count, so that a field which a later version adds leaves the results of this one in use.
+    count, so that a field which a later version adds leaves the results of this one in use. The
+    text of the file that an experiment was read from counts.
     """
-    content = {
+    fields, experiment = study.fields, study.experiment
+    content: dict[str, Any] = {
         "base": {
-            path: value for path, value in study.base.items() if value != FIELDS[path].default
+            path: value for path, value in study.base.items() if value != fields[path].default
         },
         "axes": [[axis.name, axis.fields, axis.values] for axis in study.axes],
     }
+    if experiment.name != DEFAULT_EXPERIMENT or experiment.source:
+        content["experiment"] = [experiment.name, experiment.source]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

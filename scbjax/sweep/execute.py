@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 import scbjax
+from scbjax.base import StudyError
 from scbjax.keys import THREEFRY
-from scbjax.observe import OBSERVABLES
 from scbjax.sweep import cost
 from scbjax.sweep.chunks import (
     SEGMENT_SECONDS,
@@ -36,10 +36,11 @@ from scbjax.sweep.dataset import (
     save_dataset,
     write_dataset,
 )
-from scbjax.sweep.divergence import divergence_report, rate_warnings
+from scbjax.sweep.divergence import divergence_report
 from scbjax.sweep.engines import Engine, LocalEngine
-from scbjax.sweep.fields import StudyError, shown
+from scbjax.sweep.fields import shown
 from scbjax.sweep.lock import hold, refuse_held_below
+from scbjax.sweep.measured import cost_of
 from scbjax.sweep.plan import Chunk, Layout, Plan, Program, make_plan, plan_with_layout
 from scbjax.sweep.progress import Meter, Progress, counted, readable_seconds
 from scbjax.sweep.search import search
@@ -145,7 +146,7 @@ def run_study(
                 return RunReport(out, dataset, already_complete=True)
             if dataset.exists():
                 progress.say(f"{dataset} is damaged and is written again")
-            for line in rate_warnings(plan.study):
+            for line in plan.study.experiment.warn(plan.study):
                 progress.say(line)
             session = _Session(plan, store, progress, checkpoint_seconds)
             with session.interruptible():
@@ -386,8 +387,8 @@ class _Session:
         """Shows a segment's progress, saves it when it is time to, and stops when told to."""
         chunk, program = segment.chunk, self._program(segment.chunk)
         trajectories, work = self._share(chunk, segment.records / program.num_records)
-        steps = trajectories * program.fixed["train.steps"]
-        tokens = trajectories * cost.tokens_per_trajectory(program.fixed)
+        steps = trajectories * program.num_steps
+        tokens = trajectories * program.cost.tokens(program.fixed)
         self._meter.add(
             seconds=segment.seconds,
             trajectories=trajectories,
@@ -395,7 +396,8 @@ class _Session:
             steps=steps,
             tokens=tokens,
         )
-        metric = live_metric(self.plan.study.variables), segment.metric
+        study = self.plan.study
+        metric = live_metric(study.experiment, study.variables), segment.metric
         self.progress.show(self._meter.reading(metric))
         if segment.records_done == program.num_records:
             return
@@ -479,18 +481,14 @@ def _write(session: _Session, facts: Mapping[str, str]) -> RunReport:
         raise StudyError(f"{store.out} was changed while the study ran: {error}") from None
     run_seconds = sum(float(times["run_seconds"]) for times in taken)
     compile_seconds = sum(float(times["compile_seconds"]) for times in taken)
-    descriptions = {
-        name: {"long_name": entry.long_name, "units": entry.units, "symbol": entry.symbol}
-        for name, entry in OBSERVABLES.items()
-    }
     times = {"wall_seconds": run_seconds + compile_seconds, "compile_seconds": compile_seconds}
-    written = write_dataset(plan, store, descriptions, {**facts, **times})
+    written = write_dataset(plan, store, {**facts, **times})
     session.progress.say(
         f"{counted(plan.num_trajectories, 'trajectory')} in {readable_seconds(run_seconds)} "
         f"and {readable_seconds(compile_seconds)} of compilation"
     )
-    signals = (gather(plan, store, f"{name}_signal") for name in ("transition", "pattern"))
-    for line in divergence_report(plan, written.diverged_at, *signals):
+    constants = {name: gather(plan, store, name) for name in plan.study.experiment.constants}
+    for line in divergence_report(plan, written.diverged_at, constants):
         session.progress.say(line)
     return RunReport(
         store.out,
@@ -525,6 +523,7 @@ def plan_here(study: Study, memory_bytes: int | None = None) -> Plan:
         memory_bytes=device_memory_bytes() if memory_bytes is None else memory_bytes,
         device_count=len(devices),
         cache_bytes=cost.CACHE_BYTES if devices[0].platform == "cpu" else None,
+        measure=cost_of,
     )
 
 

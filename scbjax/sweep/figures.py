@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from scbjax.sweep.fields import StudyError
+from scbjax.base import StudyError
 from scbjax.sweep.scripts import find_script, find_scripts
 
 FOLDER = "figures"

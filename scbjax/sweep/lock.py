@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from scbjax.sweep.fields import StudyError
+from scbjax.base import StudyError
 from scbjax.sweep.store import make_folder
 
 LOCK_NAME = "lock"

@@ -5,10 +5,10 @@ combination of their values is a :class:`Program` with a compilation of its own.
 are *traced*: they are arrays, and one program runs all their values. Traced axes come in two
 layers, vmap inside vmap:
 
-* the *outer* layer holds what changes the transition matrix or the tokens (seeds, skew, K_P);
-* the *inner* layer holds what only the learner sees (rates, l1, ...), and the sparsity, which
-  changes the pattern alone. The points of the inner layer share their tokens, which are drawn once
-  for all of them: comparisons along it are paired, and its random bits are paid for once.
+* the *outer* layer holds what changes the data (seeds, and what a task's tokens depend on);
+* the *inner* layer holds what only the learner sees (rates, l1, ...), and what changes a task but
+  not its data. The points of the inner layer share their data, which are drawn once for all of
+  them: comparisons along it are paired, and its random bits are paid for once.
 
 The grid of a program (outer x inner) is cut into chunks of one shape, so that it is compiled once.
 Planning needs no JAX.
@@ -16,7 +16,7 @@ Planning needs no JAX.
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -24,23 +24,26 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from scbjax.base import RECORD_EVERY, STEPS, Cost, Experiment, StudyError, Values
 from scbjax.sweep import cost
-from scbjax.sweep.fields import FIELDS, INT32_MAX, StudyError
 from scbjax.sweep.study import Axis, Study, fingerprint
-
-# Preconditioned SGD is the proximal program with both thresholds at zero and without stage 3, so
-# that the two arms of a comparison run in one program, on the same batches.
-SGD_AS_PROXIMAL: Mapping[str, Any] = {
-    "train.optimizer": "proximal",
-    "train.l1": 0.0,
-    "train.threshold": 0.0,
-    "train.stop_level": math.inf,
-    "train.stop_step": INT32_MAX,
-}
-
 
 Layout: TypeAlias = tuple[tuple[int, int, int], ...]
 """For every program of a plan: outer and inner points of a chunk, and outer points of a block."""
+
+Group: TypeAlias = tuple[tuple[str, Any], ...]
+"""Static fields and their values."""
+
+UNKNOWN = Cost(
+    shared_bytes=lambda _: 0,
+    kept_bytes=lambda _: 1,
+    temporary_bytes=lambda _: 1,
+    step_bytes=lambda _, __: 1,
+    run_seconds=lambda _, __: 0.0,
+    tokens=lambda _: 0,
+    is_taken_singly=lambda _: False,
+)
+"""What trajectories take of which nothing is known."""
 
 # Share of its points that a chunk may be padded by to be a whole number of larger blocks.
 _PADDING_SHARE = 0.05
@@ -68,16 +71,19 @@ class Program:
 
     Attributes:
         index: its place in the plan.
+        experiment: what it computes.
         fixed: value of every field that no layer varies, by dotted path.
-        outer: points that change the tokens.
-        inner: points that share the tokens of an outer point.
+        outer: points that change the data.
+        inner: points that share the data of an outer point.
         positions: [outer, inner] int64; where each trajectory stands in the study's flattened grid.
         chunk_shape: points (outer, inner) of each of its chunks; trailing chunks are padded to it.
         block: outer points of a chunk that a device works on at a time.
         devices: devices that share a chunk.
+        cost: what its trajectories take.
     """
 
     index: int
+    experiment: Experiment = field(compare=False)
     fixed: Mapping[str, Any]
     outer: Layer
     inner: Layer
@@ -85,33 +91,46 @@ class Program:
     chunk_shape: tuple[int, int] = (1, 1)
     block: int = 1
     devices: int = 1
+    cost: Cost = field(default=UNKNOWN, compare=False)
 
     @property
     def num_records(self) -> int:
         """Records of a trajectory, with that of its initial state."""
-        return int(self.fixed["train.steps"]) // int(self.fixed["train.record_every"]) + 1
+        return self.num_steps // self.record_every + 1
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of a trajectory."""
+        return int(self.fixed[STEPS.path])
+
+    @property
+    def record_every(self) -> int:
+        """Steps between two records."""
+        return int(self.fixed[RECORD_EVERY.path])
 
     @property
     def memory_bytes(self) -> int:
         """Estimated peak memory of one chunk over all its devices, in bytes."""
-        return cost.chunk_bytes(self.fixed, self.chunk_shape, self.devices * self.block)
+        return self.cost.chunk_bytes(self.fixed, self.chunk_shape, self.devices * self.block)
 
     @property
     def is_taken_singly(self) -> bool:
         """Whether a block holds one outer point on any number of devices, for its size."""
-        large = 2 * cost.step_bytes(self.fixed, self.chunk_shape[1]) > cost.CACHE_BYTES
-        large |= not cost.is_small(self.fixed)
+        # By what the experiment says, not by what is measured here: it decides about the program.
+        takes = self.experiment.cost or UNKNOWN
+        large = 2 * takes.step_bytes(self.fixed, self.chunk_shape[1]) > cost.CACHE_BYTES
+        large |= takes.is_taken_singly(self.fixed)
         return self.chunk_shape[0] == 1 or (large and self.block == 1)
 
     @property
     def tokens(self) -> int:
-        """Context tokens that all its trajectories read, in all their steps."""
-        return self.positions.size * cost.tokens_per_trajectory(self.fixed)
+        """Tokens that all its trajectories read, in all their steps."""
+        return self.positions.size * self.cost.tokens(self.fixed)
 
     @property
     def seconds(self) -> float:
         """Estimated run time on two CPU cores, without compilation."""
-        return cost.run_seconds(self.fixed, (self.outer.size, self.inner.size))
+        return self.cost.run_seconds(self.fixed, (self.outer.size, self.inner.size))
 
 
 @dataclass(frozen=True)
@@ -170,11 +189,11 @@ class Plan:
     @property
     def num_steps(self) -> int:
         """Steps of all trajectories together."""
-        return sum(p.positions.size * int(p.fixed["train.steps"]) for p in self.programs)
+        return sum(p.positions.size * p.num_steps for p in self.programs)
 
     @property
     def tokens(self) -> int:
-        """Context tokens that all trajectories read."""
+        """Tokens that all trajectories read."""
         return sum(program.tokens for program in self.programs)
 
     @property
@@ -208,12 +227,17 @@ class Plan:
         return self.programs[chunk.program].positions[slice(*chunk.outer), slice(*chunk.inner)]
 
 
+Measure: TypeAlias = Callable[[Program], Cost]
+"""What the trajectories of a program take."""
+
+
 def make_plan(
     study: Study,
     *,
     memory_bytes: int | None = None,
     device_count: int = 1,
     cache_bytes: int | None = cost.CACHE_BYTES,
+    measure: Measure = lambda _: UNKNOWN,
 ) -> Plan:
     """Splits a study into programs, and these into chunks that fit a memory budget.
 
@@ -228,6 +252,7 @@ def make_plan(
         device_count: devices that may share the outer layer.
         cache_bytes: size of the temporaries of a block; None for blocks as large as the chunk, as
             suits accelerators.
+        measure: tells what the trajectories of a program take if the experiment does not.
 
     Returns:
         The plan. It depends on the arguments alone, not on the state of the machine.
@@ -236,7 +261,11 @@ def make_plan(
         StudyError: a single trajectory does not fit the budget.
     """
     budget = cost.default_memory_bytes() if memory_bytes is None else memory_bytes
-    programs = [_fit(program, budget, device_count, cache_bytes) for program in _programs(study)]
+    most = device_count, cache_bytes
+    programs = [
+        _fit(replace(program, cost=study.experiment.cost or measure(program)), budget, *most)
+        for program in _programs(study)
+    ]
     return _assemble(study, programs, device_count)
 
 
@@ -298,19 +327,21 @@ def _ranges(size: int, step: int) -> list[tuple[int, int]]:
 
 def _programs(study: Study) -> Iterator[Program]:
     layers = _layers(study)
-    groups = [_rows_by_static_values(axis) for axis in study.axes]
+    groups = [_rows_by_static_values(study, axis) for axis in study.axes]
     for index, combination in enumerate(itertools.product(*(group.items() for group in groups))):
         static = dict(pair for values, _ in combination for pair in values)
         rows = [rows for _, rows in combination]
         base = {**study.base, **static}
-        outer, outer_rows = _layer(study.axes, rows, base, [kind == "outer" for kind in layers])
-        inner, inner_rows = _layer(study.axes, rows, base, [kind == "inner" for kind in layers])
+        outer, outer_rows = _layer(study, rows, base, [kind == "outer" for kind in layers])
+        inner, inner_rows = _layer(study, rows, base, [kind == "inner" for kind in layers])
         varying = {*outer.columns, *inner.columns}
-        fixed = {path: value for path, value in _lowered(base).items() if path not in varying}
+        lowered = _lowered(study, base)
+        fixed = {path: value for path, value in lowered.items() if path not in varying}
         # An axis stands in one layer only, and each layer leaves the rows of the other's axes at 0.
         index_of_axis = outer_rows[:, :, None] + inner_rows[:, None, :]
         positions = _flat_positions(index_of_axis, grid_shape(study))
-        yield Program(index, fixed, outer, inner, positions)
+        known = study.experiment.cost or UNKNOWN
+        yield Program(index, study.experiment, fixed, outer, inner, positions, cost=known)
 
 
 def _flat_positions(rows: npt.NDArray[np.int64], shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
@@ -319,73 +350,76 @@ def _flat_positions(rows: npt.NDArray[np.int64], shape: tuple[int, ...]) -> npt.
     return np.asarray(np.ravel_multi_index(tuple(rows), shape), np.int64)
 
 
-def _lowered(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a point as the program sees them, with SGD turned into the proximal arm."""
-    is_sgd = values.get("train.optimizer") == "sgd"
-    return {**values, **SGD_AS_PROXIMAL} if is_sgd else dict(values)
+def _lowered(study: Study, values: Values) -> dict[str, Any]:
+    """The values of a point, or some of them, as the program sees them."""
+    lowering = study.experiment.lowering
+    return lowering.apply(values) if lowering else dict(values)
 
 
-def _rows_by_static_values(axis: Axis) -> dict[tuple[tuple[str, Any], ...], list[int]]:
+def _rows_by_static_values(
+    study: Study, axis: Axis
+) -> dict[tuple[tuple[str, Any], ...], list[int]]:
     """The rows of an axis, grouped by the values of its static fields."""
-    if not any(FIELDS[path].kind == "static" for path in axis.fields):
+    static = {path for path in axis.fields if study.fields[path].kind == "static"}
+    if not static:
         return {(): list(range(len(axis)))}
-    groups: dict[tuple[tuple[str, Any], ...], list[int]] = {}
+    groups: dict[Group, list[int]] = {}
     for row, values in enumerate(axis.values):
-        point = dict(zip(axis.fields, values, strict=True))
-        if point.get("train.optimizer") == "sgd":
-            point["train.optimizer"] = "proximal"
-        static = tuple((p, v) for p, v in point.items() if FIELDS[p].kind == "static")
-        groups.setdefault(static, []).append(row)
+        point = _lowered(study, dict(zip(axis.fields, values, strict=True)))
+        group = tuple((path, point[path]) for path in axis.fields if path in static)
+        groups.setdefault(group, []).append(row)
     return groups
 
 
 def _layers(study: Study) -> list[Literal["outer", "inner"]]:
     """The layer of every axis; a zip with an outer field belongs to the outer layer as a whole."""
+    fields = study.fields
     outer = [
-        any(FIELDS[p].layer == "outer" and FIELDS[p].kind != "static" for p in axis.fields)
+        any(fields[p].layer == "outer" and fields[p].kind != "static" for p in axis.fields)
         for axis in study.axes
     ]
-    # Lowering makes l1 and others depend on the optimizer too. A value that depends on both layers
-    # would belong to neither, so then the axes concerned go to the outer one together.
-    if any(_is_lowered(axis) for axis in study.axes):
-        linked = [not SGD_AS_PROXIMAL.keys().isdisjoint(axis.fields) for axis in study.axes]
+    # Lowering makes some fields depend on others. A value that depends on both layers would belong
+    # to neither, so then the axes concerned go to the outer one together.
+    lowering = study.experiment.lowering
+    if lowering and any(_is_lowered(study, axis) for axis in study.axes):
+        linked = [not lowering.writes.isdisjoint(axis.fields) for axis in study.axes]
         if any(is_outer and link for is_outer, link in zip(outer, linked, strict=True)):
             outer = [is_outer or link for is_outer, link in zip(outer, linked, strict=True)]
     return ["outer" if is_outer else "inner" for is_outer in outer]
 
 
-def _is_lowered(axis: Axis) -> bool:
-    """Whether an axis turns SGD on at some of its points."""
-    if "train.optimizer" not in axis.fields:
+def _is_lowered(study: Study, axis: Axis) -> bool:
+    """Whether some points of an axis are computed as others."""
+    lowering = study.experiment.lowering
+    if lowering is None or lowering.reads.isdisjoint(axis.fields):
         return False
-    column = axis.fields.index("train.optimizer")
-    return any(row[column] == "sgd" for row in axis.values)
+    points = (dict(zip(axis.fields, row, strict=True)) for row in axis.values)
+    return any(lowering.apply(point) != point for point in points)
 
 
 def _layer(
-    axes: Sequence[Axis],
-    rows: Sequence[Sequence[int]],
-    base: Mapping[str, Any],
-    member: Sequence[bool],
+    study: Study, rows: Sequence[Sequence[int]], base: Values, member: Sequence[bool]
 ) -> tuple[Layer, npt.NDArray[np.int64]]:
     """The points of a layer, and the row of every axis at each of them, [axes, points]."""
+    axes, lowering = study.axes, study.experiment.lowering
     picked = [r if m else [0] for r, m in zip(rows, member, strict=True)]
     points = list(itertools.product(*picked))
     members = [axis for axis, m in zip(axes, member, strict=True) if m]
     swept = {path for axis in members for path in axis.fields}
-    if any(_is_lowered(axis) for axis in members):
-        swept |= SGD_AS_PROXIMAL.keys()
-    # Of the base, what `_lowered` asks for and what it may replace: there may be a million points.
-    needed = {path: base[path] for path in base if path in swept or path == "train.optimizer"}
+    if lowering and any(_is_lowered(study, axis) for axis in members):
+        swept |= lowering.writes
+    # Of the base, what lowering asks for and what it may replace: there may be a million points.
+    asked = swept | (lowering.reads if lowering else set())
+    needed = {path: base[path] for path in base if path in asked}
     values = []
     for point in points:
         own = dict(needed)
         for axis, row in zip(members, itertools.compress(point, member), strict=True):
             own.update(zip(axis.fields, axis.values[row], strict=True))
-        values.append(_lowered(own))
+        values.append(_lowered(study, own))
     columns = {
         path: tuple(value[path] for value in values)
-        for path, entry in FIELDS.items()
+        for path, entry in study.fields.items()
         if path in swept and entry.kind != "static"
     }
     return Layer(len(points), columns), np.array(points, np.int64).reshape(len(points), len(axes)).T
@@ -394,28 +428,29 @@ def _layer(
 def _fit(program: Program, budget: int, device_count: int, cache_bytes: int | None) -> Program:
     """The program with the largest even chunk in the budget, cut along its outer layer first."""
     outer, inner, values = program.outer.size, program.inner.size, program.fixed
-    one = cost.chunk_bytes(values, (1, 1), 1)
+    takes = program.cost
+    one = takes.chunk_bytes(values, (1, 1), 1)
     if one > budget:
         raise StudyError(
             f"one trajectory needs about {cost.readable_bytes(one)}, "
             f"more than the memory budget of {cost.readable_bytes(budget)}"
         )
-    devices = min(device_count, outer, max(1, budget // cost.chunk_bytes(values, (1, inner), 1)))
+    devices = min(device_count, outer, max(1, budget // takes.chunk_bytes(values, (1, inner), 1)))
     if cache_bytes is not None:  # CPU devices share the cores
         devices = _without_padding(outer, devices)
-    most = budget // devices // cost.chunk_bytes(values, (1, inner), 1)
+    most = budget // devices // takes.chunk_bytes(values, (1, inner), 1)
     if most < 1:
-        room = budget - cost.outer_bytes(values)
-        most = room // (cost.kept_bytes(values) + cost.temporary_bytes(values))
+        room = budget - takes.shared_bytes(values)
+        most = room // (takes.kept_bytes(values) + takes.temporary_bytes(values))
         return replace(program, chunk_shape=(1, math.ceil(inner / math.ceil(inner / most))))
     if cache_bytes is not None:
-        # With a large vocabulary one after the other is twice as fast (`scbjax.singly`).
-        fitting = cache_bytes // cost.step_bytes(values, inner) if cost.is_small(values) else 1
+        singly = takes.is_taken_singly(values)
+        fitting = 1 if singly else cache_bytes // max(1, takes.step_bytes(values, inner))
         most = min(most, max(1, fitting))
     block = _even_block(math.ceil(outer / devices), most)
     unit = devices * block
-    room = budget - devices * cost.block_bytes(values, (block, inner))
-    most = room // (inner * cost.kept_bytes(values)) // unit * unit
+    room = budget - devices * takes.block_bytes(values, (block, inner))
+    most = room // (inner * takes.kept_bytes(values)) // unit * unit
     even = math.ceil(outer / math.ceil(outer / most))
     shape = min(math.ceil(even / unit) * unit, most), inner
     return replace(program, chunk_shape=shape, block=block, devices=devices)

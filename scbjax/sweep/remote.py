@@ -15,6 +15,7 @@ import jax
 from distributed import Reschedule, get_worker
 from distributed.worker import WORKER_ANY_RUNNING
 
+from scbjax.base import StudyError
 from scbjax.sweep import cost
 from scbjax.sweep.backend import (
     cpu_device_count,
@@ -25,7 +26,6 @@ from scbjax.sweep.backend import (
 from scbjax.sweep.chunks import ChunkResult, Executor, Segment
 from scbjax.sweep.definition import to_toml
 from scbjax.sweep.execute import device_memory_bytes, provenance
-from scbjax.sweep.fields import StudyError
 from scbjax.sweep.plan import Layout, Plan, Program, plan_with_layout
 from scbjax.sweep.study import parse_study
 

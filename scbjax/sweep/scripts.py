@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scbjax.sweep.fields import StudyError, nearest, shown
+from scbjax.base import StudyError
+from scbjax.sweep.fields import shown
 from scbjax.sweep.study import outside_checkout, search_path
+from scbjax.tables import nearest
 
 
 def find_scripts(folder: str) -> dict[str, Path]:

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from scbjax.base import short_name
 from scbjax.sweep.axes import Axis
 from scbjax.sweep.cells import Cell, cell_axes, cells_of, seed_axes
 from scbjax.sweep.definition import Study
-from scbjax.sweep.fields import FIELDS, find_field
 
 if TYPE_CHECKING:
     import xarray
@@ -52,7 +52,7 @@ def first_values(first: float, last: float, points: int) -> tuple[float, ...]:
 
 def first_studies(study: Study) -> list[Study]:
     """The studies of the first round, one a cell; those of later rounds cost the same."""
-    path, points = find_field(study.base["search.field"]).path, study.base["search.points"]
+    path, points = study.fields.find(study.base["search.field"]).path, study.base["search.points"]
     values = first_values(study.base["search.first"], study.base["search.last"], points)
     return [_with_values(cell.study, path, values) for cell in cells_of(study)]
 
@@ -141,7 +141,7 @@ class _Probes:
 
 
 def _search_cell(study: Study, cell: Cell, out: Path, measure: Measure) -> _Probes:
-    path, share = find_field(study.base["search.field"]).path, study.base["search.share"]
+    path, share = study.fields.find(study.base["search.field"]).path, study.base["search.share"]
     points = study.base["search.points"]
     values = first_values(study.base["search.first"], study.base["search.last"], points)
     rounds: list[_Probes] = []
@@ -160,7 +160,7 @@ def _search_cell(study: Study, cell: Cell, out: Path, measure: Measure) -> _Prob
 
 
 def _with_values(study: Study, path: str, values: Sequence[float]) -> Study:
-    axis = Axis(FIELDS[path].short, (path,), tuple((value,) for value in values))
+    axis = Axis(short_name(path), (path,), tuple((value,) for value in values))
     base = {name: value for name, value in study.base.items() if name != path}
     return replace(study, base=MappingProxyType(base), axes=(*study.axes, axis))
 
@@ -172,13 +172,15 @@ def _probes(study: Study, dataset: xarray.Dataset, values: Sequence[float]) -> _
         array = dataset[name].to_numpy().astype(np.float64)
         return array.reshape(-1, *array.shape[-2:])
 
-    samples = flat("samples")
+    rules = study.experiment.search
+    assert rules is not None  # or it would not have been read as a search
+    samples = flat(rules.samples)
     goal, level = flat(study.base["search.goal"]), study.base["search.level"]
     rises = study.base["search.direction"] == "rises"
     return _Probes(
         np.asarray(values, np.float64),
         samples_to(samples, goal >= level if rises else goal <= level),
-        samples_to(samples, flat("stage") > 1),
+        samples_to(samples, flat(rules.stage) > 1),
     )
 
 
@@ -190,10 +192,10 @@ def _dataset(study: Study, found: Sequence[_Probes]) -> xarray.Dataset:
     cells, seeds = cell_axes(study), seed_axes(study)
     cell_names, seed_names = ([axis.name for axis in axes] for axes in (cells, seeds))
     cell_shape, seed_shape = ([len(axis) for axis in axes] for axes in (cells, seeds))
-    field = find_field(study.base["search.field"])
+    field = study.fields.find(study.base["search.field"])
     coords: dict[str, Any] = {}
     for axis in (*cells, *seeds):
-        coords.update(axis_coords(axis))
+        coords.update(axis_coords(study, axis))
 
     def runs(name: str) -> npt.NDArray[Any]:
         stacked = np.stack([getattr(probes, name) for probes in found])

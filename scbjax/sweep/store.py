@@ -26,7 +26,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from scbjax.sweep.fields import StudyError
+from scbjax.base import StudyError
 from scbjax.sweep.plan import Chunk, Layout, Plan, plan_with_layout
 from scbjax.sweep.study import Study, check_name, fingerprint, parse_study, to_toml
 

@@ -41,6 +41,15 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import scbjax
+from scbjax.base import (
+    RECORD_EVERY,
+    STEPS,
+    Experiment,
+    Parameter,
+    Relation,
+    Required,
+    StudyError,
+)
 from scbjax.sweep.axes import (
     MAX_NAME,
     Axis,
@@ -54,25 +63,13 @@ from scbjax.sweep.axes import (
     without,
 )
 from scbjax.sweep.cells import check_search, is_search
-from scbjax.sweep.definition import Study, combinations, fingerprint, to_toml
-from scbjax.sweep.fields import (
-    DEFAULT_RECORD,
-    FIELDS,
-    INT32_MAX,
-    TABLES,
-    Field,
-    Required,
-    StudyError,
-    find_field,
-    nearest,
-    read_value,
-    shown,
-)
+from scbjax.sweep.definition import DEFAULT_EXPERIMENT, Study, fingerprint, to_toml
+from scbjax.sweep.experiments import find_experiment
+from scbjax.sweep.fields import Fields, fields_of, read_value, shown
+from scbjax.tables import nearest
 
 __all__ = [
-    "FIELDS",
     "Axis",
-    "Field",
     "Study",
     "StudyError",
     "check_name",
@@ -93,6 +90,7 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _BYTE_ORDER_MARK = "\ufeff"
 _TEXTS = ("title", "question")
+_EXPERIMENT = "experiment"
 _SMALL = "small"
 
 Table: TypeAlias = Mapping[str, Any]
@@ -102,9 +100,14 @@ Table: TypeAlias = Mapping[str, Any]
 class _Draft:
     """What a file and the overrides said, each value checked by itself, defaults not filled in."""
 
+    experiment: Experiment
     texts: Mapping[str, str]
     values: Mapping[str, Any]
     axes: tuple[Axis, ...]
+
+    @property
+    def fields(self) -> Fields:
+        return fields_of(self.experiment)
 
 
 # ---------------------------------------------------------------------------- finding and loading
@@ -139,6 +142,7 @@ def load_study(
     *,
     small: bool = False,
     say: Callable[[str], None] = lambda _: None,
+    experiments: Sequence[Experiment] = (),
 ) -> Study:
     """Reads and checks a study.
 
@@ -149,6 +153,8 @@ def load_study(
             replaces it; the last one wins.
         small: take the study's own small size, a list of overrides called ``small``, first.
         say: hears of an override that was taken for one of an axis.
+        experiments: those that the study may name beside the library's own. If there is just one,
+            a study that names none is about it.
 
     Returns:
         The study.
@@ -158,7 +164,15 @@ def load_study(
     """
     path = _locate(str(path_or_name))
     text = _read_text(path)
-    return parse_study(text, path.stem, overrides, source=str(path), small=small, say=say)
+    return parse_study(
+        text,
+        path.stem,
+        overrides,
+        source=str(path),
+        small=small,
+        say=say,
+        experiments=experiments,
+    )
 
 
 def parse_study(
@@ -169,6 +183,7 @@ def parse_study(
     source: str = "study",
     small: bool = False,
     say: Callable[[str], None] = lambda _: None,
+    experiments: Sequence[Experiment] = (),
 ) -> Study:
     """Reads and checks a study from TOML text; see `load_study`.
 
@@ -179,6 +194,7 @@ def parse_study(
         source: what error messages call the text.
         small: as for `load_study`.
         say: as for `load_study`.
+        experiments: as for `load_study`.
 
     Raises:
         StudyError: the text or an override is wrong.
@@ -186,7 +202,7 @@ def parse_study(
     check_name(name)
     table = _parse_toml(text, source)
     try:
-        draft = _read_document(table)
+        draft = _read_document(table, experiments)
         smaller = _read_small(table)
     except StudyError as error:
         raise StudyError(f"{source}: {error}") from None
@@ -307,22 +323,28 @@ def _has_surrogates(text: str) -> bool:
 # ---------------------------------------------------------------------------- reading the tables
 
 
-def _read_document(document: Table) -> _Draft:
+def _read_document(document: Table, experiments: Sequence[Experiment]) -> _Draft:
+    own = experiments[0].name if len(experiments) == 1 else DEFAULT_EXPERIMENT
+    experiment = find_experiment(document.get(_EXPERIMENT, own), experiments)
+    fields = fields_of(experiment)
     values: dict[str, Any] = {}
     for key, raw in document.items():
-        if key in TABLES:
-            values.update(_read_table(key, raw))
-        elif key in FIELDS:
-            values[key] = read_value(FIELDS[key], raw)
-        elif key not in (*_TEXTS, _SMALL, "axes", "zip"):
-            raise _unknown_key(key, raw)
-    axes = (*read_axes(document.get("axes", {})), *read_zips(document.get("zip", [])))
+        if key in fields.tables:
+            values.update(_read_table(fields, key, raw))
+        elif key in fields:
+            values[key] = read_value(fields[key], raw)
+        elif key not in (*_TEXTS, _EXPERIMENT, _SMALL, "axes", "zip"):
+            raise _unknown_key(fields, key, raw)
+    axes = (
+        *read_axes(fields, document.get("axes", {})),
+        *read_zips(fields, document.get("zip", [])),
+    )
     for path in (path for axis in axes for path in axis.fields):
         if path in values:
             raise StudyError(f"{path} has a single value and is an axis as well; keep one of them")
     check_axes(axes)
     texts = {key: _read_line(key, document[key]) for key in _TEXTS if key in document}
-    return _Draft(texts, values, axes)
+    return _Draft(experiment, texts, values, axes)
 
 
 def _read_small(document: Table) -> tuple[str, ...]:
@@ -335,13 +357,13 @@ def _read_small(document: Table) -> tuple[str, ...]:
     return tuple(raw)
 
 
-def _unknown_key(key: str, raw: object) -> StudyError:
+def _unknown_key(fields: Fields, key: str, raw: object) -> StudyError:
     if isinstance(raw, Mapping):
-        names = [*TABLES, "axes", "zip"]
+        names = [*fields.tables, "axes", "zip"]
         hint = nearest(key, names) or f" (tables: {', '.join(names)})"
         return StudyError(f"unknown table {shown(key)}{hint}")
     try:
-        path = find_field(key).path
+        path = fields.find(key).path
     except StudyError as error:
         return error
     table = path.rpartition(".")[0]
@@ -358,19 +380,19 @@ def _read_line(key: str, raw: object) -> str:
     return line
 
 
-def _read_table(table: str, raw: object) -> dict[str, Any]:
+def _read_table(fields: Fields, table: str, raw: object) -> dict[str, Any]:
     if not isinstance(raw, Mapping):
         raise StudyError(f"{table} must be a table, got {shown(raw)}")
     values = {}
     for key, entry in raw.items():
-        field = _field_in(table, key)
+        field = _field_in(fields, table, key)
         values[field.path] = read_value(field, entry)
     return values
 
 
-def _field_in(table: str, key: str) -> Field:
+def _field_in(fields: Fields, table: str, key: str) -> Parameter:
     path = f"{table}.{key}"
-    return FIELDS[path] if path in FIELDS else find_field(path)
+    return fields[path] if path in fields else fields.find(path)
 
 
 # ---------------------------------------------------------------------------- overrides
@@ -387,10 +409,10 @@ def _override(draft: _Draft, override: str) -> _Draft:
     if name in _TEXTS:
         return replace(draft, texts={**draft.texts, name: _read_line(name, raw)})
     if name.startswith("axes."):
-        return _override_axis(draft, axis_field(name.removeprefix("axes.")), raw)
+        return _override_axis(draft, axis_field(draft.fields, name.removeprefix("axes.")), raw)
     if name.startswith("zip."):
         return _override_zip(draft, name.removeprefix("zip."), raw)
-    field = find_field(name)
+    field = draft.fields.find(name)
     value = read_value(field, raw)
     return replace(
         draft,
@@ -404,7 +426,7 @@ def _meant(draft: _Draft, override: str) -> str:
     name, _, text = override.partition("=")
     axes = {axis.fields[0] for axis in draft.axes if not axis.is_zip}
     try:
-        is_axis = find_field(name.strip()).path in axes
+        is_axis = draft.fields.find(name.strip()).path in axes
         many = is_axis and isinstance(_override_value(text.strip()), list | dict)
     except StudyError:
         return override
@@ -424,7 +446,7 @@ def _override_value(text: str) -> object:
     raise StudyError(f"{shown(text)} is not a TOML value: a number, true, false, 'text' or a list")
 
 
-def _override_axis(draft: _Draft, field: Field, raw: object) -> _Draft:
+def _override_axis(draft: _Draft, field: Parameter, raw: object) -> _Draft:
     for axis in draft.axes:
         if axis.is_zip and field.path in axis.fields:
             raise StudyError(f"{field.path} is part of the zip '{axis.name}' and no axis by itself")
@@ -461,108 +483,25 @@ def _resolve(draft: _Draft, name: str) -> Study:
     check_axes(axes)
     swept = {path for axis in axes for path in axis.fields}
     base: dict[str, Any] = {}
-    for path, field in FIELDS.items():
+    for path, field in draft.fields.items():
         if path in draft.values:
             base[path] = draft.values[path]
         elif path not in swept:
             if isinstance(field.default, Required):
                 raise StudyError(f"{path} is missing: set it in [{field.table}] or as an axis")
             base[path] = field.default
-    check_rounded(axes, base["task.dtype"])
+    check_rounded(draft.fields, axes, draft.experiment.dtype(base))
     base["record.snapshots"] = tuple(sorted(base["record.snapshots"]))
     title, question = draft.texts.get("title") or name, draft.texts.get("question", "")
-    study = Study(name, title, question, MappingProxyType(base), axes)
+    study = Study(name, title, question, MappingProxyType(base), axes, draft.experiment)
     _check_study(study)
     return study
 
 
-@dataclass(frozen=True)
-class _Relation:
-    """A condition on several fields at one point of the sweep, and the sentence when it fails."""
-
-    fields: tuple[str, ...]
-    holds: Callable[..., bool]
-    sentence: str
-
-
-_ATTENTION_RELATIONS = (
-    _Relation(
-        ("train.optimizer", "model.attention_map"),
-        lambda optimizer, attention: attention == "linear" or optimizer in ("raw_sgd", "adam"),
-        "train.optimizer = '{}' has no meaning with model.attention_map = '{}', "
-        "which needs raw_sgd or adam; a [[zip]] gives each map its own",
-    ),
-    _Relation(
-        ("train.start", "model.attention_map"),
-        lambda start, attention: attention == "linear" or start == "uniform",
-        "train.start = '{}' has no meaning with model.attention_map = '{}', which needs uniform",
-    ),
-)
-_RELATIONS = (
-    _Relation(
-        ("task.sparsity", "task.context_length"),
-        lambda sparsity, length: sparsity <= length,
-        "task.sparsity = {} is larger than task.context_length = {}",
-    ),
-    _Relation(
-        ("task.tagged_positions", "task.sparsity", "task.context_length"),
-        lambda tagged, sparsity, length: tagged is None or tagged > sparsity or tagged >= length,
-        "task.tagged_positions = {} is not larger than task.sparsity = {}",
-    ),
-    _Relation(
-        ("train.start", "task.tagged_positions", "task.context_length"),
-        lambda start, tagged, length: start == "uniform" or tagged is None or tagged >= length,
-        "train.start = '{}' has no simulation; leave out task.tagged_positions = {}",
-    ),
-    _Relation(
-        ("model.attention_map", "task.tagged_positions", "task.context_length"),
-        lambda attention, tagged, length: (
-            attention == "linear" or tagged is None or tagged >= length
-        ),
-        "model.attention_map = '{}' has no simulation; leave out task.tagged_positions = {}",
-    ),
-    _Relation(
-        ("train.optimizer", "task.tagged_positions", "task.context_length"),
-        lambda optimizer, tagged, length: optimizer != "adam" or tagged is None or tagged >= length,
-        "train.optimizer = '{}' has no simulation; leave out task.tagged_positions = {}",
-    ),
-    _Relation(
-        ("record.variables", "task.tagged_positions", "task.context_length"),
-        lambda names, tagged, length: (
-            tagged is None or tagged >= length or set(names) <= set(DEFAULT_RECORD)
-        ),
-        "record.variables asks for more than a simulation has, the variables that are recorded by "
-        "default; leave out task.tagged_positions = {1}",
-    ),
-    _Relation(
-        ("train.steps", "train.record_every"),
-        lambda steps, every: steps % every == 0,
-        "train.steps = {} is not a multiple of train.record_every = {}",
-    ),
-    _Relation(
-        ("transfer.first_samples", "train.batch_size", "train.start"),
-        lambda samples, batch, start: start == "uniform" or samples % batch == 0,
-        "transfer.first_samples = {} is not a multiple of train.batch_size = {}",
-    ),
-    _Relation(
-        ("transfer.pretraining_steps", "train.record_every", "train.start"),
-        lambda steps, every, start: start != "pretrained" or steps % every == 0,
-        "transfer.pretraining_steps = {} is not a multiple of train.record_every = {}",
-    ),
-    _Relation(
-        ("train.switch_on", "train.switch_step"),
-        lambda switch_on, step: switch_on != "step" or step < INT32_MAX,
-        "train.switch_on = '{}' needs a train.switch_step below {}",
-    ),
-    *_ATTENTION_RELATIONS,
-    _Relation(
-        ("train.steps", "train.batch_size", "train.start", "transfer.first_samples"),
-        lambda steps, batch, start, first: (
-            steps * batch + (0 if start == "uniform" else first) <= INT32_MAX
-        ),
-        "train.steps = {} times train.batch_size = {} is more samples than "
-        f"an int32 can count ({INT32_MAX})",
-    ),
+_RECORDS_FIT = Relation(
+    (STEPS.path, RECORD_EVERY.path),
+    lambda steps, every: steps % every == 0,
+    f"{STEPS.path} = {{}} is not a multiple of {RECORD_EVERY.path} = {{}}",
 )
 
 
@@ -572,13 +511,14 @@ def _check_study(study: Study) -> None:
             f"the axes make {study.num_trajectories} trajectories; "
             f"at most {MAX_TRAJECTORIES} fit in a study"
         )
-    for relation in _RELATIONS:
-        for values in combinations(study, relation.fields):
+    for relation in (_RECORDS_FIT, *study.experiment.relations):
+        for values in study.combinations(relation.paths):
             if not relation.holds(*values):
                 raise StudyError(relation.sentence.format(*values))
     if not study.variables:
         raise StudyError("record.variables is empty; name at least one variable")
-    _check_kept_parameters(study)
+    study.experiment.check(study)
+    _check_kept(study)
     if is_search(study):
         check_search(study)
         return
@@ -587,23 +527,16 @@ def _check_study(study: Study) -> None:
             raise StudyError(f"{path} = {study.base[path]} needs a search.field to look for")
 
 
-def _check_kept_parameters(study: Study) -> None:
-    steps, every = study.base["train.steps"], study.base["train.record_every"]
+def _check_kept(study: Study) -> None:
+    steps, every = study.base[STEPS.path], study.base[RECORD_EVERY.path]
     for step in study.snapshots:
         if step > steps or step % every:
             raise StudyError(
-                f"record.snapshots must be multiples of train.record_every = {every} "
-                f"up to train.steps = {steps}, got {step}"
+                f"record.snapshots must be multiples of {RECORD_EVERY.path} = {every} "
+                f"up to {STEPS.path} = {steps}, got {step}"
             )
     if study.final or study.truth or study.snapshots:
-        tagged = study.base.get("task.tagged_positions", 0)
-        if tagged is not None:
-            raise StudyError(
-                "record.final, record.truth and record.snapshots need all positions, but "
-                "task.tagged_positions "
-                + (f"= {tagged} leaves most of them out" if tagged else "is an axis")
-            )
-        for path in ("task.num_tokens", "task.context_length"):
+        for path in study.experiment.size_paths:
             if path not in study.base:
                 raise StudyError(
                     f"record.final, record.truth and record.snapshots need matrices of one shape, "

@@ -16,11 +16,11 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
+from scbjax.base import StudyError
 from scbjax.sweep import cost
 from scbjax.sweep.chunks import Executor
 from scbjax.sweep.dataset import axes_of, dataset_name, is_of_task, is_whole, read_dataset
 from scbjax.sweep.execute import plan_here, provenance
-from scbjax.sweep.fields import StudyError
 from scbjax.sweep.plan import Plan, plan_with_layout
 from scbjax.sweep.store import Manifest, status
 from scbjax.sweep.study import Study, fingerprint, parse_study
@@ -132,20 +132,20 @@ def _compare(stored: Array, again: Array) -> tuple[int, int, float, bool]:
     return left.size, int(same.sum()), float(gaps.max(initial=0.0)), bool(close.all())
 
 
-def compare_datasets(stored: "xarray.Dataset", again: "xarray.Dataset") -> Comparison:
-    """Compares the variables of two datasets of one study; what only one has is different."""
+def compare_datasets(study: Study, stored: "xarray.Dataset", again: "xarray.Dataset") -> Comparison:
+    """Compares the variables of two datasets of a study; what only one has is different."""
     return compare(
-        (str(name), _along(stored, again, str(name)), _along(again, stored, str(name)))
-        for name in dict.fromkeys([*stored.data_vars, *again.data_vars])
+        (str(name), _along(study, stored, again, name), _along(study, again, stored, name))
+        for name in dict.fromkeys(map(str, [*stored.data_vars, *again.data_vars]))
     )
 
 
-def _along(dataset: "xarray.Dataset", other: "xarray.Dataset", name: str) -> Array:
+def _along(study: Study, dataset: "xarray.Dataset", other: "xarray.Dataset", name: str) -> Array:
     """A variable; of a task, whose parts older versions repeat along all axes, what both have."""
     if name not in dataset:
         return np.zeros(0)
     variable = dataset[name]
-    if name in other and is_of_task(name):
+    if name in other and is_of_task(study, name):
         variable = variable.isel({dim: 0 for dim in variable.dims if dim not in other[name].dims})
     array: Array = variable.to_numpy()
     return array

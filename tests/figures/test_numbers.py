@@ -23,7 +23,7 @@ from made import ARM
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from scbjax.sweep.fields import StudyError
+from scbjax.base import StudyError
 from scbjax.sweep.figures import draw_figure, numbers_of
 
 Make = Callable[..., xr.Dataset]

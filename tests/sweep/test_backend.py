@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from scbjax.base import StudyError
 from scbjax.sweep import backend
 from scbjax.sweep.backend import (
     compiler_options,
@@ -21,7 +22,6 @@ from scbjax.sweep.backend import (
     remove_oldest,
     usable_cores,
 )
-from scbjax.sweep.fields import StudyError
 
 reads_back = pytest.mark.skipif(
     jax.__version_info__ < backend.RELIABLE_SINCE, reason="this JAX reads programs back wrong"

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from scbjax.sweep import chunks, cost
+from scbjax.experiments.scb_cost import COST
+from scbjax.sweep import chunks
 from scbjax.sweep.chunks import Executor, Inputs, Prepared
 from scbjax.sweep.plan import Chunk, Program, make_plan
 from scbjax.sweep.study import parse_study
@@ -98,7 +99,7 @@ def test_a_mixed_grid_compiles_a_program_for_each_static_combination() -> None:
     axes = "axes.batch_size=[2, 3, 4]", "axes.seed={range=[0, 8]}", f"axes.l1={[*range(8)]}"
     study = parse_study(TEXT, "study", axes)
     values = make_plan(study).programs[-1].fixed
-    budget = cost.chunk_bytes(values, (3, 8), 1)
+    budget = COST.chunk_bytes(values, (3, 8), 1)
     plan = make_plan(study, memory_bytes=budget, cache_bytes=1)
     assert (plan.num_trajectories, len(plan.programs)) == (3 * 64, 3)
     assert len(plan.chunks) > 6

@@ -11,9 +11,11 @@ import pytest
 
 from scbjax import noise
 from scbjax.blocks import BLOCK_ELEMENTS
+from scbjax.experiments import scb_cost as cost
+from scbjax.experiments.scb_cost import COST, run_seconds
 from scbjax.sampling import POSITION_MAJOR_LIMIT
-from scbjax.sweep import chunks, cost
-from scbjax.sweep.cost import chunk_bytes, default_memory_bytes, readable_bytes, run_seconds
+from scbjax.sweep import chunks
+from scbjax.sweep.cost import default_memory_bytes, readable_bytes
 from scbjax.sweep.plan import Chunk, Program, make_plan
 from scbjax.sweep.study import parse_study
 from scbjax.tuples import PACKED_LIMIT
@@ -87,7 +89,7 @@ def test_kinds_of_vocabularies_are_those_of_the_model() -> None:
 @pytest.mark.parametrize("override", ["context_length=1000", "batch_size=128", "num_tokens=4"])
 def test_costs_rise_with_every_size(override: str) -> None:
     small, large = (program_of('record.variables=["stage"]', o).fixed for o in ("skew=2", override))
-    assert chunk_bytes(large, (1, 1), 1) > chunk_bytes(small, (1, 1), 1)
+    assert COST.chunk_bytes(large, (1, 1), 1) > COST.chunk_bytes(small, (1, 1), 1)
     assert run_seconds(large, (1, 1)) > run_seconds(small, (1, 1))
 
 
@@ -98,7 +100,7 @@ def test_trajectories_of_an_outer_point_share_its_draws() -> None:
         < run_seconds(values, (8, 1))
         < 8.001 * run_seconds(values, (1, 1))
     )
-    assert chunk_bytes(values, (1, 8), 1) < chunk_bytes(values, (8, 1), 8)
+    assert COST.chunk_bytes(values, (1, 8), 1) < COST.chunk_bytes(values, (8, 1), 8)
 
 
 def test_a_simulation_costs_what_its_tagged_positions_cost() -> None:
@@ -106,14 +108,14 @@ def test_a_simulation_costs_what_its_tagged_positions_cost() -> None:
         program_of(*overrides, 'record.variables=["stage"]').fixed
         for overrides in (["context_length=99999", "tagged_positions=60"], ["context_length=60"])
     )
-    assert chunk_bytes(long, (2, 2), 1) == chunk_bytes(short, (2, 2), 1)
+    assert COST.chunk_bytes(long, (2, 2), 1) == COST.chunk_bytes(short, (2, 2), 1)
     assert run_seconds(long, (2, 2)) == run_seconds(short, (2, 2))
 
 
 def test_blocks_save_memory() -> None:
     values = program_of().fixed
-    assert chunk_bytes(values, (8, 1), 1) < chunk_bytes(values, (8, 1), 2)
-    assert chunk_bytes(values, (8, 1), 8) == 8 * chunk_bytes(values, (1, 1), 1)
+    assert COST.chunk_bytes(values, (8, 1), 1) < COST.chunk_bytes(values, (8, 1), 2)
+    assert COST.chunk_bytes(values, (8, 1), 8) == 8 * COST.chunk_bytes(values, (1, 1), 1)
 
 
 def test_the_refit_of_records_costs_time_and_memory() -> None:
@@ -121,7 +123,7 @@ def test_the_refit_of_records_costs_time_and_memory() -> None:
     with_refit = program_of('record.variables=["rounded_value_distance"]').fixed
     smaller = program_of('record.variables=["rounded_value_distance"]', "refit_support=8").fixed
     for values in (without, smaller):
-        assert chunk_bytes(values, (1, 1), 1) < chunk_bytes(with_refit, (1, 1), 1)
+        assert COST.chunk_bytes(values, (1, 1), 1) < COST.chunk_bytes(with_refit, (1, 1), 1)
         assert run_seconds(values, (1, 1)) < run_seconds(with_refit, (1, 1))
 
 

@@ -16,13 +16,13 @@ import pytest
 import xarray
 from distributed import Client, KilledWorker, Worker
 
+from scbjax.base import StudyError
 from scbjax.cli import main
 from scbjax.sweep import cluster, local_workers, remote
 from scbjax.sweep.chunks import ChunkResult
 from scbjax.sweep.cluster import DaskEngine, connect
 from scbjax.sweep.engines import Engine, LocalEngine, Session
 from scbjax.sweep.execute import Place, provenance, run_study
-from scbjax.sweep.fields import StudyError
 from scbjax.sweep.plan import Plan, make_plan, plan_with_layout
 from scbjax.sweep.progress import Progress, Reading, SilentProgress
 from scbjax.sweep.remote import TOPIC, Recipe, Setup, kind_of

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import xarray
 
+from scbjax.base import StudyError
+from scbjax.experiments.scb import EXPERIMENT
 from scbjax.sweep.chunks import Executor
 from scbjax.sweep.dataset import (
-    DESCRIPTIONS,
     axes_of,
     check_heaps,
     checksum_path,
@@ -22,7 +23,6 @@ from scbjax.sweep.dataset import (
     save_dataset,
     write_dataset,
 )
-from scbjax.sweep.fields import StudyError
 from scbjax.sweep.plan import Plan, make_plan
 from scbjax.sweep.store import Store
 from scbjax.sweep.study import Study, fingerprint, parse_study
@@ -51,10 +51,6 @@ name = "arm"
 optimizer = ["proximal", "sgd", "raw_sgd"]
 learning_rate_2 = [0.01, 0.02, 0.03]
 """
-DESCRIBED = {
-    name: {"long_name": f"the {name}", "units": "1", "symbol": f"${name[0]}$"}
-    for name in ("attention_distance", "stage")
-}
 
 
 def fill(plan: Plan, store: Store) -> None:
@@ -89,7 +85,7 @@ def written(study: Study, out: Path, **attributes: object) -> xarray.Dataset:
     plan = make_plan(study, memory_bytes=200_000)
     store = Store(out)
     fill(plan, store)
-    path = write_dataset(plan, store, DESCRIBED, attributes).path
+    path = write_dataset(plan, store, attributes).path
     with xarray.open_dataset(path) as dataset:
         return dataset.load()
 
@@ -156,7 +152,7 @@ def test_everything_is_labelled(dataset: xarray.Dataset) -> None:
         assert {"long_name", "units", "symbol"} <= variable.attrs.keys(), name
     for name, coordinate in dataset.coords.items():
         assert {"long_name", "units"} <= coordinate.attrs.keys(), name
-    assert dataset.attention_distance.attrs["long_name"] == "the attention_distance"
+    assert dataset.attention_distance.attrs["long_name"] == "distance of A to Q"
     assert dataset.transition_signal.attrs["symbol"] == "$K_P$"
     assert dataset.sparsity.attrs["symbol"] == "$Q$"
     assert dataset.sparsity.attrs["field"] == "task.sparsity"
@@ -275,7 +271,7 @@ def test_where_trajectories_diverged_is_kept(dataset: xarray.Dataset, tmp_path: 
     plan = make_plan(parse_study(TEXT, "study"), memory_bytes=200_000)
     store = Store(tmp_path)
     fill(plan, store)
-    np.testing.assert_array_equal(write_dataset(plan, store, DESCRIBED, {}).diverged_at, places)
+    np.testing.assert_array_equal(write_dataset(plan, store, {}).diverged_at, places)
 
 
 def test_a_whole_dataset_is_told_from_a_damaged_one(tmp_path: Path) -> None:
@@ -341,4 +337,6 @@ def test_a_failed_write_leaves_no_dataset(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_descriptions_are_complete() -> None:
-    assert all(entry.keys() == {"long_name", "units", "symbol"} for entry in DESCRIPTIONS.values())
+    parts = (EXPERIMENT.constants, EXPERIMENT.kept, EXPERIMENT.truth, EXPERIMENT.dims)
+    described = [*EXPERIMENT.described().values(), *(v for part in parts for v in part.values())]
+    assert all(each.long_name and each.units and each.symbol for each in described)

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from scbjax.experiments.scb_rates import rate_warnings
 from scbjax.keys import THREEFRY
 from scbjax.settings import Settings
 from scbjax.sweep.chunks import Executor
-from scbjax.sweep.divergence import MAX_POINTS_TOLD, divergence_report, rate_warnings
+from scbjax.sweep.divergence import MAX_POINTS_TOLD, divergence_report
 from scbjax.sweep.plan import make_plan
 from scbjax.sweep.study import Study, parse_study
 from scbjax.task import random_task
@@ -100,7 +101,8 @@ def report(study: Study, diverged: dict[int, int]) -> list[str]:
     for place, step in diverged.items():
         diverged_at[place] = step
     k_q = np.linspace(0.1, 0.5, count)
-    return divergence_report(make_plan(study), diverged_at, np.full(count, 0.3), k_q)
+    constants = {"transition_signal": np.full(count, 0.3), "pattern_signal": k_q}
+    return divergence_report(make_plan(study), diverged_at, constants)
 
 
 def test_nothing_is_said_where_nothing_diverged() -> None:

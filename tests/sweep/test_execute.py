@@ -19,15 +19,16 @@ import pytest
 import xarray
 from numpy.typing import NDArray
 
+from scbjax.base import StudyError
+from scbjax.experiments.scb_cost import COST
 from scbjax.observe import OBSERVABLES
 from scbjax.simulation import simulate
 from scbjax.sweep import dataset as datasets
 from scbjax.sweep.chunks import ChunkResult, Executor, _prepare, chunk_inputs, over_axis
-from scbjax.sweep.cost import CACHE_BYTES, chunk_bytes, step_bytes
+from scbjax.sweep.cost import CACHE_BYTES
 from scbjax.sweep.dataset import checksum_path
 from scbjax.sweep.engines import LocalEngine, Session
 from scbjax.sweep.execute import RunReport, plan_here, run_study
-from scbjax.sweep.fields import StudyError
 from scbjax.sweep.plan import Chunk, Plan, make_plan, plan_with_layout
 from scbjax.sweep.progress import Reading, SilentProgress
 from scbjax.sweep.store import Store, status
@@ -59,7 +60,7 @@ def make_study(*overrides: str) -> Study:
 def make_plan_of(study: Study, outer: int, inner: int) -> Plan:
     """A plan with chunks of the given shape, run point by point along the outer layer."""
     (program,) = make_plan(study).programs
-    budget = chunk_bytes(program.fixed, (outer, inner), 1)
+    budget = COST.chunk_bytes(program.fixed, (outer, inner), 1)
     return make_plan(study, memory_bytes=budget, cache_bytes=1)
 
 
@@ -540,8 +541,8 @@ def test_a_dataset_can_be_read_while_it_is_written_again(
     checksum_path(report.dataset).unlink()
     written: list[str] = []
 
-    def write_and_read(path: Path, name: str, variable: Any) -> None:  # noqa: ANN401
-        write_variable(path, name, variable)
+    def write_and_read(path: Path, name: str, *rest: Any) -> None:  # noqa: ANN401
+        write_variable(path, name, *rest)
         assert_same_bits(load(report), cut.dataset)
         assert status(report.out).dataset == report.dataset
         written.append(name)
@@ -668,15 +669,15 @@ def test_the_plan_suits_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     on_cpu_block, cpu_values = on_cpu.layout[0][2], on_cpu.programs[0].fixed
     inner = on_cpu.programs[0].inner.size
     # As many outer points at a time as fit the cache, give or take the evening out of blocks.
-    assert on_cpu_block * step_bytes(cpu_values, inner) <= CACHE_BYTES
-    assert 2 * on_cpu_block * step_bytes(cpu_values, inner) > 0.5 * CACHE_BYTES
+    assert on_cpu_block * COST.step_bytes(cpu_values, inner) <= CACHE_BYTES
+    assert 2 * on_cpu_block * COST.step_bytes(cpu_values, inner) > 0.5 * CACHE_BYTES
     device = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 2**30})
     monkeypatch.setattr(jax, "local_devices", lambda: [device, device])
     on_gpus = plan_here(study)
     (outer, _, block), values = on_gpus.layout[0], on_gpus.programs[0].fixed
     assert outer % (2 * block) == 0
     # As much at a time as fits into half of what both have together.
-    assert 2**29 < chunk_bytes(values, (2 * block, 2), 2 * block) <= 2**30
+    assert 2**29 < COST.chunk_bytes(values, (2 * block, 2), 2 * block) <= 2**30
     assert plan_here(study, memory_bytes=2**28).layout[0][2] < block
 
 

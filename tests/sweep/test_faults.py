@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import xarray
 
+from scbjax.base import StudyError
 from scbjax.sweep.chunks import Checkpoint, ChunkResult, Executor, Segment
 from scbjax.sweep.engines import LocalEngine
 from scbjax.sweep.execute import run_study
-from scbjax.sweep.fields import StudyError
 from scbjax.sweep.plan import Plan, plan_with_layout
 from scbjax.sweep.progress import SilentProgress
 from scbjax.sweep.store import read_arrays, write_arrays

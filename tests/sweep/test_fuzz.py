@@ -29,13 +29,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from scbjax import cli
+from scbjax.base import StudyError
+from scbjax.experiments.scb import EXPERIMENT
 from scbjax.sweep import execute
 from scbjax.sweep.dataset import check_arrays, read_dataset, save_dataset
-from scbjax.sweep.fields import FIELDS, StudyError
+from scbjax.sweep.fields import fields_of
 from scbjax.sweep.plan import plan_with_layout
 from scbjax.sweep.store import DamagedError, Manifest, Store, advance, default_out, status
 from scbjax.sweep.study import fingerprint, load_study, parse_study, to_toml
 
+FIELDS = fields_of(EXPERIMENT)
 RUNS = {"study": 50_000, "override": 20_000, "manifest": 15_000, "chunk": 8_000, "member": 5_000}
 RUNS |= {"facts": 5_000, "dataset": 2_000, "command": 2_000}
 """Inputs of each target in the slow suite: more than 10^5 together."""

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from scbjax.base import StudyError
 from scbjax.sweep.execute import run_search, run_study
-from scbjax.sweep.fields import StudyError
 from scbjax.sweep.lock import LOCK_NAME, Holder, hold
 from scbjax.sweep.plan import make_plan
 from scbjax.sweep.progress import SilentProgress

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from scbjax.sweep import cost
-from scbjax.sweep.fields import FIELDS, StudyError
+from scbjax.base import StudyError
+from scbjax.experiments.scb import EXPERIMENT
+from scbjax.experiments.scb_cost import COST
+from scbjax.sweep.fields import fields_of
 from scbjax.sweep.plan import Plan, Program, make_plan, plan_with_layout
 from scbjax.sweep.study import Study, parse_study
 
+FIELDS = fields_of(EXPERIMENT)
 BASE = {
     "task": {"num_tokens": 3, "context_length": 20, "sparsity": 2},
     "train": {"batch_size": 4, "steps": 20, "record_every": 10},
@@ -96,7 +99,7 @@ def planned_values(program: Program, outer: int, inner: int) -> dict[str, Any]:
 def smallest_budget(study: Study) -> int:
     """Memory for one trajectory of each program at a time."""
     programs = make_plan(study, memory_bytes=PLENTY).programs
-    return max(cost.chunk_bytes(program.fixed, (1, 1), 1) for program in programs)
+    return max(COST.chunk_bytes(program.fixed, (1, 1), 1) for program in programs)
 
 
 @given(studies(), st.integers(1, 64), st.integers(1, 5), st.none() | st.integers(1, 10**6))
@@ -202,14 +205,14 @@ def test_chunks_fit_the_budget_and_are_cut_outside_first(
     study = make_study(("seed",), ("task.sparsity",), ("train.l1",))
     whole = single(make_plan(study, memory_bytes=PLENTY, cache_bytes=cache))
     budget = int(share * whole.memory_bytes)
-    smallest = cost.chunk_bytes(whole.fixed, (1, 1), 1)
+    smallest = COST.chunk_bytes(whole.fixed, (1, 1), 1)
     if budget < smallest:
         with pytest.raises(StudyError, match="one trajectory needs"):
             make_plan(study, memory_bytes=budget, device_count=devices, cache_bytes=cache)
         return
     plan = make_plan(study, memory_bytes=budget, device_count=devices, cache_bytes=cache)
     assert plan.memory_bytes <= budget
-    one_outer = cost.chunk_bytes(whole.fixed, (1, whole.inner.size), 1)
+    one_outer = COST.chunk_bytes(whole.fixed, (1, whole.inner.size), 1)
     assert (single(plan).chunk_shape[1] == whole.inner.size) == (one_outer <= budget)
 
 
@@ -228,7 +231,7 @@ def test_a_chunk_is_a_whole_number_of_blocks_with_little_padding(
     if cache is None:
         assert (together, block) == (min(devices, seeds), outer // together)
     else:
-        assert block == 1 or block * cost.step_bytes(program.fixed, 1) <= cache
+        assert block == 1 or block * COST.step_bytes(program.fixed, 1) <= cache
 
 
 def test_chunks_hold_a_multiple_of_the_devices() -> None:
@@ -250,9 +253,9 @@ def test_chunks_hold_a_multiple_of_the_devices() -> None:
 def test_all_devices_together_fit_the_budget() -> None:
     study = make_study(("seed",), seeds=4)
     one = single(make_plan(study, memory_bytes=PLENTY))
-    room = 4 * cost.kept_bytes(one.fixed)
+    room = 4 * COST.kept_bytes(one.fixed)
     for most in (1, 2, 4):
-        budget = room + cost.block_bytes(one.fixed, (most, 1))
+        budget = room + COST.block_bytes(one.fixed, (most, 1))
         plan = make_plan(study, memory_bytes=budget, device_count=4, cache_bytes=None)
         assert plan.memory_bytes <= budget
         assert single(plan).devices * single(plan).block <= most
@@ -268,7 +271,7 @@ def test_a_layout_is_shared_by_as_many_devices_as_divide_it() -> None:
 def test_chunks_of_a_program_are_even() -> None:
     study = make_study(("seed",))
     values = single(make_plan(study, memory_bytes=PLENTY)).fixed
-    budget = cost.chunk_bytes(values, (4, 1), 1)
+    budget = COST.chunk_bytes(values, (4, 1), 1)
     plan = make_plan(study, memory_bytes=budget, cache_bytes=1)
     assert [chunk.outer for chunk in plan.chunks] == [(0, 3), (3, 5)]  # not 4 and 1
 

@@ -10,9 +10,9 @@ import pytest
 import xarray as xr
 from hypothesis import given, strategies as st
 
+from scbjax.base import StudyError
 from scbjax.sweep.cells import cells_of
 from scbjax.sweep.execute import run_search
-from scbjax.sweep.fields import StudyError
 from scbjax.sweep.progress import SilentProgress
 from scbjax.sweep.search import (
     cost_of,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from numpy.typing import NDArray
 
-from scbjax.sweep.fields import StudyError
+from scbjax.base import StudyError
 from scbjax.sweep.plan import Plan, make_plan, plan_with_layout
 from scbjax.sweep.store import (
     DamagedError,

@@ -15,9 +15,12 @@ import pytest
 from hypothesis import assume, given
 
 from scbjax import observe, settings as learner_settings, task, training
+from scbjax.base import FLOAT32_TINY, INT32_MAX, Choice, Interval, Parameter, Required
+from scbjax.experiments import scb_record
+from scbjax.experiments.scb import EXPERIMENT
 from scbjax.sweep import definition, fields, study
 from scbjax.sweep.cells import is_search
-from scbjax.sweep.fields import FIELDS, INT32_MAX, Choice, Field, Interval, find_field
+from scbjax.sweep.fields import fields_of
 from scbjax.sweep.plan import make_plan
 from scbjax.sweep.search import first_studies
 from scbjax.sweep.study import (
@@ -31,6 +34,7 @@ from scbjax.sweep.study import (
     to_toml,
 )
 
+FIELDS = fields_of(EXPERIMENT)
 MINIMAL = """
 title = "A study"
 [task]
@@ -61,11 +65,11 @@ def test_fields_match_the_settings_of_a_trajectory() -> None:
     for setting in dataclasses.fields(training.Settings):
         if setting.name == "record":
             continue
-        field = find_field(setting.name)
+        field = FIELDS.find(setting.name)
         kind = "static" if setting.name in training.STATIC_FIELDS else "traced"
         assert field.kind == kind
         required = setting.default is dataclasses.MISSING
-        assert isinstance(field.default, fields.Required) == required
+        assert isinstance(field.default, Required) == required
         assert required or field.default == setting.default
         assert required or type(field.default) is type(setting.default)
     names = {setting.name for setting in dataclasses.fields(training.Settings)} - {"record"}
@@ -77,7 +81,7 @@ def test_fields_match_the_settings_of_a_trajectory() -> None:
 
 @pytest.mark.parametrize("name", sorted(learner_settings._CHOICES))
 def test_choices_match_those_of_a_trajectory(name: str) -> None:
-    check = find_field(name).check
+    check = FIELDS.find(name).check
     assert isinstance(check, Choice)
     assert check.options == tuple(learner_settings._CHOICES[name])
 
@@ -88,7 +92,7 @@ def test_fields_of_the_task_match_random_task() -> None:
         if field.table == "task" and field.short not in {"tagged_positions", "dtype"}:
             default = arguments[field.short].default
             required = default is inspect.Parameter.empty
-            assert isinstance(field.default, fields.Required) == required
+            assert isinstance(field.default, Required) == required
             assert required or field.default == default
 
 
@@ -100,7 +104,7 @@ def test_studies_know_two_precisions(name: str) -> None:
 
 
 def test_recordable_variables_are_the_observables() -> None:
-    assert tuple(observe.OBSERVABLES) == fields.RECORDABLE
+    assert tuple(observe.OBSERVABLES) == scb_record.RECORDABLE
     assert FIELDS["record.variables"].default == observe.DEFAULT_RECORD
 
 
@@ -111,12 +115,12 @@ def test_short_names_are_unique() -> None:
 
 def test_every_default_is_allowed() -> None:
     for field in FIELDS.values():
-        if field.default is not None and not isinstance(field.default, fields.Required):
+        if field.default is not None and not isinstance(field.default, Required):
             assert fields.read_value(field, field.default) == field.default
 
 
 def test_documentation_has_a_row_for_every_field() -> None:
-    rows = fields.field_table().splitlines()[2:]
+    rows = fields.field_table(FIELDS).splitlines()[2:]
     assert [row.split("`")[1] for row in rows] == list(FIELDS)
 
 
@@ -141,7 +145,7 @@ def test_a_minimal_study_has_every_default() -> None:
     assert read.base["task_seed"] is None
     assert read.axes == ()
     assert read.num_trajectories == 1
-    assert read.variables == fields.DEFAULT_RECORD
+    assert read.variables == scb_record.DEFAULT_RECORD
 
 
 def test_a_study_without_title_is_called_by_its_name() -> None:
@@ -743,7 +747,7 @@ def test_without_studies_the_sentence_still_ends(
 # ---------------------------------------------------------------------------- round trip
 
 
-def values_of(field: Field) -> st.SearchStrategy[Any]:
+def values_of(field: Parameter) -> st.SearchStrategy[Any]:
     if isinstance(field.check, Choice):
         return st.sampled_from(field.check.options)
     if field.type is bool:
@@ -753,10 +757,10 @@ def values_of(field: Field) -> st.SearchStrategy[Any]:
         return st.integers(int(field.check.low), int(field.check.high))
     return st.floats(
         field.check.low, field.check.high, exclude_min=field.check.above, allow_subnormal=False
-    ).filter(lambda value: value == 0 or value >= fields.FLOAT32_TINY)
+    ).filter(lambda value: value == 0 or value >= FLOAT32_TINY)
 
 
-def columns(field: Field) -> st.SearchStrategy[list[Any]]:
+def columns(field: Parameter) -> st.SearchStrategy[list[Any]]:
     # Studies compute in float32, where the points of an axis have to differ.
     return st.lists(
         values_of(field),
@@ -800,7 +804,7 @@ def drawn_studies(draw: st.DrawFn) -> Study:
     )
     title, question = draw(text), draw(text)
     assume(title)
-    return Study("x", title, question, base, tuple(axes))
+    return Study("x", title, question, base, tuple(axes), EXPERIMENT)
 
 
 @given(drawn_studies())
@@ -816,9 +820,11 @@ def test_what_a_study_accepts_a_trajectory_accepts(data: st.DataObject) -> None:
     for field in FIELDS.values():
         if field.table in {"train", "model"} and field.short not in settings:
             settings[field.short] = data.draw(values_of(field), label=field.path)
+    own = {path for path, field in FIELDS.items() if field.table in {"train", "model"}}
     if all(
-        relation.holds(*(settings[path.rpartition(".")[2]] for path in relation.fields))
-        for relation in study._ATTENTION_RELATIONS
+        relation.holds(*(settings[path.rpartition(".")[2]] for path in relation.paths))
+        for relation in EXPERIMENT.relations
+        if "model.attention_map" in relation.paths and set(relation.paths) <= own
     ):
         training.Settings(**settings)
     else:

@@ -13,12 +13,12 @@ import pytest
 import xarray
 
 from scbjax import cli
+from scbjax.base import StudyError
 from scbjax.sweep import execute, verify as verifying
 from scbjax.sweep.chunks import ChunkResult, Executor
 from scbjax.sweep.dataset import is_whole, read_dataset, save_dataset, study_of
 from scbjax.sweep.engines import LocalEngine
 from scbjax.sweep.execute import run_search
-from scbjax.sweep.fields import StudyError
 from scbjax.sweep.plan import Plan
 from scbjax.sweep.progress import SilentProgress
 from scbjax.sweep.store import Store
@@ -209,7 +209,7 @@ def test_datasets_of_older_versions_are_compared_and_verified(out: Path) -> None
     assert old["pattern"].dims == ("seed", "sparsity", "optimizer", "position", "query")
     assert new["pattern"].dims == ("seed", "sparsity", "position", "query")
     for one, other in ((old, new), (new, old)):
-        assert compare_datasets(one, other).identical
+        assert compare_datasets(study_of(one, "one"), one, other).identical
     save_dataset(old, path)
     assert verify(out, count=24).holds
     # And every entry of theirs is looked at.
