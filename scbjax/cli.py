@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias, TypeV
 import tyro
 
 import scbjax
-from scbjax.base import INT32_MAX, STEPS, Parameter, StudyError
+from scbjax.base import INT32_MAX, STEPS, Experiment, Parameter, StudyError
 from scbjax.experiments.scb import EXPERIMENT
 from scbjax.sweep.cells import cells_of, is_search
+from scbjax.sweep.experiments import load_experiments
 from scbjax.sweep.fields import fields_of, read_value, shown
 from scbjax.sweep.progress import counted, create_progress, readable_count, readable_seconds
 from scbjax.sweep.search import first_studies
@@ -39,7 +40,7 @@ from scbjax.tables import nearest
 if TYPE_CHECKING:
     from scbjax.sweep import store
     from scbjax.sweep.execute import Place, RunReport
-    from scbjax.sweep.plan import Plan
+    from scbjax.sweep.plan import Measure, Plan
     from scbjax.sweep.verify import Comparison
 
 EXIT_DIFFERENT = 1
@@ -114,6 +115,10 @@ CompilationCache: TypeAlias = Annotated[
         help="Where compiled programs are kept, if not in the user's cache; off for nowhere.",
     ),
 ]
+ExperimentFile: TypeAlias = Annotated[
+    str | None,
+    _left_out(metavar="FILE", help="A Python file with an experiment of your own, which is run."),
+]
 Results: TypeAlias = Annotated[
     str, tyro.conf.arg(metavar="DIR", help="The directory that holds the studies' results.")
 ]
@@ -146,6 +151,7 @@ class Run:
     memory: Memory = None
     precision: Precision = None
     small: Small = False
+    experiment: ExperimentFile = None
     force: Annotated[bool, tyro.conf.arg(help="Start anew, whatever the directory holds.")] = False
     no_figure: Annotated[bool, tyro.conf.arg(help="Don't draw the study's figures.")] = False
     cpu_devices: CpuDevices = "auto"
@@ -213,7 +219,7 @@ class Run:
 
     def _study(self) -> Study:
         overrides = _with_precision(self.overrides, self.precision)
-        return load_study(self.study, overrides, small=self.small, say=_note)
+        return _load(self.study, overrides, self.experiment, small=self.small)
 
     def _directory(self, study: Study) -> Path:
         from scbjax.sweep.store import default_out
@@ -257,11 +263,12 @@ class Show:
     cpu_devices: CpuDevices = "auto"
     precision: Precision = None
     small: Small = False
+    experiment: ExperimentFile = None
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
         overrides = _with_precision(self.overrides, self.precision)
-        study = load_study(self.study, overrides, small=self.small, say=_note)
+        study = _load(self.study, overrides, self.experiment, small=self.small)
         memory_bytes = read_bytes(self.memory)
         from scbjax.sweep.backend import read_cpu_devices, usable_cores
         from scbjax.sweep.plan import make_plan
@@ -271,7 +278,8 @@ class Show:
         if is_search(study):
             print("\n".join([*_describe_study(study), "", *_describe_search(study)]))
             return 0
-        plan = make_plan(study, memory_bytes=memory_bytes, device_count=count)
+        measure = _measurer(study, self.cpu_devices)
+        plan = make_plan(study, memory_bytes=memory_bytes, device_count=count, measure=measure)
         print("\n".join([*_describe_study(study), "", *_describe_plan(plan)]))
         return 0
 
@@ -283,13 +291,14 @@ class Status:
     out: Annotated[
         tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT", help="A results directory.")
     ]
+    experiment: ExperimentFile = None
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
         from scbjax.sweep.store import advance, status
 
         found = status(_existing(self.out))
-        gone = advance(found)
+        gone = advance(found, _experiments(self.experiment))
         share = "not known" if gone is None else f"{math.floor(100 * gone.fraction + 1e-6)}%"
         rows = [
             ("study", found.manifest.name),
@@ -314,6 +323,7 @@ class Verify:
         str, tyro.conf.arg(metavar="N", help="Trajectories to draw; whole blocks are compared.")
     ] = "8"
     seed: Annotated[str, tyro.conf.arg(metavar="N", help="Of the draw.")] = "0"
+    experiment: ExperimentFile = None
     cpu_devices: CpuDevices = "auto"
     compilation_cache: CompilationCache = None
 
@@ -327,7 +337,8 @@ class Verify:
         _start_jax(self.cpu_devices, self.compilation_cache)
         from scbjax.sweep.verify import verify
 
-        found = verify(out, count=count, seed=seed)
+        experiments = _experiments(self.experiment)
+        found = verify(out, count=count, seed=seed, experiments=experiments)
         rows = [
             ("study", found.name),
             ("drawn", f"{found.sampled} of {counted(found.total, 'trajectory')}"),
@@ -353,6 +364,7 @@ class Rerun:
         str | None, _left_out(metavar="DIR", help="Where results go, if not results/rerun/STUDY.")
     ] = None
     memory: Memory = None
+    experiment: ExperimentFile = None
     force: Annotated[bool, tyro.conf.arg(help="Start anew, whatever the directory holds.")] = False
     cpu_devices: CpuDevices = "auto"
     compilation_cache: CompilationCache = None
@@ -364,7 +376,7 @@ class Rerun:
         from scbjax.sweep.definition import fingerprint
 
         stored = read_dataset(source)
-        study = study_of(stored, self.dataset)
+        study = study_of(stored, self.dataset, _experiments(self.experiment))
         if fingerprint(study) != stored.attrs.get("fingerprint"):
             _note(f"the study in {source} has another fingerprint now")
         out = self._directory(study, source)
@@ -664,6 +676,29 @@ def _split_at_rules(lines: Sequence[str]) -> list[list[str]]:
     return sections
 
 
+def _measurer(study: Study, cpu_devices: str) -> Measure:
+    """What tells what trajectories take of which the experiment does not; with JAX if it must."""
+    from scbjax.sweep.plan import UNKNOWN
+
+    if study.experiment.cost is not None:
+        return lambda _: UNKNOWN
+    _start_jax(cpu_devices, None)
+    from scbjax.sweep.measured import cost_of
+
+    return cost_of
+
+
+def _load(name: str, overrides: Sequence[str], experiment: str | None, *, small: bool) -> Study:
+    """The study of a name or a file, about an experiment of the user's own if a file is given."""
+    experiments = _experiments(experiment)
+    return load_study(name, overrides, small=small, say=_note, experiments=experiments)
+
+
+def _experiments(file: str | None) -> tuple[Experiment, ...]:
+    """The experiments that a file of the user's defines."""
+    return () if file is None else load_experiments(Path(_checked_path(file)))
+
+
 def _with_precision(overrides: Sequence[str], precision: str | None) -> tuple[str, ...]:
     """The overrides with what --precision says after them, which is checked under its own name."""
     if precision is None:
@@ -868,7 +903,7 @@ def _describe_plan(plan: Plan) -> list[str]:
         ("chunks", str(len(plan.chunks))),
         ("CPU devices", str(max(program.devices for program in plan.programs))),
         ("memory", f"~{readable_bytes(plan.memory_bytes)}"),
-        ("tokens", readable_count(plan.tokens)),
+        *([("tokens", readable_count(plan.tokens))] if plan.tokens else []),
         ("time", f"~{readable_seconds(plan.seconds)} on two CPU cores, with compilation"),
     ]
     lines = ["plan", *(f"  {line}" for line in _aligned(total))]

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scbjax.base import RECORD_EVERY, STEPS, StudyError, Variable, short_name
+from scbjax.base import RECORD_EVERY, STEPS, Experiment, StudyError, Variable, short_name
 from scbjax.sweep.axes import Axis
 from scbjax.sweep.fields import DRAWN, shown
 from scbjax.sweep.plan import Chunk, Plan
@@ -242,12 +242,15 @@ def study_attributes(study: Study) -> dict[str, str]:
     }
 
 
-def study_of(dataset: "xarray.Dataset", source: str) -> Study:
+def study_of(
+    dataset: "xarray.Dataset", source: str, experiments: Sequence[Experiment] = ()
+) -> Study:
     """The study that made a dataset, from the dataset's own attributes.
 
     Args:
         dataset: the dataset.
         source: what messages call it.
+        experiments: as for `scbjax.sweep.study.load_study`.
 
     Raises:
         StudyError: the attributes don't hold a study.
@@ -257,7 +260,7 @@ def study_of(dataset: "xarray.Dataset", source: str) -> Study:
         raise StudyError(
             f"{source} has no attributes study and name: it is not a dataset of scbjax"
         )
-    return parse_study(str(texts[0]), str(texts[1]), source=source)
+    return parse_study(str(texts[0]), str(texts[1]), source=source, experiments=experiments)
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any value of a field

@@ -45,7 +45,7 @@ from scbjax.sweep.plan import Chunk, Layout, Plan, Program, make_plan, plan_with
 from scbjax.sweep.progress import Meter, Progress, counted, readable_seconds
 from scbjax.sweep.search import search
 from scbjax.sweep.store import DamagedError, Facts, Manifest, Store
-from scbjax.sweep.study import Study, fingerprint
+from scbjax.sweep.study import Study, fingerprint, to_toml
 
 if TYPE_CHECKING:
     import xarray
@@ -261,6 +261,7 @@ def _open(store: Store, plan: Plan, progress: Progress, facts: Mapping[str, str]
     if begun is None:
         _refuse_foreign_chunks(store, plan.fingerprint)
         plan = _as_chunks_are(store, plan)
+        store.write_experiment(plan.study.experiment.source)
         store.write_manifest(Manifest.of(plan, facts))
         return plan
     found, plan = begun
@@ -276,6 +277,12 @@ def _begun(store: Store, plan: Plan) -> tuple[Manifest, Plan] | None:
     if found is None:
         return None
     if found.fingerprint != plan.fingerprint:
+        if found.study == to_toml(plan.study) and plan.study.experiment.source:
+            raise StudyError(
+                f"{store.out} was begun with another version of the file of experiment "
+                f"'{plan.study.experiment.name}', which is kept as {store.experiment_path}; "
+                "choose another directory with --out, or move it aside with --force"
+            )
         raise StudyError(_foreign(store, found.fingerprint, plan.fingerprint))
     return found, _with_layout(plan, found.layout)
 

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
+import traceback
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 
 from scbjax.base import Experiment, StudyError
 from scbjax.sweep.fields import shown
@@ -16,6 +21,66 @@ from scbjax.tables import nearest
 
 _OWN = "scbjax.experiments"
 _CONSTANT = "EXPERIMENT"
+
+
+MAX_FILE_BYTES = 1 << 20
+"""Such files are written by hand; what is larger is something else."""
+
+
+def load_experiments(path: Path) -> tuple[Experiment, ...]:
+    """Runs a Python file of the user's, and gives the experiments that it defines.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        StudyError: it can't be read or run, or defines none.
+    """
+    try:
+        text = path.read_bytes()[: MAX_FILE_BYTES + 1].decode()
+    except OSError as error:
+        raise StudyError(f"{path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise StudyError(f"{path} is not a Python file: the text is not UTF-8") from None
+    if len(text) > MAX_FILE_BYTES:
+        raise StudyError(f"{path} is larger than {MAX_FILE_BYTES} bytes, too large for such a file")
+    return experiments_in(text, str(path))
+
+
+def experiments_in(text: str, name: str) -> tuple[Experiment, ...]:
+    """The experiments that a Python text defines, with the text as their source.
+
+    Args:
+        text: is run, as a module of its own.
+        name: what messages call it.
+
+    Raises:
+        StudyError: it fails, or defines none.
+    """
+    module = ModuleType(f"scbjax_experiment_{Path(name).stem}")
+    module.__file__ = name
+    sys.modules[module.__name__] = module  # where dataclasses look for their annotations
+    try:
+        exec(compile(text, name, "exec"), module.__dict__)  # noqa: S102 - what the user asked for
+    except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+        raise StudyError(f"{name}{_line_of(error, name)}: {_told(error)}") from None
+    found = {e.name: e for e in vars(module).values() if isinstance(e, Experiment)}
+    if not found:
+        raise StudyError(f"{name} defines no experiment: give it one, a scbjax.base.Experiment")
+    return tuple(replace(experiment, source=text) for experiment in found.values())
+
+
+def _line_of(error: Exception, name: str) -> str:
+    """Where in a file an error came from."""
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == name]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _told(error: Exception) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+    return text if isinstance(error, StudyError) else f"{type(error).__name__}: {text}"
 
 
 def own_experiments() -> list[str]:

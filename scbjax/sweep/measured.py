@@ -4,18 +4,15 @@ One trajectory is compiled, and the compiler tells how much memory its temporari
 (`Compiled.memory_analysis`); what is kept is the size of its state, its task and its records.
 """
 
+from dataclasses import replace
 from functools import lru_cache
-from math import prod
 from typing import Any
 
 import numpy as np
 
 from scbjax.base import Cost, Experiment
 from scbjax.sweep.chunks import memory_of_one
-from scbjax.sweep.plan import Layer, Program
-
-_STEP_SECONDS = 1e-4
-"""What a step is said to take: it divides a progress bar among programs, which are alike."""
+from scbjax.sweep.plan import UNKNOWN, Layer, Program
 
 
 def cost_of(program: Program) -> Cost:
@@ -23,14 +20,11 @@ def cost_of(program: Program) -> Cost:
     columns = (*program.outer.columns.items(), *program.inner.columns.items())
     fixed = tuple(sorted(program.fixed.items()))
     kept, temporary = _measure(program.experiment, fixed, columns)
-    return Cost(
-        shared_bytes=lambda _: 0,
+    return replace(
+        UNKNOWN,
         kept_bytes=lambda _: kept,
         temporary_bytes=lambda _: temporary,
         step_bytes=lambda _, inner: inner * (kept + temporary),
-        run_seconds=lambda _, shape: prod(shape) * program.num_steps * _STEP_SECONDS,
-        tokens=lambda _: 0,
-        is_taken_singly=lambda _: False,
     )
 
 

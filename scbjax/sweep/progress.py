@@ -54,6 +54,7 @@ class Reading:
             parts.append("{} {:.3g}".format(*self.metric))
         if math.isfinite(self.steps_per_second):
             parts.append(f"{readable_count(self.steps_per_second)} steps/s")
+        if self.tokens_per_second > 0:  # not every experiment counts what it reads
             parts.append(f"{readable_count(self.tokens_per_second)} tokens/s")
         return ", ".join(parts)
 

@@ -26,6 +26,7 @@ from scbjax.sweep.backend import (
 from scbjax.sweep.chunks import ChunkResult, Executor, Segment
 from scbjax.sweep.definition import to_toml
 from scbjax.sweep.execute import device_memory_bytes, provenance
+from scbjax.sweep.experiments import experiments_in, own_experiments
 from scbjax.sweep.plan import Layout, Plan, Program, plan_with_layout
 from scbjax.sweep.study import parse_study
 
@@ -66,6 +67,7 @@ class Recipe:
         layout: how the programs are cut.
         devices: how many devices share a chunk of each program.
         device_count: devices that the plan was made for.
+        experiment: the text of the file of an experiment of the user's; empty for the library's.
     """
 
     name: str
@@ -74,10 +76,21 @@ class Recipe:
     layout: Layout
     devices: tuple[int, ...]
     device_count: int
+    experiment: str = ""
 
     @classmethod
     def of(cls, plan: Plan) -> "Recipe":
-        """The recipe of a plan."""
+        """The recipe of a plan.
+
+        Raises:
+            StudyError: its experiment is not in a file that could be sent.
+        """
+        experiment = plan.study.experiment
+        if not experiment.source and experiment.name not in own_experiments():
+            raise StudyError(
+                f"experiment {experiment.name!r} was made in Python and can't be sent to workers; "
+                "write it to a file and load that, or use the local engine"
+            )
         return cls(
             name=plan.study.name,
             study=to_toml(plan.study),
@@ -85,6 +98,7 @@ class Recipe:
             layout=plan.layout,
             devices=tuple(program.devices for program in plan.programs),
             device_count=plan.device_count,
+            experiment=experiment.source,
         )
 
     def plan(self) -> Plan:
@@ -93,7 +107,9 @@ class Recipe:
         Raises:
             StudyError: the text is that of another study.
         """
-        study = parse_study(self.study, self.name)
+        source = self.experiment
+        experiments = experiments_in(source, "the experiment's file") if source else ()
+        study = parse_study(self.study, self.name, experiments=experiments)
         plan = plan_with_layout(study, self.layout, device_count=self.device_count)
         if plan.fingerprint != self.fingerprint:
             raise StudyError(

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -26,7 +26,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from scbjax.base import StudyError
+from scbjax.base import Experiment, StudyError
 from scbjax.sweep.plan import Chunk, Layout, Plan, plan_with_layout
 from scbjax.sweep.study import Study, check_name, fingerprint, parse_study, to_toml
 
@@ -147,6 +147,11 @@ class Store:
         """Where the manifest is."""
         return self.out / "manifest.json"
 
+    @property
+    def experiment_path(self) -> Path:
+        """Where the file is kept that the experiment was read from, if it was one of the user's."""
+        return self.out / "experiment.py"
+
     def dataset_path(self, name: str) -> Path:
         """Where the dataset of a study is."""
         return self.out / f"{check_name(name)}.nc"
@@ -182,6 +187,12 @@ class Store:
         """Begins a run: makes the directory and says what it is for."""
         with atomic_file(self.manifest_path) as file:
             file.write(json.dumps(asdict(manifest), indent=1).encode())
+
+    def write_experiment(self, source: str) -> None:
+        """Keeps the text of the experiment's file, if it has one."""
+        if source:
+            with atomic_file(self.experiment_path) as file:
+                file.write(source.encode())
 
     def save_chunk(self, plan: Plan, chunk: Chunk, arrays: Arrays, facts: Facts) -> None:
         """Keeps a finished chunk, and forgets its checkpoint."""
@@ -292,6 +303,8 @@ def default_out(study: Study, results: Path = Path("results")) -> Path:
     own = fingerprint(study)
     if manifest is None or manifest.fingerprint == own:
         return out
+    if manifest.study == to_toml(study):  # the file of its experiment has changed: the run says so
+        return out
     return out.with_name(f"{out.name}-{own[:8]}")
 
 
@@ -326,7 +339,7 @@ def _count(folder: Path) -> int:
     return sum(1 for _ in folder.glob(_NUMBERED))
 
 
-def advance(found: Status) -> Advance | None:
+def advance(found: Status, experiments: Sequence[Experiment] = ()) -> Advance | None:
     """How much of a run's work is done, down to the records of the chunks under way.
 
     Checksums are left aside, and so are files that can't be understood: the next run of the study
@@ -337,7 +350,8 @@ def advance(found: Status) -> Advance | None:
     """
     manifest = found.manifest
     try:
-        plan = plan_with_layout(parse_study(manifest.study, manifest.name), manifest.layout)
+        study = parse_study(manifest.study, manifest.name, experiments=experiments)
+        plan = plan_with_layout(study, manifest.layout)
     except StudyError:
         return None
     if plan.fingerprint != manifest.fingerprint:

@@ -7,7 +7,7 @@ which the stages and thresholds of the algorithm can magnify; they count as equa
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from scbjax.base import StudyError
+from scbjax.base import Experiment, StudyError
 from scbjax.sweep import cost
 from scbjax.sweep.chunks import Executor
 from scbjax.sweep.dataset import axes_of, dataset_name, is_of_task, is_whole, read_dataset
@@ -154,7 +154,9 @@ def _along(study: Study, dataset: "xarray.Dataset", other: "xarray.Dataset", nam
 # ----------------------------------------------------------------------------------------- a sampl
 
 
-def verify(out: Path, *, count: int = 8, seed: int = 0) -> Verification:
+def verify(
+    out: Path, *, count: int = 8, seed: int = 0, experiments: Sequence[Experiment] = ()
+) -> Verification:
     """Computes a random sample of a study's trajectories again and compares it with the dataset.
 
     Trajectories are computed in blocks, as in the run, and the blocks that hold the sample are
@@ -165,6 +167,7 @@ def verify(out: Path, *, count: int = 8, seed: int = 0) -> Verification:
         out: the results directory.
         count: trajectories to draw.
         seed: of the draw.
+        experiments: as for `scbjax.sweep.study.load_study`.
 
     Raises:
         StudyError: the directory holds no finished run, or what it holds can't be understood.
@@ -172,7 +175,7 @@ def verify(out: Path, *, count: int = 8, seed: int = 0) -> Verification:
     found = status(out)
     if found.dataset is None:
         raise StudyError(f"{out} has no dataset yet; run the study again to continue")
-    plan = _stored_plan(out, found.manifest)
+    plan = _stored_plan(out, found.manifest, experiments)
     dataset = read_dataset(found.dataset)
     if dataset.attrs.get("fingerprint") != plan.fingerprint:
         raise StudyError(f"{found.dataset} is not the dataset of the study in {out}")
@@ -196,8 +199,9 @@ def verify(out: Path, *, count: int = 8, seed: int = 0) -> Verification:
     )
 
 
-def _stored_plan(out: Path, manifest: Manifest) -> Plan:
-    study = parse_study(manifest.study, manifest.name, source=f"the study in {out}")
+def _stored_plan(out: Path, manifest: Manifest, experiments: Sequence[Experiment]) -> Plan:
+    source = f"the study in {out}"
+    study = parse_study(manifest.study, manifest.name, source=source, experiments=experiments)
     if fingerprint(study) != manifest.fingerprint:
         raise StudyError(f"the manifest in {out} has another fingerprint than its study")
     return plan_with_layout(study, manifest.layout, device_count=len(jax.local_devices()))

@@ -1,0 +1,270 @@
+"""Experiments of a user's own: one file, and all that the engine does for the library's."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import xarray
+from numpy.testing import assert_allclose
+
+import scbjax
+from scbjax.base import RECORD_EVERY, STEPS, Experiment, Functions, Parameter, StudyError, Variable
+from scbjax.cli import main
+from scbjax.sweep.chunks import Executor
+from scbjax.sweep.engines import LocalEngine
+from scbjax.sweep.execute import plan_here, run_study
+from scbjax.sweep.experiments import experiments_in, find_experiment, load_experiments
+from scbjax.sweep.plan import plan_with_layout
+from scbjax.sweep.progress import Reading, SilentProgress
+from scbjax.sweep.remote import Recipe
+from scbjax.sweep.study import Study, fingerprint, load_study, parse_study, to_toml
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+HEADS, STUDY = EXAMPLES / "heads.py", EXAMPLES / "heads.toml"
+SHORT = ("steps=40", "record_every=10", "axes.seed=[0, 1, 2]", "axes.rate=[0.01, 0.05]")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promotion() -> Iterator[None]:
+    """As users have it: optax's own code does not bear the strict one of our tests."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def heads() -> tuple[Experiment, ...]:
+    return load_experiments(HEADS)
+
+
+@pytest.fixture(scope="module")
+def study(heads: tuple[Experiment, ...]) -> Study:
+    return load_study(STUDY, SHORT, experiments=heads)
+
+
+@pytest.fixture(scope="module")
+def whole(study: Study, tmp_path_factory: pytest.TempPathFactory) -> xarray.Dataset:
+    return run(study, tmp_path_factory.mktemp("whole"))
+
+
+def run(study: Study, out: Path, on_show: Callable[[int], None] = lambda _: None) -> xarray.Dataset:
+    """The dataset of a study, run in chunks of two seeds, a segment for each record."""
+    plan = plan_with_layout(study, [(2, 2, 1)])
+    engine = LocalEngine(lambda plan: Executor(plan, segment_seconds=0))
+    report = run_study(plan, out, progress=Watch(on_show), engine=engine)
+    if report.dataset is None:
+        assert report.interrupted
+        return xarray.Dataset()
+    with xarray.open_dataset(report.dataset) as dataset:
+        return dataset.load()
+
+
+class Watch(SilentProgress):
+    """Calls back at every reading."""
+
+    def __init__(self, on_show: Callable[[int], None]) -> None:
+        self._count, self._on_show = 0, on_show
+
+    def show(self, reading: Reading) -> None:  # noqa: ARG002 - the protocol's
+        self._count += 1
+        self._on_show(self._count)
+
+
+def test_records_are_those_of_the_functions_called_one_by_one(
+    whole: xarray.Dataset, heads: tuple[Experiment, ...]
+) -> None:
+    assert whole.entropy.dims == ("seed", "rate", "step", "head")
+    assert whole.loss.shape == (3, 2, 5)
+    (experiment,) = heads
+    fixed = {"model.heads": 2, "train.steps": 40, "train.record_every": 10}
+    functions = experiment.build(fixed, {})
+    values = {"train.rate": np.float32(0.05)}
+    keys = keys_of(seed=2)
+    task = functions.draw(keys, values)
+    state = functions.start(keys, values, task)
+    take = jax.jit(lambda state, index: functions.take_record(keys, values, task, state, index))
+    for index in range(5):
+        state, record = take(state, index)
+        for name in ("loss", "entropy"):
+            found = whole[name].isel(step=index).sel(seed=2, rate=0.05)
+            assert_allclose(found, record[name], rtol=5e-4)
+
+
+def keys_of(seed: int) -> scbjax.base.Keys:
+    """By the rule that docs/studies.md gives."""
+
+    def key(_: str, stream: int) -> jax.Array:
+        root = jax.random.key(0, impl="threefry2x32")
+        return jax.random.fold_in(jax.random.fold_in(root, stream), seed)
+
+    return scbjax.base.Keys(key)
+
+
+def test_learners_of_a_seed_share_their_task_and_batches(whole: xarray.Dataset) -> None:
+    at_start = whole.entropy.isel(step=0, head=0)
+    assert_allclose(at_start.isel(rate=0), at_start.isel(rate=1), rtol=1e-6)
+    assert len(np.unique(at_start.isel(rate=0))) == 3
+
+
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(
+    study: Study, whole: xarray.Dataset, tmp_path: Path
+) -> None:
+    def interrupt(reading: int) -> None:
+        if reading == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    assert not run(study, tmp_path / "out", interrupt)
+    assert list((tmp_path / "out").glob("checkpoints/*.npz"))
+    xarray.testing.assert_identical(run(study, tmp_path / "out").drop_attrs(), whole.drop_attrs())
+
+
+def test_the_file_is_kept_and_belongs_to_the_fingerprint(
+    study: Study, whole: xarray.Dataset, tmp_path: Path
+) -> None:
+    text = HEADS.read_text(encoding="utf-8")
+    assert whole.attrs["experiment"] == text
+    run(study, tmp_path / "out")
+    assert (tmp_path / "out" / "experiment.py").read_text(encoding="utf-8") == text
+    changed = experiments_in(text.replace("0.1 * jax", "0.2 * jax"), "heads.py")
+    other = load_study(STUDY, SHORT, experiments=changed)
+    assert to_toml(other) == to_toml(study)
+    assert fingerprint(other) != fingerprint(study)
+    with pytest.raises(StudyError, match="begun with another version of the file of experiment"):
+        run(other, tmp_path / "out")
+
+
+def test_a_study_is_its_text_and_the_file(study: Study, heads: tuple[Experiment, ...]) -> None:
+    text = to_toml(study)
+    assert 'experiment = "heads"' in text
+    assert parse_study(text, study.name, experiments=heads) == study
+    with pytest.raises(StudyError, match=r"no experiment 'heads' .* comes with --experiment FILE"):
+        parse_study(text, study.name)
+    recipe = Recipe.of(plan_with_layout(study, [(2, 2, 1)]))
+    assert recipe.plan().fingerprint == fingerprint(study)
+
+
+def test_memory_is_asked_of_the_compiler(study: Study) -> None:
+    (program,) = plan_here(study, memory_bytes=2**30).programs
+    task, params = 3 * 3 + 3 + 20 * 3, 2 * (3 * 3 + 20 * 3)
+    least = 4 * (task + 3 * params + 5 * (1 + 2))  # Adam keeps two more of the parameters
+    assert least <= program.cost.kept_bytes({}) <= 1.2 * least
+    assert program.cost.temporary_bytes({}) > 4 * 64 * 20 * 3  # the batch, one hot
+    with pytest.raises(StudyError, match=r"one trajectory needs about .* more than the memory"):
+        plan_here(study, memory_bytes=10_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("x = ", r"mine.py, line 1: SyntaxError: invalid syntax"),
+        ("import math\nmath.sqrt(-1)", r"mine.py, line 2: ValueError: .+"),
+        ("x = 1", r"mine.py defines no experiment: give it one, a scbjax.base.Experiment"),
+        ("raise StopIteration", r"mine.py, line 1: NameError|mine.py, line 1: StopIteration"),
+    ],
+)
+def test_a_file_that_fails_is_one_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(StudyError, match=sentence):
+        experiments_in(text, "mine.py")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"nope.py can't be read: No such file"):
+        load_experiments(tmp_path / "nope.py")
+    (tmp_path / "latin.py").write_bytes(b"# \xe9")
+    with pytest.raises(StudyError, match="the text is not UTF-8"):
+        load_experiments(tmp_path / "latin.py")
+
+
+def test_experiments_are_found_by_name(heads: tuple[Experiment, ...]) -> None:
+    assert find_experiment("scb").name == "scb"
+    assert find_experiment("heads", heads) is heads[0]
+    with pytest.raises(StudyError, match=r"no experiment 'scp'; did you mean 'scb'\?"):
+        find_experiment("scp")
+    with pytest.raises(StudyError, match="experiment must be a string, got 3"):
+        parse_study("experiment = 3", "x")
+
+
+def nothing(*_: object) -> Functions:
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"name": "two words"}, "name of an experiment must be letters, digits and _"),
+        ({"parameters": (STEPS,)}, "lacks the parameters train.record_every"),
+        ({"variables": {}}, "records nothing"),
+        (
+            {
+                "parameters": (
+                    STEPS,
+                    RECORD_EVERY,
+                    Parameter("a.rate", float, 0.1, "traced", "inner", "Rate"),
+                    Parameter("b.rate", float, 0.1, "traced", "inner", "Rate"),
+                )
+            },
+            "two parameters called 'rate'",
+        ),
+    ],
+)
+def test_an_experiment_that_does_not_fit_is_one_sentence(
+    changes: dict[str, object], sentence: str
+) -> None:
+    whole: dict[str, object] = {
+        "name": "mine",
+        "parameters": (STEPS, RECORD_EVERY),
+        "build": nothing,
+        "variables": {"loss": Variable("loss")},
+    }
+    with pytest.raises(StudyError, match=sentence):
+        Experiment(**{**whole, **changes})  # type: ignore[arg-type]
+
+
+def test_a_search_needs_rules(heads: tuple[Experiment, ...]) -> None:
+    search = ("search.field=rate", "search.first=0.01", "search.last=0.1", "search.goal=loss")
+    with pytest.raises(StudyError, match=r"search.field has no meaning for experiment 'heads'"):
+        load_study(STUDY, ["rate=0.1", *search], experiments=heads)
+
+
+@pytest.mark.slow
+def test_the_command_runs_a_file_when_asked_and_only_then(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(HEADS, "heads.py")
+    shutil.copy(STUDY, "heads.toml")
+    asked = ["--experiment", "heads.py"]
+    short = [f"--set={override}" for override in SHORT]
+    assert main(["run", "heads.toml", *asked, *short]) == 0
+    assert Path("results/heads/heads.png").is_file()
+    assert main(["verify", "results/heads", *asked]) == 0
+    assert "the same, bit for bit" in capsys.readouterr().out
+    assert main(["status", "results/heads", *asked]) == 0
+    assert "100%" in capsys.readouterr().out
+    assert main(["rerun", "results/heads/heads.nc", *asked]) == 0
+    assert main(["show", "heads.toml", *asked]) == 0
+    assert main(["run", "heads.toml"]) == 2
+    assert "unknown" in capsys.readouterr().err
+    with Path("heads.py").open("a") as file:
+        file.write("# another version\n")
+    assert main(["run", "heads.toml", *asked, *short]) == 2
+    assert "begun with another version" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_dask_sends_the_file_to_its_workers(tmp_path: Path, whole: xarray.Dataset) -> None:
+    short = [f"--set={override}" for override in SHORT]
+    command = [sys.executable, "-m", "scbjax", "run", str(STUDY), "--experiment", str(HEADS)]
+    options = ["--out", str(tmp_path / "out"), "--engine", "dask", "--cpu-devices=1", "--no-figure"]
+    done = subprocess.run([*command, *short, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with xarray.open_dataset(tmp_path / "out" / "heads.nc") as dataset:
+        for name in whole.data_vars:
+            assert_allclose(dataset[name], whole[name], rtol=1e-4, atol=1e-6)
+        assert json.loads(dataset.attrs["settings"])["model.heads"] == 2
