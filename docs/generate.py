@@ -20,6 +20,7 @@ from scbjax.sweep.figures import dataset_of, find_figures, numbers_of
 DOCS = Path(__file__).resolve().parent
 
 MODULES = (
+    "scbjax.base",
     "scbjax.task",
     "scbjax.keys",
     "scbjax.tables",
@@ -37,6 +38,7 @@ MODULES = (
     "scbjax.optim",
     "scbjax.sharding",
     "scbjax.parallel",
+    "scbjax.sweep.experiments",
     "scbjax.sweep.fields",
     "scbjax.sweep.axes",
     "scbjax.sweep.definition",
