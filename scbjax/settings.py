@@ -1,16 +1,20 @@
 """How a trajectory is trained, as a value: :class:`Settings`, with all that is checked of it."""
 
 import dataclasses
+import math
+import textwrap
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from scbjax import optim
 from scbjax.arguments import INT32_MAX, SIZES, Numbers, as_integer, check_is, check_number, what
+from scbjax.base import FLOAT32_MAX, REQUIRED, Choice, Interval, Parameter
 from scbjax.model import ATTENTION_MAPS
 from scbjax.observe import DEFAULT_RECORD, OBSERVABLES
+from scbjax.parameters import MODEL, TRAIN, TRANSFER
 from scbjax.sampling import Generator
 from scbjax.tables import brief, nearest
 
@@ -26,108 +30,48 @@ NEVER = INT32_MAX
 PLAIN_OPTIMIZERS: tuple[Optimizer, ...] = ("raw_sgd", "adam")
 """Those without eq. 4: the only ones for attention maps that make column sums one by themselves."""
 
+
+def _numbers(parameter: Parameter) -> Numbers:
+    """The numbers that a traced parameter may hold."""
+    allowed, whole = parameter.check, parameter.type is int
+    assert isinstance(allowed, Interval)
+    if whole:
+        return Numbers(allowed.low, allowed.high, whole=True)
+    high = math.inf if allowed.high == FLOAT32_MAX else allowed.high
+    return Numbers(allowed.low, high, infinite=allowed.high == math.inf)
+
+
+_DECLARED = {parameter.short: parameter for parameter in (*MODEL, *TRAIN, *TRANSFER)}
+del _DECLARED["correlation"]  # of the related task, not of the learner
 _CHOICES: dict[str, Collection[str]] = {
-    "optimizer": get_args(Optimizer),
-    "attention_map": ATTENTION_MAPS,
-    "geometry": optim.GEOMETRIES,
-    "l1_scaling": get_args(L1Scaling),
-    "switch_on": get_args(SwitchOn),
-    "start": get_args(Start),
-    "precision": get_args(Precision),
-    "generator": get_args(Generator),
-}
-_SIZES = (
-    "batch_size",
-    "steps",
-    "record_every",
-    "refit_samples",
-    "refit_support",
-    "noise_samples",
-    "first_samples",
-    "pretraining_steps",
-    "pretraining_batch_size",
-)
-_SWITCHES = ("scale_rates", "flip")
-_NOT_NEGATIVE, _LEVEL = Numbers(0), Numbers(0, infinite=True)
-_STEP = Numbers(0, NEVER, whole=True)
+    name: parameter.check.options
+    for name, parameter in _DECLARED.items()
+    if isinstance(parameter.check, Choice)
+} | {"attention_map": ATTENTION_MAPS}
+_SIZES = tuple(n for n, p in _DECLARED.items() if p.type is int and p.kind == "static")
+_SWITCHES = tuple(name for name, parameter in _DECLARED.items() if parameter.type is bool)
 _NUMBERS: dict[str, Numbers] = {
-    "learning_rate_1": _NOT_NEGATIVE,
-    "learning_rate_2": _NOT_NEGATIVE,
-    "learning_rate_3": _NOT_NEGATIVE,
-    "attention_rate_ratio": _NOT_NEGATIVE,
-    "l1": _NOT_NEGATIVE,
-    "switch_level": _LEVEL,
-    "switch_step": _STEP,
-    "threshold": _NOT_NEGATIVE,
-    "stop_level": _LEVEL,
-    "stop_step": _STEP,
-    "rounding_level": _NOT_NEGATIVE,
-    "theta": _NOT_NEGATIVE,
-    "first_rate": _NOT_NEGATIVE,
-    "first_threshold": _NOT_NEGATIVE,
+    name: _numbers(parameter) for name, parameter in _DECLARED.items() if parameter.kind == "traced"
 }
 
 
-def _static(default: Any = dataclasses.MISSING) -> Any:  # noqa: ANN401 - as dataclasses.field
-    return dataclasses.field(default=default, metadata={"static": True})
+def _of(name: str) -> Any:  # noqa: ANN401 - as dataclasses.field
+    """The field of a declared parameter: its default, and whether it is static."""
+    parameter = _DECLARED[name]
+    required = parameter.default is REQUIRED
+    return dataclasses.field(
+        default=dataclasses.MISSING if required else parameter.default,
+        metadata={"static": parameter.kind == "static"},
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How a trajectory is trained: a pytree whose leaves are the numbers that may be traced.
 
-    Attributes:
-        batch_size: B, samples a step. Static.
-        steps: number of steps, a multiple of ``record_every``. Static.
-        record_every: steps between records; stages are examined then too. Static.
-        optimizer: ``"proximal"``; ``"sgd"``, preconditioned and projected without l1 and without
-            thresholding or rounding; ``"raw_sgd"``, plain gradients; or ``"adam"``, Adam on plain
-            gradients. Static.
-        attention_map: ``"linear"``, or ``"softmax"`` with ``"raw_sgd"`` or ``"adam"``; see
-            :data:`scbjax.model.ATTENTION_MAPS`. Static.
-        geometry: right projector of the V gradient, see :func:`scbjax.optim.project_tangent`.
-            Static.
-        scale_rates: whether eta_V = eta / K_Q and eta_A = eta / K_P, as in the theory, or both are
-            eta. Static.
-        l1_scaling: the threshold of a step: ``"direct"``, lambda itself as printed; ``"rate"``,
-            eta_A lambda, the textbook proximal operator; ``"signal"``, lambda eta_2 times the
-            estimated alpha_V, free of scale. Static.
-        switch_on: what ends a stage: ``"parameters"``, signals estimated without the truth;
-            ``"truth"``, alpha_V and alpha_A; ``"step"``, a step number. Static.
-        flip: whether a mirrored solution is reflected at the end of stage 1. Static.
-        record: names of the observables to record. Static.
-        refit_samples: fresh samples for the refit of V in records. Static.
-        refit_support: largest number of attention entries a column that the refit uses. Static.
-        noise_samples: fresh samples for the noise of a sample in records. Static.
-        start: ``"uniform"``, the paper's initialisation; ``"transfer"``, the transition matrix of a
-            related task handed over, and one step on A; ``"pretrained"``, the same with the V that
-            was learned from samples of that task. Static; see :func:`start_from`.
-        first_samples: samples of that one step, a multiple of ``batch_size``. Static.
-        pretraining_steps: steps of pretraining, a multiple of ``record_every``. Static.
-        pretraining_batch_size: samples of each of them. Static.
-        precision: of the matrix products of a step: ``"highest"``, all digits of the dtype on every
-            device; ``"high"`` or ``"default"``, for which accelerators may round the factors to
-            TF32 or bfloat16, and CPUs do nothing. Records don't depend on it. Static.
-        generator: of the random words of mini-batches: ``"threefry-20"``, that of JAX's keys, or
-            ``"threefry-13"``, with fewer rounds and less margin. Static.
-        learning_rate_1: eta in stage 1.
-        learning_rate_2: eta in stage 2.
-        learning_rate_3: eta in stage 3.
-        attention_rate_ratio: what eta is multiplied by for A, or for the parameter of another
-            attention map, with any optimizer and in any stage. ``first_rate`` is not.
-        l1: lambda, used in stage 2.
-        switch_level: signal at which stage 1 ends: the larger of the two for ``"truth"``, that of V
-            for ``"parameters"``.
-        switch_step: step at which stage 1 ends, for ``switch_on="step"``.
-        threshold: entries below ``threshold * signal / Q`` are cut at the end of stage 1; 0 cuts
-            nothing.
-        stop_level: mean of the two signals at which stage 2 ends; infinity for never.
-        stop_step: step at which stage 2 ends, for ``switch_on="step"``.
-        rounding_level: entries of at least ``rounding_level / Q`` survive rounding.
-        theta: share of the related task's matrix in V at the start of a transfer.
-        first_rate: eta of the one step on A.
-        first_threshold: entries of size up to ``first_threshold * theta / (Q N K_P)`` are cut after
-            that step.
+    Every parameter is declared in :mod:`scbjax.parameters`, with its default, what it may hold and
+    what it means; ``help(Settings)`` lists them all. ``record`` is not one of them: it holds names
+    of :data:`scbjax.observe.OBSERVABLES`.
 
     Concrete numbers are checked, of whatever kind they are (of Python, NumPy or JAX), and arrays of
     them by every entry; what is traced passes. None is let through as well, so that settings can be
@@ -146,40 +90,40 @@ class Settings:
         ValueError: l1 is -1.0; it must be at least 0
     """
 
-    batch_size: int = _static()
-    steps: int = _static()
-    record_every: int = _static()
-    optimizer: Optimizer = _static("proximal")
-    attention_map: str = _static("linear")
-    geometry: optim.Geometry = _static("mu")
-    scale_rates: bool = _static(True)
-    l1_scaling: L1Scaling = _static("direct")
-    switch_on: SwitchOn = _static("parameters")
-    flip: bool = _static(True)
-    record: tuple[str, ...] = _static(DEFAULT_RECORD)
-    refit_samples: int = _static(4096)
-    refit_support: int = _static(64)
-    noise_samples: int = _static(4096)
-    start: Start = _static("uniform")
-    first_samples: int = _static(4096)
-    pretraining_steps: int = _static(1000)
-    pretraining_batch_size: int = _static(128)
-    precision: Precision = _static("highest")
-    generator: Generator = _static("threefry-20")
-    learning_rate_1: float | jax.Array = 0.02
-    learning_rate_2: float | jax.Array = 0.005
-    learning_rate_3: float | jax.Array = 0.005
-    attention_rate_ratio: float | jax.Array = 1.0
-    l1: float | jax.Array = 1e-4
-    switch_level: float | jax.Array = 0.1
-    switch_step: int | jax.Array = NEVER
-    threshold: float | jax.Array = 0.25
-    stop_level: float | jax.Array = 1.0
-    stop_step: int | jax.Array = NEVER
-    rounding_level: float | jax.Array = 0.25
-    theta: float | jax.Array = 0.2
-    first_rate: float | jax.Array = 1.0
-    first_threshold: float | jax.Array = 0.125
+    batch_size: int = _of("batch_size")
+    steps: int = _of("steps")
+    record_every: int = _of("record_every")
+    optimizer: Optimizer = _of("optimizer")
+    attention_map: str = _of("attention_map")
+    geometry: optim.Geometry = _of("geometry")
+    scale_rates: bool = _of("scale_rates")
+    l1_scaling: L1Scaling = _of("l1_scaling")
+    switch_on: SwitchOn = _of("switch_on")
+    flip: bool = _of("flip")
+    record: tuple[str, ...] = dataclasses.field(default=DEFAULT_RECORD, metadata={"static": True})
+    refit_samples: int = _of("refit_samples")
+    refit_support: int = _of("refit_support")
+    noise_samples: int = _of("noise_samples")
+    start: Start = _of("start")
+    first_samples: int = _of("first_samples")
+    pretraining_steps: int = _of("pretraining_steps")
+    pretraining_batch_size: int = _of("pretraining_batch_size")
+    precision: Precision = _of("precision")
+    generator: Generator = _of("generator")
+    learning_rate_1: float | jax.Array = _of("learning_rate_1")
+    learning_rate_2: float | jax.Array = _of("learning_rate_2")
+    learning_rate_3: float | jax.Array = _of("learning_rate_3")
+    attention_rate_ratio: float | jax.Array = _of("attention_rate_ratio")
+    l1: float | jax.Array = _of("l1")
+    switch_level: float | jax.Array = _of("switch_level")
+    switch_step: int | jax.Array = _of("switch_step")
+    threshold: float | jax.Array = _of("threshold")
+    stop_level: float | jax.Array = _of("stop_level")
+    stop_step: int | jax.Array = _of("stop_step")
+    rounding_level: float | jax.Array = _of("rounding_level")
+    theta: float | jax.Array = _of("theta")
+    first_rate: float | jax.Array = _of("first_rate")
+    first_threshold: float | jax.Array = _of("first_threshold")
 
     def __post_init__(self) -> None:
         """Checks what is concrete, and makes plain Python values of static ones."""
@@ -275,6 +219,18 @@ def _check_counts(settings: Settings) -> None:
             f"it must be at most {NEVER - settings.samples_before}"
         )
 
+
+def _listed() -> str:
+    """All parameters, one a paragraph, for the docstring."""
+    lines = ["", "    Attributes:"]
+    for name, parameter in _DECLARED.items():
+        how = "Static." if parameter.kind == "static" else f"Default {parameter.default}."
+        text = f"{name}: {parameter.help}; {parameter.allowed}. {how}"
+        lines += textwrap.wrap(text, 100, initial_indent=" " * 8, subsequent_indent=" " * 12)
+    return "\n".join([*lines, "    "])
+
+
+Settings.__doc__ = (Settings.__doc__ or "") + _listed()
 
 STATIC_FIELDS: tuple[str, ...] = tuple(
     f.name for f in dataclasses.fields(Settings) if f.metadata.get("static")

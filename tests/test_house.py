@@ -20,6 +20,7 @@ PACKAGE = ROOT / "scbjax"
 # A module may import from its own floor and from those below it.
 FLOORS = {
     "base": 0,
+    "parameters": 0,
     "sharding": 0,
     "task": 0,
     "blocks": 0,

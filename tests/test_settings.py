@@ -21,6 +21,7 @@ SIZES = [
     if field.name in STATIC_FIELDS and field.type is int
 ]
 STEPS, LEVELS = ("switch_step", "stop_step"), ("switch_level", "stop_level")
+SHARES = ("theta",)
 RATES = [name for name in TRACED_FIELDS if name not in STEPS]
 # A number as each of the kinds that it may come in.
 KINDS: dict[str, Callable[[Any], Any]] = {
@@ -54,13 +55,14 @@ def test_the_lists_of_this_file_are_complete() -> None:
 @each_kind
 @pytest.mark.parametrize("name", RATES)
 def test_numbers_out_of_range_are_refused(name: str, kind: str) -> None:
-    refused(f"{name} is -1.0; it must be at least 0", **{name: KINDS[kind](-1.0)})
-    refused(f"{name} is nan; it must be at least 0", **{name: KINDS[kind](float("nan"))})
+    must = "between 0 and 1" if name in SHARES else "at least 0"
+    refused(f"{name} is -1.0; it must be {must}", **{name: KINDS[kind](-1.0)})
+    refused(f"{name} is nan; it must be {must}", **{name: KINDS[kind](float("nan"))})
     infinite = {name: KINDS[kind](float("inf"))}
     if name in LEVELS:
         assert np.isinf(getattr(made(**infinite), name))
     else:
-        refused(f"{name} is inf; it must be finite", **infinite)
+        refused(f"{name} is inf; it must be {must if name in SHARES else 'finite'}", **infinite)
     assert getattr(made(**{name: KINDS[kind](0.5)}), name) == 0.5
 
 
