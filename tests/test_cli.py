@@ -945,7 +945,7 @@ def test_a_figure_that_fails_after_a_run(
 EVERY_OPTION_OF_RUN = [
     *("--set", "steps=8", "--set", "axes.l1=[0, 1]", "--out", "a b", "--precision", "high"),
     *("--memory", "1GiB", "--small", "--no-figure", "--cpu-devices", "1"),
-    *("--compilation-cache", "kept here", "--engine", "local"),
+    *("--compilation-cache", "kept here", "--engine", "local", "--experiment", "mine.py"),
 ]
 
 
@@ -954,6 +954,7 @@ def test_an_interrupted_run_says_how_to_continue(
 ) -> None:
     with (checkout / "sweeps" / "tiny.toml").open("r+") as file:
         file.write('small = ["batch_size=2"]\n' + TINY)
+    (checkout / "mine.py").write_text("from scbjax.experiments.scb import EXPERIMENT\n")
     fake_runs.interrupted = True
     given = ["run", "tiny", "--force", *EVERY_OPTION_OF_RUN]
     assert cli.main(given) == cli.EXIT_INTERRUPTED
