@@ -14,8 +14,8 @@ import scbjax
 from scbjax.base import StudyError
 from scbjax.experiments.scb import EXPERIMENT
 from scbjax.observe import OBSERVABLES
-from scbjax.sweep.fields import field_table, fields_of
-from scbjax.sweep.figures import dataset_of, find_figures, numbers_of
+from scbjax.sweep.scripts.figures import dataset_of, find_figures, numbers_of
+from scbjax.sweep.study.fields import field_table, fields_of
 
 DOCS = Path(__file__).resolve().parent
 
@@ -38,26 +38,29 @@ MODULES = (
     "scbjax.optim",
     "scbjax.sharding",
     "scbjax.parallel",
-    "scbjax.sweep.experiments",
-    "scbjax.sweep.fields",
-    "scbjax.sweep.axes",
-    "scbjax.sweep.definition",
-    "scbjax.sweep.study",
-    "scbjax.sweep.plan",
-    "scbjax.sweep.chunks",
-    "scbjax.sweep.engines",
-    "scbjax.sweep.cluster",
-    "scbjax.sweep.remote",
-    "scbjax.sweep.local_workers",
-    "scbjax.sweep.execute",
-    "scbjax.sweep.lock",
-    "scbjax.sweep.store",
-    "scbjax.sweep.dataset",
-    "scbjax.sweep.divergence",
-    "scbjax.sweep.verify",
-    "scbjax.sweep.figures",
+    "scbjax.sweep.study.experiments",
+    "scbjax.sweep.study.fields",
+    "scbjax.sweep.study.axes",
+    "scbjax.sweep.study.definition",
+    "scbjax.sweep.study.files",
+    "scbjax.sweep.plan.programs",
+    "scbjax.sweep.plan.measured",
+    "scbjax.sweep.engine.inputs",
+    "scbjax.sweep.engine.mapped",
+    "scbjax.sweep.engine.chunks",
+    "scbjax.sweep.engine.engines",
+    "scbjax.sweep.engine.cluster",
+    "scbjax.sweep.engine.remote",
+    "scbjax.sweep.engine.local_workers",
+    "scbjax.sweep.engine.execute",
+    "scbjax.sweep.results.lock",
+    "scbjax.sweep.results.store",
+    "scbjax.sweep.results.dataset",
+    "scbjax.sweep.engine.divergence",
+    "scbjax.sweep.results.verify",
+    "scbjax.sweep.scripts.figures",
     "scbjax.plot",
-    "scbjax.sweep.benchmarks",
+    "scbjax.sweep.scripts.benchmarks",
 )
 
 API_HEADER = """# Public names

@@ -28,20 +28,20 @@ import tyro
 import scbjax
 from scbjax.base import INT32_MAX, STEPS, Experiment, Parameter, StudyError
 from scbjax.experiments.scb import EXPERIMENT
-from scbjax.sweep.cells import cells_of, is_search
-from scbjax.sweep.experiments import load_experiments
-from scbjax.sweep.fields import fields_of, read_value, shown
-from scbjax.sweep.progress import counted, create_progress, readable_count, readable_seconds
+from scbjax.sweep.engine.progress import counted, create_progress, readable_count, readable_seconds
+from scbjax.sweep.engine.streams import steady_streams
 from scbjax.sweep.search import first_studies
-from scbjax.sweep.streams import steady_streams
-from scbjax.sweep.study import Study, find_studies, load_study, outside_checkout
+from scbjax.sweep.study.cells import cells_of, is_search
+from scbjax.sweep.study.experiments import load_experiments
+from scbjax.sweep.study.fields import fields_of, read_value, shown
+from scbjax.sweep.study.files import Study, find_studies, load_study, outside_checkout
 from scbjax.tables import nearest
 
 if TYPE_CHECKING:
-    from scbjax.sweep import store
-    from scbjax.sweep.execute import Place, RunReport
-    from scbjax.sweep.plan import Measure, Plan
-    from scbjax.sweep.verify import Comparison
+    from scbjax.sweep.engine.execute import Place, RunReport
+    from scbjax.sweep.plan.programs import Measure, Plan
+    from scbjax.sweep.results import store
+    from scbjax.sweep.results.verify import Comparison
 
 EXIT_DIFFERENT = 1
 """Results are not those that their study gives."""
@@ -186,7 +186,7 @@ class Run:
         return 0
 
     def _run(self, study: Study, out: Path, memory_bytes: int | None, place: Place) -> RunReport:
-        from scbjax.sweep.execute import run_search, run_study
+        from scbjax.sweep.engine.execute import run_search, run_study
 
         if is_search(study):
             return run_search(
@@ -213,7 +213,7 @@ class Run:
         if self.scheduler is not None:
             raise StudyError(f"--scheduler {shown(self.scheduler)} is only for --engine dask")
         _start_jax(self.cpu_devices, self.compilation_cache)
-        from scbjax.sweep.execute import here
+        from scbjax.sweep.engine.execute import here
 
         return contextlib.nullcontext(here())
 
@@ -222,7 +222,7 @@ class Run:
         return _load(self.study, overrides, self.experiment, small=self.small)
 
     def _directory(self, study: Study) -> Path:
-        from scbjax.sweep.store import default_out
+        from scbjax.sweep.results.store import default_out
 
         if self.out is not None:
             return Path(_checked_path(self.out))
@@ -270,8 +270,8 @@ class Show:
         overrides = _with_precision(self.overrides, self.precision)
         study = _load(self.study, overrides, self.experiment, small=self.small)
         memory_bytes = read_bytes(self.memory)
-        from scbjax.sweep.backend import read_cpu_devices, usable_cores
-        from scbjax.sweep.plan import make_plan
+        from scbjax.sweep.engine.backend import read_cpu_devices, usable_cores
+        from scbjax.sweep.plan.programs import make_plan
 
         count = read_cpu_devices(self.cpu_devices) or usable_cores()
 
@@ -295,7 +295,7 @@ class Status:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        from scbjax.sweep.store import advance, status
+        from scbjax.sweep.results.store import advance, status
 
         found = status(_existing(self.out))
         gone = advance(found, _experiments(self.experiment))
@@ -331,11 +331,11 @@ class Verify:
         """Runs the command; returns its exit status."""
         out = _existing(self.out)
         count, seed = _integer("--count", self.count, 1), _integer("--seed", self.seed, 0)
-        from scbjax.sweep.store import status
+        from scbjax.sweep.results.store import status
 
         status(out)  # which fails with a sentence, before JAX is loaded
         _start_jax(self.cpu_devices, self.compilation_cache)
-        from scbjax.sweep.verify import verify
+        from scbjax.sweep.results.verify import verify
 
         experiments = _experiments(self.experiment)
         found = verify(out, count=count, seed=seed, experiments=experiments)
@@ -372,8 +372,8 @@ class Rerun:
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
         source, memory_bytes = Path(_checked_path(self.dataset)), read_bytes(self.memory)
-        from scbjax.sweep.dataset import read_dataset, study_of
-        from scbjax.sweep.definition import fingerprint
+        from scbjax.sweep.results.dataset import read_dataset, study_of
+        from scbjax.sweep.study.definition import fingerprint
 
         stored = read_dataset(source)
         study = study_of(stored, self.dataset, _experiments(self.experiment))
@@ -382,8 +382,8 @@ class Rerun:
         out = self._directory(study, source)
         _check_run(out)
         _start_jax(self.cpu_devices, self.compilation_cache)
-        from scbjax.sweep.execute import run_search, run_study
-        from scbjax.sweep.verify import compare_datasets, gives_the_same_bits, plan_of
+        from scbjax.sweep.engine.execute import run_search, run_study
+        from scbjax.sweep.results.verify import compare_datasets, gives_the_same_bits, plan_of
 
         if is_search(study):
             report = run_search(
@@ -407,7 +407,7 @@ class Rerun:
         return 0 if holds else EXIT_DIFFERENT
 
     def _directory(self, study: Study, source: Path) -> Path:
-        from scbjax.sweep.store import default_out
+        from scbjax.sweep.results.store import default_out
 
         out = default_out(study, Path(RESULTS) / RERUNS)
         if self.out is not None:
@@ -435,7 +435,7 @@ class Figure:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        from scbjax.sweep.figures import find_dataset, find_figure, find_figures
+        from scbjax.sweep.scripts.figures import find_dataset, find_figure, find_figures
 
         results, out = Path(_checked_path(self.results)), Path(_checked_path(self.out))
         show = _print_numbers if self.numbers else partial(_draw, out=out)
@@ -460,8 +460,8 @@ class Devices:
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
         from scbjax.keys import THREEFRY
-        from scbjax.sweep.backend import find_devices
-        from scbjax.sweep.cost import readable_bytes
+        from scbjax.sweep.engine.backend import find_devices
+        from scbjax.sweep.plan.cost import readable_bytes
 
         rows = [("device", "platform", "kind", "memory")]
         for device in find_devices():
@@ -489,8 +489,8 @@ class Bench:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        from scbjax.sweep.backend import probe_devices
-        from scbjax.sweep.benchmarks import (
+        from scbjax.sweep.engine.backend import probe_devices
+        from scbjax.sweep.scripts.benchmarks import (
             FOLDER,
             find_benchmark,
             find_benchmarks,
@@ -678,12 +678,12 @@ def _split_at_rules(lines: Sequence[str]) -> list[list[str]]:
 
 def _measurer(study: Study, cpu_devices: str) -> Measure:
     """What tells what trajectories take of which the experiment does not; with JAX if it must."""
-    from scbjax.sweep.plan import UNKNOWN
+    from scbjax.sweep.plan.programs import UNKNOWN
 
     if study.experiment.cost is not None:
         return lambda _: UNKNOWN
     _start_jax(cpu_devices, None)
-    from scbjax.sweep.measured import cost_of
+    from scbjax.sweep.plan.measured import cost_of
 
     return cost_of
 
@@ -761,7 +761,7 @@ def _integer(option: str, text: str, least: int) -> int:
 
 
 def _start_jax(cpu_devices: str, compilation_cache: str | None) -> None:
-    from scbjax.sweep.backend import (
+    from scbjax.sweep.engine.backend import (
         find_devices,
         keep_programs,
         make_cpu_devices,
@@ -784,7 +784,7 @@ def _dask_place(
             "--engine dask needs the package distributed, which is not installed: the extra dask "
             "of scbjax brings it, as in pip install 'scbjax[dask]'"
         )
-    from scbjax.sweep.backend import read_cpu_devices
+    from scbjax.sweep.engine.backend import read_cpu_devices
 
     folder = None if compilation_cache is None else _checked_path(compilation_cache)
     count = read_cpu_devices(cpu_devices)
@@ -792,8 +792,8 @@ def _dask_place(
 
     # What this process computes is small, and a GPU is for the workers.
     jax.config.update("jax_platforms", "cpu")
-    from scbjax.sweep.cluster import connect
-    from scbjax.sweep.remote import Setup
+    from scbjax.sweep.engine.cluster import connect
+    from scbjax.sweep.engine.remote import Setup
 
     return connect(scheduler, Setup(count, folder), _note)
 
@@ -804,7 +804,7 @@ def _note(text: str) -> None:
 
 def _check_run(out: Path) -> None:
     """Notices before JAX is loaded that nothing can be run into a results directory."""
-    from scbjax.sweep.lock import check_system
+    from scbjax.sweep.results.lock import check_system
 
     check_system()
     _check_writable(out)
@@ -841,7 +841,7 @@ def _under_way(found: store.Status, gone: store.Advance | None) -> list[str]:
 
 
 def _list_row(study: Study) -> tuple[str, ...]:
-    from scbjax.sweep.plan import make_plan
+    from scbjax.sweep.plan.programs import make_plan
 
     parts, rounds = [study], 1
     if is_search(study):
@@ -895,7 +895,7 @@ def _text(value: object) -> str:
 
 
 def _describe_plan(plan: Plan) -> list[str]:
-    from scbjax.sweep.cost import readable_bytes
+    from scbjax.sweep.plan.cost import readable_bytes
 
     total = [
         ("trajectories", str(plan.num_trajectories)),
@@ -921,7 +921,7 @@ def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 def _describe_search(study: Study) -> list[str]:
     """What each cell of a search costs, all rounds together."""
-    from scbjax.sweep.plan import make_plan
+    from scbjax.sweep.plan.programs import make_plan
 
     rounds = study.base["search.rounds"]
     plans = [make_plan(part) for part in first_studies(study)]
@@ -945,7 +945,7 @@ def _describe_search(study: Study) -> list[str]:
 
 def _program_rows(plan: Plan) -> list[tuple[str, ...]]:
     """What tells the programs of a plan apart, and what each of them costs."""
-    from scbjax.sweep.cost import readable_bytes
+    from scbjax.sweep.plan.cost import readable_bytes
 
     fields = plan.study.fields
     static = [
@@ -991,7 +991,7 @@ def _print_paths(paths: Sequence[Path]) -> None:
 
 def _tell_figures(study: str, dataset: Path, *, draw: bool) -> None:
     """Draws the figures of a study that is complete, and says how to draw them."""
-    from scbjax.sweep.figures import figures_of
+    from scbjax.sweep.scripts.figures import figures_of
 
     usual = dataset.parent == Path(RESULTS) / study
     scripts = figures_of(study)
@@ -1013,7 +1013,7 @@ def _tell_figures(study: str, dataset: Path, *, draw: bool) -> None:
 
 def _draw_any(dataset: Path, out: Path) -> None:
     """Draws the figures of a dataset's study or, if it has none, the default one."""
-    from scbjax.sweep.figures import draw_dataset, draw_default, figures_of
+    from scbjax.sweep.scripts.figures import draw_dataset, draw_default, figures_of
 
     scripts = figures_of(dataset.stem)
     for script in scripts.values():
@@ -1024,7 +1024,7 @@ def _draw_any(dataset: Path, out: Path) -> None:
 
 def _draw(script: Path, results: Path, out: Path) -> None:
     """Draws a figure, and says if there is a newer dataset that it is not drawn from."""
-    from scbjax.sweep.figures import draw_figure
+    from scbjax.sweep.scripts.figures import draw_figure
 
     _print_paths(draw_figure(script, results, out))
     _tell_newer(script, results)
@@ -1032,7 +1032,7 @@ def _draw(script: Path, results: Path, out: Path) -> None:
 
 def _print_numbers(script: Path, results: Path) -> None:
     """Prints the numbers behind a figure under its name, as Markdown."""
-    from scbjax.sweep.figures import numbers_of
+    from scbjax.sweep.scripts.figures import numbers_of
 
     print(f"## {script.stem}\n\n{numbers_of(script, results)}\n")
     _tell_newer(script, results)
@@ -1040,7 +1040,7 @@ def _print_numbers(script: Path, results: Path) -> None:
 
 def _tell_newer(script: Path, results: Path) -> None:
     """Says if there is a newer dataset than the one that a figure reads."""
-    from scbjax.sweep.figures import dataset_of, newer_than
+    from scbjax.sweep.scripts.figures import dataset_of, newer_than
 
     dataset = dataset_of(script, results)
     if newer := newer_than(dataset):
@@ -1049,7 +1049,7 @@ def _tell_newer(script: Path, results: Path) -> None:
 
 def _show_all(results: Path, show: Callable[[Path, Path], None]) -> int:
     """Draws every figure whose dataset is there, or prints its numbers; says what is left out."""
-    from scbjax.sweep.figures import FOLDER, dataset_of, find_figures
+    from scbjax.sweep.scripts.figures import FOLDER, dataset_of, find_figures
 
     left_out, failed = [], []
     scripts = find_figures()

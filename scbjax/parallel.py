@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from scbjax.once import is_inside_program
 from scbjax.sharding import shard_map
-from scbjax.sweep.backend import (
+from scbjax.sweep.engine.backend import (
     compiler_options,
     cpu_device_count,
     make_cpu_devices,

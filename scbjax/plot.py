@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scbjax.base import StudyError
-from scbjax.sweep.fields import SEED_NAMES
+from scbjax.sweep.study.fields import SEED_NAMES
 
 if TYPE_CHECKING:
     import xarray
@@ -187,7 +187,7 @@ def plot_dataset(
     import matplotlib.style
 
     if isinstance(dataset, str | os.PathLike):
-        from scbjax.sweep.dataset import read_dataset
+        from scbjax.sweep.results.dataset import read_dataset
 
         dataset = read_dataset(Path(dataset), matrices=False)
     names = _chosen(dataset, variables)

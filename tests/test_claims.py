@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 from scipy.stats import binomtest
 
-from scbjax.sweep.study import load_study
+from scbjax.sweep.study.files import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "sweeps" / "claims"))

@@ -21,12 +21,13 @@ import scbjax
 from scbjax import cli
 from scbjax.base import StudyError
 from scbjax.experiments.scb_cost import COST
-from scbjax.sweep import execute, figures
-from scbjax.sweep.dataset import is_whole
-from scbjax.sweep.execute import RunReport, provenance
-from scbjax.sweep.plan import Plan, make_plan, plan_with_layout
-from scbjax.sweep.store import Manifest, Store
-from scbjax.sweep.study import load_study, parse_study
+from scbjax.sweep.engine import execute
+from scbjax.sweep.engine.execute import RunReport, provenance
+from scbjax.sweep.plan.programs import Plan, make_plan, plan_with_layout
+from scbjax.sweep.results.dataset import is_whole
+from scbjax.sweep.results.store import Manifest, Store
+from scbjax.sweep.scripts import figures
+from scbjax.sweep.study.files import load_study, parse_study
 
 WAIT_SECONDS = 120.0
 """Far more than a process needs on a busy machine."""
@@ -463,7 +464,7 @@ def test_what_an_encoding_lacks_is_no_error(
 
 def test_no_file_takes_the_place_of_a_closed_stream(checkout: Path) -> None:
     code = (
-        "import os; from scbjax.sweep.streams import steady_streams\n"
+        "import os; from scbjax.sweep.engine.streams import steady_streams\n"
         "with steady_streams(): print(os.open('x', os.O_CREAT | os.O_RDWR), file=open('y', 'w'))"
     )
     done = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code]

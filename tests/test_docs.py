@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 
 import scbjax
-from scbjax.sweep.figures import find_figure, study_of
-from scbjax.sweep.study import parse_study
+from scbjax.sweep.scripts.figures import find_figure, study_of
+from scbjax.sweep.study.files import parse_study
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -52,11 +52,11 @@ ALONE = {"optim"}
 CORE = {name for name, floor in FLOORS.items() if floor < FLOORS["sweep"]} | ALONE
 # The engine runs any experiment: of the rest of the library it may know these alone.
 ENGINE_MAY_IMPORT = {"base", "tables", "keys", "once", "sharding", "sweep"}
-DRAWS = {"scbjax.sweep.figures": {"plot"}}  # the default figure of a dataset
+DRAWS = {"scbjax.sweep.scripts.figures": {"plot"}}  # the default figure of a dataset
 CORE_DEPENDENCIES = {"jax", "optax", "chex", "numpy"}
 NO_JAX = [
     *("scbjax", "scbjax.cli", "scbjax.plot"),
-    *("scbjax.sweep.study", "scbjax.sweep.plan", "scbjax.sweep.store"),
+    *("scbjax.sweep.study.files", "scbjax.sweep.plan.programs", "scbjax.sweep.results.store"),
 ]
 
 
@@ -91,7 +91,7 @@ def sources() -> list[Path]:
 
 
 def room(dotted: str) -> str | None:
-    """The part of scbjax a module belongs to: `sweep` for `scbjax.sweep.plan`; None for others."""
+    """The part of scbjax a module belongs to: `sweep` for `scbjax.sweep.search`, or None."""
     parts = dotted.split(".")
     return parts[1] if parts[0] == "scbjax" and len(parts) > 1 else None
 
@@ -166,14 +166,18 @@ POSIX_ONLY = ("fcntl", "grp", "pwd", "resource", "syslog", "termios")
 
 def test_imports_on_systems_without_what_unix_has() -> None:
     """Everything can be imported on Windows; what needs such a module says so when it is used."""
-    dask = {"scbjax.sweep.cluster", "scbjax.sweep.local_workers", "scbjax.sweep.remote"}
+    dask = {
+        "scbjax.sweep.engine.cluster",
+        "scbjax.sweep.engine.local_workers",
+        "scbjax.sweep.engine.remote",
+    }
     names = sorted({module_name(path) for path in sources()} - dask)  # Dask has its own ways
     done = python(
         f"import sys; sys.modules.update(dict.fromkeys({POSIX_ONLY}))\n"
         f"import importlib\nfor name in {names}: importlib.import_module(name)"
     )
     assert done.returncode == 0, done.stderr
-    assert {"scbjax.task", "scbjax.sweep.lock", "scbjax.sweep.execute"} <= set(names)
+    assert {"scbjax.task", "scbjax.sweep.results.lock", "scbjax.sweep.engine.execute"} <= set(names)
 
 
 def test_lazy_names_are_the_real_ones() -> None:

@@ -16,7 +16,7 @@ import pytest
 import scbjax
 from scbjax import noise, sampling, simulation, training, transfer
 from scbjax.keys import THREEFRY, as_threefry
-from scbjax.sweep.chunks import _keys
+from scbjax.sweep.engine.mapped import keys_of
 
 # Programs that run for milliseconds: optimising them costs more than it saves.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -142,10 +142,10 @@ NUMBERS = """
 import json, sys
 import numpy as np
 from pathlib import Path
-from scbjax.sweep.execute import run_study
-from scbjax.sweep.plan import make_plan
-from scbjax.sweep.progress import SilentProgress
-from scbjax.sweep.study import parse_study
+from scbjax.sweep.engine.execute import run_study
+from scbjax.sweep.plan.programs import make_plan
+from scbjax.sweep.engine.progress import SilentProgress
+from scbjax.sweep.study.files import parse_study
 import jax, xarray
 
 TEXT = '''
@@ -192,10 +192,10 @@ def numbers_under(impl: str, folder: str, **settings: str) -> dict[str, Any]:
 def test_keys_of_a_study_are_made_of_seeds_under_any_generator() -> None:
     values = {"root_seed": np.int32(1), "seed": np.int32(3), "task_seed": np.int32(4)}
     for part in ("task", "data", "start"):
-        expected = words(getattr(_keys(values), part))
+        expected = words(getattr(keys_of(values), part))
         for impl in IMPLS:
             with jax.default_prng_impl(impl):
-                assert words(getattr(_keys(values), part)) == expected
+                assert words(getattr(keys_of(values), part)) == expected
 
 
 @pytest.mark.slow

@@ -13,10 +13,10 @@ import xarray
 from numpy.typing import NDArray
 
 from scbjax.sampling import draw_batch, fold_in, make_sampler, make_seed
-from scbjax.sweep.execute import run_study
-from scbjax.sweep.plan import make_plan
-from scbjax.sweep.progress import SilentProgress
-from scbjax.sweep.study import parse_study
+from scbjax.sweep.engine.execute import run_study
+from scbjax.sweep.engine.progress import SilentProgress
+from scbjax.sweep.plan.programs import make_plan
+from scbjax.sweep.study.files import parse_study
 from scbjax.task import Task, random_task
 from scbjax.training import Settings, State, advance, init
 

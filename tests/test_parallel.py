@@ -12,7 +12,7 @@ import pytest
 
 from scbjax import Settings, map_trajectories, random_task, train
 from scbjax.singly import one_by_one
-from scbjax.sweep.backend import usable_cores
+from scbjax.sweep.engine.backend import usable_cores
 
 MANY = """
 import sys

@@ -25,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from scbjax.base import short_name
-from scbjax.sweep.axes import Axis
-from scbjax.sweep.cells import Cell, cell_axes, cells_of, seed_axes
-from scbjax.sweep.definition import Study
+from scbjax.sweep.study.axes import Axis
+from scbjax.sweep.study.cells import Cell, cell_axes, cells_of, seed_axes
+from scbjax.sweep.study.definition import Study
 
 if TYPE_CHECKING:
     import xarray
@@ -187,7 +187,7 @@ def _probes(study: Study, dataset: xarray.Dataset, values: Sequence[float]) -> _
 def _dataset(study: Study, found: Sequence[_Probes]) -> xarray.Dataset:
     import xarray
 
-    from scbjax.sweep.dataset import axis_coords, study_attributes
+    from scbjax.sweep.results.dataset import axis_coords, study_attributes
 
     cells, seeds = cell_axes(study), seed_axes(study)
     cell_names, seed_names = ([axis.name for axis in axes] for axes in (cells, seeds))

@@ -28,8 +28,8 @@ from scbjax.sampling import (
     make_seed,
 )
 from scbjax.sharding import shard_map
-from scbjax.sweep.backend import compiler_options
-from scbjax.sweep.chunks import over_axis
+from scbjax.sweep.engine.backend import compiler_options
+from scbjax.sweep.engine.mapped import over_axis
 from scbjax.task import Task, random_task
 from scbjax.training import Settings, State, init, step, stored
 

@@ -138,7 +138,7 @@ def use_every_core() -> None:
 
     What asks for no device runs on the first one, as ever.
     """
-    from scbjax.sweep.backend import make_cpu_devices
+    from scbjax.sweep.engine.backend import make_cpu_devices
 
     make_cpu_devices(None)
 

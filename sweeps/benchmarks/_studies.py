@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from _measure import Payload
 
 if TYPE_CHECKING:
-    from scbjax.sweep.plan import Plan
+    from scbjax.sweep.plan.programs import Plan
 
 STUDY = """
 title = "A benchmark"
@@ -57,8 +57,8 @@ def plan_sweep(
         record: the variables that are recorded, before the first step and after the last.
         rate: that of the first stage; None for the default.
     """
-    from scbjax.sweep.execute import plan_here
-    from scbjax.sweep.study import parse_study
+    from scbjax.sweep.engine.execute import plan_here
+    from scbjax.sweep.study.files import parse_study
 
     weights = [1e-6 * (arm + 1) for arm in range(arms)]
     is_single = isinstance(context_length, int)
@@ -89,7 +89,7 @@ def run_sweep(plan: Plan, *, least_seconds: float = 0.0, most_times: int = 1) ->
         Chunks, programs compiled, the planner's estimate of the memory, and seconds: in the
         compiler, in steps (the median of all times), and from the first chunk to the last.
     """
-    from scbjax.sweep.chunks import Executor
+    from scbjax.sweep.engine.chunks import Executor
 
     executor, compiled = Executor(plan), list[int]()
     begin = time.perf_counter()

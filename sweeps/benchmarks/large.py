@@ -36,7 +36,7 @@ from _pictures import new_figure
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from scbjax.sweep.chunks import Segment
+    from scbjax.sweep.engine.chunks import Segment
 
 STUDY = ROOT / "sweeps" / "scale.toml"
 
@@ -84,9 +84,9 @@ def work(run: Run) -> int:
     use_every_core()
     from memory import peak_bytes
 
-    from scbjax.sweep.chunks import Executor
-    from scbjax.sweep.execute import plan_here
-    from scbjax.sweep.study import load_study
+    from scbjax.sweep.engine.chunks import Executor
+    from scbjax.sweep.engine.execute import plan_here
+    from scbjax.sweep.study.files import load_study
 
     axes = [f"axes.num_tokens=[{run.num_tokens}]", *RATES]
     fields = [f"{name}={value}" for name, value in run._asdict().items() if name != "num_tokens"]

@@ -29,7 +29,7 @@ from _pictures import colour_of, new_figure
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from scbjax.sweep.plan import Plan
+    from scbjax.sweep.plan.programs import Plan
 
 OURS = "scbjax"
 STUDY = "scbjax, a study within 2 GiB"
@@ -115,7 +115,7 @@ def _plan(size: Sequence[int], **rest: Any) -> Plan:  # noqa: ANN401 - as plan_s
 
 def _library_case(*size: int) -> tuple[Callable[[], object], int | None]:
     """What trains a sweep, and the planner's estimate."""
-    from scbjax.sweep.chunks import Executor
+    from scbjax.sweep.engine.chunks import Executor
 
     plan = _plan(size, memory_bytes=ONE_CHUNK)
     executor = Executor(plan)
@@ -125,10 +125,10 @@ def _library_case(*size: int) -> tuple[Callable[[], object], int | None]:
 def _study_case(*size: int) -> tuple[Callable[[], object], int | None]:
     """What runs and stores a study as the command does, and the planner's estimate."""
     from scbjax.observe import DEFAULT_RECORD
-    from scbjax.sweep.chunks import Executor
-    from scbjax.sweep.engines import LocalEngine
-    from scbjax.sweep.execute import run_study
-    from scbjax.sweep.progress import SilentProgress
+    from scbjax.sweep.engine.chunks import Executor
+    from scbjax.sweep.engine.engines import LocalEngine
+    from scbjax.sweep.engine.execute import run_study
+    from scbjax.sweep.engine.progress import SilentProgress
 
     plan = _plan(size, memory_bytes=STUDY_MEMORY, record=DEFAULT_RECORD)
     executor = Executor(plan)  # kept, so that the second time compiles nothing

@@ -17,7 +17,7 @@ from _pictures import colour_of, new_figure
 from matplotlib.figure import Figure
 
 from scbjax.observe import DEFAULT_RECORD
-from scbjax.sweep.backend import compiler_options
+from scbjax.sweep.engine.backend import compiler_options
 from scbjax.training import Settings, train
 
 SIZE, STEPS, EVERY = Size(3, 5000, 64, 1), 1000, 10

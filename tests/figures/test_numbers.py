@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from scbjax.base import StudyError
-from scbjax.sweep.figures import draw_figure, numbers_of
+from scbjax.sweep.scripts.figures import draw_figure, numbers_of
 
 Make = Callable[..., xr.Dataset]
 Store = Callable[[str, xr.Dataset], Path]

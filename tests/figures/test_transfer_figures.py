@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
-from scbjax.sweep.figures import draw_dataset
+from scbjax.sweep.scripts.figures import draw_dataset
 
 Store = Callable[[str, xr.Dataset], Path]
 

@@ -70,10 +70,10 @@ def watch(events: Path, leaks: Sequence[str]) -> None:
     """Makes every run of this process tell what it does, and lose what it is told to."""
     import jax
 
-    from scbjax.sweep import execute
-    from scbjax.sweep.chunks import ChunkResult, Executor, Segment
-    from scbjax.sweep.engines import LocalEngine, Session
-    from scbjax.sweep.plan import Plan
+    from scbjax.sweep.engine import execute
+    from scbjax.sweep.engine.chunks import ChunkResult, Executor, Segment
+    from scbjax.sweep.engine.engines import LocalEngine, Session
+    from scbjax.sweep.plan.programs import Plan
 
     counts = Counter[str]()
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import pytest
 
 from scbjax.base import StudyError
-from scbjax.sweep import backend
-from scbjax.sweep.backend import (
+from scbjax.sweep.engine import backend
+from scbjax.sweep.engine.backend import (
     compiler_options,
     cpu_device_count,
     keep_programs,
@@ -99,7 +99,7 @@ import resource
 import sys
 import jax
 import jax.numpy as jnp
-from scbjax.sweep.backend import keep_programs
+from scbjax.sweep.engine.backend import keep_programs
 
 keep_programs(sys.argv[1])
 if limit := int(sys.argv[2]):

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from scbjax.experiments.scb_cost import COST
-from scbjax.sweep import chunks
-from scbjax.sweep.chunks import Executor, Inputs, Prepared
-from scbjax.sweep.plan import Chunk, Program, make_plan
-from scbjax.sweep.study import parse_study
+from scbjax.sweep.engine import chunks, inputs as chunk_numbers, mapped
+from scbjax.sweep.engine.chunks import Executor
+from scbjax.sweep.engine.inputs import Inputs
+from scbjax.sweep.engine.mapped import Prepared
+from scbjax.sweep.plan.programs import Chunk, Program, make_plan
+from scbjax.sweep.study.files import parse_study
 
 TEXT = """
 title = "A title"
@@ -43,11 +45,11 @@ def program_of(*overrides: str) -> Program:
 
 def segment_of(program: Program) -> tuple[Any, tuple[Any, ...]]:
     """The function that takes records, and the shapes of its arguments."""
-    inputs: Inputs = chunks.chunk_inputs(program, Chunk(0, 0, (0, 1), (0, 1)))
-    prepare = partial(chunks._prepare, program, program.chunk_shape)
+    inputs: Inputs = chunk_numbers.chunk_inputs(program, Chunk(0, 0, (0, 1), (0, 1)))
+    prepare = partial(mapped.prepare, program, program.chunk_shape)
     prepared: Prepared = jax.eval_shape(prepare, inputs)
     arguments = inputs, prepared.tasks, prepared.carry, np.int32(0), np.int32(0)
-    return partial(chunks._segment, program, program.chunk_shape), arguments
+    return partial(mapped.take_records, program, program.chunk_shape), arguments
 
 
 # ---------------------------------------------------------------------------- random words
@@ -134,7 +136,7 @@ def test_results_do_not_depend_on_a_precision_set_elsewhere(
         found.append(getattr(jax.config, "jax_default_matmul_precision", None))
         raise InterruptedError
 
-    monkeypatch.setattr(chunks, "_compile", compile_none)
+    monkeypatch.setattr(chunks, "compile_program", compile_none)
     plan = make_plan(parse_study(TEXT, "study"))
     with jax.default_matmul_precision("tensorfloat32"), pytest.raises(InterruptedError):
         Executor(plan).run(0)

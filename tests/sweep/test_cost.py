@@ -14,10 +14,10 @@ from scbjax.blocks import BLOCK_ELEMENTS
 from scbjax.experiments import scb_cost as cost
 from scbjax.experiments.scb_cost import COST, run_seconds
 from scbjax.sampling import POSITION_MAJOR_LIMIT
-from scbjax.sweep import chunks
-from scbjax.sweep.cost import default_memory_bytes, readable_bytes
-from scbjax.sweep.plan import Chunk, Program, make_plan
-from scbjax.sweep.study import parse_study
+from scbjax.sweep.engine import inputs, mapped
+from scbjax.sweep.plan.cost import default_memory_bytes, readable_bytes
+from scbjax.sweep.plan.programs import Chunk, Program, make_plan
+from scbjax.sweep.study.files import parse_study
 from scbjax.tuples import PACKED_LIMIT
 
 TEXT = """
@@ -41,10 +41,10 @@ def program_of(*overrides: str) -> Program:
 
 def compiled_bytes(program: Program) -> int:
     """Peak memory of a segment, as the compiler plans it."""
-    plan_inputs = chunks.chunk_inputs(program, Chunk(0, 0, (0, 1), (0, 1)))
+    plan_inputs = inputs.chunk_inputs(program, Chunk(0, 0, (0, 1), (0, 1)))
     shape = program.chunk_shape
-    shapes = jax.jit(partial(chunks._prepare, program, shape)).lower(plan_inputs).out_info
-    segment = jax.jit(partial(chunks._segment, program, shape), donate_argnums=2)
+    shapes = jax.jit(partial(mapped.prepare, program, shape)).lower(plan_inputs).out_info
+    segment = jax.jit(partial(mapped.take_records, program, shape), donate_argnums=2)
     arguments = plan_inputs, shapes.tasks, shapes.carry, np.int32(0), np.int32(0)
     found: Any = segment.lower(*arguments).compile().memory_analysis()
     kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes

@@ -18,15 +18,15 @@ from distributed import Client, KilledWorker, Worker
 
 from scbjax.base import StudyError
 from scbjax.cli import main
-from scbjax.sweep import cluster, local_workers, remote
-from scbjax.sweep.chunks import ChunkResult
-from scbjax.sweep.cluster import DaskEngine, connect
-from scbjax.sweep.engines import Engine, LocalEngine, Session
-from scbjax.sweep.execute import Place, provenance, run_study
-from scbjax.sweep.plan import Plan, make_plan, plan_with_layout
-from scbjax.sweep.progress import Progress, Reading, SilentProgress
-from scbjax.sweep.remote import TOPIC, Recipe, Setup, kind_of
-from scbjax.sweep.study import parse_study
+from scbjax.sweep.engine import cluster, local_workers, remote
+from scbjax.sweep.engine.chunks import ChunkResult
+from scbjax.sweep.engine.cluster import DaskEngine, connect
+from scbjax.sweep.engine.engines import Engine, LocalEngine, Session
+from scbjax.sweep.engine.execute import Place, provenance, run_study
+from scbjax.sweep.engine.progress import Progress, Reading, SilentProgress
+from scbjax.sweep.engine.remote import TOPIC, Recipe, Setup, kind_of
+from scbjax.sweep.plan.programs import Plan, make_plan, plan_with_layout
+from scbjax.sweep.study.files import parse_study
 
 TEXT = """
 title = "A title"

@@ -13,8 +13,9 @@ import xarray
 
 from scbjax.base import StudyError
 from scbjax.experiments.scb import EXPERIMENT
-from scbjax.sweep.chunks import Executor
-from scbjax.sweep.dataset import (
+from scbjax.sweep.engine.chunks import Executor
+from scbjax.sweep.plan.programs import Plan, make_plan
+from scbjax.sweep.results.dataset import (
     axes_of,
     check_heaps,
     checksum_path,
@@ -23,9 +24,8 @@ from scbjax.sweep.dataset import (
     save_dataset,
     write_dataset,
 )
-from scbjax.sweep.plan import Plan, make_plan
-from scbjax.sweep.store import Store
-from scbjax.sweep.study import Study, fingerprint, parse_study
+from scbjax.sweep.results.store import Store
+from scbjax.sweep.study.files import Study, fingerprint, parse_study
 
 TEXT = """
 title = "A title"

@@ -23,16 +23,18 @@ from scbjax.base import StudyError
 from scbjax.experiments.scb_cost import COST
 from scbjax.observe import OBSERVABLES
 from scbjax.simulation import simulate
-from scbjax.sweep import dataset as datasets
-from scbjax.sweep.chunks import ChunkResult, Executor, _prepare, chunk_inputs, over_axis
-from scbjax.sweep.cost import CACHE_BYTES
-from scbjax.sweep.dataset import checksum_path
-from scbjax.sweep.engines import LocalEngine, Session
-from scbjax.sweep.execute import RunReport, plan_here, run_study
-from scbjax.sweep.plan import Chunk, Plan, make_plan, plan_with_layout
-from scbjax.sweep.progress import Reading, SilentProgress
-from scbjax.sweep.store import Store, status
-from scbjax.sweep.study import Study, parse_study
+from scbjax.sweep.engine.chunks import ChunkResult, Executor
+from scbjax.sweep.engine.engines import LocalEngine, Session
+from scbjax.sweep.engine.execute import RunReport, plan_here, run_study
+from scbjax.sweep.engine.inputs import chunk_inputs
+from scbjax.sweep.engine.mapped import over_axis, prepare as prepare_chunk
+from scbjax.sweep.engine.progress import Reading, SilentProgress
+from scbjax.sweep.plan.cost import CACHE_BYTES
+from scbjax.sweep.plan.programs import Chunk, Plan, make_plan, plan_with_layout
+from scbjax.sweep.results import dataset as datasets
+from scbjax.sweep.results.dataset import checksum_path
+from scbjax.sweep.results.store import Store, status
+from scbjax.sweep.study.files import Study, parse_study
 from scbjax.task import random_task, related_task
 from scbjax.training import Settings, train
 
@@ -477,7 +479,7 @@ def test_tokens_of_a_transfer_are_shared_along_the_inner_layer() -> None:
         parse_study(TRANSFER, "study", ("batch_size=4", "axes.correlation=[0, 0.5, 0.8, 0.9, 1]"))
     ).programs
     inputs = chunk_inputs(program, Chunk(0, 0, (0, 1), (0, 1)))
-    prepare = partial(_prepare, program, program.chunk_shape)
+    prepare = partial(prepare_chunk, program, program.chunk_shape)
     shapes = {aval.shape for aval in unsigned(jax.make_jaxpr(prepare)(inputs).jaxpr)}
     assert any({50, 4} <= set(shape) for shape in shapes)
     assert not any({50, 4, 5} <= set(shape) for shape in shapes)
@@ -687,11 +689,11 @@ SCRIPT = """
 import re, signal, sys
 from pathlib import Path
 import jax
-from scbjax.sweep import chunks
-from scbjax.sweep.execute import run_study
-from scbjax.sweep.plan import make_plan
-from scbjax.sweep.progress import SilentProgress
-from scbjax.sweep.study import load_study
+from scbjax.sweep.engine import chunks
+from scbjax.sweep.engine.execute import run_study
+from scbjax.sweep.plan.programs import make_plan
+from scbjax.sweep.engine.progress import SilentProgress
+from scbjax.sweep.study.files import load_study
 
 class Interrupting(SilentProgress):
     shown = 0
@@ -701,10 +703,10 @@ class Interrupting(SilentProgress):
             signal.raise_signal(signal.SIGINT)
 
 compiled = []
-def compile_and_keep(program, compile=chunks._compile):
+def compile_and_keep(program, compile=chunks.compile_program):
     compiled.append(compile(program))
     return compiled[-1]
-chunks._compile = compile_and_keep
+chunks.compile_program = compile_and_keep
 
 study = load_study(sys.argv[1], sys.argv[4:])
 plan = make_plan(study, device_count=jax.local_device_count())

@@ -17,14 +17,14 @@ from numpy.testing import assert_allclose
 import scbjax
 from scbjax.base import RECORD_EVERY, STEPS, Experiment, Functions, Parameter, StudyError, Variable
 from scbjax.cli import main
-from scbjax.sweep.chunks import Executor
-from scbjax.sweep.engines import LocalEngine
-from scbjax.sweep.execute import plan_here, run_study
-from scbjax.sweep.experiments import experiments_in, find_experiment, load_experiments
-from scbjax.sweep.plan import plan_with_layout
-from scbjax.sweep.progress import Reading, SilentProgress
-from scbjax.sweep.remote import Recipe
-from scbjax.sweep.study import Study, fingerprint, load_study, parse_study, to_toml
+from scbjax.sweep.engine.chunks import Executor
+from scbjax.sweep.engine.engines import LocalEngine
+from scbjax.sweep.engine.execute import plan_here, run_study
+from scbjax.sweep.engine.progress import Reading, SilentProgress
+from scbjax.sweep.engine.remote import Recipe
+from scbjax.sweep.plan.programs import plan_with_layout
+from scbjax.sweep.study.experiments import experiments_in, find_experiment, load_experiments
+from scbjax.sweep.study.files import Study, fingerprint, load_study, parse_study, to_toml
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 HEADS, STUDY = EXAMPLES / "heads.py", EXAMPLES / "heads.toml"

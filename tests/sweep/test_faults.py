@@ -16,13 +16,13 @@ import pytest
 import xarray
 
 from scbjax.base import StudyError
-from scbjax.sweep.chunks import Checkpoint, ChunkResult, Executor, Segment
-from scbjax.sweep.engines import LocalEngine
-from scbjax.sweep.execute import run_study
-from scbjax.sweep.plan import Plan, plan_with_layout
-from scbjax.sweep.progress import SilentProgress
-from scbjax.sweep.store import read_arrays, write_arrays
-from scbjax.sweep.study import parse_study
+from scbjax.sweep.engine.chunks import Checkpoint, ChunkResult, Executor, Segment
+from scbjax.sweep.engine.engines import LocalEngine
+from scbjax.sweep.engine.execute import run_study
+from scbjax.sweep.engine.progress import SilentProgress
+from scbjax.sweep.plan.programs import Plan, plan_with_layout
+from scbjax.sweep.results.store import read_arrays, write_arrays
+from scbjax.sweep.study.files import parse_study
 
 TEXT = """
 [task]

@@ -31,12 +31,12 @@ from hypothesis import HealthCheck, given, settings
 from scbjax import cli
 from scbjax.base import StudyError
 from scbjax.experiments.scb import EXPERIMENT
-from scbjax.sweep import execute
-from scbjax.sweep.dataset import check_arrays, read_dataset, save_dataset
-from scbjax.sweep.fields import fields_of
-from scbjax.sweep.plan import plan_with_layout
-from scbjax.sweep.store import DamagedError, Manifest, Store, advance, default_out, status
-from scbjax.sweep.study import fingerprint, load_study, parse_study, to_toml
+from scbjax.sweep.engine import execute
+from scbjax.sweep.plan.programs import plan_with_layout
+from scbjax.sweep.results.dataset import check_arrays, read_dataset, save_dataset
+from scbjax.sweep.results.store import DamagedError, Manifest, Store, advance, default_out, status
+from scbjax.sweep.study.fields import fields_of
+from scbjax.sweep.study.files import fingerprint, load_study, parse_study, to_toml
 
 FIELDS = fields_of(EXPERIMENT)
 RUNS = {"study": 50_000, "override": 20_000, "manifest": 15_000, "chunk": 8_000, "member": 5_000}
@@ -215,11 +215,11 @@ def feed_command(folder: Path, data: bytes) -> None:
 
 STARTS = (
     "scbjax.cli._start_jax",
-    "scbjax.sweep.figures.draw_figure",
-    "scbjax.sweep.benchmarks.run_benchmark",
+    "scbjax.sweep.scripts.figures.draw_figure",
+    "scbjax.sweep.scripts.benchmarks.run_benchmark",
     "scbjax.cli._dask_place",
-    "scbjax.sweep.backend.find_devices",
-    "scbjax.sweep.backend.probe_devices",
+    "scbjax.sweep.engine.backend.find_devices",
+    "scbjax.sweep.engine.backend.probe_devices",
 )
 
 TARGETS: dict[str, Target] = {

@@ -49,8 +49,8 @@ seed = { range = [0, 8] }
 # The command, with a segment every 20 ms and a checkpoint every 30.
 COMMAND = """
 import functools, sys
-from scbjax.sweep import execute
-from scbjax.sweep.chunks import Executor
+from scbjax.sweep.engine import execute
+from scbjax.sweep.engine.chunks import Executor
 make_executor = functools.partial(Executor, segment_seconds=0.02)
 execute.LocalEngine = functools.partial(execute.LocalEngine, make_executor)
 execute.run_study = functools.partial(execute.run_study, checkpoint_seconds=0.03)

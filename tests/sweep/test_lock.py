@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from scbjax.base import StudyError
-from scbjax.sweep.execute import run_search, run_study
-from scbjax.sweep.lock import LOCK_NAME, Holder, hold
-from scbjax.sweep.plan import make_plan
-from scbjax.sweep.progress import SilentProgress
-from scbjax.sweep.store import Manifest, Store
-from scbjax.sweep.study import Study, parse_study
+from scbjax.sweep.engine.execute import run_search, run_study
+from scbjax.sweep.engine.progress import SilentProgress
+from scbjax.sweep.plan.programs import make_plan
+from scbjax.sweep.results.lock import LOCK_NAME, Holder, hold
+from scbjax.sweep.results.store import Manifest, Store
+from scbjax.sweep.study.files import Study, parse_study
 
 WAIT_SECONDS = 60.0
 ME = Holder.this_process()
@@ -44,7 +44,7 @@ SEARCH = '[search]\nfield = "learning_rate_1"\nfirst = 0.01\nlast = 1.0\n'
 HOLD = """
 import sys, time
 from pathlib import Path
-from scbjax.sweep.lock import hold
+from scbjax.sweep.results.lock import hold
 with hold(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

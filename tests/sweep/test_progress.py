@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from scbjax.sweep.progress import (
+from scbjax.sweep.engine.progress import (
     BarProgress,
     LineProgress,
     Meter,

@@ -11,9 +11,8 @@ import xarray as xr
 from hypothesis import given, strategies as st
 
 from scbjax.base import StudyError
-from scbjax.sweep.cells import cells_of
-from scbjax.sweep.execute import run_search
-from scbjax.sweep.progress import SilentProgress
+from scbjax.sweep.engine.execute import run_search
+from scbjax.sweep.engine.progress import SilentProgress
 from scbjax.sweep.search import (
     cost_of,
     first_values,
@@ -21,7 +20,8 @@ from scbjax.sweep.search import (
     samples_to,
     search,
 )
-from scbjax.sweep.study import Study, parse_study
+from scbjax.sweep.study.cells import cells_of
+from scbjax.sweep.study.files import Study, parse_study
 
 TEXT = """
 [task]

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from numpy.typing import NDArray
 
 from scbjax.base import StudyError
-from scbjax.sweep.plan import Plan, make_plan, plan_with_layout
-from scbjax.sweep.store import (
+from scbjax.sweep.plan.programs import Plan, make_plan, plan_with_layout
+from scbjax.sweep.results.store import (
     DamagedError,
     Manifest,
     Store,
@@ -24,7 +24,7 @@ from scbjax.sweep.store import (
     status,
     write_arrays,
 )
-from scbjax.sweep.study import Study, fingerprint, parse_study, to_toml
+from scbjax.sweep.study.files import Study, fingerprint, parse_study, to_toml
 
 TEXT = """
 [task]

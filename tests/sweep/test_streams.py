@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from scbjax.sweep.progress import BarProgress, LineProgress, Reading, create_progress
-from scbjax.sweep.streams import SteadyStream, steady, steady_streams
+from scbjax.sweep.engine.progress import BarProgress, LineProgress, Reading, create_progress
+from scbjax.sweep.engine.streams import SteadyStream, steady, steady_streams
 
 
 class Failing(io.StringIO):

@@ -18,12 +18,12 @@ from scbjax import observe, settings as learner_settings, task, training
 from scbjax.base import FLOAT32_TINY, INT32_MAX, Choice, Interval, Parameter, Required
 from scbjax.experiments import scb_record
 from scbjax.experiments.scb import EXPERIMENT
-from scbjax.sweep import definition, fields, study
-from scbjax.sweep.cells import is_search
-from scbjax.sweep.fields import fields_of
-from scbjax.sweep.plan import make_plan
+from scbjax.sweep.plan.programs import make_plan
 from scbjax.sweep.search import first_studies
-from scbjax.sweep.study import (
+from scbjax.sweep.study import definition, fields, files as study
+from scbjax.sweep.study.cells import is_search
+from scbjax.sweep.study.fields import fields_of
+from scbjax.sweep.study.files import (
     Axis,
     Study,
     StudyError,
@@ -126,7 +126,7 @@ def test_documentation_has_a_row_for_every_field() -> None:
 
 def test_reading_a_study_loads_neither_jax_nor_numpy() -> None:
     code = (
-        "import sys; from scbjax.sweep.study import parse_study;"
+        "import sys; from scbjax.sweep.study.files import parse_study;"
         f"parse_study({MINIMAL!r}, 'x');"
         "print(sorted({'jax', 'numpy', 'xarray', 'matplotlib'} & set(sys.modules)))"
     )

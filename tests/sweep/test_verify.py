@@ -14,16 +14,17 @@ import xarray
 
 from scbjax import cli
 from scbjax.base import StudyError
-from scbjax.sweep import execute, verify as verifying
-from scbjax.sweep.chunks import ChunkResult, Executor
-from scbjax.sweep.dataset import is_whole, read_dataset, save_dataset, study_of
-from scbjax.sweep.engines import LocalEngine
-from scbjax.sweep.execute import run_search
-from scbjax.sweep.plan import Plan
-from scbjax.sweep.progress import SilentProgress
-from scbjax.sweep.store import Store
-from scbjax.sweep.study import load_study, parse_study
-from scbjax.sweep.verify import ATOL, RTOL, Comparison, compare, compare_datasets, verify
+from scbjax.sweep.engine import execute
+from scbjax.sweep.engine.chunks import ChunkResult, Executor
+from scbjax.sweep.engine.engines import LocalEngine
+from scbjax.sweep.engine.execute import run_search
+from scbjax.sweep.engine.progress import SilentProgress
+from scbjax.sweep.plan.programs import Plan
+from scbjax.sweep.results import verify as verifying
+from scbjax.sweep.results.dataset import is_whole, read_dataset, save_dataset, study_of
+from scbjax.sweep.results.store import Store
+from scbjax.sweep.results.verify import ATOL, RTOL, Comparison, compare, compare_datasets, verify
+from scbjax.sweep.study.files import load_study, parse_study
 
 REFERENCE = Path(__file__).parent / "reference.nc"
 TASK = ("transition", "stationary", "pattern")

@@ -25,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from scbjax.base import RECORD_EVERY, STEPS, Cost, Experiment, StudyError, Values
-from scbjax.sweep import cost
-from scbjax.sweep.study import Axis, Study, fingerprint
+from scbjax.sweep.plan import cost
+from scbjax.sweep.study.files import Axis, Study, fingerprint
 
 Layout: TypeAlias = tuple[tuple[int, int, int], ...]
 """For every program of a plan: outer and inner points of a chunk, and outer points of a block."""

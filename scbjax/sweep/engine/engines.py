@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
-from scbjax.sweep.chunks import Checkpoint, ChunkResult, Executor, Segment
-from scbjax.sweep.plan import Plan, Program
+from scbjax.sweep.engine.chunks import Checkpoint, ChunkResult, Executor, Segment
+from scbjax.sweep.plan.programs import Plan, Program
 
 
 class Session(Protocol):

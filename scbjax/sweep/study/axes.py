@@ -23,7 +23,7 @@ from scbjax.base import (
     StudyError,
     short_name,
 )
-from scbjax.sweep.fields import Fields, read_scalar, shown
+from scbjax.sweep.study.fields import Fields, read_scalar, shown
 
 MAX_AXIS_POINTS = 1_000_000
 """The coordinates of an axis are held in host memory."""

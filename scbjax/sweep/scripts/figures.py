@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from scbjax.base import StudyError
-from scbjax.sweep.scripts import find_script, find_scripts
+from scbjax.sweep.scripts.loading import find_script, find_scripts
 
 FOLDER = "figures"
 _KINDS = ("png", "pdf")
@@ -146,7 +146,7 @@ def draw_figure(script: Path, results: Path, out: Path) -> list[Path]:
     Raises:
         StudyError: the dataset is missing or unfit, or the pictures can't be written.
     """
-    from scbjax.sweep.dataset import check_heaps
+    from scbjax.sweep.results.dataset import check_heaps
 
     check_heaps(dataset_of(script, results))
     try:
@@ -166,7 +166,7 @@ def numbers_of(script: Path, results: Path) -> str:
     Raises:
         StudyError: the script gives no numbers, or the dataset is missing or unfit.
     """
-    from scbjax.sweep.dataset import check_heaps
+    from scbjax.sweep.results.dataset import check_heaps
 
     check_heaps(dataset_of(script, results))
     numbers = getattr(_load(script), "numbers", None)
@@ -217,7 +217,7 @@ def draw_default(dataset: Path, out: Path) -> list[Path]:
             written.
     """
     from scbjax.plot import plot_dataset
-    from scbjax.sweep.dataset import read_dataset
+    from scbjax.sweep.results.dataset import read_dataset
 
     try:
         data = read_dataset(dataset, matrices=False)

@@ -19,16 +19,21 @@ import numpy as np
 import scbjax
 from scbjax.base import StudyError
 from scbjax.keys import THREEFRY
-from scbjax.sweep import cost
-from scbjax.sweep.chunks import (
+from scbjax.sweep.engine.chunks import (
     SEGMENT_SECONDS,
     Checkpoint,
     ChunkResult,
     Executor,
     Segment,
-    live_metric,
 )
-from scbjax.sweep.dataset import (
+from scbjax.sweep.engine.divergence import divergence_report
+from scbjax.sweep.engine.engines import Engine, LocalEngine
+from scbjax.sweep.engine.mapped import live_metric
+from scbjax.sweep.engine.progress import Meter, Progress, counted, readable_seconds
+from scbjax.sweep.plan import cost
+from scbjax.sweep.plan.measured import cost_of
+from scbjax.sweep.plan.programs import Chunk, Layout, Plan, Program, make_plan, plan_with_layout
+from scbjax.sweep.results.dataset import (
     check_arrays,
     gather,
     is_whole,
@@ -36,16 +41,11 @@ from scbjax.sweep.dataset import (
     save_dataset,
     write_dataset,
 )
-from scbjax.sweep.divergence import divergence_report
-from scbjax.sweep.engines import Engine, LocalEngine
-from scbjax.sweep.fields import shown
-from scbjax.sweep.lock import hold, refuse_held_below
-from scbjax.sweep.measured import cost_of
-from scbjax.sweep.plan import Chunk, Layout, Plan, Program, make_plan, plan_with_layout
-from scbjax.sweep.progress import Meter, Progress, counted, readable_seconds
+from scbjax.sweep.results.lock import hold, refuse_held_below
+from scbjax.sweep.results.store import DamagedError, Facts, Manifest, Store
 from scbjax.sweep.search import search
-from scbjax.sweep.store import DamagedError, Facts, Manifest, Store
-from scbjax.sweep.study import Study, fingerprint, to_toml
+from scbjax.sweep.study.fields import shown
+from scbjax.sweep.study.files import Study, fingerprint, to_toml
 
 if TYPE_CHECKING:
     import xarray

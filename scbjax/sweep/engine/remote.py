@@ -16,19 +16,19 @@ from distributed import Reschedule, get_worker
 from distributed.worker import WORKER_ANY_RUNNING
 
 from scbjax.base import StudyError
-from scbjax.sweep import cost
-from scbjax.sweep.backend import (
+from scbjax.sweep.engine.backend import (
     cpu_device_count,
     keep_programs,
     make_cpu_devices,
     usable_cores,
 )
-from scbjax.sweep.chunks import ChunkResult, Executor, Segment
-from scbjax.sweep.definition import to_toml
-from scbjax.sweep.execute import device_memory_bytes, provenance
-from scbjax.sweep.experiments import experiments_in, own_experiments
-from scbjax.sweep.plan import Layout, Plan, Program, plan_with_layout
-from scbjax.sweep.study import parse_study
+from scbjax.sweep.engine.chunks import ChunkResult, Executor, Segment
+from scbjax.sweep.engine.execute import device_memory_bytes, provenance
+from scbjax.sweep.plan import cost
+from scbjax.sweep.plan.programs import Layout, Plan, Program, plan_with_layout
+from scbjax.sweep.study.definition import to_toml
+from scbjax.sweep.study.experiments import experiments_in, own_experiments
+from scbjax.sweep.study.files import parse_study
 
 TOPIC = "scbjax"
 """Of the events by which workers report how far they are."""

@@ -1,6 +1,6 @@
 """A study as a value: every field of it checked, its axes, its text and its fingerprint.
 
-`scbjax.sweep.study` makes such values of files and overrides.
+`scbjax.sweep.study.files` makes such values of files and overrides.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from scbjax.base import Experiment
-from scbjax.sweep.axes import Axis
-from scbjax.sweep.fields import Fields, fields_of
+from scbjax.sweep.study.axes import Axis
+from scbjax.sweep.study.fields import Fields, fields_of
 
 DEFAULT_EXPERIMENT = "scb"
 """The experiment of a study that names none."""

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from scbjax.base import Values, short_name
-from scbjax.sweep.plan import Plan
-from scbjax.sweep.progress import counted
+from scbjax.sweep.engine.progress import counted
+from scbjax.sweep.plan.programs import Plan
 
 MAX_POINTS_TOLD = 8
 """The dataset tells of the others."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scbjax.base import StudyError
-from scbjax.sweep.scripts import find_script, find_scripts
+from scbjax.sweep.scripts.loading import find_script, find_scripts
 
 FOLDER = "sweeps/benchmarks"
 

@@ -28,11 +28,11 @@ import numpy as np
 import numpy.typing as npt
 
 from scbjax.base import RECORD_EVERY, STEPS, Experiment, StudyError, Variable, short_name
-from scbjax.sweep.axes import Axis
-from scbjax.sweep.fields import DRAWN, shown
-from scbjax.sweep.plan import Chunk, Plan
-from scbjax.sweep.store import Arrays, DamagedError, Store, aside_of, atomic_file
-from scbjax.sweep.study import Study, fingerprint, parse_study, to_toml
+from scbjax.sweep.study.axes import Axis
+from scbjax.sweep.study.fields import DRAWN, shown
+from scbjax.sweep.plan.programs import Chunk, Plan
+from scbjax.sweep.results.store import Arrays, DamagedError, Store, aside_of, atomic_file
+from scbjax.sweep.study.files import Study, fingerprint, parse_study, to_toml
 
 if TYPE_CHECKING:
     import xarray
@@ -153,7 +153,7 @@ def axes_of(study: Study, name: str) -> tuple[str, ...]:
 
     Args:
         study: the study.
-        name: of the variable, as :class:`scbjax.sweep.chunks.ChunkResult` calls it.
+        name: of the variable, as :class:`scbjax.sweep.engine.chunks.ChunkResult` calls it.
     """
     of_task = _depends_on(study, name)
     if of_task is None:
@@ -187,7 +187,7 @@ def gather(plan: Plan, store: Store, name: str) -> npt.NDArray[Any]:
     Args:
         plan: the plan; all its chunks are in the store, and are whole.
         store: the results directory.
-        name: of the array, as :class:`scbjax.sweep.chunks.ChunkResult` calls it.
+        name: of the array, as :class:`scbjax.sweep.engine.chunks.ChunkResult` calls it.
     """
     gathered: npt.NDArray[Any] | None = None
     for chunk in plan.chunks:
@@ -250,7 +250,7 @@ def study_of(
     Args:
         dataset: the dataset.
         source: what messages call it.
-        experiments: as for `scbjax.sweep.study.load_study`.
+        experiments: as for `scbjax.sweep.study.files.load_study`.
 
     Raises:
         StudyError: the attributes don't hold a study.

@@ -1,7 +1,7 @@
 """Studies: TOML files that say what is swept, read into typed and checked values.
 
 A study file holds a title and a question, the tables ``[task]``, ``[model]``, ``[train]``,
-``[transfer]`` and ``[record]`` with the fields of `scbjax.sweep.fields`, and what is swept:
+``[transfer]`` and ``[record]`` with the fields of `scbjax.sweep.study.fields`, and what is swept:
 ``[axes]`` for a product of axes, and one ``[[zip]]`` for each group of fields that change
 together::
 
@@ -50,7 +50,7 @@ from scbjax.base import (
     Required,
     StudyError,
 )
-from scbjax.sweep.axes import (
+from scbjax.sweep.study.axes import (
     MAX_NAME,
     Axis,
     axis_field,
@@ -62,10 +62,10 @@ from scbjax.sweep.axes import (
     read_zips,
     without,
 )
-from scbjax.sweep.cells import check_search, is_search
-from scbjax.sweep.definition import DEFAULT_EXPERIMENT, Study, fingerprint, to_toml
-from scbjax.sweep.experiments import find_experiment
-from scbjax.sweep.fields import Fields, fields_of, read_value, shown
+from scbjax.sweep.study.cells import check_search, is_search
+from scbjax.sweep.study.definition import DEFAULT_EXPERIMENT, Study, fingerprint, to_toml
+from scbjax.sweep.study.experiments import find_experiment
+from scbjax.sweep.study.fields import Fields, fields_of, read_value, shown
 from scbjax.tables import nearest
 
 __all__ = [

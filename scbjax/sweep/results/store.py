@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from scbjax.base import Experiment, StudyError
-from scbjax.sweep.plan import Chunk, Layout, Plan, plan_with_layout
-from scbjax.sweep.study import Study, check_name, fingerprint, parse_study, to_toml
+from scbjax.sweep.plan.programs import Chunk, Layout, Plan, plan_with_layout
+from scbjax.sweep.study.files import Study, check_name, fingerprint, parse_study, to_toml
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 Facts: TypeAlias = Mapping[str, Any]

@@ -12,9 +12,9 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from scbjax.base import INT32_MAX, RECORD_EVERY, STEPS, SearchRules, StudyError
-from scbjax.sweep.axes import Axis
-from scbjax.sweep.definition import Study
-from scbjax.sweep.fields import shown
+from scbjax.sweep.study.axes import Axis
+from scbjax.sweep.study.definition import Study
+from scbjax.sweep.study.fields import shown
 
 Sizes: TypeAlias = tuple[int, int]
 """The size that makes problems harder, such as a context length, and the batch size."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scbjax.base import StudyError
-from scbjax.sweep.fields import shown
+from scbjax.sweep.study.fields import shown
 
 if TYPE_CHECKING:
     import jax
@@ -48,7 +48,7 @@ _PLATFORMS = "JAX_PLATFORMS"
 _NO_DEVICE = "JAX finds no device to run on: "
 _PROBE = """
 import json, sys
-from scbjax.sweep.backend import find_devices
+from scbjax.sweep.engine.backend import find_devices
 from scbjax.base import StudyError
 try:
     devices = find_devices()

@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from scbjax.base import Experiment, StudyError
-from scbjax.sweep import cost
-from scbjax.sweep.chunks import Executor
-from scbjax.sweep.dataset import axes_of, dataset_name, is_of_task, is_whole, read_dataset
-from scbjax.sweep.execute import plan_here, provenance
-from scbjax.sweep.plan import Plan, plan_with_layout
-from scbjax.sweep.store import Manifest, status
-from scbjax.sweep.study import Study, fingerprint, parse_study
+from scbjax.sweep.plan import cost
+from scbjax.sweep.engine.chunks import Executor
+from scbjax.sweep.results.dataset import axes_of, dataset_name, is_of_task, is_whole, read_dataset
+from scbjax.sweep.engine.execute import plan_here, provenance
+from scbjax.sweep.plan.programs import Plan, plan_with_layout
+from scbjax.sweep.results.store import Manifest, status
+from scbjax.sweep.study.files import Study, fingerprint, parse_study
 
 if TYPE_CHECKING:
     import xarray
@@ -167,7 +167,7 @@ def verify(
         out: the results directory.
         count: trajectories to draw.
         seed: of the draw.
-        experiments: as for `scbjax.sweep.study.load_study`.
+        experiments: as for `scbjax.sweep.study.files.load_study`.
 
     Raises:
         StudyError: the directory holds no finished run, or what it holds can't be understood.

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from scbjax.base import Experiment, StudyError
-from scbjax.sweep.fields import shown
+from scbjax.sweep.study.fields import shown
 from scbjax.tables import nearest
 
 _OWN = "scbjax.experiments"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from distributed import LocalCluster
 
 from scbjax.base import StudyError
-from scbjax.sweep.backend import probe_devices, usable_cores
+from scbjax.sweep.engine.backend import probe_devices, usable_cores
 
 CORES_PER_WORKER = 4
 """Of a CPU. So many are kept busy by trajectories of one program that are split over them."""

@@ -26,18 +26,27 @@ from distributed.security import Security
 
 import scbjax
 from scbjax.base import StudyError
-from scbjax.sweep import cost
-from scbjax.sweep.backend import cpu_device_count, usable_cores
-from scbjax.sweep.chunks import ChunkResult, Segment
-from scbjax.sweep.engines import Session
-from scbjax.sweep.execute import Place
-from scbjax.sweep.fields import shown
-from scbjax.sweep.local_workers import local_workers
-from scbjax.sweep.measured import cost_of
-from scbjax.sweep.plan import Plan, make_plan
-from scbjax.sweep.progress import counted
-from scbjax.sweep.remote import TOPIC, Facts, Order, Recipe, Setup, describe, kind_of, run_chunk
-from scbjax.sweep.study import Study
+from scbjax.sweep.engine.backend import cpu_device_count, usable_cores
+from scbjax.sweep.engine.chunks import ChunkResult, Segment
+from scbjax.sweep.engine.engines import Session
+from scbjax.sweep.engine.execute import Place
+from scbjax.sweep.engine.local_workers import local_workers
+from scbjax.sweep.engine.progress import counted
+from scbjax.sweep.engine.remote import (
+    TOPIC,
+    Facts,
+    Order,
+    Recipe,
+    Setup,
+    describe,
+    kind_of,
+    run_chunk,
+)
+from scbjax.sweep.plan import cost
+from scbjax.sweep.plan.measured import cost_of
+from scbjax.sweep.plan.programs import Plan, make_plan
+from scbjax.sweep.study.fields import shown
+from scbjax.sweep.study.files import Study
 
 CONNECT_SECONDS = 20.0
 """Time that a scheduler has to answer."""
@@ -153,14 +162,14 @@ class _Finished:
 
 
 class DaskEngine:
-    """Runs chunks as tasks of a Dask scheduler; see `scbjax.sweep.engines.Engine`.
+    """Runs chunks as tasks of a Dask scheduler; see `scbjax.sweep.engine.engines.Engine`.
 
     A chunk that was left in the middle is begun anew: checkpoints are for long trajectories in one
     process.
 
     Args:
         client: the connection to the scheduler.
-        kind: what workers must have in common, of `scbjax.sweep.execute.provenance`.
+        kind: what workers must have in common, of `scbjax.sweep.engine.execute.provenance`.
         setup: how workers start JAX.
     """
 
@@ -174,7 +183,7 @@ class DaskEngine:
     def run(
         self, plan: Plan, indices: Sequence[int], session: Session
     ) -> Iterator[tuple[int, ChunkResult]]:
-        """See :class:`scbjax.sweep.engines.Engine`."""
+        """See :class:`scbjax.sweep.engine.engines.Engine`."""
         order = Order(uuid.uuid4().hex, Recipe.of(plan), self._kind, self._setup)
         waiting, futures = deque(indices), dict[int, Future]()
         board, crew = _Board(plan, session), _Crew(self._client, session)

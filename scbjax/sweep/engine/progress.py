@@ -1,6 +1,7 @@
 """What a run tells its user while it goes on: a bar on a terminal, plain lines elsewhere.
 
-What can't be shown is dropped (`scbjax.sweep.streams`): no display may cost what was computed.
+What can't be shown is dropped (`scbjax.sweep.engine.streams`): no display may cost what was
+computed.
 """
 
 import math
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
-from scbjax.sweep.streams import steady
+from scbjax.sweep.engine.streams import steady
 
 LINE_SECONDS = 10.0
 """Time between two lines where there is no terminal to draw a bar on."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from scbjax.base import StudyError
-from scbjax.sweep.fields import shown
-from scbjax.sweep.study import outside_checkout, search_path
+from scbjax.sweep.study.fields import shown
+from scbjax.sweep.study.files import outside_checkout, search_path
 from scbjax.tables import nearest
 
 

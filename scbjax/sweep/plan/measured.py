@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from scbjax.base import Cost, Experiment
-from scbjax.sweep.chunks import memory_of_one
-from scbjax.sweep.plan import UNKNOWN, Layer, Program
+from scbjax.sweep.engine.compiled import memory_of_one
+from scbjax.sweep.plan.programs import UNKNOWN, Layer, Program
 
 
 def cost_of(program: Program) -> Cost:

@@ -1,0 +1,142 @@
+"""Programs compiled for the devices that share a chunk, and what they take."""
+
+import ctypes
+import dataclasses
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from scbjax.base import Functions
+from scbjax.once import quick_options
+from scbjax.sharding import shard_map
+from scbjax.sweep.engine.backend import compiler_options
+from scbjax.sweep.engine.inputs import Inputs, chunk_inputs, numbers_of
+from scbjax.sweep.engine.mapped import (
+    Carry,
+    Prepared,
+    constants,
+    functions_of,
+    prepare,
+    take_records,
+)
+from scbjax.sweep.plan.programs import Chunk, Program
+
+_OUTER = "outer"  # the mesh axis over which the outer layer is sharded
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A compiled program, what it was compiled of, and how its inputs get to its devices."""
+
+    functions: Functions
+    place: Callable[[Inputs], Any]
+    prepare: Callable[..., Any]
+    constants: Callable[..., Any]
+    segment: Callable[..., Any]
+    seconds: float
+
+
+def compile_program(program: Program) -> Compiled:
+    """Compiles a program so that each device does its own part of the outer layer, and no more."""
+    outer_size, inner_size = program.chunk_shape
+    mesh = _mesh(program)
+    part = outer_size // mesh.size, inner_size
+    sharded, whole = PartitionSpec(_OUTER), PartitionSpec()
+    on_inputs = cast("Any", Inputs)(sharded, whole, whole)
+    on_carry = cast("Any", Carry)(sharded, PartitionSpec(None, _OUTER), sharded)
+    on_prepared = cast("Any", Prepared)(sharded, on_carry)
+
+    place = partial(jax.device_put, device=_shardings(mesh, on_inputs))
+    inputs = place(chunk_inputs(program, Chunk(0, program.index, (0, 1), (0, 1))))
+    start = time.perf_counter()
+    first = _jit(partial(prepare, program, part), mesh, (on_inputs,), on_prepared).lower(inputs)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), first.out_info)
+    told = _jit(partial(constants, program, part), mesh, (on_inputs, sharded), sharded).lower(
+        inputs, shapes.tasks
+    )
+    segment = _jit(
+        partial(take_records, program, part),
+        mesh,
+        (on_inputs, sharded, on_carry, whole, whole),
+        (on_carry, sharded),
+        donate_argnums=(2,),
+    ).lower(inputs, shapes.tasks, shapes.carry, np.int32(0), np.int32(0))
+    options = compiler_options(mesh.devices.flat[0].platform)
+    # What runs once is to be ready soon.
+    once = {**options, **quick_options()}
+    return Compiled(
+        functions_of(program),
+        place,
+        first.compile(compiler_options=once),
+        told.compile(compiler_options=once),
+        segment.compile(compiler_options=options),
+        time.perf_counter() - start,
+    )
+
+
+def memory_of_one(program: Program) -> tuple[int, int]:
+    """Bytes that one trajectory of a program keeps, and those of its temporaries.
+
+    The first are the size of its state, its task and its records; the second are asked of the
+    compiler, which this takes some seconds of.
+    """
+    shape = (1, 1)
+    inputs = chunk_inputs(program, Chunk(0, 0, (0, 1), (0, 1)))
+    number = jax.ShapeDtypeStruct((), np.int32)
+    with numbers_of(program):
+        prepared = jax.eval_shape(partial(prepare, program, shape), inputs)
+        segment = jax.jit(partial(take_records, program, shape), donate_argnums=(2,))
+        lowered = segment.lower(inputs, prepared.tasks, prepared.carry, number, number)
+        memory: Any = lowered.compile(
+            compiler_options=cast("Any", quick_options())
+        ).memory_analysis()
+    kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(prepared))
+    return int(kept), int(memory.temp_size_in_bytes)
+
+
+def give_back_freed_memory() -> None:
+    """Hands the compiler's freed memory, some 200 MB that glibc would keep, to the system."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _jit(
+    function: Callable[..., Any],
+    mesh: Mesh,
+    in_specs: tuple[Any, ...],
+    out_specs: Any,  # noqa: ANN401 - a spec in the place of each subtree
+    donate_argnums: tuple[int, ...] = (),
+) -> Any:  # noqa: ANN401 - the type of jitted functions is not public
+    """Compiles a function of the part that a device holds.
+
+    With the parts made explicit nothing is sent between devices; left to itself, the partitioner
+    gathers all parts on every device for operations that it can't split, such as top_k on a CPU.
+    """
+    return jax.jit(
+        shard_map(function, mesh, in_specs, out_specs),
+        in_shardings=_shardings(mesh, in_specs),
+        out_shardings=_shardings(mesh, out_specs),
+        donate_argnums=donate_argnums,
+    )
+
+
+def _shardings(mesh: Mesh, specs: Any) -> Any:  # noqa: ANN401 - trees of specs and of shardings
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda spec: isinstance(spec, PartitionSpec),
+    )
+
+
+def _mesh(program: Program) -> Mesh:
+    """The devices that share a chunk, or fewer if the process has not so many."""
+    devices, blocks = jax.local_devices(), program.chunk_shape[0] // program.block
+    most = min(program.devices, len(devices))
+    count = max(n for n in range(1, most + 1) if blocks % n == 0)
+    return jax.make_mesh((count,), (_OUTER,), axis_types=(AxisType.Auto,), devices=devices[:count])

@@ -1,0 +1,1 @@
+"""From a study to programs, and from programs to chunks that fit."""

@@ -1,0 +1,1 @@
+"""From files, dictionaries and overrides to a checked study."""
