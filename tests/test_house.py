@@ -50,6 +50,7 @@ CORE = {name for name, floor in FLOORS.items() if floor < FLOORS["sweep"]} | ALO
 CORE_DEPENDENCIES = {"jax", "optax", "chex", "numpy"}
 NO_JAX = [
     *("scbjax", "scbjax.cli", "scbjax.plot"),
+    *("scbjax.sweep", "scbjax.sweep.python", "scbjax.sweep.places"),
     *("scbjax.sweep.study", "scbjax.sweep.plan", "scbjax.sweep.store"),
 ]
 

@@ -139,6 +139,7 @@ def load_study(
     *,
     small: bool = False,
     say: Callable[[str], None] = lambda _: None,
+    origin: str = "--set",
 ) -> Study:
     """Reads and checks a study.
 
@@ -149,6 +150,7 @@ def load_study(
             replaces it; the last one wins.
         small: take the study's own small size, a list of overrides called ``small``, first.
         say: hears of an override that was taken for one of an axis.
+        origin: what messages say before an override.
 
     Returns:
         The study.
@@ -158,7 +160,9 @@ def load_study(
     """
     path = _locate(str(path_or_name))
     text = _read_text(path)
-    return parse_study(text, path.stem, overrides, source=str(path), small=small, say=say)
+    return parse_study(
+        text, path.stem, overrides, source=str(path), small=small, say=say, origin=origin
+    )
 
 
 def parse_study(
@@ -169,6 +173,7 @@ def parse_study(
     source: str = "study",
     small: bool = False,
     say: Callable[[str], None] = lambda _: None,
+    origin: str = "--set",
 ) -> Study:
     """Reads and checks a study from TOML text; see `load_study`.
 
@@ -179,6 +184,7 @@ def parse_study(
         source: what error messages call the text.
         small: as for `load_study`.
         say: as for `load_study`.
+        origin: as for `load_study`.
 
     Raises:
         StudyError: the text or an override is wrong.
@@ -193,14 +199,14 @@ def parse_study(
     if small and not smaller:
         raise StudyError(f"{source} has no small size: give it a list of overrides called {_SMALL}")
     given = [(f"{source}: {_SMALL}", override) for override in smaller if small]
-    for origin, override in [*given, *(("--set", override) for override in overrides)]:
+    for place, override in [*given, *((origin, override) for override in overrides)]:
         try:
             meant = _meant(draft, override)
             if meant != override:
-                say(f"{origin} {shown(override)} is taken for {meant}, as that is an axis already")
+                say(f"{place} {shown(override)} is taken for {meant}, as that is an axis already")
             draft = _override(draft, meant)
         except StudyError as error:
-            raise StudyError(f"{origin} {shown(override)}: {error}") from None
+            raise StudyError(f"{place} {shown(override)}: {error}") from None
     try:
         return _resolve(draft, name)
     except StudyError as error:
