@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         sharding as sharding,
         simulation as simulation,
         stages as stages,
+        sweep as sweep,
         task as task,
         theory as theory,
         training as training,
@@ -137,6 +138,7 @@ _EXPORTS = {
     "transfer": "first_step keep_large mix_value source_overlap",
     "simulation": "Simulation simulate",
     "plot": "plot_dataset",
+    "sweep": "",  # its own names are scbjax.sweep.run and scbjax.sweep.load
     "optim": (
         "adam keep_invariants project_tangent proximal_l1 raw_sgd restore_column_sums "
         "scale_by_stationary scb_proximal scb_sgd"

@@ -358,7 +358,7 @@ class SearchRules(NamedTuple):
 
 
 class CheckedStudy(Protocol):
-    """What an experiment sees of a study when it checks it; see `scbjax.sweep.study.Study`."""
+    """What an experiment sees of a study when it checks it."""
 
     @property
     def base(self) -> Values:

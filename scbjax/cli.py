@@ -10,16 +10,12 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias, TypeVar, get_args
 
@@ -28,6 +24,18 @@ import tyro
 import scbjax
 from scbjax.base import INT32_MAX, STEPS, Experiment, Parameter, StudyError
 from scbjax.experiments.scb import EXPERIMENT
+from scbjax.sweep.engine.places import (
+    RESULTS,
+    SMALL,
+    check_out,
+    check_writable,
+    checked_path,
+    dask_place,
+    existing,
+    read_bytes,
+    run_into,
+    start_jax,
+)
 from scbjax.sweep.engine.progress import counted, create_progress, readable_count, readable_seconds
 from scbjax.sweep.engine.streams import steady_streams
 from scbjax.sweep.search import first_studies
@@ -38,7 +46,7 @@ from scbjax.sweep.study.files import Study, find_studies, load_study, outside_ch
 from scbjax.tables import nearest
 
 if TYPE_CHECKING:
-    from scbjax.sweep.engine.execute import Place, RunReport
+    from scbjax.sweep.engine.execute import Place
     from scbjax.sweep.plan.programs import Measure, Plan
     from scbjax.sweep.results import store
     from scbjax.sweep.results.verify import Comparison
@@ -49,8 +57,6 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 """What a shell reports of a process that SIGINT ended: 128 + 2."""
 
-RESULTS = "results"
-SMALL = "small"
 RERUNS = "rerun"
 PICTURES = "figures/out"
 DESCRIPTION = (
@@ -60,9 +66,6 @@ DESCRIPTION = (
 )
 
 _COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
-_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i)?)?b?", re.IGNORECASE)
-_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-_MAX_DIGITS_OF_SIZE = 20
 _MAX_DIGITS = 9
 _MOST_POINTS, _MOST_ROWS = 24, 100
 """Of an axis and of a table, that are all shown; of more, the first and the last."""
@@ -172,11 +175,18 @@ class Run:
         """Runs the command; returns its exit status."""
         study, memory_bytes = self._study(), read_bytes(self.memory)
         out = self._directory(study)
-        _check_run(out)
+        check_out(out)
         if self.out is None and out.name != study.name:
             _note(f"{out.with_name(study.name)} holds other settings; these go to {out}")
         with self._place() as place:
-            report = self._run(study, out, memory_bytes, place)
+            report = run_into(
+                study,
+                out,
+                place,
+                create_progress=create_progress,
+                memory_bytes=memory_bytes,
+                force=self.force,
+            )
         if report.dataset is None:
             raise Stopped(out)
         if report.already_complete:
@@ -184,27 +194,6 @@ class Run:
         print(f"dataset: {report.dataset}")
         _tell_figures(study.name, report.dataset, draw=not self.no_figure)
         return 0
-
-    def _run(self, study: Study, out: Path, memory_bytes: int | None, place: Place) -> RunReport:
-        from scbjax.sweep.engine.execute import run_search, run_study
-
-        if is_search(study):
-            return run_search(
-                study,
-                out,
-                create_progress=create_progress,
-                memory_bytes=memory_bytes,
-                force=self.force,
-                place=place,
-            )
-        return run_study(
-            place.plan(study, memory_bytes),
-            out,
-            progress=create_progress(),
-            force=self.force,
-            engine=place.engine,
-            facts=place.facts,
-        )
 
     def _place(self) -> AbstractContextManager[Place]:
         """Where the study is to run."""
@@ -225,7 +214,7 @@ class Run:
         from scbjax.sweep.results.store import default_out
 
         if self.out is not None:
-            return Path(_checked_path(self.out))
+            return Path(checked_path(self.out))
         results = Path(RESULTS) / SMALL if self.small else Path(RESULTS)
         # Without --force, other settings than those of results/STUDY get a directory of their own.
         return results / study.name if self.force else default_out(study, results)
@@ -297,7 +286,7 @@ class Status:
         """Runs the command; returns its exit status."""
         from scbjax.sweep.results.store import advance, status
 
-        found = status(_existing(self.out))
+        found = status(existing(self.out))
         gone = advance(found, _experiments(self.experiment))
         share = "not known" if gone is None else f"{math.floor(100 * gone.fraction + 1e-6)}%"
         rows = [
@@ -329,7 +318,7 @@ class Verify:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        out = _existing(self.out)
+        out = existing(self.out)
         count, seed = _integer("--count", self.count, 1), _integer("--seed", self.seed, 0)
         from scbjax.sweep.results.store import status
 
@@ -371,7 +360,7 @@ class Rerun:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        source, memory_bytes = Path(_checked_path(self.dataset)), read_bytes(self.memory)
+        source, memory_bytes = Path(checked_path(self.dataset)), read_bytes(self.memory)
         from scbjax.sweep.results.dataset import read_dataset, study_of
         from scbjax.sweep.study.definition import fingerprint
 
@@ -380,7 +369,7 @@ class Rerun:
         if fingerprint(study) != stored.attrs.get("fingerprint"):
             _note(f"the study in {source} has another fingerprint now")
         out = self._directory(study, source)
-        _check_run(out)
+        check_out(out)
         _start_jax(self.cpu_devices, self.compilation_cache)
         from scbjax.sweep.engine.execute import run_search, run_study
         from scbjax.sweep.results.verify import compare_datasets, gives_the_same_bits, plan_of
@@ -411,7 +400,7 @@ class Rerun:
 
         out = default_out(study, Path(RESULTS) / RERUNS)
         if self.out is not None:
-            out = Path(_checked_path(self.out))
+            out = Path(checked_path(self.out))
         if out.resolve() == source.parent.resolve():
             raise StudyError(f"{out} holds the dataset itself; choose another directory with --out")
         return out
@@ -437,7 +426,7 @@ class Figure:
         """Runs the command; returns its exit status."""
         from scbjax.sweep.scripts.figures import find_dataset, find_figure, find_figures
 
-        results, out = Path(_checked_path(self.results)), Path(_checked_path(self.out))
+        results, out = Path(checked_path(self.results)), Path(checked_path(self.out))
         show = _print_numbers if self.numbers else partial(_draw, out=out)
         if self.name == "all":
             return _show_all(results, show)
@@ -510,7 +499,7 @@ class Bench:
         scripts = every if self.name is None else [find_benchmark(self.name)]
         arguments = ["--quick"] if self.quick else []
         if self.out is not None:
-            _check_writable(out := Path(_checked_path(self.out)))
+            check_writable(out := Path(checked_path(self.out)))
             arguments += ["--out", str(out)]
         probe_devices()  # which fails with a sentence if there are none
         for script in scripts:
@@ -696,7 +685,7 @@ def _load(name: str, overrides: Sequence[str], experiment: str | None, *, small:
 
 def _experiments(file: str | None) -> tuple[Experiment, ...]:
     """The experiments that a file of the user's defines."""
-    return () if file is None else load_experiments(Path(_checked_path(file)))
+    return () if file is None else load_experiments(Path(checked_path(file)))
 
 
 def _with_precision(overrides: Sequence[str], precision: str | None) -> tuple[str, ...]:
@@ -710,50 +699,6 @@ def _with_precision(overrides: Sequence[str], precision: str | None) -> tuple[st
     return (*overrides, f"train.precision={precision}")
 
 
-def _checked_path(text: str) -> str:
-    if not text or "\0" in text:
-        raise StudyError(f"a path must not be empty or hold a null character, got {shown(text)}")
-    return text
-
-
-def _existing(text: str) -> Path:
-    """The path of a results directory, which must be there."""
-    path = Path(_checked_path(text))
-    if path.exists():
-        return path
-    places = [Path(RESULTS), Path(RESULTS) / SMALL, path.parent, Path()]
-    runs = {run.parent for place in places for run in place.glob("*/manifest.json")}
-    # What is alike may be the whole path or the name of the study alone.
-    known = {name: run for run in sorted(runs) for name in (run.name, str(run))}
-    found = get_close_matches(text, known, n=1) or get_close_matches(path.name, known, n=1)
-    hint = f"; did you mean '{known[found[0]]}'?" if found else ""
-    raise StudyError(f"there is no folder {shown(text)}{hint}")
-
-
-def read_bytes(text: str | None) -> int | None:
-    """Returns a size in bytes, or `None` for none.
-
-    Args:
-        text: a number with a unit of 1000 (kB, MB, GB, TB) or 1024 (KiB, MiB, GiB, TiB).
-
-    Raises:
-        StudyError: it isn't such a size.
-
-    >>> read_bytes("2GiB"), read_bytes("1.5 MB")
-    (2147483648, 1500000)
-    """
-    if text is None:
-        return None
-    found = _BYTES.fullmatch(text.strip()) if len(text) <= _MAX_DIGITS_OF_SIZE else None
-    if found is None or not (size := _size(*found.groups(default=""))):
-        raise StudyError(f"--memory must be a size such as 2GiB or 500MB, got {shown(text)}")
-    return size
-
-
-def _size(number: str, prefix: str, binary: str) -> int:
-    return int(float(number) * (1024 if binary else 1000) ** _POWERS[prefix.lower()])
-
-
 def _integer(option: str, text: str, least: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and int(text) >= least):
         raise StudyError(f"{option} must be an integer of at least {least}, got {shown(text)}")
@@ -761,64 +706,26 @@ def _integer(option: str, text: str, least: int) -> int:
 
 
 def _start_jax(cpu_devices: str, compilation_cache: str | None) -> None:
-    from scbjax.sweep.engine.backend import (
-        find_devices,
-        keep_programs,
-        make_cpu_devices,
-        read_cpu_devices,
-    )
+    from scbjax.sweep.engine.backend import keep_programs, read_cpu_devices
 
     count = read_cpu_devices(cpu_devices)
-    note = keep_programs(None if compilation_cache is None else _checked_path(compilation_cache))
+    note = keep_programs(None if compilation_cache is None else checked_path(compilation_cache))
     if note is not None:
         _note(note)
-    make_cpu_devices(count)
-    find_devices()  # which fails with a sentence if there are none
+    start_jax(count)
 
 
 def _dask_place(
     scheduler: str | None, cpu_devices: str, compilation_cache: str | None
 ) -> AbstractContextManager[Place]:
-    if find_spec("distributed") is None:
-        raise StudyError(
-            "--engine dask needs the package distributed, which is not installed: the extra dask "
-            "of scbjax brings it, as in pip install 'scbjax[dask]'"
-        )
     from scbjax.sweep.engine.backend import read_cpu_devices
 
-    folder = None if compilation_cache is None else _checked_path(compilation_cache)
-    count = read_cpu_devices(cpu_devices)
-    import jax
-
-    # What this process computes is small, and a GPU is for the workers.
-    jax.config.update("jax_platforms", "cpu")
-    from scbjax.sweep.engine.cluster import connect
-    from scbjax.sweep.engine.remote import Setup
-
-    return connect(scheduler, Setup(count, folder), _note)
+    folder = None if compilation_cache is None else checked_path(compilation_cache)
+    return dask_place(scheduler, read_cpu_devices(cpu_devices), folder, _note)
 
 
 def _note(text: str) -> None:
     print(f"scbjax: {text}", file=sys.stderr)
-
-
-def _check_run(out: Path) -> None:
-    """Notices before JAX is loaded that nothing can be run into a results directory."""
-    from scbjax.sweep.results.lock import check_system
-
-    check_system()
-    _check_writable(out)
-
-
-def _check_writable(out: Path) -> None:
-    """Notices before JAX is loaded that a results directory can't be made or written."""
-    place = out
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise StudyError(f"{out} can't be written: {place} is not a directory")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise StudyError(f"{out} can't be written: no permission to write in {place}")
 
 
 # ---------------------------------------------------------------------------- what is printed

@@ -23,6 +23,7 @@ from scbjax.base import StudyError
 from scbjax.experiments.scb_cost import COST
 from scbjax.sweep.engine import execute
 from scbjax.sweep.engine.execute import RunReport, provenance
+from scbjax.sweep.engine.places import read_bytes
 from scbjax.sweep.plan.programs import Plan, make_plan, plan_with_layout
 from scbjax.sweep.results.dataset import is_whole
 from scbjax.sweep.results.store import Manifest, Store
@@ -487,13 +488,13 @@ def test_no_file_takes_the_place_of_a_closed_stream(checkout: Path) -> None:
     ],
 )
 def test_sizes(text: str | None, size: int | None) -> None:
-    assert cli.read_bytes(text) == size
+    assert read_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "1XB", "1e9", "nan", "1" * 400, "0", "0.1B"])
 def test_bad_sizes(text: str) -> None:
     with pytest.raises(StudyError, match="--memory must be a size"):
-        cli.read_bytes(text)
+        read_bytes(text)
 
 
 # ---------------------------------------------------------------------------- what is shown
@@ -790,9 +791,18 @@ class FakeRuns:
         self.calls: list[tuple[Plan, Path, bool]] = []
 
     def __call__(
-        self, plan: Plan, out: Path, *, progress: object, force: bool, engine: object, facts: object
+        self,
+        plan: Plan,
+        out: Path,
+        *,
+        progress: object,
+        force: bool,
+        engine: object,
+        facts: object,
+        owns_process: bool,
     ) -> RunReport:
         assert None not in {progress, engine}
+        assert owns_process  # Ctrl-C twice ends the command
         assert facts == provenance()
         self.calls.append((plan, out, force))
         store = Store(out)

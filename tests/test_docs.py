@@ -135,6 +135,12 @@ def test_contributing_examples_run(tmp_path: Path) -> None:
     run_examples("CONTRIBUTING.md", tmp_path)
 
 
+@pytest.mark.slow
+def test_example_sweep_runs(tmp_path: Path) -> None:
+    run_examples("docs/studies.md", tmp_path)
+    assert (tmp_path / "results" / "python" / "quickstart.nc").is_file()
+
+
 def test_example_study_is_valid() -> None:
     """The fragments of docs/studies.md, one after the other, make a study."""
     text = "".join(code for _, code in blocks("docs/studies.md", "toml"))

@@ -56,6 +56,7 @@ DRAWS = {"scbjax.sweep.scripts.figures": {"plot"}}  # the default figure of a da
 CORE_DEPENDENCIES = {"jax", "optax", "chex", "numpy"}
 NO_JAX = [
     *("scbjax", "scbjax.cli", "scbjax.plot"),
+    *("scbjax.sweep", "scbjax.sweep.python", "scbjax.sweep.engine.places"),
     *("scbjax.sweep.study.files", "scbjax.sweep.plan.programs", "scbjax.sweep.results.store"),
 ]
 

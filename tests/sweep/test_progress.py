@@ -2,7 +2,10 @@
 
 import io
 import math
+import sys
 import time
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,8 +13,10 @@ from scbjax.sweep.engine.progress import (
     BarProgress,
     LineProgress,
     Meter,
+    NotebookProgress,
     Reading,
     create_progress,
+    in_notebook,
     readable_count,
     readable_seconds,
 )
@@ -105,6 +110,86 @@ def test_a_terminal_gets_a_bar_and_messages_of_their_own() -> None:
 def test_what_shows_the_progress_depends_on_the_stream() -> None:
     assert isinstance(create_progress(Terminal()), BarProgress)
     assert isinstance(create_progress(io.StringIO()), LineProgress)
+
+
+class Widget:
+    """Stands in for the bar of tqdm in a notebook."""
+
+    made: list["Widget"] = []  # noqa: RUF012 - emptied by the test that uses it
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - those of tqdm
+        self.options = options
+        self.n = 0.0
+        self.shown: list[tuple[float, str]] = []
+        self.closed = False
+        Widget.made.append(self)
+
+    def set_postfix_str(self, text: str, *, refresh: bool) -> None:
+        assert refresh
+        self.shown.append((self.n, text))
+
+    def write(self, text: str, file: object) -> None:
+        assert file is self.options["file"]
+        self.shown.append((math.nan, text))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def become_kernel(monkeypatch: pytest.MonkeyPatch, config: dict[str, object]) -> None:
+    """Lets this process look like one in which IPython runs."""
+    ipython = ModuleType("IPython")
+    vars(ipython)["get_ipython"] = lambda: SimpleNamespace(config=config)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+
+
+def test_a_notebook_gets_the_widget_of_tqdm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    auto = ModuleType("tqdm.auto")
+    vars(auto)["tqdm"] = Widget
+    monkeypatch.setitem(sys.modules, "tqdm.auto", auto)
+    monkeypatch.setattr(Widget, "made", [])
+    become_kernel(monkeypatch, {"IPKernelApp": {}})
+    assert in_notebook()
+    progress = create_progress()
+    assert isinstance(progress, NotebookProgress)
+    progress.say("before")
+    progress.show(Reading(2, 8, 0.25))
+    progress.say("a message")
+    progress.show(Reading(8, 8, 1.0))
+    progress.close()
+    (widget,) = Widget.made
+    assert widget.options["total"] == 1.0
+    assert "{bar}" in widget.options["bar_format"]  # where notebooks put the widget
+    assert widget.shown[0] == (0.25, "2/8 trajectories")
+    assert widget.shown[1][1] == "a message"
+    assert widget.shown[2] == (1.0, "8/8 trajectories")
+    assert widget.closed
+    assert capsys.readouterr() == ("before\n", "")
+
+
+def test_a_notebook_without_widgets_gets_a_bar_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    become_kernel(monkeypatch, {"IPKernelApp": {}})
+    stream = io.StringIO()
+    progress = NotebookProgress(stream)
+    progress.show(Reading(2, 8, 0.25))
+    progress.close()
+    assert "25%|" in stream.getvalue()
+
+
+@pytest.mark.parametrize("config", [{}, None], ids=["IPython in a terminal", "no shell"])
+def test_elsewhere_there_is_no_notebook(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, object] | None
+) -> None:
+    if config is not None:
+        become_kernel(monkeypatch, config)
+    else:
+        monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    assert not in_notebook()
+    assert not isinstance(create_progress(), NotebookProgress)
+    become_kernel(monkeypatch, {"IPKernelApp": {}})
+    assert isinstance(create_progress(io.StringIO()), LineProgress)  # a stream that was named
 
 
 @pytest.mark.parametrize(

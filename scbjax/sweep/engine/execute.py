@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -30,9 +30,16 @@ from scbjax.sweep.engine.divergence import divergence_report
 from scbjax.sweep.engine.engines import Engine, LocalEngine
 from scbjax.sweep.engine.mapped import live_metric
 from scbjax.sweep.engine.progress import Meter, Progress, counted, readable_seconds
-from scbjax.sweep.plan import cost
 from scbjax.sweep.plan.measured import cost_of
-from scbjax.sweep.plan.programs import Chunk, Layout, Plan, Program, make_plan, plan_with_layout
+from scbjax.sweep.plan.programs import (
+    Chunk,
+    Layout,
+    Plan,
+    Program,
+    cost,
+    make_plan,
+    plan_with_layout,
+)
 from scbjax.sweep.results.dataset import (
     check_arrays,
     gather,
@@ -108,11 +115,12 @@ def run_study(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     engine: Engine | None = None,
     facts: Mapping[str, str] | None = None,
+    owns_process: bool = True,
 ) -> RunReport:
     """Runs a study, or continues it where an earlier run stopped.
 
     The first SIGINT or SIGTERM ends the run after the present segment, with everything saved; the
-    second ends the process at once, and nothing that was saved is damaged.
+    second ends at once, and nothing that was saved is damaged.
 
     Args:
         plan: what to run. A run that was begun goes on in the chunks it was cut into then.
@@ -123,6 +131,8 @@ def run_study(
         checkpoint_seconds: time between two checkpoints of a chunk.
         engine: where chunks run; this process if left out.
         facts: the `provenance` of where they run, if that is another process.
+        owns_process: whether the second signal ends the process. If not, it goes to whoever would
+            have heard it without the run: Ctrl-C then raises `KeyboardInterrupt`.
 
     Returns:
         How it ended. With the same plan, the dataset's variables are the same bit for bit, however
@@ -149,7 +159,7 @@ def run_study(
             for line in plan.study.experiment.warn(plan.study):
                 progress.say(line)
             session = _Session(plan, store, progress, checkpoint_seconds)
-            with session.interruptible():
+            with session.interruptible(owns_process=owns_process):
                 for index, result in engine.run(plan, session.todo(), session):
                     session.finish(plan.chunks[index], result)
             return _write(session, facts)
@@ -167,6 +177,7 @@ def run_search(
     memory_bytes: int | None = None,
     force: bool = False,
     place: Place | None = None,
+    owns_process: bool = True,
 ) -> RunReport:
     """Runs a search (`scbjax.sweep.search`), or continues it where an earlier run stopped.
 
@@ -178,6 +189,7 @@ def run_search(
         memory_bytes: budget of a chunk, as for `plan_here`.
         force: move the results that are there aside, and start anew.
         place: where it runs; this process if left out.
+        owns_process: as for `run_study`.
 
     Returns:
         How it ended, over all rounds.
@@ -192,7 +204,9 @@ def run_search(
         if force and out.exists():
             progress.say(f"moved what was there to {_move_aside(store)}")
         with hold(out, progress.say):
-            return _search_held(study, store, create_progress, memory_bytes, place)
+            return _search_held(
+                study, store, create_progress, memory_bytes, place, owns_process=owns_process
+            )
     finally:
         progress.close()
 
@@ -203,6 +217,8 @@ def _search_held(
     create_progress: Callable[[], Progress],
     memory_bytes: int | None,
     place: Place,
+    *,
+    owns_process: bool,
 ) -> RunReport:
     """Runs a search in a directory that is held."""
     out, dataset = store.out, store.dataset_path(study.name)
@@ -215,7 +231,14 @@ def _search_held(
         progress.say(f"{folder.relative_to(out)} of {out}")
         plan = place.plan(part, memory_bytes)
         reports.append(
-            run_study(plan, folder, progress=progress, engine=place.engine, facts=place.facts)
+            run_study(
+                plan,
+                folder,
+                progress=progress,
+                engine=place.engine,
+                facts=place.facts,
+                owns_process=owns_process,
+            )
         )
         if reports[-1].dataset is None:
             raise Interrupted
@@ -430,23 +453,26 @@ class _Session:
             raise Interrupted
 
     @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Lets the first signal ask for an orderly stop, and the second one end the process."""
+    def interruptible(self, *, owns_process: bool = True) -> Iterator[None]:
+        """Lets the first signal ask for an orderly stop, and the second one end at once."""
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread may handle signals
             return
 
+        before: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
+
         def stop(number: int, _: object) -> None:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL if owns_process else before[number])
             self._stop.set()
             self.progress.say("stopping after this segment; once more to stop at once")
 
-        before = {number: signal.signal(number, stop) for number in _SIGNALS}
+        for number in _SIGNALS:
+            signal.signal(number, stop)
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number in _SIGNALS:
+                signal.signal(number, before[number])
 
     def _program(self, chunk: Chunk) -> Program:
         return self.plan.programs[chunk.program]

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+import dask.config
 from distributed import LocalCluster
 
 from scbjax.base import StudyError
@@ -55,6 +56,8 @@ def local_workers(cpu_devices: int | None) -> Iterator[LocalWorkers]:
     environments = worker_environments(*probe_devices(), usable_cores(), cpu_devices)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        # Where the scheduler has its lock files, which it leaves behind.
+        stack.enter_context(dask.config.set({"temporary-directory": folder}))
         scheduler = stack.enter_context(
             LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0")
         )

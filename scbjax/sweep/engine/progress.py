@@ -1,4 +1,4 @@
-"""What a run tells its user while it goes on: a bar on a terminal, plain lines elsewhere.
+"""What a run tells its user while it goes on: a bar on a terminal or in a notebook, or plain lines.
 
 What can't be shown is dropped (`scbjax.sweep.engine.streams`): no display may cost what was
 computed.
@@ -289,12 +289,49 @@ class BarProgress:
         )
 
 
+class NotebookProgress(BarProgress):
+    """A widget in a Jupyter notebook, or a bar of text in one without ipywidgets.
+
+    Args:
+        stream: where its lines go; standard output if left out, as notebooks mark the other as an
+            error.
+    """
+
+    def __init__(self, stream: IO[str] | None = None, period: float = TICK_SECONDS) -> None:
+        super().__init__(sys.stdout if stream is None else stream, period)
+
+    def _new_bar(self) -> Any:  # noqa: ANN401 - as above
+        import warnings
+
+        with warnings.catch_warnings():
+            # Of ipywidgets that are not installed: a bar of text does as well.
+            warnings.simplefilter("ignore")
+            from tqdm.auto import tqdm
+        return tqdm(
+            total=1.0,
+            # The widget takes the place of {bar}, which must stand without a width.
+            bar_format="{percentage:3.0f}%|{bar}| {elapsed}{postfix}",
+            file=self._stream,
+            dynamic_ncols=True,
+        )
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a Jupyter notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = getattr(ipython, "get_ipython", lambda: None)()
+    return "IPKernelApp" in getattr(shell, "config", {})
+
+
 def create_progress(stream: IO[str] | None = None) -> Progress:
     """A bar where the stream is a terminal, plain lines otherwise.
 
     Args:
-        stream: where to show it; standard error if left out.
+        stream: where to show it. If it is left out, this is a widget in a notebook, and standard
+            error elsewhere.
     """
+    if stream is None and in_notebook():
+        return NotebookProgress()
     stream = steady(sys.stderr if stream is None else stream)
     return BarProgress(stream) if stream.isatty() else LineProgress(stream)
 

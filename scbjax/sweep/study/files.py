@@ -143,6 +143,7 @@ def load_study(
     small: bool = False,
     say: Callable[[str], None] = lambda _: None,
     experiments: Sequence[Experiment] = (),
+    origin: str = "--set",
 ) -> Study:
     """Reads and checks a study.
 
@@ -155,6 +156,7 @@ def load_study(
         say: hears of an override that was taken for one of an axis.
         experiments: those that the study may name beside the library's own. If there is just one,
             a study that names none is about it.
+        origin: what messages say before an override.
 
     Returns:
         The study.
@@ -172,6 +174,7 @@ def load_study(
         small=small,
         say=say,
         experiments=experiments,
+        origin=origin,
     )
 
 
@@ -184,6 +187,7 @@ def parse_study(
     small: bool = False,
     say: Callable[[str], None] = lambda _: None,
     experiments: Sequence[Experiment] = (),
+    origin: str = "--set",
 ) -> Study:
     """Reads and checks a study from TOML text; see `load_study`.
 
@@ -195,6 +199,7 @@ def parse_study(
         small: as for `load_study`.
         say: as for `load_study`.
         experiments: as for `load_study`.
+        origin: as for `load_study`.
 
     Raises:
         StudyError: the text or an override is wrong.
@@ -209,14 +214,14 @@ def parse_study(
     if small and not smaller:
         raise StudyError(f"{source} has no small size: give it a list of overrides called {_SMALL}")
     given = [(f"{source}: {_SMALL}", override) for override in smaller if small]
-    for origin, override in [*given, *(("--set", override) for override in overrides)]:
+    for place, override in [*given, *((origin, override) for override in overrides)]:
         try:
             meant = _meant(draft, override)
             if meant != override:
-                say(f"{origin} {shown(override)} is taken for {meant}, as that is an axis already")
+                say(f"{place} {shown(override)} is taken for {meant}, as that is an axis already")
             draft = _override(draft, meant)
         except StudyError as error:
-            raise StudyError(f"{origin} {shown(override)}: {error}") from None
+            raise StudyError(f"{place} {shown(override)}: {error}") from None
     try:
         return _resolve(draft, name)
     except StudyError as error:
