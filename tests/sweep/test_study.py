@@ -20,15 +20,13 @@ from scbjax.experiments import scb_record
 from scbjax.experiments.scb import EXPERIMENT
 from scbjax.sweep.plan.programs import make_plan
 from scbjax.sweep.search import first_studies
+from scbjax.sweep.study import definition, fields, files as study
 from scbjax.sweep.study.cells import is_search
 from scbjax.sweep.study.fields import fields_of
 from scbjax.sweep.study.files import (
     Axis,
     Study,
     StudyError,
-    definition,
-    fields,
-    files as study,
     find_studies,
     fingerprint,
     load_study,

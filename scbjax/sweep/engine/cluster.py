@@ -42,8 +42,9 @@ from scbjax.sweep.engine.remote import (
     kind_of,
     run_chunk,
 )
+from scbjax.sweep.plan import cost
 from scbjax.sweep.plan.measured import cost_of
-from scbjax.sweep.plan.programs import Plan, cost, make_plan
+from scbjax.sweep.plan.programs import Plan, make_plan
 from scbjax.sweep.study.fields import shown
 from scbjax.sweep.study.files import Study
 

@@ -30,13 +30,13 @@ from scbjax.sweep.engine.divergence import divergence_report
 from scbjax.sweep.engine.engines import Engine, LocalEngine
 from scbjax.sweep.engine.mapped import live_metric
 from scbjax.sweep.engine.progress import Meter, Progress, counted, readable_seconds
+from scbjax.sweep.plan import cost
 from scbjax.sweep.plan.measured import cost_of
 from scbjax.sweep.plan.programs import (
     Chunk,
     Layout,
     Plan,
     Program,
-    cost,
     make_plan,
     plan_with_layout,
 )

@@ -24,7 +24,8 @@ from scbjax.sweep.engine.backend import (
 )
 from scbjax.sweep.engine.chunks import ChunkResult, Executor, Segment
 from scbjax.sweep.engine.execute import device_memory_bytes, provenance
-from scbjax.sweep.plan.programs import Layout, Plan, Program, cost, plan_with_layout
+from scbjax.sweep.plan import cost
+from scbjax.sweep.plan.programs import Layout, Plan, Program, plan_with_layout
 from scbjax.sweep.study.definition import to_toml
 from scbjax.sweep.study.experiments import experiments_in, own_experiments
 from scbjax.sweep.study.files import parse_study
