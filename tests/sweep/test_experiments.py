@@ -149,6 +149,22 @@ def test_a_study_is_its_text_and_the_file(study: Study, heads: tuple[Experiment,
     assert recipe.plan().fingerprint == fingerprint(study)
 
 
+def test_an_experiment_is_run_from_python(
+    whole: xarray.Dataset, heads: tuple[Experiment, ...]
+) -> None:
+    """The value itself, which need not be in a file."""
+    axes = {"seed": np.arange(3), "rate": (0.01, 0.05)}
+    steps = {"steps": 40, "record_every": 10}
+    found = scbjax.sweep.run(heads[0], set=steps, axes=axes, progress=False)
+    assert found.entropy.dims == whole.entropy.dims
+    for name in whole.data_vars:
+        assert_allclose(found[name], whole[name], rtol=5e-4, atol=1e-6)
+    with pytest.raises(StudyError, match=r"unknown field 'rat'; did you mean 'rate'\?"):
+        scbjax.sweep.run(heads[0], set={**steps, "rat": 0.1}, progress=False)
+    with pytest.raises(StudyError, match=r"experiment must be a scbjax.base.Experiment or"):
+        scbjax.sweep.run("quickstart", experiment=3, progress=False)  # type: ignore[arg-type]
+
+
 def test_memory_is_asked_of_the_compiler(study: Study) -> None:
     (program,) = plan_here(study, memory_bytes=2**30).programs
     task, params = 3 * 3 + 3 + 20 * 3, 2 * (3 * 3 + 20 * 3)
