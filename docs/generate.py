@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import scbjax
-from scbjax.observe import OBSERVABLES
+from scbjax.observables import OBSERVABLES
 from scbjax.sweep.fields import StudyError, field_table
 from scbjax.sweep.figures import dataset_of, find_figures, numbers_of
 
@@ -28,9 +28,14 @@ MODULES = (
     "scbjax.stages",
     "scbjax.noise",
     "scbjax.transfer",
-    "scbjax.observe",
+    "scbjax.observables",
+    "scbjax.parts",
+    "scbjax.sources",
+    "scbjax.models",
+    "scbjax.composition",
     "scbjax.settings",
     "scbjax.training",
+    "scbjax.saving",
     "scbjax.simulation",
     "scbjax.optim",
     "scbjax.sharding",

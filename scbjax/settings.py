@@ -1,7 +1,7 @@
 """How a trajectory is trained, as a value: :class:`Settings`, with all that is checked of it."""
 
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any, Literal, get_args
 
 import jax
@@ -9,8 +9,8 @@ import numpy as np
 
 from scbjax import optim
 from scbjax.arguments import INT32_MAX, SIZES, Numbers, as_integer, check_is, check_number, what
-from scbjax.model import ATTENTION_MAPS
-from scbjax.observe import DEFAULT_RECORD, OBSERVABLES
+from scbjax.model import ATTENTION_MAPS, LINEAR, AttentionMap, as_attention_map
+from scbjax.observables import DEFAULT_RECORD, Record, as_record
 from scbjax.sampling import Generator
 from scbjax.tables import brief, nearest
 
@@ -83,8 +83,9 @@ class Settings:
         optimizer: ``"proximal"``; ``"sgd"``, preconditioned and projected without l1 and without
             thresholding or rounding; ``"raw_sgd"``, plain gradients; or ``"adam"``, Adam on plain
             gradients. Static.
-        attention_map: ``"linear"``, or ``"softmax"`` with ``"raw_sgd"`` or ``"adam"``; see
-            :data:`scbjax.model.ATTENTION_MAPS`. Static.
+        attention_map: ``"linear"``, or ``"softmax"`` with ``"raw_sgd"`` or ``"adam"``, see
+            :data:`scbjax.model.ATTENTION_MAPS`; or an :class:`scbjax.AttentionMap` of one's own
+            with these two. Held as the map, which is compared by its functions. Static.
         geometry: right projector of the V gradient, see :func:`scbjax.optim.project_tangent`.
             Static.
         scale_rates: whether eta_V = eta / K_Q and eta_A = eta / K_P, as in the theory, or both are
@@ -95,7 +96,9 @@ class Settings:
         switch_on: what ends a stage: ``"parameters"``, signals estimated without the truth;
             ``"truth"``, alpha_V and alpha_A; ``"step"``, a step number. Static.
         flip: whether a mirrored solution is reflected at the end of stage 1. Static.
-        record: names of the observables to record. Static.
+        record: the observables to record: names of :data:`scbjax.OBSERVABLES`, and one's own as
+            functions of a view or as :class:`scbjax.Observable`, in a list or in a dictionary by
+            names (:func:`scbjax.observables.as_record`). Static.
         refit_samples: fresh samples for the refit of V in records. Static.
         refit_support: largest number of attention entries a column that the refit uses. Static.
         noise_samples: fresh samples for the noise of a sample in records. Static.
@@ -150,13 +153,13 @@ class Settings:
     steps: int = _static()
     record_every: int = _static()
     optimizer: Optimizer = _static("proximal")
-    attention_map: str = _static("linear")
+    attention_map: str | AttentionMap = _static("linear")
     geometry: optim.Geometry = _static("mu")
     scale_rates: bool = _static(True)
     l1_scaling: L1Scaling = _static("direct")
     switch_on: SwitchOn = _static("parameters")
     flip: bool = _static(True)
-    record: tuple[str, ...] = _static(DEFAULT_RECORD)
+    record: Record = _static(DEFAULT_RECORD)
     refit_samples: int = _static(4096)
     refit_support: int = _static(64)
     noise_samples: int = _static(4096)
@@ -187,7 +190,8 @@ class Settings:
             object.__setattr__(self, name, as_integer(name, getattr(self, name), SIZES))
         for name in _SWITCHES:
             object.__setattr__(self, name, _as_switch(name, getattr(self, name)))
-        object.__setattr__(self, "record", _as_record(self.record))
+        object.__setattr__(self, "record", as_record(self.record))
+        object.__setattr__(self, "attention_map", as_attention_map(self.attention_map))
         _check_choices(self)
         for name, allowed in _NUMBERS.items():
             if getattr(self, name) is not None:
@@ -227,25 +231,13 @@ def _as_switch(name: str, value: object) -> bool:
     return bool(value)
 
 
-def _as_record(names: Sequence[str]) -> tuple[str, ...]:
-    """The names of observables as a tuple, by which compiled programs are known."""
-    if isinstance(names, str):
-        raise ValueError(f"record is {names!r}; it must be a tuple of names, such as ({names!r},)")
-    if not isinstance(names, tuple | list):
-        raise ValueError(f"record is {what(names)}; it must be a tuple of names of observables")
-    for name in names:
-        if not isinstance(name, str) or name not in OBSERVABLES:
-            hint = nearest(name, OBSERVABLES) if isinstance(name, str) else ""
-            known = f"; it must name observables: {', '.join(OBSERVABLES)}"
-            raise ValueError(f"record has {brief(name)}{hint or known}")
-    return tuple(names)
-
-
 def _check_choices(settings: Settings) -> None:
     for name, choices in _CHOICES.items():
-        _check_choice(name, getattr(settings, name), choices)
-    if settings.attention_map != "linear":
-        condition = f"with attention_map = {settings.attention_map!r} it must be"
+        if name != "attention_map":  # which may be an object
+            _check_choice(name, getattr(settings, name), choices)
+    attention_map = as_attention_map(settings.attention_map)
+    if attention_map != LINEAR:
+        condition = f"with attention_map = {attention_map.name!r} it must be"
         _check_choice("optimizer", settings.optimizer, PLAIN_OPTIMIZERS, condition)
         _check_choice("start", settings.start, ("uniform",), condition)
 

@@ -42,8 +42,15 @@ from scbjax import optim
 from scbjax.arguments import SIZES, as_integer, check_is
 from scbjax.keys import as_threefry
 from scbjax.losses import excess_loss
-from scbjax.model import Params, attend, attend_transpose
-from scbjax.observe import DEFAULT_RECORD, View, observe, stands_out
+from scbjax.model import LINEAR, Params, as_attention_map, attend, attend_transpose
+from scbjax.observables import (
+    DEFAULT_RECORD,
+    View,
+    as_record,
+    observe_view,
+    record_name,
+    stands_out,
+)
 from scbjax.sampling import (
     Batch,
     Sampler,
@@ -174,10 +181,13 @@ class Simulation:
         """
         check_arguments(key, task, settings)
         allowed = {"attention_map": ("linear",), "optimizer": ("proximal", "sgd", "raw_sgd")}
+        own_map = as_attention_map(settings.attention_map)
+        found = {"attention_map": own_map.name, "optimizer": settings.optimizer}
+        fit = {"attention_map": own_map == LINEAR, "optimizer": settings.optimizer != "adam"}
         for name, choices in allowed.items():
-            if getattr(settings, name) not in choices:
+            if not fit[name]:
                 raise ValueError(
-                    f"{name} is {getattr(settings, name)!r}; "
+                    f"{name} is {found[name]!r}; "
                     f"in a simulation it must be one of {', '.join(choices)}"
                 )
         state = init_training(key, task, settings)
@@ -340,7 +350,7 @@ class Simulation:
         self, key: jax.Array, task: Task, settings: Settings, state: State, index: jax.Array
     ) -> tuple[State, dict[str, jax.Array]]:
         """One record; see :func:`scbjax.training.take_record`."""
-        return record_at(self.loop(key, task, settings), state, settings, index)
+        return record_at(self.loop(key, task, settings), state, settings.record_every, index)
 
     def loop(self, key: jax.Array, task: Task, settings: Settings) -> Loop:
         """The parts of a trajectory; see :func:`scbjax.training.in_stretches`."""
@@ -375,7 +385,8 @@ class Simulation:
             ValueError: for an observable that is not recorded by default.
         """
         key = check_arguments(key, task, settings)
-        others = [name for name in settings.record if name not in DEFAULT_RECORD]
+        names = [record_name(entry) for entry in as_record(settings.record)]
+        others = [name for name in names if name not in DEFAULT_RECORD]
         if others:
             raise ValueError(
                 f"record has {others[0]!r}; a simulation has what is recorded by default"
@@ -396,7 +407,7 @@ class Simulation:
             noise_samples=settings.noise_samples,
             sampler=sampler,
         )
-        return observe(view, settings.record)
+        return observe_view(view, settings.record)
 
     def project(self, params: Params, task: Task) -> PathProjection:
         """The split of (V, A) along the population path, for the tagged rows of A.
@@ -545,8 +556,9 @@ def simulate(key: jax.Array, task: Task, settings: Settings, *, context_length: 
             f"it must be at least the {task.context_length} positions of the task"
         )
     state = simulation.init(key, task, settings)
-    state, records = run(simulation.loop(key, task, settings), state, settings)
-    return as_trajectory(state, records, settings)
+    every, loop = settings.record_every, simulation.loop(key, task, settings)
+    state, records = run(loop, state, 0, every, settings.steps // every)
+    return as_trajectory(state, records, 0, every)
 
 
 def _value_direction(update: jax.Array, mu: jax.Array, geometry: optim.Geometry) -> jax.Array:

@@ -13,18 +13,44 @@ cut into segments anywhere between records and continued with bitwise the same r
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from scbjax import optim
-from scbjax.arguments import check_is, is_numeric, outline, what
+from scbjax.arguments import check_is, outline, what
+from scbjax.composition import (
+    BATCHES,
+    FIRST_STEP,
+    NOT_DIVERGED as NOT_DIVERGED,
+    PRETRAINING,
+    REFITS,
+    TASK,
+    Learner,
+    LearnerState,
+    Loop as Loop,
+    Trajectory as Trajectory,
+    as_trajectory as as_trajectory,
+    in_stretches as in_stretches,
+    learner,
+    record_at as record_at,
+    run as run,
+)
 from scbjax.keys import as_threefry
 from scbjax.losses import unchecked_gradients, unchecked_loss
-from scbjax.model import ATTENTION_MAPS, Params, init_params, map_attention, sum_by_query
-from scbjax.observe import View, observe
+from scbjax.model import (
+    AttentionMap,
+    Params,
+    init_params,
+    map_attention,
+    step_scale_of,
+    sum_by_query,
+)
+from scbjax.models import linear_transformer
+from scbjax.observables import DEFAULT_RECORD, Record, View, observe_view
+from scbjax.parts import Model, Source, Stage
 from scbjax.sampling import (
     POSITION_MAJOR_LIMIT,
     AnyBatch,
@@ -50,6 +76,7 @@ from scbjax.settings import (
     check_settings,
 )
 from scbjax.singly import one_by_one
+from scbjax.sources import scb_batches
 from scbjax.stages import (
     estimated_signals,
     is_mirrored,
@@ -63,16 +90,6 @@ from scbjax.stages import (
 from scbjax.task import Task, check_one_task, pattern_signal, transition_signal
 from scbjax.theory import Rates, population_step, signals
 from scbjax.transfer import first_step, keep_large, mix_value, on_tangent
-
-# Streams of a trajectory's key: mini-batches, fresh samples for the refit of V in records, the
-# first step of a transfer, and pretraining.
-_BATCHES, _REFITS, _FIRST_STEP, _PRETRAINING = range(4)
-_NAMES_SHOWN = 4  # of what a trajectory has recorded
-# The name of a record that no observable can have.
-_FINITE = ""
-
-NOT_DIVERGED = -1
-"""In the place of the step at which a trajectory diverged, where it did not."""
 
 
 class State(NamedTuple):
@@ -122,37 +139,6 @@ class Info(NamedTuple):
         return outline(self)
 
 
-class Trajectory(NamedTuple):
-    """A finished trajectory.
-
-    Attributes:
-        params: the final V and A, or the parameter of another attention map
-            (:func:`scbjax.model.map_attention` makes A of it).
-        records: an array [records] for each observable; the first entry is the initial state.
-        steps: the step numbers of the records, int32 [records].
-        diverged_at: step of the first record at which the parameters were not finite, -1 if they
-            were at all of them; int32. What is recorded from then on means nothing.
-    """
-
-    params: Params
-    records: dict[str, jax.Array]
-    steps: jax.Array
-    diverged_at: jax.Array
-
-    def __repr__(self) -> str:
-        """How long it is and what is recorded, not the arrays."""
-        names = list(self.records)
-        if len(names) > _NAMES_SHOWN:
-            names = [*names[:_NAMES_SHOWN], f"{len(names) - _NAMES_SHOWN} more"]
-        steps = outline(self.steps)
-        if is_numeric(self.steps) and self.steps.ndim == 1:
-            steps = f"0 to {self.steps[-1]} in {self.steps.size} records"
-        return (
-            f"Trajectory(params={outline(self.params)}, records={{{', '.join(names)}}}, "
-            f"steps={steps}, diverged_at={outline(self.diverged_at)})"
-        )
-
-
 def check_arguments(key: jax.Array, task: Task, settings: Settings) -> jax.Array:
     """Checks what a trajectory is made of, and gives the key as one of Threefry.
 
@@ -160,14 +146,18 @@ def check_arguments(key: jax.Array, task: Task, settings: Settings) -> jax.Array
         TypeError: if an argument is something else than it is meant to be.
         ValueError: if it is several, or the settings hold a number that is not allowed.
     """
+    _check_order(task, settings)
+    check_one_task("task", task)
+    check_settings(settings)
+    return as_threefry(key)
+
+
+def _check_order(task: object, settings: object) -> None:
     if any(isinstance(*pair) for pair in ((task, Settings), (settings, Task))):
         raise TypeError(
             f"task is {what(task)} and settings is {what(settings)}; "
             "the order of arguments is key, task, settings"
         )
-    check_one_task("task", task)
-    check_settings(settings)
-    return as_threefry(key)
 
 
 def _check_source(source: Task, task: Task) -> None:
@@ -241,14 +231,14 @@ def start_from(key: jax.Array, source: Task, task: Task, settings: Settings, sta
     check_is("state", state, State, "such as init makes")
     known = source.transition
     if settings.start == "pretrained":
-        known = _pretrained_value(jax.random.fold_in(key, _PRETRAINING), source, settings)
+        known = _pretrained_value(jax.random.fold_in(key, PRETRAINING), source, settings)
     dtype = state.params.value.dtype
     theta = jnp.asarray(settings.theta, dtype)
     rate = jnp.asarray(settings.first_rate, dtype)
     rate = _per_signal(rate, transition_signal(task)) if settings.scale_rates else rate
     with jax.default_matmul_precision(settings.precision):
         params = first_step(
-            jax.random.fold_in(key, _FIRST_STEP),
+            jax.random.fold_in(key, FIRST_STEP),
             state.params._replace(value=mix_value(known, task.stationary, theta)),
             task,
             rate,
@@ -431,28 +421,15 @@ def take_record(
 ) -> tuple[State, dict[str, jax.Array]]:
     """:func:`record_at`, given the key of the trajectory's data, its task and its settings."""
     loop = _loop(key, task, settings)
-    state, record = record_at(loop, stored(state, task, settings), settings, index)
+    every = settings.record_every
+    state, record = record_at(loop, stored(state, task, settings), every, index)
     return stored(state, task, settings), record
-
-
-class Loop(NamedTuple):
-    """What a trajectory is made of; see :func:`in_stretches`.
-
-    Attributes:
-        one_step: the next state, of a state and the number of the step.
-        end_stretch: what is done to the state before a record is taken.
-        record: the record of a state, of it and the number of steps done.
-    """
-
-    one_step: Callable[[State, jax.Array], State]
-    end_stretch: Callable[[State], State]
-    record: Callable[[State, jax.Array], dict[str, jax.Array]]
 
 
 def _loop(key: jax.Array, task: Task, settings: Settings) -> Loop:
     """The parts of a trajectory, on states as they are stored."""
     sampler = make_sampler(task)
-    seed = make_seed(jax.random.fold_in(key, _BATCHES), settings.generator)
+    seed = make_seed(jax.random.fold_in(key, BATCHES), settings.generator)
 
     def one_step(state: State, index: jax.Array) -> State:
         batch = draw_step(fold_in(seed, index), sampler, settings.batch_size)
@@ -466,81 +443,6 @@ def _loop(key: jax.Array, task: Task, settings: Settings) -> Loop:
         return observe_state(key, task, settings, stored(state, task, settings), done, sampler)
 
     return Loop(one_step, end_stretch, record)
-
-
-def in_stretches(
-    loop: Loop,
-    state: State,
-    start: jax.Array | int,
-    record_every: int,
-    num_records: int,
-    *,
-    initial: bool = False,
-) -> tuple[State, dict[str, jax.Array]]:
-    """Stretches of steps, each ended by a record.
-
-    Args:
-        loop: what is done.
-        state: the state after ``start`` steps.
-        start: number of steps done.
-        record_every: steps of a stretch; static.
-        num_records: number of stretches; static.
-        initial: whether the state itself is recorded first. In the same loop as the other records:
-            they take most of the time that compilation takes, and what is recorded of a start that
-            the compiler knows would be worked out by it.
-
-    Returns:
-        The new state, and the records in a row.
-    """
-    moves = jnp.arange(num_records + 1) > 0 if initial else None
-    (state, _), records = jax.lax.scan(
-        lambda carry, moves: _stretch(loop, carry, record_every, moves),
-        (state, jnp.asarray(start, jnp.int32)),
-        moves,
-        length=num_records + initial,
-    )
-    return state, records
-
-
-def record_at(
-    loop: Loop, state: State, settings: Settings, index: jax.Array
-) -> tuple[State, dict[str, jax.Array]]:
-    """One record: the first is that of the start, and all others follow a stretch of steps.
-
-    Args:
-        loop: what is done.
-        state: the state at the record before; for the first one, the start.
-        settings: the settings.
-        index: the number of the record, from 0.
-
-    Returns:
-        The state at the record, and scalars by name.
-    """
-    every = settings.record_every
-    carry = (state, jnp.maximum(index - 1, 0) * every)
-    (state, _), record = _stretch(loop, carry, every, index > 0)
-    return state, record
-
-
-def _stretch(
-    loop: Loop, carry: tuple[State, jax.Array], record_every: int, moves: jax.Array | None
-) -> tuple[tuple[State, jax.Array], dict[str, jax.Array]]:
-    """Steps from a state and the number of steps done, and the record of where they lead.
-
-    Unless ``moves`` says that none are taken; None is for always.
-    """
-
-    # The number of the step is counted along, not read off a list: that would grow with the steps.
-    def count_step(carry: tuple[State, jax.Array], _: None) -> tuple[tuple[State, jax.Array], None]:
-        state, index = carry
-        return (loop.one_step(state, index), index + 1), None
-
-    def move(carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
-        (state, done), _ = jax.lax.scan(count_step, carry, None, length=record_every)
-        return loop.end_stretch(state), done
-
-    carry = move(carry) if moves is None else jax.lax.cond(moves, move, lambda c: c, carry)
-    return carry, loop.record(*carry)
 
 
 def stored(state: State, task: Task, settings: Settings) -> State:
@@ -578,25 +480,46 @@ def observe_state(
     """
     key = check_arguments(key, task, settings)
     view = View(
-        jax.random.fold_in(jax.random.fold_in(key, _REFITS), start),
+        jax.random.fold_in(jax.random.fold_in(key, REFITS), start),
         map_attention(state.params, settings.attention_map),
         task,
-        attention_map=settings.attention_map,
         batch_loss=state.batch_loss,
         stage=state.stage,
         samples=settings.samples_before + state.step * settings.batch_size,
         flipped=state.flipped,
         population=state.population,
-        rounding_share=settings.rounding_level,
-        refit_samples=settings.refit_samples,
-        refit_support=settings.refit_support,
-        noise_samples=settings.noise_samples,
+        state=state,
+        values=settings,
+        loss=lambda batch: _mapped_loss(state.params, batch, settings.attention_map),
         sampler=sampler,
+        **_view_options(settings),
     )
-    return observe(view, settings.record)
+    return observe_view(view, settings.record)
 
 
-def train(key: jax.Array, task: Task, settings: Settings, source: Task | None = None) -> Trajectory:
+def _view_options(settings: Settings) -> dict[str, Any]:
+    """What the settings say of how a state is looked at."""
+    return {
+        "attention_map": settings.attention_map,
+        "rounding_share": settings.rounding_level,
+        "refit_samples": settings.refit_samples,
+        "refit_support": settings.refit_support,
+        "noise_samples": settings.noise_samples,
+    }
+
+
+def train(
+    key: jax.Array,
+    task: Task | Source,
+    settings: Settings,
+    source: Task | None = None,
+    *,
+    optimizer: optax.GradientTransformation | Callable[[Any, Settings], Any] | None = None,
+    model: Model | None = None,
+    record: Record | None = None,
+    state: Any = None,  # noqa: ANN401 - that of a trajectory
+    steps: int | None = None,
+) -> Trajectory:
     """Trains the linear transformer on a task, from the start that the settings name.
 
     Pure; wrap it in ``jax.jit`` and ``jax.vmap`` as you like. ``settings`` is a pytree, so that
@@ -607,11 +530,24 @@ def train(key: jax.Array, task: Task, settings: Settings, source: Task | None = 
     and not on those that it is mapped together with. Steps that are too large make the parameters
     infinite and then NaN: nothing stops, and ``diverged_at`` of the trajectory says when.
 
+    With an optimiser, a model or a source of one's own there is one stage, which does not end: the
+    mini-batches are the same, and of the settings hold what is said of those, of records and of the
+    first rate. :func:`scbjax.learner` makes learners with stages of one's own.
+
     Args:
         key: a PRNG key for the mini-batches.
-        task: the task.
+        task: the task, or a source that draws what is to be learned, such as
+            :func:`scbjax.windows`.
         settings: the settings.
         source: for a transfer, the related task, as from :func:`scbjax.task.related_task`.
+        optimizer: a transformation of optax, or a function ``(task, settings)`` that makes one, in
+            the place of the paper's. ``jax.jit`` takes no functions as arguments: put it around a
+            function of the key that calls this one.
+        model: what is trained in the place of the linear transformer; it needs an optimizer.
+        record: what to record, in the place of ``settings.record``.
+        state: the state of a trajectory with the same key, task and settings, to go on from: what
+            comes out is bitwise what one long trajectory gives.
+        steps: how many steps to take, in the place of ``settings.steps``.
 
     Returns:
         The trajectory, with ``steps / record_every + 1`` records.
@@ -629,52 +565,182 @@ def train(key: jax.Array, task: Task, settings: Settings, source: Task | None = 
         >>> trajectory = jax.jit(train)(jax.random.key(1), task, settings)
         >>> trajectory.steps.tolist(), trajectory.records["value_distance"].shape
         ([0, 20, 40], (3,))
+        >>> more = train(jax.random.key(1), task, settings, state=trajectory.state, steps=20)
+        >>> more.steps.tolist()
+        [40, 60]
     """
+    settings = _changed(settings, task, record, steps)
+    if optimizer is not None or model is not None or isinstance(task, Source):
+        return _train_own(key, task, settings, optimizer, model, state)
     key = check_arguments(key, task, settings)
-    if settings.start != "uniform" and source is None:
+    if state is not None:
+        check_is("state", state, State, "that of a trajectory with the same settings")
+    elif settings.start != "uniform" and source is None:
         raise ValueError(f"start is {settings.start!r}; it needs a source, a related task")
     own = _train if task.num_tokens <= POSITION_MAJOR_LIMIT else _train_singly
-    trajectory: Trajectory = own(key, task, settings, source)
+    trajectory: Trajectory = own(key, task, settings, source, state)
     return trajectory
 
 
-def _train(key: jax.Array, task: Task, settings: Settings, source: Task | None) -> Trajectory:
+def _changed(
+    settings: Settings, task: Task | Source, record: Record | None, steps: int | None
+) -> Settings:
+    """The settings with another record and number of steps, where they are given."""
+    _check_order(task, settings)
+    if record is not None or steps is not None:
+        check_is("settings", settings, Settings)
+    if record is not None:
+        settings = dataclasses.replace(settings, record=record)
+    return settings if steps is None else dataclasses.replace(settings, steps=steps)
+
+
+def _train(
+    key: jax.Array, task: Task, settings: Settings, source: Task | None, state: State | None
+) -> Trajectory:
     """:func:`train`, with everything checked."""
-    state = init(key, task, settings)
-    if source is not None and settings.start != "uniform":
-        state = start_from(key, source, task, settings, state)
-    loop = _loop(key, task, settings)
-    state, records = run(loop, stored(state, task, settings), settings)
-    return as_trajectory(stored(state, task, settings), records, settings)
+    start = 0 if state is None else state.step
+    if state is None:
+        state = init(key, task, settings)
+        if source is not None and settings.start != "uniform":
+            state = start_from(key, source, task, settings, state)
+    every, loop = settings.record_every, _loop(key, task, settings)
+    state, records = run(loop, stored(state, task, settings), start, every, settings.steps // every)
+    return as_trajectory(stored(state, task, settings), records, start, every)
 
 
 _train_singly = one_by_one(_train)
 
 
-def run(loop: Loop, state: State, settings: Settings) -> tuple[State, dict[str, jax.Array]]:
-    """All stretches of a trajectory, with the record of the initial state in front.
+def _train_own(
+    key: jax.Array,
+    task: Task | Source,
+    settings: Settings,
+    optimizer: Any,  # noqa: ANN401 - see `train`
+    model: Model | None,
+    state: Any,  # noqa: ANN401 - see `train`
+) -> Trajectory:
+    """:func:`train` with parts of one's own."""
+    key = as_threefry(key)
+    check_settings(settings)
+    if settings.start != "uniform":
+        raise ValueError(
+            f"start is {settings.start!r}; with an optimizer, a model or a source of one's own it "
+            "must be uniform"
+        )
+    if model is not None and optimizer is None:
+        raise ValueError("optimizer is None; with a model of one's own it must be given")
+    if model is not None:
+        check_is("model", model, Model, "such as linear_transformer makes")
+    if isinstance(task, Source):
+        batches, task = task, task.draw(jax.random.fold_in(key, TASK))
+        if optimizer is None and isinstance(task, Task):
+            return train(key, task, settings, state=state)
+    else:
+        check_one_task("task", task)
+        batches = scb_batches(settings.generator, packed=model is None)
+    if state is not None:
+        check_is("state", state, LearnerState, "that of a trajectory with the same parts")
+    own = _own_learner(batches, task, settings, optimizer, model)
+    return own.train(key, task, settings, steps=settings.steps, state=state)
 
-    Beside what the loop records, the records say whether the parameters were finite.
-    """
 
-    def record(state: State, done: jax.Array) -> dict[str, jax.Array]:
-        finite = [jnp.all(jnp.isfinite(array)) for array in state.params]
-        return {**loop.record(state, done), _FINITE: jnp.all(jnp.stack(finite))}
+def _own_learner(
+    batches: Source,
+    task: Any,  # noqa: ANN401 - whatever the source draws
+    settings: Settings,
+    optimizer: Any,  # noqa: ANN401 - see `train`
+    model: Model | None,
+) -> Learner:
+    """One stage, with an optimiser or a model of one's own."""
+    model = linear_transformer(settings.attention_map) if model is None else model
+    if optimizer is None:
+        _check_unscaled(settings)
+        making: Any = _single_arm
+    elif hasattr(optimizer, "update") or not callable(optimizer):
+        making = optimizer
+    else:
+        making = lambda task, settings, _: optimizer(task, settings)  # noqa: E731
 
-    every = settings.record_every
-    return in_stretches(
-        loop._replace(record=record), state, 0, every, settings.steps // every, initial=True
+    return learner(
+        batches,
+        model,
+        making,
+        batch_size=settings.batch_size,
+        record_every=settings.record_every,
+        stages=(Stage("endless", rates=lambda _, settings: settings.learning_rate_1),),
+        record=_own_record(settings, task, model),
+        view=partial(_own_view, model),
+        precision=settings.precision,
     )
 
 
-def as_trajectory(state: State, records: dict[str, jax.Array], settings: Settings) -> Trajectory:
-    """The trajectory that ends in a state, given the records of :func:`run`."""
-    steps = jnp.arange(settings.steps // settings.record_every + 1, dtype=jnp.int32)
-    steps = steps * settings.record_every
-    finite = records[_FINITE]
-    records = {name: record for name, record in records.items() if name != _FINITE}
-    diverged_at = jnp.where(jnp.all(finite), NOT_DIVERGED, steps[jnp.argmin(finite)])
-    return Trajectory(state.params, records, steps, diverged_at)
+def _own_view(
+    model: Model,
+    key: jax.Array,
+    state: LearnerState,
+    task: Any,  # noqa: ANN401 - whatever the source draws
+    settings: Settings,
+    prepared: Any,  # noqa: ANN401 - whatever the source makes of it
+) -> View:
+    return View(
+        key,
+        model.readout(state.params),
+        task,
+        sampler=prepared if isinstance(prepared, Sampler) else None,
+        batch_loss=state.batch_loss,
+        stage=state.stage,
+        samples=state.step * settings.batch_size,
+        # What the paper's algorithm does beside its steps does not happen.
+        flipped=jnp.zeros((), bool),
+        population=(jnp.full_like(state.batch_loss, jnp.nan),) * 2,
+        state=state,
+        values=settings,
+        loss=lambda batch: model.loss(state.params, batch),
+        **_view_options(settings),
+    )
+
+
+def _check_unscaled(settings: Settings) -> None:
+    if settings.scale_rates:
+        raise ValueError(
+            "scale_rates is True; it must be False for a source of one's own, which has no signals "
+            "K_P and K_Q"
+        )
+    if settings.l1_scaling == "signal" and settings.optimizer == "proximal":
+        raise ValueError(
+            "l1_scaling is 'signal'; it must be direct or rate for a source of one's own, which "
+            "has no signals"
+        )
+
+
+def _single_arm(task: Any, settings: Settings, rate: jax.Array) -> Any:  # noqa: ANN401
+    """The arm that the settings name, at one rate throughout."""
+    attention = rate * jnp.asarray(settings.attention_rate_ratio)
+    l1 = jnp.asarray(settings.l1)
+    l1 = l1 * attention if settings.l1_scaling == "rate" else l1
+    return _optimizer(task, settings, Rates(rate, attention), l1)
+
+
+# What can be recorded of any learner, by names of ours.
+_OF_ANY = ("batch_loss", "stage", "samples")
+
+
+def _own_record(settings: Settings, task: Any, model: Model) -> Record:  # noqa: ANN401
+    """What is recorded of a learner that may have no V and A, or no P and Q to compare them to."""
+    key = jax.random.key(0)
+    params = jax.eval_shape(lambda task: model.readout(model.init(key, task)), task)
+    if isinstance(task, Task) and isinstance(params, Params):
+        return settings.record
+    if settings.record == DEFAULT_RECORD:
+        return _OF_ANY
+    lacking = "P and Q" if isinstance(params, Params) else "V and A"
+    for entry in settings.record:
+        if isinstance(entry, str) and entry not in _OF_ANY:
+            raise ValueError(
+                f"record has {entry!r}; where there are no {lacking} it must be one of "
+                f"{', '.join(_OF_ANY)}, or a function of a view"
+            )
+    return settings.record
 
 
 def _pretrained_value(key: jax.Array, source: Task, settings: Settings) -> jax.Array:
@@ -690,7 +756,7 @@ def _pretrained_value(key: jax.Array, source: Task, settings: Settings) -> jax.A
     state, _ = advance(key, source, settings, state, 0, settings.steps // settings.record_every)
     share = jnp.asarray(settings.rounding_level, source.pattern.dtype)
     value = refit_value(
-        jax.random.fold_in(key, _REFITS),
+        jax.random.fold_in(key, REFITS),
         round_attention(state.params.attention, rounding_level(source, share)),
         source,
         num_samples=settings.refit_samples,
@@ -754,12 +820,12 @@ def _value_optimizer(
     return optim.value_descent(task.stationary, rates.value, settings.geometry)
 
 
-def _mapped_loss(params: Params, batch: AnyBatch, attention_map: str) -> jax.Array:
+def _mapped_loss(params: Params, batch: AnyBatch, attention_map: str | AttentionMap) -> jax.Array:
     return unchecked_loss(map_attention(params, attention_map), batch)
 
 
 def _step_scale(task: Task, settings: Settings) -> float:
-    return ATTENTION_MAPS[settings.attention_map].step_scale(task.context_length)
+    return step_scale_of(settings.attention_map, task.context_length)
 
 
 def _optimizer(

@@ -28,17 +28,22 @@ FLOORS = {
     "tables": 0,
     "arguments": 0,
     "keys": 0,
+    "parts": 0,
     "sampling": 1,
     "model": 1,
     "theory": 1,
     "losses": 2,
     "stages": 2,
     "noise": 2,
+    "sources": 2,
     "transfer": 3,
-    "observe": 3,
+    "models": 3,
+    "observables": 3,
     "settings": 4,
+    "composition": 4,
     "training": 5,
     "simulation": 6,
+    "saving": 6,
     "plot": 7,
     "sweep": 7,
     "parallel": 8,
@@ -49,7 +54,7 @@ ALONE = {"optim"}
 CORE = {name for name, floor in FLOORS.items() if floor < FLOORS["sweep"]} | ALONE
 CORE_DEPENDENCIES = {"jax", "optax", "chex", "numpy"}
 NO_JAX = [
-    *("scbjax", "scbjax.cli", "scbjax.plot"),
+    *("scbjax", "scbjax.cli", "scbjax.parts", "scbjax.plot"),
     *("scbjax.sweep.study", "scbjax.sweep.plan", "scbjax.sweep.store"),
 ]
 

@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from scbjax import training
 from scbjax.keys import THREEFRY
 from scbjax.model import Params, map_attention
-from scbjax.observe import OBSERVABLES
+from scbjax.observables import OBSERVABLES
 from scbjax.once import quick_options
 from scbjax.sharding import shard_map
 from scbjax.simulation import Simulation

@@ -18,7 +18,7 @@ import numpy as np
 
 import scbjax
 from scbjax.keys import THREEFRY
-from scbjax.observe import OBSERVABLES
+from scbjax.observables import OBSERVABLES
 from scbjax.sweep import cost
 from scbjax.sweep.chunks import (
     SEGMENT_SECONDS,

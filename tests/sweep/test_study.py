@@ -14,7 +14,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import assume, given
 
-from scbjax import observe, settings as learner_settings, task, training
+from scbjax import observables, settings as learner_settings, task, training
 from scbjax.sweep import definition, fields, study
 from scbjax.sweep.cells import is_search
 from scbjax.sweep.fields import FIELDS, INT32_MAX, Choice, Field, Interval, find_field
@@ -100,8 +100,8 @@ def test_studies_know_two_precisions(name: str) -> None:
 
 
 def test_recordable_variables_are_the_observables() -> None:
-    assert tuple(observe.OBSERVABLES) == fields.RECORDABLE
-    assert FIELDS["record.variables"].default == observe.DEFAULT_RECORD
+    assert tuple(observables.OBSERVABLES) == fields.RECORDABLE
+    assert FIELDS["record.variables"].default == observables.DEFAULT_RECORD
 
 
 def test_short_names_are_unique() -> None:
