@@ -34,6 +34,7 @@ MODULES = (
     "scbjax.models",
     "scbjax.composition",
     "scbjax.settings",
+    "scbjax.algorithm",
     "scbjax.training",
     "scbjax.saving",
     "scbjax.simulation",

@@ -353,8 +353,9 @@ class Learner(NamedTuple):
             done, kept apart from the state so that a ``vmap`` over values leaves it, and with it
             the mini-batches, unbatched.
         take_record: ``(key, task, values, state, index)`` to the state at a record and that record.
-        train: ``(key, task, values, steps, state=None)`` to a :class:`Trajectory`, from the start
-            or from another's state.
+        train: ``(key, task, values, steps, state=None, start=None)`` to a :class:`Trajectory`, from
+            the beginning or from another's state, whose own number of steps is ``start`` if it is
+            not given.
         loop: ``(key, task, values)`` to the :class:`Loop` of all that.
     """
 
@@ -530,7 +531,7 @@ def _init(parts: Composition, key: jax.Array, task: Tree, values: Tree = None) -
     key = as_threefry(key)
     params = parts.model.init(jax.random.fold_in(key, PARAMETERS), task)
     first = jnp.ones((), jnp.int32)
-    rates = _rates(parts.stages, first, jnp.zeros((), jnp.int32), task, values)
+    rates = stage_rates(parts.stages, first, jnp.zeros((), jnp.int32), task, values)
     dtype = jnp.result_type(*jax.tree.leaves(params))
     return LearnerState(
         params=params,
@@ -542,7 +543,7 @@ def _init(parts: Composition, key: jax.Array, task: Tree, values: Tree = None) -
     )
 
 
-def _rates(
+def stage_rates(
     stages: tuple[Stage, ...], stage: jax.Array, step: jax.Array, task: Tree, values: Tree
 ) -> Tree:
     """The rates of the stage with this number, with schedules looked up at a step."""
@@ -606,7 +607,7 @@ def _step(
 def _carried_step(
     parts: Composition, state: LearnerState, batch: Tree, task: Tree, values: Tree
 ) -> tuple[LearnerState, StepInfo]:
-    rates = _rates(parts.stages, state.stage, state.step, task, values)
+    rates = stage_rates(parts.stages, state.stage, state.step, task, values)
     frozen = _frozen(parts.stages, state.stage, state.params)
     # Part of what JAX knows a compiled program by, and reset at once: no state that outlives this.
     with jax.default_matmul_precision(parts.precision):
@@ -636,7 +637,8 @@ def _end_stage(
 ) -> LearnerState:
     if len(parts.stages) == 1:
         return state
-    own_key = jax.random.fold_in(jax.random.fold_in(as_threefry(key), REFITS), state.step)
+    # Not folded with the step, which a map over values would batch, and the random words with it.
+    own_key = jax.random.fold_in(as_threefry(key), REFITS)
     view = parts.view(own_key, state, task, values, prepared)
     ended: LearnerState = end_stage(parts.stages, state, view, task, values)
     return ended
@@ -753,10 +755,12 @@ def _train(
     *,
     steps: int,
     state: LearnerState | None = None,
+    start: jax.Array | int | None = None,
 ) -> Trajectory:
     num_records = count_records(steps, parts.record_every)
-    start = 0 if state is None else state.step
-    state = _init(parts, key, task, values) if state is None else state
+    if state is None:
+        state, start = _init(parts, key, task, values), 0
+    start = state.step if start is None else start
     run_from = partial(run, _loop(parts, key, task, values))
     state, records = _carried(parts, run_from, state, start, parts.record_every, num_records)
     return as_trajectory(state, records, start, parts.record_every)

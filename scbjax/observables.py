@@ -21,7 +21,14 @@ from scbjax.noise import SignalNoise, initial_noise, signal_noise
 from scbjax.parts import Observable as Observable
 from scbjax.sampling import Sampler
 from scbjax.sharding import every_nth_row
-from scbjax.stages import population_refit, refit_value, round_attention, rounding_level
+from scbjax.stages import (
+    estimated_signals,
+    population_refit,
+    refit_value,
+    round_attention,
+    rounding_level,
+    true_signals,
+)
 from scbjax.tables import Registry, brief, nearest
 from scbjax.task import Task, check_one_task, mu_inner
 from scbjax.theory import PathProjection, project_on_path
@@ -121,6 +128,16 @@ class View:
     def projection(self) -> PathProjection:
         """The split of (V, A) along the population path."""
         return project_on_path(self.params, self.task)
+
+    @cached_property
+    def estimated_signals(self) -> tuple[jax.Array, jax.Array]:
+        """The strengths of both signals as told without P and Q."""
+        return estimated_signals(self.params, self.task)
+
+    @cached_property
+    def true_signals(self) -> tuple[jax.Array, jax.Array]:
+        """``|alpha_V|`` and ``|alpha_A|``, read off the truth."""
+        return true_signals(self.params, self.task)
 
     @cached_property
     def rounded_attention(self) -> jax.Array:

@@ -76,7 +76,8 @@ class Stage(NamedTuple):
             traced or not, or schedules, functions of the number of steps done alone; or a function
             ``(task, values)`` to such a tree. The same structure in all stages of a list.
         is_over: a function of the view (:class:`scbjax.observables.View`) to a boolean scalar,
-            asked before each record; None for never, as in the last stage.
+            asked before each record; None for never, as in the last stage. ``view.key`` is the
+            same each time.
         at_end: ``(state, task, values)`` to the state that the next stage begins with; None for no
             change.
         frozen: names of the parameters that stay as they are, fields of tuples or keys of

@@ -19,10 +19,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scbjax import optim
+from scbjax.algorithm import (
+    TRACK,
+    Tracked,
+    end_boosting,
+    end_proximal,
+    move_of,
+    per_signal,
+    step_rates,
+    step_threshold,
+    three_stages,
+    transformation,
+)
 from scbjax.arguments import check_is, outline, what
 from scbjax.composition import (
-    BATCHES,
     FIRST_STEP,
     NOT_DIVERGED as NOT_DIVERGED,
     PRETRAINING,
@@ -30,38 +40,16 @@ from scbjax.composition import (
     TASK,
     Learner,
     LearnerState,
-    Loop as Loop,
     Trajectory as Trajectory,
-    as_trajectory as as_trajectory,
-    in_stretches as in_stretches,
     learner,
-    record_at as record_at,
-    run as run,
+    stage_rates,
 )
 from scbjax.keys import as_threefry
-from scbjax.losses import unchecked_gradients, unchecked_loss
-from scbjax.model import (
-    AttentionMap,
-    Params,
-    init_params,
-    map_attention,
-    step_scale_of,
-    sum_by_query,
-)
+from scbjax.model import Params, init_params
 from scbjax.models import linear_transformer
-from scbjax.observables import DEFAULT_RECORD, Record, View, observe_view
+from scbjax.observables import DEFAULT_RECORD, Record, View
 from scbjax.parts import Model, Source, Stage
-from scbjax.sampling import (
-    POSITION_MAJOR_LIMIT,
-    AnyBatch,
-    Batch,
-    Sampler,
-    check_batch,
-    draw_step,
-    fold_in,
-    make_sampler,
-    make_seed,
-)
+from scbjax.sampling import POSITION_MAJOR_LIMIT, AnyBatch, Sampler, check_batch
 from scbjax.settings import (
     NEVER as NEVER,
     PLAIN_OPTIMIZERS as PLAIN_OPTIMIZERS,
@@ -77,18 +65,9 @@ from scbjax.settings import (
 )
 from scbjax.singly import one_by_one
 from scbjax.sources import scb_batches
-from scbjax.stages import (
-    estimated_signals,
-    is_mirrored,
-    mirror,
-    refit_value,
-    round_attention,
-    rounding_level,
-    threshold_and_project,
-    true_signals,
-)
-from scbjax.task import Task, check_one_task, pattern_signal, transition_signal
-from scbjax.theory import Rates, population_step, signals
+from scbjax.stages import refit_value, round_attention, rounding_level
+from scbjax.task import Task, check_one_task, transition_signal
+from scbjax.theory import Rates, signals
 from scbjax.transfer import first_step, keep_large, mix_value, on_tangent
 
 
@@ -184,22 +163,8 @@ def init(key: jax.Array, task: Task, settings: Settings) -> State:
         TypeError: if an argument is something else than it is meant to be.
         ValueError: if it is several, or the settings hold a number that is not allowed.
     """
-    check_arguments(key, task, settings)
-    params = init_params(task, settings.attention_map)
-    zero_rates = Rates(jnp.zeros(()), jnp.zeros(()))
-    if _goes_by_columns(task, settings):
-        opt_state = _value_optimizer(task, settings, zero_rates).init(params.value)
-    else:
-        opt_state = _optimizer(task, settings, zero_rates, jnp.zeros(())).init(params)
-    zero = jnp.zeros((), params.value.dtype)
-    return State(
-        params=params,
-        opt_state=opt_state,
-        stage=jnp.ones((), jnp.int32),
-        step=jnp.zeros((), jnp.int32),
-        flipped=jnp.zeros((), bool),
-        population=(zero, zero),
-        batch_loss=jnp.full((), jnp.nan, params.value.dtype),
+    return _outer(
+        _learner(task, settings).init(check_arguments(key, task, settings), task, settings)
     )
 
 
@@ -235,7 +200,7 @@ def start_from(key: jax.Array, source: Task, task: Task, settings: Settings, sta
     dtype = state.params.value.dtype
     theta = jnp.asarray(settings.theta, dtype)
     rate = jnp.asarray(settings.first_rate, dtype)
-    rate = _per_signal(rate, transition_signal(task)) if settings.scale_rates else rate
+    rate = per_signal(rate, transition_signal(task)) if settings.scale_rates else rate
     with jax.default_matmul_precision(settings.precision):
         params = first_step(
             jax.random.fold_in(key, FIRST_STEP),
@@ -247,7 +212,7 @@ def start_from(key: jax.Array, source: Task, task: Task, settings: Settings, sta
             generator=settings.generator,
         )
     level = jnp.asarray(settings.first_threshold, dtype) * theta / task.num_tokens
-    level = _per_signal(rounding_level(task, level), transition_signal(task))
+    level = per_signal(rounding_level(task, level), transition_signal(task))
     alpha = signals(params, task)[0]
     return state._replace(
         params=params._replace(attention=keep_large(params.attention, level)),
@@ -277,30 +242,8 @@ def step(state: State, batch: AnyBatch, task: Task, settings: Settings) -> tuple
     check_one_task("task", task)
     check_batch(batch, task)
     check_settings(settings)
-    return _step(state, batch, task, settings)
-
-
-def _step(state: State, batch: AnyBatch, task: Task, settings: Settings) -> tuple[State, Info]:
-    """:func:`step`, with everything checked."""
-    rates, l1 = step_sizes(state, task, settings)
-    move = _move_columns if _goes_by_columns(task, settings) else _move
-    # Part of what JAX knows a compiled program by, and reset at once: no state that outlives this.
-    with jax.default_matmul_precision(settings.precision):
-        (value, grads), params, opt_state = move(state, batch, task, settings, rates, l1)
-    state = state._replace(
-        params=params,
-        opt_state=opt_state,
-        step=state.step + 1,
-        population=population_step(
-            *state.population,
-            rates._replace(attention=rates.attention * _step_scale(task, settings)),
-            transition_signal=transition_signal(task),
-            pattern_signal=pattern_signal(task),
-            context_length=task.context_length,
-        ),
-        batch_loss=value,
-    )
-    return state, Info(value, rates, l1, grads)
+    after, info = _learner(task, settings).step(_inner(state), batch, task, settings)
+    return _outer(after), Info(info.loss, *step_sizes(state, task, settings), info.grads)
 
 
 def step_sizes(
@@ -314,22 +257,10 @@ def step_sizes(
         settings: the settings.
         signal: K_Q, if it is not that of the task.
     """
-    signal = pattern_signal(task) if signal is None else signal
-    dtype = state.params.value.dtype
-    learning_rates = (settings.learning_rate_1, settings.learning_rate_2, settings.learning_rate_3)
-    rate = jnp.stack([jnp.asarray(r, dtype) for r in learning_rates])[state.stage - 1]
-    value = _per_signal(rate, signal) if settings.scale_rates else rate
-    attention = rate * jnp.asarray(settings.attention_rate_ratio, dtype)
-    attention = (
-        _per_signal(attention, transition_signal(task)) if settings.scale_rates else attention
-    )
-    attention = jnp.where(state.stage == 3, 0.0, attention)
-    l1 = jnp.asarray(settings.l1, dtype)
-    if settings.l1_scaling == "rate":
-        l1 = l1 * attention
-    elif settings.l1_scaling == "signal":
-        l1 = l1 * rate * estimated_signals(state.params, task)[0]
-    return Rates(value, attention), jnp.where(state.stage == 2, l1, 0.0)
+    stages = three_stages(settings, end_boosting, end_proximal)
+    own = stage_rates(stages, state.stage, state.step, task, settings)
+    rates = step_rates(own, task, settings, state.params.value.dtype, signal)
+    return rates, step_threshold(own, rates.attention, state.params, task, settings)
 
 
 def next_stage(state: State, task: Task, settings: Settings) -> State:
@@ -347,42 +278,9 @@ def next_stage(state: State, task: Task, settings: Settings) -> State:
     check_is("state", state, State, "such as init makes")
     check_one_task("task", task)
     check_settings(settings)
-    params = map_attention(state.params, settings.attention_map)
-    strengths = _signals(params, task, settings)
-    ends = (partial(end, task=task, settings=settings) for end in (_end_boosting, _end_proximal))
-    return end_stage(state, settings, strengths, *ends)
-
-
-def end_stage(
-    state: State,
-    settings: Settings,
-    strengths: tuple[jax.Array, jax.Array],
-    end_boosting: Callable[[State], State],
-    end_proximal: Callable[[State], State],
-) -> State:
-    """Ends stage 1 or 2 if it is over, given what each end does; see :func:`next_stage`.
-
-    Args:
-        state: the state.
-        settings: the settings.
-        strengths: the strengths of both signals, scalars.
-        end_boosting: what the end of stage 1 does to the state, apart from its stage.
-        end_proximal: the same for stage 2.
-    """
-    over = stage_is_over(state, settings, *strengths)
-    if settings.optimizer != "proximal":
-        over = over & (state.stage == 1)
-    ended = state._replace(stage=state.stage + over.astype(jnp.int32))
-    if settings.optimizer in PLAIN_OPTIMIZERS:
-        return ended
-    ends = {1: end_boosting, 2: end_proximal}
-    if settings.optimizer != "proximal":
-        del ends[2]
-    for stage, end in ends.items():
-        # A branch for a single trajectory, to which the ends of stages cost nothing until they
-        # come; under vmap both sides are computed.
-        ended = jax.lax.cond(over & (state.stage == stage), end, lambda state: state, ended)
-    return ended
+    # No end of a stage draws anything.
+    own = _learner(task, settings).end_stage(jax.random.key(0), task, settings, _inner(state))
+    return _outer(own)
 
 
 def advance(
@@ -409,40 +307,97 @@ def advance(
         The new state, and an array [num_records] for each observable.
     """
     key = check_arguments(key, task, settings)
-    loop = _loop(key, task, settings)
-    state, records = in_stretches(
-        loop, stored(state, task, settings), start, settings.record_every, num_records
-    )
-    return stored(state, task, settings), records
+    own = _learner(task, settings)
+    after, records = own.advance(key, task, settings, _inner(state), start, num_records)
+    return _outer(after), records
 
 
 def take_record(
     key: jax.Array, task: Task, settings: Settings, state: State, index: jax.Array
 ) -> tuple[State, dict[str, jax.Array]]:
-    """:func:`record_at`, given the key of the trajectory's data, its task and its settings."""
-    loop = _loop(key, task, settings)
-    every = settings.record_every
-    state, record = record_at(loop, stored(state, task, settings), every, index)
-    return stored(state, task, settings), record
+    """One record: the first is that of the start, and all others follow a stretch of steps.
+
+    Args:
+        key: the trajectory's data key.
+        task: the task.
+        settings: the settings.
+        state: the state at the record before; for the first one, the start.
+        index: the number of the record, from 0.
+
+    Returns:
+        The state at the record, and the record by names.
+    """
+    key = check_arguments(key, task, settings)
+    own = _learner(task, settings)
+    after, record = own.take_record(key, task, settings, _inner(state), index)
+    return _outer(after), record
 
 
-def _loop(key: jax.Array, task: Task, settings: Settings) -> Loop:
-    """The parts of a trajectory, on states as they are stored."""
-    sampler = make_sampler(task)
-    seed = make_seed(jax.random.fold_in(key, BATCHES), settings.generator)
+def _learner(task: Task, settings: Settings) -> Learner:
+    """The paper's learner as a composition: see :mod:`scbjax.algorithm`."""
+    return learner(
+        scb_batches(settings.generator, packed=True),
+        _model(settings),
+        move_of(task, settings),
+        batch_size=settings.batch_size,
+        record_every=settings.record_every,
+        stages=three_stages(settings, end_boosting, end_proximal),
+        record=settings.record,
+        track=TRACK,
+        view=_view,
+        precision=settings.precision,
+    )
 
-    def one_step(state: State, index: jax.Array) -> State:
-        batch = draw_step(fold_in(seed, index), sampler, settings.batch_size)
-        state = _step(stored(state, task, settings), batch, task, settings)[0]
-        return stored(state, task, settings)
 
-    def end_stretch(state: State) -> State:
-        return stored(next_stage(stored(state, task, settings), task, settings), task, settings)
+def _model(settings: Settings) -> Model:
+    """The linear transformer, of tasks that are checked."""
 
-    def record(state: State, done: jax.Array) -> dict[str, jax.Array]:
-        return observe_state(key, task, settings, stored(state, task, settings), done, sampler)
+    def init(_: jax.Array, task: Task) -> Params:
+        return init_params(task, settings.attention_map)
 
-    return Loop(one_step, end_stretch, record)
+    return linear_transformer(settings.attention_map)._replace(init=init)
+
+
+def _view(
+    key: jax.Array, state: LearnerState, task: Task, settings: Settings, sampler: Sampler | None
+) -> View:
+    """What observables see of a state, and what decides whether a stage is over."""
+    model = linear_transformer(settings.attention_map)
+    return View(
+        key,
+        model.readout(state.params),
+        task,
+        sampler=sampler,
+        batch_loss=state.batch_loss,
+        stage=state.stage,
+        samples=settings.samples_before + state.step * settings.batch_size,
+        flipped=state.tracked.flipped,
+        population=state.tracked.population,
+        state=_outer(state),
+        values=settings,
+        loss=lambda batch: model.loss(state.params, batch),
+        **_view_options(settings),
+    )
+
+
+def _inner(state: State) -> LearnerState:
+    """A state as the composition has it."""
+    tracked = Tracked(state.flipped, state.population)
+    parts = (state.params, state.opt_state, state.stage, state.step, state.batch_loss)
+    return LearnerState(*parts, tracked)
+
+
+def _outer(state: LearnerState) -> State:
+    """The inverse of :func:`_inner`."""
+    return State(
+        params=state.params,
+        opt_state=state.opt_state,
+        stage=state.stage,
+        step=state.step,
+        flipped=state.tracked.flipped,
+        population=state.tracked.population,
+        batch_loss=state.batch_loss,
+    )
 
 
 def stored(state: State, task: Task, settings: Settings) -> State:
@@ -452,9 +407,7 @@ def stored(state: State, task: Task, settings: Settings) -> State:
     reads and writes the columns of its queries. In a compiled loop the transposes around a step
     cancel.
     """
-    if not _goes_by_columns(task, settings):
-        return state
-    return state._replace(params=state.params._replace(attention=state.params.attention.T))
+    return state._replace(params=move_of(task, settings).to_carry(state.params))
 
 
 def observe_state(
@@ -479,22 +432,8 @@ def observe_state(
         Scalars by name.
     """
     key = check_arguments(key, task, settings)
-    view = View(
-        jax.random.fold_in(jax.random.fold_in(key, REFITS), start),
-        map_attention(state.params, settings.attention_map),
-        task,
-        batch_loss=state.batch_loss,
-        stage=state.stage,
-        samples=settings.samples_before + state.step * settings.batch_size,
-        flipped=state.flipped,
-        population=state.population,
-        state=state,
-        values=settings,
-        loss=lambda batch: _mapped_loss(state.params, batch, settings.attention_map),
-        sampler=sampler,
-        **_view_options(settings),
-    )
-    return observe_view(view, settings.record)
+    own = _learner(task, settings)
+    return own.observe(key, task, settings, _inner(state), start, prepared=sampler)
 
 
 def _view_options(settings: Settings) -> dict[str, Any]:
@@ -598,14 +537,18 @@ def _train(
     key: jax.Array, task: Task, settings: Settings, source: Task | None, state: State | None
 ) -> Trajectory:
     """:func:`train`, with everything checked."""
-    start = 0 if state is None else state.step
     if state is None:
         state = init(key, task, settings)
         if source is not None and settings.start != "uniform":
             state = start_from(key, source, task, settings, state)
-    every, loop = settings.record_every, _loop(key, task, settings)
-    state, records = run(loop, stored(state, task, settings), start, every, settings.steps // every)
-    return as_trajectory(stored(state, task, settings), records, start, every)
+        start: jax.Array | int = 0
+    else:
+        start = state.step
+    own = _learner(task, settings)
+    trajectory: Trajectory = own.train(
+        key, task, settings, steps=settings.steps, state=_inner(state), start=start
+    )
+    return trajectory._replace(state=_outer(trajectory.state))
 
 
 _train_singly = one_by_one(_train)
@@ -718,7 +661,7 @@ def _single_arm(task: Any, settings: Settings, rate: jax.Array) -> Any:  # noqa:
     attention = rate * jnp.asarray(settings.attention_rate_ratio)
     l1 = jnp.asarray(settings.l1)
     l1 = l1 * attention if settings.l1_scaling == "rate" else l1
-    return _optimizer(task, settings, Rates(rate, attention), l1)
+    return transformation(task, settings, Rates(rate, attention), l1)
 
 
 # What can be recorded of any learner, by names of ours.
@@ -763,134 +706,3 @@ def _pretrained_value(key: jax.Array, source: Task, settings: Settings) -> jax.A
         support=settings.refit_support,
     )
     return on_tangent(value, source.stationary)
-
-
-def _goes_by_columns(task: Task, settings: Settings) -> bool:
-    """Whether a step adds the gradient of each sample to the column of A that it asks for."""
-    return task.num_tokens > POSITION_MAJOR_LIMIT and settings.optimizer not in PLAIN_OPTIMIZERS
-
-
-def _move(
-    state: State,
-    batch: AnyBatch,
-    task: Task,
-    settings: Settings,
-    rates: Rates,
-    l1: jax.Array,
-) -> tuple[tuple[jax.Array, Params], Params, optax.OptState]:
-    """The loss and its gradient; the parameters after the step; and the optimiser's state."""
-    value, grads = jax.value_and_grad(_mapped_loss)(state.params, batch, settings.attention_map)
-    optimizer = _optimizer(task, settings, rates, l1)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    frozen = state.stage == 3
-    updates = updates._replace(attention=jnp.where(frozen, 0.0, updates.attention))
-    return (value, grads), optax.apply_updates(state.params, updates), opt_state
-
-
-def _move_columns(
-    state: State,
-    batch: AnyBatch,
-    task: Task,
-    settings: Settings,
-    rates: Rates,
-    l1: jax.Array,
-) -> tuple[tuple[jax.Array, Params], Params, optax.OptState]:
-    """Like :func:`_move`; A goes its own way, in as few passes over it as can be."""
-    assert isinstance(batch, Batch)  # there are no tuples of so large a vocabulary
-    value, grads = unchecked_gradients(state.params, batch)
-    optimizer = _value_optimizer(task, settings, rates)
-    updates, opt_state = optimizer.update(grads.value, state.opt_state)
-    rows = optim.step_rows(
-        state.params.attention.T,
-        grads.attention,
-        batch.query,
-        stationary=task.stationary,
-        learning_rate=rates.attention,
-        l1=l1 if settings.optimizer == "proximal" else None,
-        frozen=state.stage == 3,
-    )
-    whole = sum_by_query(grads.attention, batch.query, task.num_tokens)
-    params = Params(state.params.value + updates, rows.T)
-    return (value, grads._replace(attention=whole)), params, opt_state
-
-
-def _value_optimizer(
-    task: Task, settings: Settings, rates: Rates
-) -> optax.GradientTransformationExtraArgs:
-    return optim.value_descent(task.stationary, rates.value, settings.geometry)
-
-
-def _mapped_loss(params: Params, batch: AnyBatch, attention_map: str | AttentionMap) -> jax.Array:
-    return unchecked_loss(map_attention(params, attention_map), batch)
-
-
-def _step_scale(task: Task, settings: Settings) -> float:
-    return step_scale_of(settings.attention_map, task.context_length)
-
-
-def _optimizer(
-    task: Task, settings: Settings, rates: Rates, l1: jax.Array
-) -> optax.GradientTransformationExtraArgs:
-    """The arm's transformation at one step; its state has the same structure at all rates."""
-    geometry = settings.geometry
-    both = (task.stationary, rates.value, rates.attention)
-    if settings.optimizer == "proximal":
-        return optim.scb_proximal(*both, l1, geometry=geometry)
-    if settings.optimizer == "sgd":
-        return optim.scb_sgd(*both, geometry=geometry)
-    if settings.optimizer == "adam":
-        return optim.adam(rates.value, rates.attention)
-    return optim.raw_sgd(rates.value, rates.attention)
-
-
-def _per_signal(rate: jax.Array, signal: jax.Array) -> jax.Array:
-    """``rate / K``, or the rate itself where there is nothing to learn (K not above rounding)."""
-    floor = 4.0 * float(jnp.finfo(signal.dtype).eps)
-    return jnp.where(signal > floor, rate / jnp.maximum(signal, floor), rate)
-
-
-def stage_is_over(
-    state: State, settings: Settings, value: jax.Array, attention: jax.Array
-) -> jax.Array:
-    """Whether the stage that the state is in ends, given the strengths of both signals."""
-    if settings.switch_on == "step":
-        first, second = state.step >= settings.switch_step, state.step >= settings.stop_step
-    else:
-        strongest = value if settings.switch_on == "parameters" else jnp.maximum(value, attention)
-        first, second = (
-            strongest >= settings.switch_level,
-            (value + attention) / 2 >= settings.stop_level,
-        )
-    return ((state.stage == 1) & first) | ((state.stage == 2) & second)
-
-
-def _signals(params: Params, task: Task, settings: Settings) -> tuple[jax.Array, jax.Array]:
-    return (
-        true_signals(params, task)
-        if settings.switch_on == "truth"
-        else estimated_signals(params, task)
-    )
-
-
-def _end_boosting(state: State, task: Task, settings: Settings) -> State:
-    params = state.params
-    flips = is_mirrored(params.attention) if settings.flip else jnp.zeros((), bool)
-    params = _where(flips, mirror(params, task), params)
-    if settings.optimizer == "proximal":
-        threshold = jnp.asarray(settings.threshold, params.attention.dtype)
-        level = rounding_level(task, threshold * _signals(params, task, settings)[0])
-        cut = threshold_and_project(params.attention, level)
-        params = params._replace(attention=jnp.where(threshold > 0, cut, params.attention))
-    return state._replace(params=params, flipped=state.flipped | flips)
-
-
-def _end_proximal(state: State, task: Task, settings: Settings) -> State:
-    share = jnp.asarray(settings.rounding_level, state.params.attention.dtype)
-    rounded = round_attention(state.params.attention, rounding_level(task, share))
-    population = (state.population[0], jnp.ones_like(state.population[1]))
-    return state._replace(params=state.params._replace(attention=rounded), population=population)
-
-
-def _where(condition: jax.Array, yes: Params, no: Params) -> Params:
-    chosen: Params = jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
-    return chosen

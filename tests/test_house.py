@@ -41,14 +41,15 @@ FLOORS = {
     "observables": 3,
     "settings": 4,
     "composition": 4,
-    "training": 5,
-    "simulation": 6,
-    "saving": 6,
-    "plot": 7,
-    "sweep": 7,
-    "parallel": 8,
-    "cli": 8,
-    "__main__": 9,
+    "algorithm": 5,
+    "training": 6,
+    "simulation": 7,
+    "saving": 7,
+    "plot": 8,
+    "sweep": 8,
+    "parallel": 9,
+    "cli": 9,
+    "__main__": 10,
 }
 ALONE = {"optim"}
 CORE = {name for name, floor in FLOORS.items() if floor < FLOORS["sweep"]} | ALONE

@@ -126,7 +126,7 @@ def test_the_scb_is_a_source() -> None:
 
     # Runs for milliseconds: optimising it costs more than it saves.
     found = jax.jit(losses, compiler_options={"xla_backend_optimization_level": 0})(task)
-    np.testing.assert_allclose(*found, rtol=1e-6)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
