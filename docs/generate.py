@@ -13,7 +13,7 @@ from pathlib import Path
 import scbjax
 from scbjax.base import StudyError
 from scbjax.experiments.scb import EXPERIMENT
-from scbjax.observe import OBSERVABLES
+from scbjax.observables import OBSERVABLES
 from scbjax.sweep.scripts.figures import dataset_of, find_figures, numbers_of
 from scbjax.sweep.study.fields import field_table, fields_of
 
@@ -31,9 +31,15 @@ MODULES = (
     "scbjax.stages",
     "scbjax.noise",
     "scbjax.transfer",
-    "scbjax.observe",
+    "scbjax.observables",
+    "scbjax.parts",
+    "scbjax.sources",
+    "scbjax.models",
+    "scbjax.composition",
     "scbjax.settings",
+    "scbjax.algorithm",
     "scbjax.training",
+    "scbjax.saving",
     "scbjax.simulation",
     "scbjax.optim",
     "scbjax.sharding",

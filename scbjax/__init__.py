@@ -14,22 +14,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scbjax import (
+        composition as composition,
         losses as losses,
         model as model,
-        observe as observe,
+        models as models,
+        observables as observables,
         optim as optim,
         parallel as parallel,
+        parts as parts,
         plot as plot,
         sampling as sampling,
+        saving as saving,
         settings as settings,
         sharding as sharding,
         simulation as simulation,
+        sources as sources,
         stages as stages,
         sweep as sweep,
         task as task,
         theory as theory,
         training as training,
         transfer as transfer,
+    )
+    from scbjax.composition import (
+        Learner as Learner,
+        LearnerState as LearnerState,
+        Trajectory as Trajectory,
+        learner as learner,
     )
     from scbjax.losses import (
         excess_loss as excess_loss,
@@ -45,7 +56,12 @@ if TYPE_CHECKING:
         map_attention as map_attention,
         predict as predict,
     )
-    from scbjax.observe import OBSERVABLES as OBSERVABLES
+    from scbjax.models import linear_transformer as linear_transformer
+    from scbjax.observables import (
+        OBSERVABLES as OBSERVABLES,
+        View as View,
+        observe as observe,
+    )
     from scbjax.optim import (
         adam as adam,
         keep_invariants as keep_invariants,
@@ -61,15 +77,30 @@ if TYPE_CHECKING:
         map_trajectories as map_trajectories,
         use_all_cores as use_all_cores,
     )
+    from scbjax.parts import (
+        Model as Model,
+        Observable as Observable,
+        Source as Source,
+        Stage as Stage,
+        Track as Track,
+    )
     from scbjax.plot import plot_dataset as plot_dataset
     from scbjax.sampling import (
         Batch as Batch,
         check_batch as check_batch,
         sample_batch as sample_batch,
     )
+    from scbjax.saving import load as load, save as save
     from scbjax.settings import Settings as Settings
     from scbjax.sharding import over_positions as over_positions
     from scbjax.simulation import Simulation as Simulation, simulate as simulate
+    from scbjax.sources import (
+        Text as Text,
+        held_out_loss as held_out_loss,
+        sample_windows as sample_windows,
+        scb_source as scb_source,
+        windows as windows,
+    )
     from scbjax.stages import (
         population_refit as population_refit,
         refit_value as refit_value,
@@ -104,7 +135,6 @@ if TYPE_CHECKING:
     from scbjax.training import (
         Info as Info,
         State as State,
-        Trajectory as Trajectory,
         train as train,
     )
     from scbjax.transfer import (
@@ -132,9 +162,14 @@ _EXPORTS = {
     ),
     "losses": "excess_loss loss population_grad population_loss",
     "stages": "population_refit refit_value round_attention threshold_and_project",
-    "observe": "OBSERVABLES",
+    "observables": "OBSERVABLES View observe",
     "settings": "Settings",
-    "training": "Info State Trajectory train",
+    "parts": "Model Observable Source Stage Track",
+    "sources": "Text held_out_loss sample_windows scb_source windows",
+    "models": "linear_transformer",
+    "composition": "Learner LearnerState Trajectory learner",
+    "training": "Info State train",
+    "saving": "load save",
     "transfer": "first_step keep_large mix_value source_overlap",
     "simulation": "Simulation simulate",
     "plot": "plot_dataset",

@@ -12,6 +12,7 @@ shape, such as ``A = softmax(W)`` over the positions. Everything but the trainin
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import chex
@@ -23,7 +24,7 @@ from scbjax.arguments import check_is, outline
 from scbjax.blocks import BLOCK_ELEMENTS, fill, has_blocks, sum_by_class
 from scbjax.sampling import POSITION_MAJOR_LIMIT, check_contexts, check_tokens
 from scbjax.sharding import COLUMNS, ROWS, WHOLE, Part, on_parts, split
-from scbjax.tables import Registry
+from scbjax.tables import Registry, brief, nearest
 from scbjax.task import Task, check_one_task, product
 
 # From this length on a CPU attends sample by sample: a loop over samples costs less than the places
@@ -54,18 +55,36 @@ class AttentionMap(NamedTuple):
     With ``J = da/dw``, a gradient step on W moves a column of A by ``-eta J J^T g`` (to first order
     in eta; g is the gradient in A): ``J J^T`` is the preconditioner that the map amounts to.
 
+    It is known by its functions and not by its name: two maps are the same if these are the same
+    objects.
+
     Attributes:
         weights: W to A; the positions are the last axis but one, whatever axes stand in front.
         start: T to the number that, in every entry of W, makes A uniform.
         step_scale: T to the factor by which, at uniform A, ``J J^T`` multiplies what keeps the
-            column sums: a step on W is there a step on A with ``eta * step_scale(T)``.
+            column sums: a step on W is there a step on A with ``eta * step_scale(T)``. None for
+            what the derivative of ``weights`` says (:func:`step_scale_of`).
         gain: A to the diagonal of ``J J^T``, relative to what it is at uniform A; the shape of A.
+            Without it the observables that are made of it can't be recorded.
+        name: what it is called in messages.
+
+    Example:
+        >>> square = AttentionMap(lambda w: w**2, lambda length: length**-0.5, name="square")
+        >>> square
+        AttentionMap('square')
+        >>> square.weights(jnp.full((4, 1), square.start(4))).ravel().tolist()
+        [0.25, 0.25, 0.25, 0.25]
     """
 
     weights: Callable[[jax.Array], jax.Array]
     start: Callable[[int], float]
-    step_scale: Callable[[int], float]
-    gain: Callable[[jax.Array], jax.Array]
+    step_scale: Callable[[int], float] | None = None
+    gain: Callable[[jax.Array], jax.Array] | None = None
+    name: str = "own"
+
+    def __repr__(self) -> str:
+        """Its name."""
+        return f"AttentionMap({self.name!r})"
 
 
 def softmax_gain(attention: jax.Array) -> jax.Array:
@@ -88,12 +107,14 @@ ATTENTION_MAPS: Registry[AttentionMap] = Registry(
             start=lambda context_length: 1.0 / context_length,
             step_scale=lambda _: 1.0,
             gain=jnp.ones_like,
+            name="linear",
         ),
         "softmax": AttentionMap(
             weights=lambda logits: jax.nn.softmax(logits, axis=-2),
             start=lambda _: 0.0,
             step_scale=lambda context_length: 1.0 / context_length**2,
             gain=softmax_gain,
+            name="softmax",
         ),
     },
 )
@@ -101,13 +122,64 @@ ATTENTION_MAPS: Registry[AttentionMap] = Registry(
 
 A name stands for one map for as long as the process lasts (:class:`scbjax.tables.Registry`)."""
 
+LINEAR = ATTENTION_MAPS["linear"]
 
-def init_params(task: Task, attention_map: str = "linear") -> Params:
+
+def as_attention_map(attention_map: object) -> AttentionMap:
+    """The map that a name stands for, or the map itself.
+
+    Raises:
+        ValueError: if it is neither.
+
+    Example:
+        >>> as_attention_map("linear") is as_attention_map(LINEAR)
+        True
+        >>> as_attention_map("softmx")
+        Traceback (most recent call last):
+        ...
+        ValueError: attention_map is 'softmx'; it must be one of linear, softmax, or an Attention...
+    """
+    if isinstance(attention_map, AttentionMap):
+        return attention_map
+    if isinstance(attention_map, str) and attention_map in ATTENTION_MAPS:
+        return ATTENTION_MAPS[attention_map]
+    raise ValueError(
+        f"attention_map is {brief(attention_map)}; it must be one of {', '.join(ATTENTION_MAPS)}, "
+        f"or an AttentionMap{nearest(str(attention_map), ATTENTION_MAPS)}"
+    )
+
+
+@cache
+def step_scale_of(attention_map: str | AttentionMap, context_length: int) -> float:
+    """The map's ``step_scale(T)``, or what it is by the derivative of its ``weights``.
+
+    At uniform A, ``J J^T`` multiplies every vector v that sums to zero by the same number, by
+    symmetry: ``|J^T v|^2 / |v|^2``, here of ``v = (1, -1, 0, ..)``.
+
+    Example:
+        >>> square = AttentionMap(lambda roots: roots**2, lambda length: length**-0.5)
+        >>> step_scale_of(square, 4)  # J = 2 diag(w), so J J^T = 4 / T
+        1.0
+    """
+    attention_map = as_attention_map(attention_map)
+    if attention_map.step_scale is not None:
+        return float(attention_map.step_scale(context_length))
+    if context_length == 1:
+        return 1.0  # no vector sums to zero
+    with jax.ensure_compile_time_eval():
+        start = jnp.full((context_length, 1), attention_map.start(context_length), jnp.float32)
+        vector = jnp.zeros_like(start).at[0].set(1.0).at[1].set(-1.0)
+        (pulled,) = jax.vjp(attention_map.weights, start)[1](vector)
+        return float(jnp.sum(pulled**2) / 2.0)
+
+
+def init_params(task: Task, attention_map: str | AttentionMap = "linear") -> Params:
     """The paper's start, ``V = mu 1^T`` and ``A = 1_T 1_N^T / T``, in the dtype of the task.
 
     Args:
         task: the task.
-        attention_map: a key of :data:`ATTENTION_MAPS`; for ``"softmax"`` the start is ``W = 0``.
+        attention_map: a map, or a key of :data:`ATTENTION_MAPS`; for ``"softmax"`` the start is
+            ``W = 0``.
 
     Returns:
         V [N, N], and the map's parameter [T, N].
@@ -119,14 +191,22 @@ def init_params(task: Task, attention_map: str = "linear") -> Params:
         [0.25, 0.25, 0.25]
     """
     check_one_task("task", task)
-    context_length, num_tokens = task.pattern.shape
-    value = jnp.broadcast_to(task.stationary[:, None], (num_tokens, num_tokens))
-    start = jnp.full_like(task.pattern, ATTENTION_MAPS[attention_map].start(context_length))
+    return start_params(task.stationary, task.context_length, attention_map)
+
+
+def start_params(
+    stationary: jax.Array, context_length: int, attention_map: str | AttentionMap = "linear"
+) -> Params:
+    """:func:`init_params` of mu [N] and T alone."""
+    num_tokens = stationary.shape[0]
+    value = jnp.broadcast_to(stationary[:, None], (num_tokens, num_tokens))
+    level = as_attention_map(attention_map).start(context_length)
+    start = jnp.full((context_length, num_tokens), level, stationary.dtype)
     # Hidden from the compiler, which would work out what is computed of a start that it knows.
     return Params(value, split(jax.lax.optimization_barrier(start)))
 
 
-def map_attention(params: Params, attention_map: str) -> Params:
+def map_attention(params: Params, attention_map: str | AttentionMap) -> Params:
     """The learner that a parameter stands for: V, and A in the place of the map's parameter.
 
     What is differentiated through it, such as ``loss(map_attention(params, "softmax"), batch)``,
@@ -134,7 +214,7 @@ def map_attention(params: Params, attention_map: str) -> Params:
 
     Args:
         params: V [..., N, N] and the map's parameter [..., T, N].
-        attention_map: a key of :data:`ATTENTION_MAPS`.
+        attention_map: a map, or a key of :data:`ATTENTION_MAPS`.
 
     Returns:
         V and A, of the same shapes.
@@ -144,7 +224,8 @@ def map_attention(params: Params, attention_map: str) -> Params:
         >>> map_attention(Params(jnp.eye(2), logits), "softmax").attention.round(4).tolist()
         [[0.75, 0.5], [0.25, 0.5]]
     """
-    return params._replace(attention=ATTENTION_MAPS[attention_map].weights(params.attention))
+    weights = as_attention_map(attention_map).weights
+    return params._replace(attention=weights(params.attention))
 
 
 def predict(params: Params, tokens: jax.Array, query: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 import jax
@@ -12,8 +12,8 @@ import numpy as np
 from scbjax import optim
 from scbjax.arguments import INT32_MAX, SIZES, Numbers, as_integer, check_is, check_number, what
 from scbjax.base import FLOAT32_MAX, REQUIRED, Choice, Interval, Parameter
-from scbjax.model import ATTENTION_MAPS
-from scbjax.observe import DEFAULT_RECORD, OBSERVABLES
+from scbjax.model import ATTENTION_MAPS, LINEAR, AttentionMap, as_attention_map
+from scbjax.observables import DEFAULT_RECORD, Record, as_record
 from scbjax.parameters import MODEL, TRAIN, TRANSFER
 from scbjax.sampling import Generator
 from scbjax.tables import brief, nearest
@@ -70,8 +70,11 @@ class Settings:
     """How a trajectory is trained: a pytree whose leaves are the numbers that may be traced.
 
     Every parameter is declared in :mod:`scbjax.parameters`, with its default, what it may hold and
-    what it means; ``help(Settings)`` lists them all. ``record`` is not one of them: it holds names
-    of :data:`scbjax.observe.OBSERVABLES`.
+    what it means; ``help(Settings)`` lists them all. ``attention_map`` may also be an
+    :class:`scbjax.AttentionMap` of one's own, which is compared by its functions. ``record`` is not
+    declared there: it holds the observables to record, names of :data:`scbjax.OBSERVABLES` and
+    one's own as functions of a view or as :class:`scbjax.Observable`, in a list or in a dictionary
+    by names (:func:`scbjax.observables.as_record`).
 
     Concrete numbers are checked, of whatever kind they are (of Python, NumPy or JAX), and arrays of
     them by every entry; what is traced passes. None is let through as well, so that settings can be
@@ -94,13 +97,13 @@ class Settings:
     steps: int = _of("steps")
     record_every: int = _of("record_every")
     optimizer: Optimizer = _of("optimizer")
-    attention_map: str = _of("attention_map")
+    attention_map: str | AttentionMap = _of("attention_map")
     geometry: optim.Geometry = _of("geometry")
     scale_rates: bool = _of("scale_rates")
     l1_scaling: L1Scaling = _of("l1_scaling")
     switch_on: SwitchOn = _of("switch_on")
     flip: bool = _of("flip")
-    record: tuple[str, ...] = dataclasses.field(default=DEFAULT_RECORD, metadata={"static": True})
+    record: Record = dataclasses.field(default=DEFAULT_RECORD, metadata={"static": True})
     refit_samples: int = _of("refit_samples")
     refit_support: int = _of("refit_support")
     noise_samples: int = _of("noise_samples")
@@ -131,7 +134,8 @@ class Settings:
             object.__setattr__(self, name, as_integer(name, getattr(self, name), SIZES))
         for name in _SWITCHES:
             object.__setattr__(self, name, _as_switch(name, getattr(self, name)))
-        object.__setattr__(self, "record", _as_record(self.record))
+        object.__setattr__(self, "record", as_record(self.record))
+        object.__setattr__(self, "attention_map", as_attention_map(self.attention_map))
         _check_choices(self)
         for name, allowed in _NUMBERS.items():
             if getattr(self, name) is not None:
@@ -171,25 +175,13 @@ def _as_switch(name: str, value: object) -> bool:
     return bool(value)
 
 
-def _as_record(names: Sequence[str]) -> tuple[str, ...]:
-    """The names of observables as a tuple, by which compiled programs are known."""
-    if isinstance(names, str):
-        raise ValueError(f"record is {names!r}; it must be a tuple of names, such as ({names!r},)")
-    if not isinstance(names, tuple | list):
-        raise ValueError(f"record is {what(names)}; it must be a tuple of names of observables")
-    for name in names:
-        if not isinstance(name, str) or name not in OBSERVABLES:
-            hint = nearest(name, OBSERVABLES) if isinstance(name, str) else ""
-            known = f"; it must name observables: {', '.join(OBSERVABLES)}"
-            raise ValueError(f"record has {brief(name)}{hint or known}")
-    return tuple(names)
-
-
 def _check_choices(settings: Settings) -> None:
     for name, choices in _CHOICES.items():
-        _check_choice(name, getattr(settings, name), choices)
-    if settings.attention_map != "linear":
-        condition = f"with attention_map = {settings.attention_map!r} it must be"
+        if name != "attention_map":  # which may be an object
+            _check_choice(name, getattr(settings, name), choices)
+    attention_map = as_attention_map(settings.attention_map)
+    if attention_map != LINEAR:
+        condition = f"with attention_map = {attention_map.name!r} it must be"
         _check_choice("optimizer", settings.optimizer, PLAIN_OPTIMIZERS, condition)
         _check_choice("start", settings.start, ("uniform",), condition)
 

@@ -39,11 +39,29 @@ import jax.numpy as jnp
 import optax
 
 from scbjax import optim
+from scbjax.algorithm import strengths, three_stages
 from scbjax.arguments import SIZES, as_integer, check_is
+from scbjax.composition import (
+    REFITS,
+    Loop,
+    Trajectory,
+    as_trajectory,
+    end_stage,
+    in_stretches,
+    record_at,
+    run,
+)
 from scbjax.keys import as_threefry
 from scbjax.losses import excess_loss
-from scbjax.model import Params, attend, attend_transpose
-from scbjax.observe import DEFAULT_RECORD, View, observe, stands_out
+from scbjax.model import LINEAR, Params, as_attention_map, attend, attend_transpose
+from scbjax.observables import (
+    DEFAULT_RECORD,
+    View,
+    as_record,
+    observe_view,
+    record_name,
+    stands_out,
+)
 from scbjax.sampling import (
     Batch,
     Sampler,
@@ -57,23 +75,11 @@ from scbjax.settings import Settings, check_settings
 from scbjax.stages import estimated_signals, mirror, round_attention, rounding_level
 from scbjax.task import Task, check_one_task, mu_inner, pattern_signal, product, transition_signal
 from scbjax.theory import PathProjection, path_point, population_step, ratio, signals
-from scbjax.training import (
-    Loop,
-    State,
-    Trajectory,
-    as_trajectory,
-    check_arguments,
-    end_stage,
-    in_stretches,
-    init as init_training,
-    record_at,
-    run,
-    step_sizes,
-)
+from scbjax.training import State, check_arguments, init as init_training, step_sizes
 
 # Streams of a trajectory's key. Of those of scbjax.training only the refits are shared: a
 # simulation and a training with the same seed see independent noise.
-_REFITS, _TAGGED, _OTHERS = 1, 100, 101
+_TAGGED, _OTHERS = 100, 101
 # A column whose entries are equal up to so many units in the last place counts as flat: more than
 # its sum may be off by.
 _FLAT = 32
@@ -174,10 +180,13 @@ class Simulation:
         """
         check_arguments(key, task, settings)
         allowed = {"attention_map": ("linear",), "optimizer": ("proximal", "sgd", "raw_sgd")}
+        own_map = as_attention_map(settings.attention_map)
+        found = {"attention_map": own_map.name, "optimizer": settings.optimizer}
+        fit = {"attention_map": own_map == LINEAR, "optimizer": settings.optimizer != "adam"}
         for name, choices in allowed.items():
-            if getattr(settings, name) not in choices:
+            if not fit[name]:
                 raise ValueError(
-                    f"{name} is {getattr(settings, name)!r}; "
+                    f"{name} is {found[name]!r}; "
                     f"in a simulation it must be one of {', '.join(choices)}"
                 )
         state = init_training(key, task, settings)
@@ -314,14 +323,11 @@ class Simulation:
 
     def next_stage(self, state: State, task: Task, settings: Settings) -> State:
         """Ends stage 1 or 2 if it is over; see :func:`scbjax.training.next_stage`."""
-        strengths = self._strengths(state.params, task, settings)
-        return end_stage(
-            state,
-            settings,
-            strengths,
-            partial(self._end_boosting, task=task, settings=settings, strength=strengths[0]),
-            partial(self._end_proximal, task=task, settings=settings),
-        )
+        stages = three_stages(settings, self._end_boosting, self._end_proximal)
+        # No end of a stage draws anything.
+        view = self._view(jax.random.key(0), task, settings, state)
+        ended: State = end_stage(stages, state, view, task, settings)
+        return ended
 
     def advance(
         self,
@@ -340,10 +346,10 @@ class Simulation:
         self, key: jax.Array, task: Task, settings: Settings, state: State, index: jax.Array
     ) -> tuple[State, dict[str, jax.Array]]:
         """One record; see :func:`scbjax.training.take_record`."""
-        return record_at(self.loop(key, task, settings), state, settings, index)
+        return record_at(self.loop(key, task, settings), state, settings.record_every, index)
 
     def loop(self, key: jax.Array, task: Task, settings: Settings) -> Loop:
-        """The parts of a trajectory; see :func:`scbjax.training.in_stretches`."""
+        """The parts of a trajectory; see :func:`scbjax.composition.in_stretches`."""
         key = check_arguments(key, task, settings)
         sampler = make_sampler(task)
         seed = make_seed(jax.random.fold_in(key, _TAGGED), settings.generator)
@@ -375,28 +381,42 @@ class Simulation:
             ValueError: for an observable that is not recorded by default.
         """
         key = check_arguments(key, task, settings)
-        others = [name for name in settings.record if name not in DEFAULT_RECORD]
+        names = [record_name(entry) for entry in as_record(settings.record)]
+        others = [name for name in names if name not in DEFAULT_RECORD]
         if others:
             raise ValueError(
                 f"record has {others[0]!r}; a simulation has what is recorded by default"
             )
-        view = SimulatedView(
+        own_key = jax.random.fold_in(jax.random.fold_in(key, REFITS), start)
+        return observe_view(self._view(own_key, task, settings, state, sampler), settings.record)
+
+    def _view(
+        self,
+        key: jax.Array,
+        task: Task,
+        settings: Settings,
+        state: State,
+        sampler: Sampler | None = None,
+    ) -> "SimulatedView":
+        """What observables see of a state, and what decides whether a stage is over."""
+        return SimulatedView(
             self,
             state.params,
-            jax.random.fold_in(jax.random.fold_in(key, _REFITS), start),
+            key,
             task,
             batch_loss=state.batch_loss,
             stage=state.stage,
             samples=state.step * settings.batch_size,
             flipped=state.flipped,
             population=state.population,
+            state=state,
+            values=settings,
             rounding_share=settings.rounding_level,
             refit_samples=settings.refit_samples,
             refit_support=settings.refit_support,
             noise_samples=settings.noise_samples,
             sampler=sampler,
         )
-        return observe(view, settings.record)
 
     def project(self, params: Params, task: Task) -> PathProjection:
         """The split of (V, A) along the population path, for the tagged rows of A.
@@ -429,10 +449,9 @@ class Simulation:
         each = repeats(task.pattern, self.context_length)
         return round_attention(attention, rounding_level(task, share), each)
 
-    def _end_boosting(
-        self, state: State, task: Task, settings: Settings, strength: jax.Array
-    ) -> State:
+    def _end_boosting(self, state: State, task: Task, settings: Settings) -> State:
         params, each = state.params, repeats(task.pattern, self.context_length)
+        strength = strengths(self._view(jax.random.key(0), task, settings, state), settings)[0]
         if settings.flip:
             flips = jnp.sum(each * params.attention**3) < 0
             mirrored = mirror(params, task, self.context_length)
@@ -451,19 +470,6 @@ class Simulation:
         population = (state.population[0], jnp.ones_like(state.population[1]))
         params = state.params._replace(attention=rounded)
         return state._replace(params=params, population=population)
-
-    def _strengths(
-        self, params: Params, task: Task, settings: Settings
-    ) -> tuple[jax.Array, jax.Array]:
-        """The two signals by which stages end, off the truth or off the parameters."""
-        signal = pattern_signal(task, self.context_length)
-        if settings.switch_on == "truth":
-            at = self.project(params, task)
-            return jnp.abs(at.alpha_value), jnp.abs(at.alpha_attention)
-        each = repeats(task.pattern, self.context_length)
-        excess = mu_inner(each * params.attention, params.attention, task.stationary)
-        excess = jnp.maximum(excess - 1.0 / self.context_length, 0.0)
-        return estimated_signals(params, task)[0], jnp.sqrt(ratio(excess, signal))
 
 
 class SimulatedView(View):
@@ -492,6 +498,20 @@ class SimulatedView(View):
     def projection(self) -> PathProjection:
         """The split of (V, A) along the population path."""
         return self.simulation.project(self.rows, self.task)
+
+    @cached_property
+    def true_signals(self) -> tuple[jax.Array, jax.Array]:
+        """``|alpha_V|`` and ``|alpha_A|``, read off the truth."""
+        return jnp.abs(self.projection.alpha_value), jnp.abs(self.projection.alpha_attention)
+
+    @cached_property
+    def estimated_signals(self) -> tuple[jax.Array, jax.Array]:
+        """The strengths of both signals as told without P and Q."""
+        attention, length = self.rows.attention, self.simulation.context_length
+        excess = mu_inner(self.each * attention, attention, self.task.stationary)
+        excess = jnp.maximum(excess - 1.0 / length, 0.0)
+        signal = pattern_signal(self.task, length)
+        return estimated_signals(self.rows, self.task)[0], jnp.sqrt(ratio(excess, signal))
 
     @cached_property
     def rounded_attention(self) -> jax.Array:
@@ -545,8 +565,9 @@ def simulate(key: jax.Array, task: Task, settings: Settings, *, context_length: 
             f"it must be at least the {task.context_length} positions of the task"
         )
     state = simulation.init(key, task, settings)
-    state, records = run(simulation.loop(key, task, settings), state, settings)
-    return as_trajectory(state, records, settings)
+    every, loop = settings.record_every, simulation.loop(key, task, settings)
+    state, records = run(loop, state, 0, every, settings.steps // every)
+    return as_trajectory(state, records, 0, every)
 
 
 def _value_direction(update: jax.Array, mu: jax.Array, geometry: optim.Geometry) -> jax.Array:

@@ -13,29 +13,43 @@ cut into segments anywhere between records and continued with bitwise the same r
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from scbjax import optim
-from scbjax.arguments import check_is, is_numeric, outline, what
-from scbjax.keys import as_threefry
-from scbjax.losses import unchecked_gradients, unchecked_loss
-from scbjax.model import ATTENTION_MAPS, Params, init_params, map_attention, sum_by_query
-from scbjax.observe import View, observe
-from scbjax.sampling import (
-    POSITION_MAJOR_LIMIT,
-    AnyBatch,
-    Batch,
-    Sampler,
-    check_batch,
-    draw_step,
-    fold_in,
-    make_sampler,
-    make_seed,
+from scbjax.algorithm import (
+    TRACK,
+    Tracked,
+    end_boosting,
+    end_proximal,
+    move_of,
+    per_signal,
+    step_rates,
+    step_threshold,
+    three_stages,
+    transformation,
 )
+from scbjax.arguments import check_is, outline, what
+from scbjax.composition import (
+    FIRST_STEP,
+    NOT_DIVERGED as NOT_DIVERGED,
+    PRETRAINING,
+    REFITS,
+    TASK,
+    Learner,
+    LearnerState,
+    Trajectory as Trajectory,
+    learner,
+    stage_rates,
+)
+from scbjax.keys import as_threefry
+from scbjax.model import Params, init_params
+from scbjax.models import linear_transformer
+from scbjax.observables import DEFAULT_RECORD, Record, View
+from scbjax.parts import Model, Source, Stage
+from scbjax.sampling import POSITION_MAJOR_LIMIT, AnyBatch, Sampler, check_batch
 from scbjax.settings import (
     NEVER as NEVER,
     PLAIN_OPTIMIZERS as PLAIN_OPTIMIZERS,
@@ -50,29 +64,11 @@ from scbjax.settings import (
     check_settings,
 )
 from scbjax.singly import one_by_one
-from scbjax.stages import (
-    estimated_signals,
-    is_mirrored,
-    mirror,
-    refit_value,
-    round_attention,
-    rounding_level,
-    threshold_and_project,
-    true_signals,
-)
-from scbjax.task import Task, check_one_task, pattern_signal, transition_signal
-from scbjax.theory import Rates, population_step, signals
+from scbjax.sources import scb_batches
+from scbjax.stages import refit_value, round_attention, rounding_level
+from scbjax.task import Task, check_one_task, transition_signal
+from scbjax.theory import Rates, signals
 from scbjax.transfer import first_step, keep_large, mix_value, on_tangent
-
-# Streams of a trajectory's key: mini-batches, fresh samples for the refit of V in records, the
-# first step of a transfer, and pretraining.
-_BATCHES, _REFITS, _FIRST_STEP, _PRETRAINING = range(4)
-_NAMES_SHOWN = 4  # of what a trajectory has recorded
-# The name of a record that no observable can have.
-_FINITE = ""
-
-NOT_DIVERGED = -1
-"""In the place of the step at which a trajectory diverged, where it did not."""
 
 
 class State(NamedTuple):
@@ -122,37 +118,6 @@ class Info(NamedTuple):
         return outline(self)
 
 
-class Trajectory(NamedTuple):
-    """A finished trajectory.
-
-    Attributes:
-        params: the final V and A, or the parameter of another attention map
-            (:func:`scbjax.model.map_attention` makes A of it).
-        records: an array [records] for each observable; the first entry is the initial state.
-        steps: the step numbers of the records, int32 [records].
-        diverged_at: step of the first record at which the parameters were not finite, -1 if they
-            were at all of them; int32. What is recorded from then on means nothing.
-    """
-
-    params: Params
-    records: dict[str, jax.Array]
-    steps: jax.Array
-    diverged_at: jax.Array
-
-    def __repr__(self) -> str:
-        """How long it is and what is recorded, not the arrays."""
-        names = list(self.records)
-        if len(names) > _NAMES_SHOWN:
-            names = [*names[:_NAMES_SHOWN], f"{len(names) - _NAMES_SHOWN} more"]
-        steps = outline(self.steps)
-        if is_numeric(self.steps) and self.steps.ndim == 1:
-            steps = f"0 to {self.steps[-1]} in {self.steps.size} records"
-        return (
-            f"Trajectory(params={outline(self.params)}, records={{{', '.join(names)}}}, "
-            f"steps={steps}, diverged_at={outline(self.diverged_at)})"
-        )
-
-
 def check_arguments(key: jax.Array, task: Task, settings: Settings) -> jax.Array:
     """Checks what a trajectory is made of, and gives the key as one of Threefry.
 
@@ -160,14 +125,18 @@ def check_arguments(key: jax.Array, task: Task, settings: Settings) -> jax.Array
         TypeError: if an argument is something else than it is meant to be.
         ValueError: if it is several, or the settings hold a number that is not allowed.
     """
+    _check_order(task, settings)
+    check_one_task("task", task)
+    check_settings(settings)
+    return as_threefry(key)
+
+
+def _check_order(task: object, settings: object) -> None:
     if any(isinstance(*pair) for pair in ((task, Settings), (settings, Task))):
         raise TypeError(
             f"task is {what(task)} and settings is {what(settings)}; "
             "the order of arguments is key, task, settings"
         )
-    check_one_task("task", task)
-    check_settings(settings)
-    return as_threefry(key)
 
 
 def _check_source(source: Task, task: Task) -> None:
@@ -194,22 +163,8 @@ def init(key: jax.Array, task: Task, settings: Settings) -> State:
         TypeError: if an argument is something else than it is meant to be.
         ValueError: if it is several, or the settings hold a number that is not allowed.
     """
-    check_arguments(key, task, settings)
-    params = init_params(task, settings.attention_map)
-    zero_rates = Rates(jnp.zeros(()), jnp.zeros(()))
-    if _goes_by_columns(task, settings):
-        opt_state = _value_optimizer(task, settings, zero_rates).init(params.value)
-    else:
-        opt_state = _optimizer(task, settings, zero_rates, jnp.zeros(())).init(params)
-    zero = jnp.zeros((), params.value.dtype)
-    return State(
-        params=params,
-        opt_state=opt_state,
-        stage=jnp.ones((), jnp.int32),
-        step=jnp.zeros((), jnp.int32),
-        flipped=jnp.zeros((), bool),
-        population=(zero, zero),
-        batch_loss=jnp.full((), jnp.nan, params.value.dtype),
+    return _outer(
+        _learner(task, settings).init(check_arguments(key, task, settings), task, settings)
     )
 
 
@@ -241,14 +196,14 @@ def start_from(key: jax.Array, source: Task, task: Task, settings: Settings, sta
     check_is("state", state, State, "such as init makes")
     known = source.transition
     if settings.start == "pretrained":
-        known = _pretrained_value(jax.random.fold_in(key, _PRETRAINING), source, settings)
+        known = _pretrained_value(jax.random.fold_in(key, PRETRAINING), source, settings)
     dtype = state.params.value.dtype
     theta = jnp.asarray(settings.theta, dtype)
     rate = jnp.asarray(settings.first_rate, dtype)
-    rate = _per_signal(rate, transition_signal(task)) if settings.scale_rates else rate
+    rate = per_signal(rate, transition_signal(task)) if settings.scale_rates else rate
     with jax.default_matmul_precision(settings.precision):
         params = first_step(
-            jax.random.fold_in(key, _FIRST_STEP),
+            jax.random.fold_in(key, FIRST_STEP),
             state.params._replace(value=mix_value(known, task.stationary, theta)),
             task,
             rate,
@@ -257,7 +212,7 @@ def start_from(key: jax.Array, source: Task, task: Task, settings: Settings, sta
             generator=settings.generator,
         )
     level = jnp.asarray(settings.first_threshold, dtype) * theta / task.num_tokens
-    level = _per_signal(rounding_level(task, level), transition_signal(task))
+    level = per_signal(rounding_level(task, level), transition_signal(task))
     alpha = signals(params, task)[0]
     return state._replace(
         params=params._replace(attention=keep_large(params.attention, level)),
@@ -287,30 +242,8 @@ def step(state: State, batch: AnyBatch, task: Task, settings: Settings) -> tuple
     check_one_task("task", task)
     check_batch(batch, task)
     check_settings(settings)
-    return _step(state, batch, task, settings)
-
-
-def _step(state: State, batch: AnyBatch, task: Task, settings: Settings) -> tuple[State, Info]:
-    """:func:`step`, with everything checked."""
-    rates, l1 = step_sizes(state, task, settings)
-    move = _move_columns if _goes_by_columns(task, settings) else _move
-    # Part of what JAX knows a compiled program by, and reset at once: no state that outlives this.
-    with jax.default_matmul_precision(settings.precision):
-        (value, grads), params, opt_state = move(state, batch, task, settings, rates, l1)
-    state = state._replace(
-        params=params,
-        opt_state=opt_state,
-        step=state.step + 1,
-        population=population_step(
-            *state.population,
-            rates._replace(attention=rates.attention * _step_scale(task, settings)),
-            transition_signal=transition_signal(task),
-            pattern_signal=pattern_signal(task),
-            context_length=task.context_length,
-        ),
-        batch_loss=value,
-    )
-    return state, Info(value, rates, l1, grads)
+    after, info = _learner(task, settings).step(_inner(state), batch, task, settings)
+    return _outer(after), Info(info.loss, *step_sizes(state, task, settings), info.grads)
 
 
 def step_sizes(
@@ -324,22 +257,10 @@ def step_sizes(
         settings: the settings.
         signal: K_Q, if it is not that of the task.
     """
-    signal = pattern_signal(task) if signal is None else signal
-    dtype = state.params.value.dtype
-    learning_rates = (settings.learning_rate_1, settings.learning_rate_2, settings.learning_rate_3)
-    rate = jnp.stack([jnp.asarray(r, dtype) for r in learning_rates])[state.stage - 1]
-    value = _per_signal(rate, signal) if settings.scale_rates else rate
-    attention = rate * jnp.asarray(settings.attention_rate_ratio, dtype)
-    attention = (
-        _per_signal(attention, transition_signal(task)) if settings.scale_rates else attention
-    )
-    attention = jnp.where(state.stage == 3, 0.0, attention)
-    l1 = jnp.asarray(settings.l1, dtype)
-    if settings.l1_scaling == "rate":
-        l1 = l1 * attention
-    elif settings.l1_scaling == "signal":
-        l1 = l1 * rate * estimated_signals(state.params, task)[0]
-    return Rates(value, attention), jnp.where(state.stage == 2, l1, 0.0)
+    stages = three_stages(settings, end_boosting, end_proximal)
+    own = stage_rates(stages, state.stage, state.step, task, settings)
+    rates = step_rates(own, task, settings, state.params.value.dtype, signal)
+    return rates, step_threshold(own, rates.attention, state.params, task, settings)
 
 
 def next_stage(state: State, task: Task, settings: Settings) -> State:
@@ -357,42 +278,9 @@ def next_stage(state: State, task: Task, settings: Settings) -> State:
     check_is("state", state, State, "such as init makes")
     check_one_task("task", task)
     check_settings(settings)
-    params = map_attention(state.params, settings.attention_map)
-    strengths = _signals(params, task, settings)
-    ends = (partial(end, task=task, settings=settings) for end in (_end_boosting, _end_proximal))
-    return end_stage(state, settings, strengths, *ends)
-
-
-def end_stage(
-    state: State,
-    settings: Settings,
-    strengths: tuple[jax.Array, jax.Array],
-    end_boosting: Callable[[State], State],
-    end_proximal: Callable[[State], State],
-) -> State:
-    """Ends stage 1 or 2 if it is over, given what each end does; see :func:`next_stage`.
-
-    Args:
-        state: the state.
-        settings: the settings.
-        strengths: the strengths of both signals, scalars.
-        end_boosting: what the end of stage 1 does to the state, apart from its stage.
-        end_proximal: the same for stage 2.
-    """
-    over = stage_is_over(state, settings, *strengths)
-    if settings.optimizer != "proximal":
-        over = over & (state.stage == 1)
-    ended = state._replace(stage=state.stage + over.astype(jnp.int32))
-    if settings.optimizer in PLAIN_OPTIMIZERS:
-        return ended
-    ends = {1: end_boosting, 2: end_proximal}
-    if settings.optimizer != "proximal":
-        del ends[2]
-    for stage, end in ends.items():
-        # A branch for a single trajectory, to which the ends of stages cost nothing until they
-        # come; under vmap both sides are computed.
-        ended = jax.lax.cond(over & (state.stage == stage), end, lambda state: state, ended)
-    return ended
+    # No end of a stage draws anything.
+    own = _learner(task, settings).end_stage(jax.random.key(0), task, settings, _inner(state))
+    return _outer(own)
 
 
 def advance(
@@ -419,128 +307,97 @@ def advance(
         The new state, and an array [num_records] for each observable.
     """
     key = check_arguments(key, task, settings)
-    loop = _loop(key, task, settings)
-    state, records = in_stretches(
-        loop, stored(state, task, settings), start, settings.record_every, num_records
-    )
-    return stored(state, task, settings), records
+    own = _learner(task, settings)
+    after, records = own.advance(key, task, settings, _inner(state), start, num_records)
+    return _outer(after), records
 
 
 def take_record(
     key: jax.Array, task: Task, settings: Settings, state: State, index: jax.Array
 ) -> tuple[State, dict[str, jax.Array]]:
-    """:func:`record_at`, given the key of the trajectory's data, its task and its settings."""
-    loop = _loop(key, task, settings)
-    state, record = record_at(loop, stored(state, task, settings), settings, index)
-    return stored(state, task, settings), record
-
-
-class Loop(NamedTuple):
-    """What a trajectory is made of; see :func:`in_stretches`.
-
-    Attributes:
-        one_step: the next state, of a state and the number of the step.
-        end_stretch: what is done to the state before a record is taken.
-        record: the record of a state, of it and the number of steps done.
-    """
-
-    one_step: Callable[[State, jax.Array], State]
-    end_stretch: Callable[[State], State]
-    record: Callable[[State, jax.Array], dict[str, jax.Array]]
-
-
-def _loop(key: jax.Array, task: Task, settings: Settings) -> Loop:
-    """The parts of a trajectory, on states as they are stored."""
-    sampler = make_sampler(task)
-    seed = make_seed(jax.random.fold_in(key, _BATCHES), settings.generator)
-
-    def one_step(state: State, index: jax.Array) -> State:
-        batch = draw_step(fold_in(seed, index), sampler, settings.batch_size)
-        state = _step(stored(state, task, settings), batch, task, settings)[0]
-        return stored(state, task, settings)
-
-    def end_stretch(state: State) -> State:
-        return stored(next_stage(stored(state, task, settings), task, settings), task, settings)
-
-    def record(state: State, done: jax.Array) -> dict[str, jax.Array]:
-        return observe_state(key, task, settings, stored(state, task, settings), done, sampler)
-
-    return Loop(one_step, end_stretch, record)
-
-
-def in_stretches(
-    loop: Loop,
-    state: State,
-    start: jax.Array | int,
-    record_every: int,
-    num_records: int,
-    *,
-    initial: bool = False,
-) -> tuple[State, dict[str, jax.Array]]:
-    """Stretches of steps, each ended by a record.
-
-    Args:
-        loop: what is done.
-        state: the state after ``start`` steps.
-        start: number of steps done.
-        record_every: steps of a stretch; static.
-        num_records: number of stretches; static.
-        initial: whether the state itself is recorded first. In the same loop as the other records:
-            they take most of the time that compilation takes, and what is recorded of a start that
-            the compiler knows would be worked out by it.
-
-    Returns:
-        The new state, and the records in a row.
-    """
-    moves = jnp.arange(num_records + 1) > 0 if initial else None
-    (state, _), records = jax.lax.scan(
-        lambda carry, moves: _stretch(loop, carry, record_every, moves),
-        (state, jnp.asarray(start, jnp.int32)),
-        moves,
-        length=num_records + initial,
-    )
-    return state, records
-
-
-def record_at(
-    loop: Loop, state: State, settings: Settings, index: jax.Array
-) -> tuple[State, dict[str, jax.Array]]:
     """One record: the first is that of the start, and all others follow a stretch of steps.
 
     Args:
-        loop: what is done.
-        state: the state at the record before; for the first one, the start.
+        key: the trajectory's data key.
+        task: the task.
         settings: the settings.
+        state: the state at the record before; for the first one, the start.
         index: the number of the record, from 0.
 
     Returns:
-        The state at the record, and scalars by name.
+        The state at the record, and the record by names.
     """
-    every = settings.record_every
-    carry = (state, jnp.maximum(index - 1, 0) * every)
-    (state, _), record = _stretch(loop, carry, every, index > 0)
-    return state, record
+    key = check_arguments(key, task, settings)
+    own = _learner(task, settings)
+    after, record = own.take_record(key, task, settings, _inner(state), index)
+    return _outer(after), record
 
 
-def _stretch(
-    loop: Loop, carry: tuple[State, jax.Array], record_every: int, moves: jax.Array | None
-) -> tuple[tuple[State, jax.Array], dict[str, jax.Array]]:
-    """Steps from a state and the number of steps done, and the record of where they lead.
+def _learner(task: Task, settings: Settings) -> Learner:
+    """The paper's learner as a composition: see :mod:`scbjax.algorithm`."""
+    return learner(
+        scb_batches(settings.generator, packed=True),
+        _model(settings),
+        move_of(task, settings),
+        batch_size=settings.batch_size,
+        record_every=settings.record_every,
+        stages=three_stages(settings, end_boosting, end_proximal),
+        record=settings.record,
+        track=TRACK,
+        view=_view,
+        precision=settings.precision,
+    )
 
-    Unless ``moves`` says that none are taken; None is for always.
-    """
 
-    # The number of the step is counted along, not read off a list: that would grow with the steps.
-    def count_step(carry: tuple[State, jax.Array], _: None) -> tuple[tuple[State, jax.Array], None]:
-        state, index = carry
-        return (loop.one_step(state, index), index + 1), None
+def _model(settings: Settings) -> Model:
+    """The linear transformer, of tasks that are checked."""
 
-    def move(carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
-        (state, done), _ = jax.lax.scan(count_step, carry, None, length=record_every)
-        return loop.end_stretch(state), done
+    def init(_: jax.Array, task: Task) -> Params:
+        return init_params(task, settings.attention_map)
 
-    carry = move(carry) if moves is None else jax.lax.cond(moves, move, lambda c: c, carry)
-    return carry, loop.record(*carry)
+    return linear_transformer(settings.attention_map)._replace(init=init)
+
+
+def _view(
+    key: jax.Array, state: LearnerState, task: Task, settings: Settings, sampler: Sampler | None
+) -> View:
+    """What observables see of a state, and what decides whether a stage is over."""
+    model = linear_transformer(settings.attention_map)
+    return View(
+        key,
+        model.readout(state.params),
+        task,
+        sampler=sampler,
+        batch_loss=state.batch_loss,
+        stage=state.stage,
+        samples=settings.samples_before + state.step * settings.batch_size,
+        flipped=state.tracked.flipped,
+        population=state.tracked.population,
+        state=_outer(state),
+        values=settings,
+        loss=lambda batch: model.loss(state.params, batch),
+        **_view_options(settings),
+    )
+
+
+def _inner(state: State) -> LearnerState:
+    """A state as the composition has it."""
+    tracked = Tracked(state.flipped, state.population)
+    parts = (state.params, state.opt_state, state.stage, state.step, state.batch_loss)
+    return LearnerState(*parts, tracked)
+
+
+def _outer(state: LearnerState) -> State:
+    """The inverse of :func:`_inner`."""
+    return State(
+        params=state.params,
+        opt_state=state.opt_state,
+        stage=state.stage,
+        step=state.step,
+        flipped=state.tracked.flipped,
+        population=state.tracked.population,
+        batch_loss=state.batch_loss,
+    )
 
 
 def stored(state: State, task: Task, settings: Settings) -> State:
@@ -550,9 +407,7 @@ def stored(state: State, task: Task, settings: Settings) -> State:
     reads and writes the columns of its queries. In a compiled loop the transposes around a step
     cancel.
     """
-    if not _goes_by_columns(task, settings):
-        return state
-    return state._replace(params=state.params._replace(attention=state.params.attention.T))
+    return state._replace(params=move_of(task, settings).to_carry(state.params))
 
 
 def observe_state(
@@ -577,26 +432,33 @@ def observe_state(
         Scalars by name.
     """
     key = check_arguments(key, task, settings)
-    view = View(
-        jax.random.fold_in(jax.random.fold_in(key, _REFITS), start),
-        map_attention(state.params, settings.attention_map),
-        task,
-        attention_map=settings.attention_map,
-        batch_loss=state.batch_loss,
-        stage=state.stage,
-        samples=settings.samples_before + state.step * settings.batch_size,
-        flipped=state.flipped,
-        population=state.population,
-        rounding_share=settings.rounding_level,
-        refit_samples=settings.refit_samples,
-        refit_support=settings.refit_support,
-        noise_samples=settings.noise_samples,
-        sampler=sampler,
-    )
-    return observe(view, settings.record)
+    own = _learner(task, settings)
+    return own.observe(key, task, settings, _inner(state), start, prepared=sampler)
 
 
-def train(key: jax.Array, task: Task, settings: Settings, source: Task | None = None) -> Trajectory:
+def _view_options(settings: Settings) -> dict[str, Any]:
+    """What the settings say of how a state is looked at."""
+    return {
+        "attention_map": settings.attention_map,
+        "rounding_share": settings.rounding_level,
+        "refit_samples": settings.refit_samples,
+        "refit_support": settings.refit_support,
+        "noise_samples": settings.noise_samples,
+    }
+
+
+def train(
+    key: jax.Array,
+    task: Task | Source,
+    settings: Settings,
+    source: Task | None = None,
+    *,
+    optimizer: optax.GradientTransformation | Callable[[Any, Settings], Any] | None = None,
+    model: Model | None = None,
+    record: Record | None = None,
+    state: Any = None,  # noqa: ANN401 - that of a trajectory
+    steps: int | None = None,
+) -> Trajectory:
     """Trains the linear transformer on a task, from the start that the settings name.
 
     Pure; wrap it in ``jax.jit`` and ``jax.vmap`` as you like. ``settings`` is a pytree, so that
@@ -607,11 +469,24 @@ def train(key: jax.Array, task: Task, settings: Settings, source: Task | None = 
     and not on those that it is mapped together with. Steps that are too large make the parameters
     infinite and then NaN: nothing stops, and ``diverged_at`` of the trajectory says when.
 
+    With an optimiser, a model or a source of one's own there is one stage, which does not end: the
+    mini-batches are the same, and of the settings hold what is said of those, of records and of the
+    first rate. :func:`scbjax.learner` makes learners with stages of one's own.
+
     Args:
         key: a PRNG key for the mini-batches.
-        task: the task.
+        task: the task, or a source that draws what is to be learned, such as
+            :func:`scbjax.windows`.
         settings: the settings.
         source: for a transfer, the related task, as from :func:`scbjax.task.related_task`.
+        optimizer: a transformation of optax, or a function ``(task, settings)`` that makes one, in
+            the place of the paper's. ``jax.jit`` takes no functions as arguments: put it around a
+            function of the key that calls this one.
+        model: what is trained in the place of the linear transformer; it needs an optimizer.
+        record: what to record, in the place of ``settings.record``.
+        state: the state of a trajectory with the same key, task and settings, to go on from: what
+            comes out is bitwise what one long trajectory gives.
+        steps: how many steps to take, in the place of ``settings.steps``.
 
     Returns:
         The trajectory, with ``steps / record_every + 1`` records.
@@ -629,52 +504,186 @@ def train(key: jax.Array, task: Task, settings: Settings, source: Task | None = 
         >>> trajectory = jax.jit(train)(jax.random.key(1), task, settings)
         >>> trajectory.steps.tolist(), trajectory.records["value_distance"].shape
         ([0, 20, 40], (3,))
+        >>> more = train(jax.random.key(1), task, settings, state=trajectory.state, steps=20)
+        >>> more.steps.tolist()
+        [40, 60]
     """
+    settings = _changed(settings, task, record, steps)
+    if optimizer is not None or model is not None or isinstance(task, Source):
+        return _train_own(key, task, settings, optimizer, model, state)
     key = check_arguments(key, task, settings)
-    if settings.start != "uniform" and source is None:
+    if state is not None:
+        check_is("state", state, State, "that of a trajectory with the same settings")
+    elif settings.start != "uniform" and source is None:
         raise ValueError(f"start is {settings.start!r}; it needs a source, a related task")
     own = _train if task.num_tokens <= POSITION_MAJOR_LIMIT else _train_singly
-    trajectory: Trajectory = own(key, task, settings, source)
+    trajectory: Trajectory = own(key, task, settings, source, state)
     return trajectory
 
 
-def _train(key: jax.Array, task: Task, settings: Settings, source: Task | None) -> Trajectory:
+def _changed(
+    settings: Settings, task: Task | Source, record: Record | None, steps: int | None
+) -> Settings:
+    """The settings with another record and number of steps, where they are given."""
+    _check_order(task, settings)
+    if record is not None or steps is not None:
+        check_is("settings", settings, Settings)
+    if record is not None:
+        settings = dataclasses.replace(settings, record=record)
+    return settings if steps is None else dataclasses.replace(settings, steps=steps)
+
+
+def _train(
+    key: jax.Array, task: Task, settings: Settings, source: Task | None, state: State | None
+) -> Trajectory:
     """:func:`train`, with everything checked."""
-    state = init(key, task, settings)
-    if source is not None and settings.start != "uniform":
-        state = start_from(key, source, task, settings, state)
-    loop = _loop(key, task, settings)
-    state, records = run(loop, stored(state, task, settings), settings)
-    return as_trajectory(stored(state, task, settings), records, settings)
+    if state is None:
+        state = init(key, task, settings)
+        if source is not None and settings.start != "uniform":
+            state = start_from(key, source, task, settings, state)
+        start: jax.Array | int = 0
+    else:
+        start = state.step
+    own = _learner(task, settings)
+    trajectory: Trajectory = own.train(
+        key, task, settings, steps=settings.steps, state=_inner(state), start=start
+    )
+    return trajectory._replace(state=_outer(trajectory.state))
 
 
 _train_singly = one_by_one(_train)
 
 
-def run(loop: Loop, state: State, settings: Settings) -> tuple[State, dict[str, jax.Array]]:
-    """All stretches of a trajectory, with the record of the initial state in front.
+def _train_own(
+    key: jax.Array,
+    task: Task | Source,
+    settings: Settings,
+    optimizer: Any,  # noqa: ANN401 - see `train`
+    model: Model | None,
+    state: Any,  # noqa: ANN401 - see `train`
+) -> Trajectory:
+    """:func:`train` with parts of one's own."""
+    key = as_threefry(key)
+    check_settings(settings)
+    if settings.start != "uniform":
+        raise ValueError(
+            f"start is {settings.start!r}; with an optimizer, a model or a source of one's own it "
+            "must be uniform"
+        )
+    if model is not None and optimizer is None:
+        raise ValueError("optimizer is None; with a model of one's own it must be given")
+    if model is not None:
+        check_is("model", model, Model, "such as linear_transformer makes")
+    if isinstance(task, Source):
+        batches, task = task, task.draw(jax.random.fold_in(key, TASK))
+        if optimizer is None and isinstance(task, Task):
+            return train(key, task, settings, state=state)
+    else:
+        check_one_task("task", task)
+        batches = scb_batches(settings.generator, packed=model is None)
+    if state is not None:
+        check_is("state", state, LearnerState, "that of a trajectory with the same parts")
+    own = _own_learner(batches, task, settings, optimizer, model)
+    return own.train(key, task, settings, steps=settings.steps, state=state)
 
-    Beside what the loop records, the records say whether the parameters were finite.
-    """
 
-    def record(state: State, done: jax.Array) -> dict[str, jax.Array]:
-        finite = [jnp.all(jnp.isfinite(array)) for array in state.params]
-        return {**loop.record(state, done), _FINITE: jnp.all(jnp.stack(finite))}
+def _own_learner(
+    batches: Source,
+    task: Any,  # noqa: ANN401 - whatever the source draws
+    settings: Settings,
+    optimizer: Any,  # noqa: ANN401 - see `train`
+    model: Model | None,
+) -> Learner:
+    """One stage, with an optimiser or a model of one's own."""
+    model = linear_transformer(settings.attention_map) if model is None else model
+    if optimizer is None:
+        _check_unscaled(settings)
+        making: Any = _single_arm
+    elif hasattr(optimizer, "update") or not callable(optimizer):
+        making = optimizer
+    else:
+        making = lambda task, settings, _: optimizer(task, settings)  # noqa: E731
 
-    every = settings.record_every
-    return in_stretches(
-        loop._replace(record=record), state, 0, every, settings.steps // every, initial=True
+    return learner(
+        batches,
+        model,
+        making,
+        batch_size=settings.batch_size,
+        record_every=settings.record_every,
+        stages=(Stage("endless", rates=lambda _, settings: settings.learning_rate_1),),
+        record=_own_record(settings, task, model),
+        view=partial(_own_view, model),
+        precision=settings.precision,
     )
 
 
-def as_trajectory(state: State, records: dict[str, jax.Array], settings: Settings) -> Trajectory:
-    """The trajectory that ends in a state, given the records of :func:`run`."""
-    steps = jnp.arange(settings.steps // settings.record_every + 1, dtype=jnp.int32)
-    steps = steps * settings.record_every
-    finite = records[_FINITE]
-    records = {name: record for name, record in records.items() if name != _FINITE}
-    diverged_at = jnp.where(jnp.all(finite), NOT_DIVERGED, steps[jnp.argmin(finite)])
-    return Trajectory(state.params, records, steps, diverged_at)
+def _own_view(
+    model: Model,
+    key: jax.Array,
+    state: LearnerState,
+    task: Any,  # noqa: ANN401 - whatever the source draws
+    settings: Settings,
+    prepared: Any,  # noqa: ANN401 - whatever the source makes of it
+) -> View:
+    return View(
+        key,
+        model.readout(state.params),
+        task,
+        sampler=prepared if isinstance(prepared, Sampler) else None,
+        batch_loss=state.batch_loss,
+        stage=state.stage,
+        samples=state.step * settings.batch_size,
+        # What the paper's algorithm does beside its steps does not happen.
+        flipped=jnp.zeros((), bool),
+        population=(jnp.full_like(state.batch_loss, jnp.nan),) * 2,
+        state=state,
+        values=settings,
+        loss=lambda batch: model.loss(state.params, batch),
+        **_view_options(settings),
+    )
+
+
+def _check_unscaled(settings: Settings) -> None:
+    if settings.scale_rates:
+        raise ValueError(
+            "scale_rates is True; it must be False for a source of one's own, which has no signals "
+            "K_P and K_Q"
+        )
+    if settings.l1_scaling == "signal" and settings.optimizer == "proximal":
+        raise ValueError(
+            "l1_scaling is 'signal'; it must be direct or rate for a source of one's own, which "
+            "has no signals"
+        )
+
+
+def _single_arm(task: Any, settings: Settings, rate: jax.Array) -> Any:  # noqa: ANN401
+    """The arm that the settings name, at one rate throughout."""
+    attention = rate * jnp.asarray(settings.attention_rate_ratio)
+    l1 = jnp.asarray(settings.l1)
+    l1 = l1 * attention if settings.l1_scaling == "rate" else l1
+    return transformation(task, settings, Rates(rate, attention), l1)
+
+
+# What can be recorded of any learner, by names of ours.
+_OF_ANY = ("batch_loss", "stage", "samples")
+
+
+def _own_record(settings: Settings, task: Any, model: Model) -> Record:  # noqa: ANN401
+    """What is recorded of a learner that may have no V and A, or no P and Q to compare them to."""
+    key = jax.random.key(0)
+    params = jax.eval_shape(lambda task: model.readout(model.init(key, task)), task)
+    if isinstance(task, Task) and isinstance(params, Params):
+        return settings.record
+    if settings.record == DEFAULT_RECORD:
+        return _OF_ANY
+    lacking = "P and Q" if isinstance(params, Params) else "V and A"
+    for entry in settings.record:
+        if isinstance(entry, str) and entry not in _OF_ANY:
+            raise ValueError(
+                f"record has {entry!r}; where there are no {lacking} it must be one of "
+                f"{', '.join(_OF_ANY)}, or a function of a view"
+            )
+    return settings.record
 
 
 def _pretrained_value(key: jax.Array, source: Task, settings: Settings) -> jax.Array:
@@ -690,141 +699,10 @@ def _pretrained_value(key: jax.Array, source: Task, settings: Settings) -> jax.A
     state, _ = advance(key, source, settings, state, 0, settings.steps // settings.record_every)
     share = jnp.asarray(settings.rounding_level, source.pattern.dtype)
     value = refit_value(
-        jax.random.fold_in(key, _REFITS),
+        jax.random.fold_in(key, REFITS),
         round_attention(state.params.attention, rounding_level(source, share)),
         source,
         num_samples=settings.refit_samples,
         support=settings.refit_support,
     )
     return on_tangent(value, source.stationary)
-
-
-def _goes_by_columns(task: Task, settings: Settings) -> bool:
-    """Whether a step adds the gradient of each sample to the column of A that it asks for."""
-    return task.num_tokens > POSITION_MAJOR_LIMIT and settings.optimizer not in PLAIN_OPTIMIZERS
-
-
-def _move(
-    state: State,
-    batch: AnyBatch,
-    task: Task,
-    settings: Settings,
-    rates: Rates,
-    l1: jax.Array,
-) -> tuple[tuple[jax.Array, Params], Params, optax.OptState]:
-    """The loss and its gradient; the parameters after the step; and the optimiser's state."""
-    value, grads = jax.value_and_grad(_mapped_loss)(state.params, batch, settings.attention_map)
-    optimizer = _optimizer(task, settings, rates, l1)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    frozen = state.stage == 3
-    updates = updates._replace(attention=jnp.where(frozen, 0.0, updates.attention))
-    return (value, grads), optax.apply_updates(state.params, updates), opt_state
-
-
-def _move_columns(
-    state: State,
-    batch: AnyBatch,
-    task: Task,
-    settings: Settings,
-    rates: Rates,
-    l1: jax.Array,
-) -> tuple[tuple[jax.Array, Params], Params, optax.OptState]:
-    """Like :func:`_move`; A goes its own way, in as few passes over it as can be."""
-    assert isinstance(batch, Batch)  # there are no tuples of so large a vocabulary
-    value, grads = unchecked_gradients(state.params, batch)
-    optimizer = _value_optimizer(task, settings, rates)
-    updates, opt_state = optimizer.update(grads.value, state.opt_state)
-    rows = optim.step_rows(
-        state.params.attention.T,
-        grads.attention,
-        batch.query,
-        stationary=task.stationary,
-        learning_rate=rates.attention,
-        l1=l1 if settings.optimizer == "proximal" else None,
-        frozen=state.stage == 3,
-    )
-    whole = sum_by_query(grads.attention, batch.query, task.num_tokens)
-    params = Params(state.params.value + updates, rows.T)
-    return (value, grads._replace(attention=whole)), params, opt_state
-
-
-def _value_optimizer(
-    task: Task, settings: Settings, rates: Rates
-) -> optax.GradientTransformationExtraArgs:
-    return optim.value_descent(task.stationary, rates.value, settings.geometry)
-
-
-def _mapped_loss(params: Params, batch: AnyBatch, attention_map: str) -> jax.Array:
-    return unchecked_loss(map_attention(params, attention_map), batch)
-
-
-def _step_scale(task: Task, settings: Settings) -> float:
-    return ATTENTION_MAPS[settings.attention_map].step_scale(task.context_length)
-
-
-def _optimizer(
-    task: Task, settings: Settings, rates: Rates, l1: jax.Array
-) -> optax.GradientTransformationExtraArgs:
-    """The arm's transformation at one step; its state has the same structure at all rates."""
-    geometry = settings.geometry
-    both = (task.stationary, rates.value, rates.attention)
-    if settings.optimizer == "proximal":
-        return optim.scb_proximal(*both, l1, geometry=geometry)
-    if settings.optimizer == "sgd":
-        return optim.scb_sgd(*both, geometry=geometry)
-    if settings.optimizer == "adam":
-        return optim.adam(rates.value, rates.attention)
-    return optim.raw_sgd(rates.value, rates.attention)
-
-
-def _per_signal(rate: jax.Array, signal: jax.Array) -> jax.Array:
-    """``rate / K``, or the rate itself where there is nothing to learn (K not above rounding)."""
-    floor = 4.0 * float(jnp.finfo(signal.dtype).eps)
-    return jnp.where(signal > floor, rate / jnp.maximum(signal, floor), rate)
-
-
-def stage_is_over(
-    state: State, settings: Settings, value: jax.Array, attention: jax.Array
-) -> jax.Array:
-    """Whether the stage that the state is in ends, given the strengths of both signals."""
-    if settings.switch_on == "step":
-        first, second = state.step >= settings.switch_step, state.step >= settings.stop_step
-    else:
-        strongest = value if settings.switch_on == "parameters" else jnp.maximum(value, attention)
-        first, second = (
-            strongest >= settings.switch_level,
-            (value + attention) / 2 >= settings.stop_level,
-        )
-    return ((state.stage == 1) & first) | ((state.stage == 2) & second)
-
-
-def _signals(params: Params, task: Task, settings: Settings) -> tuple[jax.Array, jax.Array]:
-    return (
-        true_signals(params, task)
-        if settings.switch_on == "truth"
-        else estimated_signals(params, task)
-    )
-
-
-def _end_boosting(state: State, task: Task, settings: Settings) -> State:
-    params = state.params
-    flips = is_mirrored(params.attention) if settings.flip else jnp.zeros((), bool)
-    params = _where(flips, mirror(params, task), params)
-    if settings.optimizer == "proximal":
-        threshold = jnp.asarray(settings.threshold, params.attention.dtype)
-        level = rounding_level(task, threshold * _signals(params, task, settings)[0])
-        cut = threshold_and_project(params.attention, level)
-        params = params._replace(attention=jnp.where(threshold > 0, cut, params.attention))
-    return state._replace(params=params, flipped=state.flipped | flips)
-
-
-def _end_proximal(state: State, task: Task, settings: Settings) -> State:
-    share = jnp.asarray(settings.rounding_level, state.params.attention.dtype)
-    rounded = round_attention(state.params.attention, rounding_level(task, share))
-    population = (state.population[0], jnp.ones_like(state.population[1]))
-    return state._replace(params=state.params._replace(attention=rounded), population=population)
-
-
-def _where(condition: jax.Array, yes: Params, no: Params) -> Params:
-    chosen: Params = jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
-    return chosen

@@ -30,23 +30,29 @@ FLOORS = {
     "tables": 0,
     "arguments": 0,
     "keys": 0,
+    "parts": 0,
     "sampling": 1,
     "model": 1,
     "theory": 1,
     "losses": 2,
     "stages": 2,
     "noise": 2,
+    "sources": 2,
     "transfer": 3,
-    "observe": 3,
+    "models": 3,
+    "observables": 3,
     "settings": 4,
-    "training": 5,
-    "simulation": 6,
-    "experiments": 7,
-    "plot": 7,
-    "sweep": 7,
-    "parallel": 8,
-    "cli": 8,
-    "__main__": 9,
+    "composition": 4,
+    "algorithm": 5,
+    "training": 6,
+    "simulation": 7,
+    "saving": 7,
+    "experiments": 8,
+    "plot": 8,
+    "sweep": 8,
+    "parallel": 9,
+    "cli": 9,
+    "__main__": 10,
 }
 ALONE = {"optim"}
 CORE = {name for name, floor in FLOORS.items() if floor < FLOORS["sweep"]} | ALONE
@@ -55,7 +61,7 @@ ENGINE_MAY_IMPORT = {"base", "tables", "keys", "once", "sharding", "sweep"}
 DRAWS = {"scbjax.sweep.scripts.figures": {"plot"}}  # the default figure of a dataset
 CORE_DEPENDENCIES = {"jax", "optax", "chex", "numpy"}
 NO_JAX = [
-    *("scbjax", "scbjax.cli", "scbjax.plot"),
+    *("scbjax", "scbjax.cli", "scbjax.parts", "scbjax.plot"),
     *("scbjax.sweep", "scbjax.sweep.python", "scbjax.sweep.engine.places"),
     *("scbjax.sweep.study.files", "scbjax.sweep.plan.programs", "scbjax.sweep.results.store"),
 ]

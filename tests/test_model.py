@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scbjax.model import ATTENTION_MAPS, Params, init_params, map_attention, predict
+from scbjax.model import (
+    ATTENTION_MAPS,
+    AttentionMap,
+    Params,
+    init_params,
+    map_attention,
+    predict,
+    step_scale_of,
+)
 from scbjax.task import Task
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -173,6 +181,7 @@ def test_the_gain_is_the_diagonal_of_the_preconditioner(name: str) -> None:
     parameter = np.random.default_rng(0).normal(size=(2, 7, 3))
     entry = ATTENTION_MAPS[name]
     uniform = column_jacobian(name, np.full(7, entry.start(7)))
+    assert entry.gain is not None
     found = entry.gain(entry.weights(jnp.asarray(parameter)))
     assert found.shape == parameter.shape
     for row, matrix in zip(found, parameter, strict=True):
@@ -188,7 +197,7 @@ def test_at_the_start_a_map_rescales_what_keeps_column_sums(name: str) -> None:
     entry = ATTENTION_MAPS[name]
     jacobian = column_jacobian(name, np.full(7, entry.start(7)))
     tangent = np.eye(7) - 1 / 7
-    expected = entry.step_scale(7) * tangent
+    expected = step_scale_of(entry, 7) * tangent
     np.testing.assert_allclose(tangent @ jacobian @ jacobian.T @ tangent, expected, atol=1e-15)
 
 
@@ -203,3 +212,37 @@ def test_softmax_is_its_formula_and_its_jacobian_diag_a_minus_aa() -> None:
     for column, a in zip(logits.T, weights.T, strict=True):
         expected = np.diag(a) - np.outer(a, a)
         np.testing.assert_allclose(column_jacobian("softmax", column), expected, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", list(ATTENTION_MAPS))
+@pytest.mark.parametrize("context_length", [2, 7, 300])
+def test_the_scale_of_a_step_is_derived_where_it_is_not_given(
+    name: str, context_length: int
+) -> None:
+    own = ATTENTION_MAPS[name]._replace(step_scale=None)
+    found = step_scale_of(own, context_length)
+    np.testing.assert_allclose(found, step_scale_of(name, context_length), rtol=1e-5)
+    # Also in the midst of a program that is being traced.
+    traced = jax.jit(lambda x: x * step_scale_of(own._replace(name="again"), context_length))
+    np.testing.assert_allclose(traced(1.0), found, rtol=1e-6)
+
+
+def test_a_single_position_has_no_step() -> None:
+    assert step_scale_of(ATTENTION_MAPS["softmax"]._replace(step_scale=None), 1) == 1.0
+
+
+def test_a_map_is_its_functions() -> None:
+    """Programs are compiled for the functions, whatever the map is called."""
+    run = jax.jit(map_attention, static_argnums=1)
+    params = Params(jnp.eye(2), jnp.ones((3, 2)))
+    for factor in (2.0, 3.0):
+        own = AttentionMap(functools.partial(jnp.multiply, factor), lambda _: 1.0, name="mine")
+        assert float(run(params, own).attention[0, 0]) == factor
+
+
+@pytest.mark.parametrize("wrong", ["softmx", 3, ["linear"], None])
+def test_what_is_no_map_is_refused(wrong: Any) -> None:  # noqa: ANN401
+    with pytest.raises(
+        ValueError, match=r"^attention_map is .*; it must be one of linear, softmax,"
+    ):
+        map_attention(Params(jnp.eye(2), jnp.ones((3, 2))), wrong)

@@ -13,7 +13,7 @@ import pytest
 from scbjax import optim, theory, training
 from scbjax.losses import loss
 from scbjax.model import Params
-from scbjax.observe import DEFAULT_RECORD
+from scbjax.observables import DEFAULT_RECORD
 from scbjax.sampling import sample_batch
 from scbjax.simulation import Simulation, draw_others, repeats, simulate
 from scbjax.task import Task, mu_inner, random_task

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from scbjax.model import ATTENTION_MAPS, AttentionMap, Params, map_attention
-from scbjax.observe import OBSERVABLES, Observable
+from scbjax.observables import OBSERVABLES, Observable
 from scbjax.tables import Registry
 
 TABLES = [(ATTENTION_MAPS, "an attention map", "linear"), (OBSERVABLES, "an observable", "stage")]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scbjax import losses, observe, sampling, stages, theory, training
+from scbjax import composition, losses, observables, sampling, stages, theory, training
 from scbjax.model import Params, map_attention
 from scbjax.sampling import Batch, sample_batch
 from scbjax.task import (
@@ -382,7 +382,7 @@ def test_the_rate_of_the_attention_is_its_ratio_times_that_of_the_value(
 @pytest.mark.usefixtures("x64")
 def test_state_keeps_its_types(optimizer: Any, attention_map: str, dtype: str) -> None:  # noqa: ANN401
     settings = change(
-        QUICK, optimizer=optimizer, attention_map=attention_map, record=observe.DEFAULT_RECORD
+        QUICK, optimizer=optimizer, attention_map=attention_map, record=observables.DEFAULT_RECORD
     )
     key = jax.random.key(0)
     draw = functools.partial(
@@ -397,7 +397,7 @@ def test_state_keeps_its_types(optimizer: Any, attention_map: str, dtype: str) -
     assert {leaf.dtype.name for leaf in state.params} == {dtype}
     trajectory = jax.eval_shape(train, key, task, settings)
     for name, record in trajectory.records.items():
-        kind = observe.OBSERVABLES[name].dtype
+        kind = observables.OBSERVABLES[name].dtype
         assert record.dtype == (dtype if kind == "float32" else kind), name
 
 
@@ -477,7 +477,7 @@ def test_the_generator_that_is_asked_for_draws_the_batches() -> None:
     stepped, _ = jax.jit(advance, static_argnums=5)(key, task, settings, start, 0, 1)
     moved = {"steps": stepped.params, "first": start_from(key, task, task, settings, start).params}
     for generator in get_args(sampling.Generator):
-        seed = sampling.make_seed(jax.random.fold_in(key, training._BATCHES), generator)
+        seed = sampling.make_seed(jax.random.fold_in(key, composition.BATCHES), generator)
         batch = sampling.draw_batch(sampling.fold_in(seed, 0), sampling.make_sampler(task), B)
         own = dataclasses.replace(settings, generator=generator)
         expected = {

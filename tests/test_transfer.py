@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scbjax import training
+from scbjax.composition import FIRST_STEP
 from scbjax.model import Params, init_params
 from scbjax.sampling import Batch, Seed, draw_batch, fold_in, make_sampler, make_seed
 from scbjax.task import (
@@ -99,7 +99,7 @@ def reference_step(
 
 
 def samples_of(key: jax.Array, task: Task, pieces: int) -> tuple[Array, Array, Array]:
-    seed = make_seed(jax.random.fold_in(key, training._FIRST_STEP))
+    seed = make_seed(jax.random.fold_in(key, FIRST_STEP))
     tokens, query, label = map(np.asarray, draw_pieces(jnp.arange(pieces), seed, task))
     return tokens.reshape(-1, T), query.ravel(), label.ravel()
 

@@ -144,10 +144,10 @@ def _pretraining_fits(values: Values, record_every: int) -> str:
 
 
 def _variables() -> Mapping[str, Variable]:
-    from scbjax.observe import OBSERVABLES
+    from scbjax.observables import OBSERVABLES
 
     return {
-        name: Variable(entry.long_name, entry.symbol, entry.units, entry.dtype)
+        name: Variable(entry.long_name, entry.symbol, entry.units, entry.dtype, entry.dims)
         for name, entry in OBSERVABLES.items()
     }
 

@@ -22,7 +22,7 @@ DEFAULT_RECORD: tuple[str, ...] = (
     "population_alpha_value",
     "population_alpha_attention",
 )
-"""What is recorded unless a study says otherwise: `scbjax.observe.DEFAULT_RECORD`."""
+"""What is recorded unless a study says otherwise: `scbjax.observables.DEFAULT_RECORD`."""
 
 NOISE_RECORD: tuple[str, ...] = (
     "alpha_value_noise_mu",
@@ -43,4 +43,4 @@ RECORDABLE: tuple[str, ...] = (
     "initial_noise_mu",
     "initial_noise_paper",
 )
-"""Names of `scbjax.observe.OBSERVABLES`, repeated so that studies are checked without JAX."""
+"""Names of `scbjax.observables.OBSERVABLES`, repeated so that studies are checked without JAX."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from scbjax.base import StudyError
 from scbjax.experiments.scb_cost import COST
-from scbjax.observe import OBSERVABLES
+from scbjax.observables import OBSERVABLES, as_record, record_name
 from scbjax.simulation import simulate
 from scbjax.sweep.engine.chunks import ChunkResult, Executor
 from scbjax.sweep.engine.engines import LocalEngine, Session
@@ -132,7 +132,7 @@ def single_runs(
     """The records of `train` for every (seed, sparsity), one run at a time."""
     learn = jax.jit(train)
     shape = (len(data_seeds), len(sparsities), settings.steps // settings.record_every + 1)
-    found = {name: np.zeros(shape) for name in settings.record}
+    found = {name: np.zeros(shape) for name in map(record_name, as_record(settings.record))}
     for i, (task_seed, data_seed) in enumerate(zip(task_seeds, data_seeds, strict=True)):
         for j, sparsity in enumerate(sparsities):
             task = draw_task(key_of(task_seed, 0), sparsity=sparsity)

@@ -14,7 +14,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import assume, given
 
-from scbjax import observe, settings as learner_settings, task, training
+from scbjax import observables, settings as learner_settings, task, training
 from scbjax.base import FLOAT32_TINY, INT32_MAX, Choice, Interval, Parameter, Required
 from scbjax.experiments import scb_record
 from scbjax.experiments.scb import EXPERIMENT
@@ -104,8 +104,8 @@ def test_studies_know_two_precisions(name: str) -> None:
 
 
 def test_recordable_variables_are_the_observables() -> None:
-    assert tuple(observe.OBSERVABLES) == scb_record.RECORDABLE
-    assert FIELDS["record.variables"].default == observe.DEFAULT_RECORD
+    assert tuple(observables.OBSERVABLES) == scb_record.RECORDABLE
+    assert FIELDS["record.variables"].default == observables.DEFAULT_RECORD
 
 
 def test_short_names_are_unique() -> None:

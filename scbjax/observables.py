@@ -1,26 +1,36 @@
-"""What is recorded of a trajectory.
+"""What is recorded of a trajectory, or of parameters and a task by themselves.
 
 Each observable is a pure function of a :class:`View` of the learner's state; :data:`OBSERVABLES` is
-the one table of them, with the names, units and symbols that results carry. Norms are mu-norms (see
-:mod:`scbjax.task`).
+the table of ours, with the names, units and symbols that results carry. One's own stand beside
+them: functions of a view, by a name of their own. Norms are mu-norms (see :mod:`scbjax.task`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from scbjax.arguments import what
 from scbjax.keys import as_threefry
 from scbjax.losses import excess_loss
-from scbjax.model import ATTENTION_MAPS, Params
+from scbjax.model import AttentionMap, Params, as_attention_map, check_params, map_attention
 from scbjax.noise import SignalNoise, initial_noise, signal_noise
+from scbjax.parts import Observable as Observable
 from scbjax.sampling import Sampler
 from scbjax.sharding import every_nth_row
-from scbjax.stages import population_refit, refit_value, round_attention, rounding_level
-from scbjax.tables import Registry
-from scbjax.task import Task, mu_inner
+from scbjax.stages import (
+    estimated_signals,
+    population_refit,
+    refit_value,
+    round_attention,
+    rounding_level,
+    true_signals,
+)
+from scbjax.tables import Registry, brief, nearest
+from scbjax.task import Task, check_one_task, mu_inner
 from scbjax.theory import PathProjection, project_on_path
 
 # Entries of A within this share of 1/T of the background of their column count as thresholded:
@@ -30,66 +40,104 @@ _BACKGROUND_SHARE = 1e-3
 _BACKGROUND_PROBES = 1024
 # Stream of the view's key for the samples of the noise; the key itself is the refit's.
 _NOISE = 1
+# What a view of a trajectory has, and where it comes from otherwise: nowhere.
+_OF_TRAINING = (
+    "batch_loss",
+    "stage",
+    "samples",
+    "flipped",
+    "population",
+    "state",
+    "values",
+    "loss",
+)
 
 
 class View:
     """A state of the learner, with what several observables share computed once.
 
     Attributes:
-        key: randomness for the refit of V and for the noise of a sample.
-        params: V [N, N] and A [T, N], whatever the parameter that A is made of.
-        task: the task being learned.
-        attention_map: name of the map that makes A.
-        batch_loss: the loss of the last mini-batch, at the parameters before its step.
-        stage: 1, 2 or 3.
-        samples: number of samples used so far.
-        flipped: whether the sign flip at the end of stage 1 fired.
-        population: (alpha_V, alpha_A) of the noiseless recursion at the same step.
+        key: randomness for the refit of V and for the noise of a sample, and for what one's own
+            observables draw.
+        params: what the model's readout makes of the parameters; for the linear transformer V
+            [N, N] and A [T, N], whatever the parameter that A is made of.
+        task: what is being learned.
+        attention_map: the map that makes A.
         rounding_share: the level of rounding, times Q.
         refit_samples: fresh samples for the refit of V.
         refit_support: largest number of attention entries a column that the refit uses.
         noise_samples: fresh samples for the noise of a sample.
         sampler: that of the task, where it has been made already.
+        batch_loss: the loss of the last mini-batch, at the parameters before its step. This and
+            what follows is there for a state of training only, ``flipped`` and ``population`` for
+            one of the paper's algorithm only.
+        stage: the number of the stage, from 1.
+        samples: number of samples used so far.
+        flipped: whether the sign flip at the end of stage 1 fired.
+        population: (alpha_V, alpha_A) of the noiseless recursion at the same step.
+        state: the whole state.
+        values: the settings, or whatever values a learner is called with.
+        loss: the model's loss at the parameters, a function of a batch.
     """
+
+    batch_loss: jax.Array
+    stage: jax.Array
+    samples: jax.Array
+    flipped: jax.Array
+    population: tuple[jax.Array, jax.Array]
+    state: Any
+    values: Any
+    loss: Callable[[Any], jax.Array]
 
     def __init__(
         self,
         key: jax.Array,
-        params: Params,
-        task: Task,
+        params: Any,  # noqa: ANN401 - what a readout makes
+        task: Any,  # noqa: ANN401 - what a source draws
         *,
-        attention_map: str = "linear",
-        batch_loss: jax.Array,
-        stage: jax.Array,
-        samples: jax.Array,
-        flipped: jax.Array,
-        population: tuple[jax.Array, jax.Array],
-        rounding_share: jax.Array | float,
-        refit_samples: int,
-        refit_support: int,
-        noise_samples: int,
+        attention_map: str | AttentionMap = "linear",
+        rounding_share: jax.Array | float = 0.25,
+        refit_samples: int = 4096,
+        refit_support: int = 64,
+        noise_samples: int = 4096,
         sampler: Sampler | None = None,
+        **training: Any,  # noqa: ANN401 - what is known of a state of training
     ) -> None:
         """Stores the state; nothing is computed before an observable asks for it."""
         self.key = key
         self.params = params
         self.task = task
-        self.attention_map = attention_map
-        self.batch_loss = batch_loss
-        self.stage = stage
-        self.samples = samples
-        self.flipped = flipped
-        self.population = population
+        self.attention_map = as_attention_map(attention_map)
         self.rounding_share = rounding_share
         self.refit_samples = refit_samples
         self.refit_support = refit_support
         self.noise_samples = noise_samples
         self.sampler = sampler
+        unknown = sorted(set(training) - set(_OF_TRAINING))
+        if unknown:
+            hint = nearest(unknown[0], _OF_TRAINING)
+            raise TypeError(f"a view has no {unknown[0]!r}{hint}")
+        vars(self).update(training)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - it isn't there
+        if name in _OF_TRAINING:
+            raise ValueError(f"there is no {name} here: it is known of a state of training alone")
+        raise AttributeError(f"a view has no {name!r}{nearest(name, dir(type(self)))}")
 
     @cached_property
     def projection(self) -> PathProjection:
         """The split of (V, A) along the population path."""
         return project_on_path(self.params, self.task)
+
+    @cached_property
+    def estimated_signals(self) -> tuple[jax.Array, jax.Array]:
+        """The strengths of both signals as told without P and Q."""
+        return estimated_signals(self.params, self.task)
+
+    @cached_property
+    def true_signals(self) -> tuple[jax.Array, jax.Array]:
+        """``|alpha_V|`` and ``|alpha_A|``, read off the truth."""
+        return true_signals(self.params, self.task)
 
     @cached_property
     def rounded_attention(self) -> jax.Array:
@@ -129,7 +177,13 @@ class View:
     @cached_property
     def attention_gain(self) -> jax.Array:
         """The diagonal of the preconditioner that the attention map amounts to, [T, N]."""
-        return ATTENTION_MAPS[self.attention_map].gain(self.params.attention)
+        gain = self.attention_map.gain
+        if gain is None:
+            raise ValueError(
+                f"the attention map {self.attention_map.name!r} has no gain, which the observables "
+                "attention_gain_support and attention_gain_rest are made of"
+            )
+        return gain(self.params.attention)
 
     def distance(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """``|a - b|_mu``."""
@@ -169,26 +223,6 @@ def stands_out(attention: jax.Array, context_length: int) -> jax.Array:
     # The lower of the two middle entries, not their mean: the value of an actual entry.
     background = jnp.sort(probes, axis=0)[(probes.shape[0] - 1) // 2][None, :]
     return jnp.abs(attention - background) > _BACKGROUND_SHARE / context_length
-
-
-class Observable(NamedTuple):
-    """One recorded quantity.
-
-    Attributes:
-        compute: a function of a :class:`View` that returns a scalar.
-        long_name: what it is, in words.
-        symbol: the paper's symbol, as matplotlib mathtext.
-        units: ``"1"`` for pure numbers.
-        dtype: ``"float32"`` or ``"int32"``, as stored.
-        default: whether it is recorded unless something else is asked for.
-    """
-
-    compute: Callable[[View], jax.Array]
-    long_name: str
-    symbol: str
-    units: str = "1"
-    dtype: str = "float32"
-    default: bool = True
 
 
 OBSERVABLES: Registry[Observable] = Registry(
@@ -363,18 +397,192 @@ DEFAULT_RECORD: tuple[str, ...] = tuple(
 )
 
 
-def observe(view: View, names: tuple[str, ...] = DEFAULT_RECORD) -> dict[str, jax.Array]:
-    """Computes the named observables of a state.
+Recorded: TypeAlias = str | Observable | Callable[[View], jax.Array]
+"""One thing to record: the name of one of ours, or one's own as an observable or a function."""
+
+Record: TypeAlias = Sequence[Recorded] | Mapping[str, Recorded]
+"""What to record: a list, or a dictionary by names of one's own."""
+
+# What a trajectory alone knows.
+_OF_TRAJECTORIES = (
+    "batch_loss",
+    "stage",
+    "flipped",
+    "samples",
+    "population_alpha_value",
+    "population_alpha_attention",
+)
+BARE_RECORD: tuple[str, ...] = tuple(
+    entry for entry in DEFAULT_RECORD if entry not in _OF_TRAJECTORIES
+)
+
+
+def as_record(record: Record) -> tuple[str | Observable, ...]:
+    """What to record, as a tuple by which compiled programs are known.
+
+    Args:
+        record: names of :data:`OBSERVABLES`, observables, and functions of a :class:`View`. In a
+            list, an observable is recorded under its ``name`` and a function under its own; in a
+            dictionary, under the key.
+
+    Returns:
+        A name for each one of ours that keeps its name, and an :class:`Observable` with a name for
+        each other.
+
+    Raises:
+        ValueError: for a name that nothing has, or that two things have; and for what is none.
+
+    Example:
+        >>> def largest(view):
+        ...     "largest entry of A"
+        ...     return jnp.max(view.params.attention)
+        >>> names = as_record(("stage", largest))
+        >>> names[0], names[1].name, names[1].long_name
+        ('stage', 'largest', 'largest entry of A')
+        >>> as_record({"peak": largest})[0].name
+        'peak'
+    """
+    if isinstance(record, str):
+        raise ValueError(
+            f"record is {record!r}; it must be a tuple of names, such as ({record!r},)"
+        )
+    if isinstance(record, Observable) or not isinstance(record, tuple | list | Mapping):
+        raise ValueError(
+            f"record is {what(record)}; it must be a tuple of names of observables, or of "
+            "functions of a view, or a dictionary of these"
+        )
+    if isinstance(record, Mapping):
+        entries = tuple(_as_entry(entry, name) for name, entry in record.items())
+    else:
+        entries = tuple(_as_entry(entry) for entry in record)
+    own: dict[str, str | Observable] = {}
+    for entry in entries:
+        if own.setdefault(record_name(entry), entry) != entry:
+            raise ValueError(f"record has two things named {record_name(entry)!r}")
+    return entries
+
+
+def _as_entry(entry: object, name: str | None = None) -> str | Observable:
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"record has the key {brief(name)}; it must be a name")
+    if isinstance(entry, str) and entry in OBSERVABLES:
+        return entry if name in (None, entry) else OBSERVABLES[entry]._replace(name=name or "")
+    if callable(entry) and not isinstance(entry, type):
+        words = (getattr(entry, "__doc__", None) or "").strip().partition("\n")[0]
+        entry = Observable(entry, words, name=getattr(entry, "__name__", ""))
+    if not isinstance(entry, Observable):
+        hint = nearest(entry, OBSERVABLES) if isinstance(entry, str) else ""
+        known = f"; it must name observables: {', '.join(OBSERVABLES)}"
+        raise ValueError(f"record has {brief(entry)}{hint or known}")
+    entry = entry if name is None else entry._replace(name=name)
+    if not entry.name.isidentifier() or entry.name in OBSERVABLES:
+        taken = " is the name of one of ours" if entry.name in OBSERVABLES else " is no name"
+        raise ValueError(
+            f"record has an observable of one's own, of which {entry.name!r}{taken}; "
+            'it must be given one, as in {"largest_weight": function}'
+        )
+    return entry
+
+
+def record_name(entry: str | Observable) -> str:
+    """The name of an entry of a record."""
+    return entry if isinstance(entry, str) else entry.name
+
+
+def record_dims(entry: str | Observable) -> tuple[str, ...]:
+    """The names of the axes that an entry of a record has, beside that of the records."""
+    return (OBSERVABLES[entry] if isinstance(entry, str) else entry).dims
+
+
+def observe_view(view: View, record: Record = DEFAULT_RECORD) -> dict[str, jax.Array]:
+    """Computes the observables of a state.
 
     Args:
         view: the state.
-        names: keys of :data:`OBSERVABLES`.
+        record: what to record, as for :func:`as_record`.
 
     Returns:
-        A scalar for each name, float32 or int32 as the table says (float64 if the parameters are).
+        By name, scalars or arrays with the axes ``dims``: float32 or int32 as the table says
+        (float64 if the parameters are), and one's own as they come.
+
+    Raises:
+        ValueError: for an array whose axes have no names.
     """
     records = {}
-    for name in names:
-        value = OBSERVABLES[name].compute(view)
-        records[name] = value.astype(jnp.int32) if OBSERVABLES[name].dtype == "int32" else value
+    for entry in as_record(record):
+        observable = OBSERVABLES[entry] if isinstance(entry, str) else entry
+        value = jnp.asarray(observable.compute(view))
+        if value.ndim != len(observable.dims):
+            raise ValueError(
+                f"record {record_name(entry)!r} has shape {list(value.shape)}; its dims must name "
+                f"each axis, and are {observable.dims}"
+            )
+        own = observable.dtype == "int32"
+        records[record_name(entry)] = value.astype(jnp.int32) if own else value
     return records
+
+
+def observe(
+    params: Params,
+    task: Task,
+    record: Record = BARE_RECORD,
+    *,
+    key: jax.Array | None = None,
+    attention_map: str | AttentionMap = "linear",
+    rounding_level: jax.Array | float = 0.25,
+    refit_samples: int = 4096,
+    refit_support: int = 64,
+    noise_samples: int = 4096,
+) -> dict[str, jax.Array]:
+    """Computes observables of parameters and a task, without a trajectory.
+
+    Args:
+        params: V [N, N], and A [T, N] or the parameter of another attention map.
+        task: the task.
+        record: what to compute, as ``record`` of :class:`scbjax.Settings`: names of
+            :data:`OBSERVABLES`, observables and functions of a :class:`View`, or a dictionary of
+            these. What a trajectory alone knows (``"stage"``, ``"samples"``, ..) is not there.
+        key: a PRNG key for the fresh samples of a refit and of the noise; None for that of seed 0.
+        attention_map: the map that makes A.
+        rounding_level: entries of at least ``rounding_level / Q`` survive rounding.
+        refit_samples: fresh samples for the refit of V.
+        refit_support: largest number of attention entries a column that the refit uses.
+        noise_samples: fresh samples for the noise of a sample.
+
+    Returns:
+        By name, a scalar, or an array for an observable that has axes of its own.
+
+    Raises:
+        TypeError: if an argument is something else than it is meant to be.
+        ValueError: for unknown names, for what a trajectory alone knows, and for shapes that don't
+            fit.
+
+    Example:
+        >>> from scbjax.model import init_params
+        >>> from scbjax.task import random_task
+        >>> task = random_task(jax.random.key(0), num_tokens=3, context_length=50, sparsity=2)
+        >>> found = observe(init_params(task), task, ("alpha_value", "attention_similarity"))
+        >>> {name: round(float(value), 3) + 0.0 for name, value in found.items()}
+        {'alpha_value': 0.0, 'attention_similarity': 0.183}
+        >>> observe(init_params(task), task, {"sum": lambda view: view.params.value.sum()})
+        {'sum': Array(3., dtype=float32)}
+    """
+    check_one_task("task", task)
+    sizes = check_params("params", params)
+    if sizes != (task.num_tokens, task.context_length):
+        raise ValueError(
+            f"params has value {list(np.shape(params.value))} and attention "
+            f"{list(np.shape(params.attention))}; they must be as large as the task's transition "
+            f"{list(np.shape(task.transition))} and pattern {list(np.shape(task.pattern))}"
+        )
+    view = View(
+        as_threefry(jax.random.key(0) if key is None else key),
+        map_attention(params, attention_map),
+        task,
+        attention_map=attention_map,
+        rounding_share=rounding_level,
+        refit_samples=refit_samples,
+        refit_support=refit_support,
+        noise_samples=noise_samples,
+    )
+    return observe_view(view, record)

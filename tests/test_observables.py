@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from typing import Any
 
 import jax
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scbjax import noise, observe, stages
-from scbjax.model import Params, init_params, map_attention
+from scbjax import noise, observables, stages
+from scbjax.model import AttentionMap, Params, init_params, map_attention
 from scbjax.task import Task
 
 Array = np.ndarray
@@ -19,7 +20,7 @@ N, T, Q = 3, 20, 2
 REFIT: Any = {"refit_samples": 300, "refit_support": 8}
 NOISE_SAMPLES = 200
 SHARE = 0.5
-EVERYTHING = tuple(observe.OBSERVABLES)
+EVERYTHING = tuple(observables.OBSERVABLES)
 COUNTED = ("nonzeros", "stage", "flipped", "samples")
 
 
@@ -81,8 +82,8 @@ class Numbers:
 
 def view(
     params: Params, task: Task, key: jax.Array | None = None, attention_map: str = "linear"
-) -> observe.View:
-    return observe.View(
+) -> observables.View:
+    return observables.View(
         jax.random.key(0) if key is None else key,
         params,
         task,
@@ -101,7 +102,7 @@ def view(
 @functools.cache
 def recorded(seed: int) -> dict[str, Array]:
     numbers = Numbers(seed)
-    compute = jax.jit(lambda params, task: observe.observe(view(params, task), EVERYTHING))
+    compute = jax.jit(lambda params, task: observables.observe_view(view(params, task), EVERYTHING))
     return {k: np.asarray(v) for k, v in compute(numbers.params(), numbers.task()).items()}
 
 
@@ -163,16 +164,16 @@ def expected(seed: int) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("name", list(observe.OBSERVABLES))
+@pytest.mark.parametrize("name", list(observables.OBSERVABLES))
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_observable_equals_its_formula(name: str, seed: int) -> None:
     # A distance is no more exact than the matrices, of entries up to 1, that it lies between.
     np.testing.assert_allclose(recorded(seed)[name], expected(seed)[name], rtol=2e-5, atol=2e-7)
 
 
-@pytest.mark.parametrize("name", list(observe.OBSERVABLES))
+@pytest.mark.parametrize("name", list(observables.OBSERVABLES))
 def test_every_observable_has_metadata_and_its_dtype(name: str) -> None:
-    entry = observe.OBSERVABLES[name]
+    entry = observables.OBSERVABLES[name]
     assert entry.long_name
     assert entry.symbol
     assert entry.dtype == ("int32" if name in COUNTED else "float32")
@@ -185,14 +186,14 @@ def test_the_table_names_what_studies_record() -> None:
     assert tuple(expected(0)) == EVERYTHING
     costly = [name for name in EVERYTHING if "noise" in name or "gradient" in name]
     special = ["population_refit_distance", "attention_gain_support", "attention_gain_rest"]
-    assert set(EVERYTHING) - set(observe.DEFAULT_RECORD) == {*costly, *special}
+    assert set(EVERYTHING) - set(observables.DEFAULT_RECORD) == {*costly, *special}
 
 
 def test_truth_and_start_have_their_obvious_records() -> None:
     numbers = Numbers(3)
     task = numbers.task()
-    truth = observe.observe(view(Params(task.transition, task.pattern), task))
-    start = observe.observe(view(init_params(task), task))
+    truth = observables.observe_view(view(Params(task.transition, task.pattern), task))
+    start = observables.observe_view(view(init_params(task), task))
     for found, alpha, similarity in ((truth, 1.0, 1.0), (start, 0.0, None)):
         for field in ("value", "attention"):
             assert float(found[f"alpha_{field}"]) == pytest.approx(alpha, abs=1e-5)
@@ -223,7 +224,7 @@ def test_gains_of_softmax_on_and_off_the_support() -> None:
     logits = jnp.asarray(np.log(0.2 * numbers.q + 0.8 / T), jnp.float32)
     mapped = map_attention(Params(jnp.eye(N), logits), "softmax")
     names = ("attention_gain_support", "attention_gain_rest")
-    found = observe.observe(view(mapped, numbers.task(), attention_map="softmax"), names)
+    found = observables.observe_view(view(mapped, numbers.task(), attention_map="softmax"), names)
     attention = np.asarray(mapped.attention, np.float64)
     support, rest = (softmax_gains(attention, chosen) for chosen in (numbers.q > 0, numbers.q == 0))
     assert support > 2 > 1 > rest
@@ -233,7 +234,7 @@ def test_gains_of_softmax_on_and_off_the_support() -> None:
 def test_the_gain_off_a_dense_support_is_zero() -> None:
     numbers = Numbers(9)
     dense = numbers.task()._replace(pattern=jnp.full((T, N), 1 / T))
-    found = observe.observe(view(numbers.params(), dense), ("attention_gain_rest",))
+    found = observables.observe_view(view(numbers.params(), dense), ("attention_gain_rest",))
     assert float(found["attention_gain_rest"]) == 0.0
 
 
@@ -241,7 +242,7 @@ def test_similarity_of_nothing_is_zero() -> None:
     numbers = Numbers(4)
     empty = Params(jnp.zeros((N, N)), jnp.zeros((T, N)))
     names = ("value_similarity", "attention_similarity")
-    found = observe.observe(view(empty, numbers.task()), names)
+    found = observables.observe_view(view(empty, numbers.task()), names)
     assert [float(found[name]) for name in names] == [0.0, 0.0]
 
 
@@ -249,27 +250,29 @@ def test_only_what_is_asked_for_is_computed(monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(*_: object, **__: object) -> jax.Array:
         raise AssertionError("the refit was computed")
 
-    monkeypatch.setattr(observe, "refit_value", refuse)
+    monkeypatch.setattr(observables, "refit_value", refuse)
     numbers = Numbers(5)
     names = ("stage", "alpha_value", "rounded_attention_distance")
-    found = observe.observe(view(numbers.params(), numbers.task()), names)
+    found = observables.observe_view(view(numbers.params(), numbers.task()), names)
     assert tuple(found) == names
     with pytest.raises(AssertionError, match="the refit was computed"):
-        observe.observe(view(numbers.params(), numbers.task()), ("rounded_value_distance",))
+        observables.observe_view(
+            view(numbers.params(), numbers.task()), ("rounded_value_distance",)
+        )
 
 
 def test_what_several_observables_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     for name in ("refit_value", "round_attention", "project_on_path", "signal_noise"):
-        real = getattr(observe, name)
+        real = getattr(observables, name)
 
         def counted(*args: object, _name: str = name, _real: object = real, **kwargs: object):  # type: ignore[no-untyped-def]  # noqa: ANN202
             calls.append(_name)
             return _real(*args, **kwargs)  # type: ignore[operator]
 
-        monkeypatch.setattr(observe, name, counted)
+        monkeypatch.setattr(observables, name, counted)
     numbers = Numbers(5)
-    observe.observe(view(numbers.params(), numbers.task()), EVERYTHING)
+    observables.observe_view(view(numbers.params(), numbers.task()), EVERYTHING)
     assert sorted(calls) == ["project_on_path", "refit_value", "round_attention", "signal_noise"]
 
 
@@ -277,7 +280,7 @@ def test_the_refit_uses_the_key() -> None:
     numbers = Numbers(6)
     found = [
         float(
-            observe.observe(
+            observables.observe_view(
                 view(numbers.params(), numbers.task(), jax.random.key(seed)),
                 ("rounded_value_distance",),
             )["rounded_value_distance"]
@@ -314,22 +317,145 @@ def proximal_columns(rng: np.random.Generator, counts: list[int], length: int) -
 )
 def test_nonzeros_counts_what_stands_out(length: int, counts: list[int]) -> None:
     attention = proximal_columns(np.random.default_rng(length), counts, length)
-    found = observe.count_nonzeros(jnp.asarray(attention, jnp.float32))
+    found = observables.count_nonzeros(jnp.asarray(attention, jnp.float32))
     assert found.dtype == jnp.int32
     assert int(found) == sum(counts)
 
 
 def test_nonzeros_of_rounded_columns_and_of_rounding_errors() -> None:
     pattern = Numbers(7).q
-    assert int(observe.count_nonzeros(jnp.asarray(pattern, jnp.float32))) == Q * N
+    assert int(observables.count_nonzeros(jnp.asarray(pattern, jnp.float32))) == Q * N
     blurred = pattern + np.random.default_rng(0).uniform(-1e-7, 1e-7, size=pattern.shape)
-    assert int(observe.count_nonzeros(jnp.asarray(blurred, jnp.float32))) == Q * N
+    assert int(observables.count_nonzeros(jnp.asarray(blurred, jnp.float32))) == Q * N
     # Entries below the background count as well: they stand out.
     below = np.full((100, 2), 0.01)
     below[3, 0] = -0.2
-    assert int(observe.count_nonzeros(jnp.asarray(below, jnp.float32))) == 1
+    assert int(observables.count_nonzeros(jnp.asarray(below, jnp.float32))) == 1
 
 
 def test_nonzeros_of_noise_is_everything_but_the_backgrounds() -> None:
     noise = np.random.default_rng(0).normal(size=(51, 4))
-    assert int(observe.count_nonzeros(jnp.asarray(noise, jnp.float32))) == 50 * 4
+    assert int(observables.count_nonzeros(jnp.asarray(noise, jnp.float32))) == 50 * 4
+
+
+# -------------------------------------------------------------- parameters and a task by themselves
+
+
+def test_bare_parameters_have_the_records_of_a_state() -> None:
+    numbers = Numbers(0)
+    found = observables.observe(
+        numbers.params(), numbers.task(), rounding_level=SHARE, key=jax.random.key(0), **REFIT
+    )
+    assert set(found) == set(observables.BARE_RECORD)
+    for name, value in found.items():
+        np.testing.assert_allclose(value, expected(0)[name], rtol=2e-5, atol=2e-7)
+
+
+def test_bare_parameters_of_another_map() -> None:
+    numbers = Numbers(8)
+    logits = Params(
+        numbers.params().value, jnp.asarray(np.log(0.2 * numbers.q + 0.8 / T), "float32")
+    )
+    names = ("attention_distance", "attention_gain_support")
+    found = observables.observe(logits, numbers.task(), names, attention_map="softmax")
+    expected_distance = numbers.norm(0.8 * numbers.q - 0.8 / T)
+    np.testing.assert_allclose(found["attention_distance"], expected_distance, rtol=1e-5)
+    assert float(found["attention_gain_support"]) > 2
+
+
+def test_observables_of_ones_own_have_names_and_axes() -> None:
+    numbers = Numbers(2)
+
+    def column_sums(view: observables.View) -> jax.Array:
+        """sums of the columns of A"""
+        return jnp.sum(view.params.attention, axis=0)
+
+    named = observables.Observable(column_sums, dims=("query",), name="sums")
+    record: Any = [named, "value_distance"]
+    found = observables.observe(numbers.params(), numbers.task(), record)
+    np.testing.assert_allclose(found["sums"], numbers.a.sum(axis=0), rtol=1e-5)
+    assert list(found) == ["sums", "value_distance"]
+    both: Any = {"mine": lambda view: jnp.sum(view.task.pattern), "theirs": "value_distance"}
+    again = observables.observe(numbers.params(), numbers.task(), both)
+    np.testing.assert_allclose(again["mine"], N, rtol=1e-5)
+    np.testing.assert_array_equal(again["theirs"], found["value_distance"])
+    (entry,) = observables.as_record([column_sums])
+    assert not isinstance(entry, str)
+    assert (entry.name, entry.long_name) == ("column_sums", "sums of the columns of A")
+    assert observables.record_dims(named) == ("query",)
+    assert observables.record_dims("stage") == ()
+
+
+def test_a_record_is_known_by_its_functions() -> None:
+    def make(factor: float) -> Any:  # noqa: ANN401 - an observable
+        return {"x": lambda view: factor * jnp.sum(view.params.value)}
+
+    first, second = (observables.as_record(make(factor)) for factor in (1.0, 2.0))
+    assert first != second
+    assert hash(first) == hash(observables.as_record(first))
+    assert first == observables.as_record(first)
+
+
+def largest(view: observables.View) -> jax.Array:
+    return jnp.max(view.params.attention)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("stage", "record is 'stage'; it must be a tuple of names, such as ('stage',)"),
+        (largest, "record is a function; it must be a tuple of names of observables"),
+        (("stag",), "record has 'stag'; did you mean 'stage'?"),
+        ((3,), "record has 3; it must name observables: alpha_value"),
+        (
+            (lambda view: view.stage,),
+            "record has an observable of one's own, of which '<lambda>' is",
+        ),
+        ({"stage": largest}, "record has an observable of one's own, of which 'stage' is the name"),
+        ({3: largest}, "record has the key 3; it must be a name"),
+        (
+            [largest, observables.Observable(jnp.sum, name="largest")],
+            "record has two things named 'largest'",
+        ),
+    ],
+)
+def test_records_that_are_none_are_refused(record: Any, message: str) -> None:  # noqa: ANN401
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        observables.as_record(record)
+
+
+@pytest.mark.parametrize("name", ["stage", "samples", "batch_loss", "flipped"])
+def test_what_a_trajectory_alone_knows_is_not_there(name: str) -> None:
+    numbers = Numbers(2)
+    with pytest.raises(ValueError, match=f"^there is no {name} here: it is known of a state"):
+        observables.observe(numbers.params(), numbers.task(), (name,))
+
+
+def test_parameters_of_another_size_are_refused() -> None:
+    numbers, other = Numbers(2), Params(jnp.eye(N), jnp.ones((T + 1, N)))
+    with pytest.raises(
+        ValueError, match=r"^params has value \[3, 3\] and attention \[21, 3\]; they"
+    ):
+        observables.observe(other, numbers.task())
+    with pytest.raises(TypeError, match=r"^task is 3; it must be a Task"):
+        observables.observe(other, 3)  # type: ignore[arg-type]
+
+
+def test_a_view_names_what_it_does_not_have() -> None:
+    numbers = Numbers(2)
+    with pytest.raises(AttributeError, match=r"a view has no 'nonzeroes'; did you mean 'nonzeros'"):
+        view(numbers.params(), numbers.task()).nonzeroes  # noqa: B018 - the look-up is tested
+    with pytest.raises(TypeError, match=r"a view has no 'stge'; did you mean 'stage'"):
+        observables.View(jax.random.key(0), numbers.params(), numbers.task(), stge=1)
+
+
+def test_a_map_without_a_gain_can_be_recorded_but_for_that() -> None:
+    numbers = Numbers(2)
+    own = AttentionMap(lambda w: 2 * w, lambda length: 0.5 / length, name="double")
+    half = Params(numbers.params().value, numbers.params().attention / 2)
+    found = observables.observe(half, numbers.task(), ("attention_distance",), attention_map=own)
+    np.testing.assert_allclose(
+        found["attention_distance"], expected(2)["attention_distance"], rtol=1e-5
+    )
+    with pytest.raises(ValueError, match=r"^the attention map 'double' has no gain"):
+        observables.observe(half, numbers.task(), ("attention_gain_rest",), attention_map=own)
