@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         Trajectory as Trajectory,
         learner as learner,
     )
+    from scbjax.experiments.of_parts import learning as learning
     from scbjax.losses import (
         excess_loss as excess_loss,
         loss as loss,
@@ -180,6 +181,7 @@ _EXPORTS = {
     ),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}
+_MODULE_OF["learning"] = "experiments.of_parts"
 
 __all__ = ["__version__"]
 __all__ += list(_EXPORTS)

@@ -369,10 +369,12 @@ def _diverged(
     if DIVERGED in tables:
         found |= tables[DIVERGED] >= 0
     for name in names:
-        values = tables[name].reshape(*found.shape, -1)
+        values, has_steps = tables[name], "step" in dataset[name].dims
+        if has_steps and values.shape[-1] > 1:
+            values = values[..., 1:]  # the loss of the last mini-batch is NaN before the first one
         # Without steps, infinity is what a search says of runs that never came to its goal.
-        bad = ~np.isfinite(values) if "step" in dataset[name].dims else np.isnan(values)
-        found |= bad.any(axis=-1)
+        bad = ~np.isfinite(values) if has_steps else np.isnan(values)
+        found |= bad.reshape(*found.shape, -1).any(axis=-1)
     return found
 
 

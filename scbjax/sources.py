@@ -203,7 +203,7 @@ def sample_windows(key: jax.Array, text: Text, batch_size: int, *, held_out: boo
 
 
 def held_out_loss(view: Any) -> jax.Array:  # noqa: ANN401 - a View, which stands on a higher floor
-    """The loss on 1024 windows that were held out, an observable of what is learned of a text.
+    """The loss on 1024 windows of the part that was held out.
 
     Args:
         view: of a state of training on :func:`windows`.

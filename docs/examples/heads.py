@@ -1,4 +1,4 @@
-"""A learner of your own in a sweep: H softmax heads that Adam trains on the bigram's batches.
+"""A learner of one's own in a sweep: H softmax heads, each with a V, trained by Adam.
 
 Run it: scbjax run docs/examples/heads.toml --experiment docs/examples/heads.py
 """
@@ -8,72 +8,37 @@ import jax.numpy as jnp
 import optax
 
 import scbjax
-from scbjax.base import RECORD_EVERY, STEPS, Experiment, Functions, Parameter, Variable, in_turn
+from scbjax.base import Parameter
 
-N, T = 3, 20
-PARAMETERS = (
-    Parameter("model.heads", int, 2, "static", "inner", "Heads H"),
-    Parameter("train.rate", float, 0.02, "traced", "inner", "Rate of Adam", symbol=r"$\eta$"),
-    STEPS,
-    RECORD_EVERY,
-)
+HEADS = Parameter("model.heads", int, 2, "static", "inner", "Heads H")
+RATE = Parameter("train.rate", float, 0.02, "traced", "inner", "Rate of Adam", symbol=r"$\eta$")
 
 
-def build(fixed, varying):  # static values, and those of all points; gives pure functions
-    heads, every = fixed["model.heads"], fixed["train.record_every"]
-
-    def loss(params, batch):
-        weights = attention(params)[..., batch.query]
-        seen = jnp.einsum("htb,btn->hbn", weights, one_hot(batch.tokens))
-        guess = jnp.einsum("hmn,hbn->bm", params["value"], seen)
-        return jnp.mean(jnp.sum((one_hot(batch.label) - guess) ** 2, axis=1)) / 2
-
-    def draw(keys, values):  # what is learned: shared by all learners of a seed
-        return scbjax.random_task(keys.task, num_tokens=N, context_length=T, sparsity=2)
-
-    def start(keys, values, task):
-        logits = 0.1 * jax.random.normal(keys.start, (heads, T, N))
-        params = {"value": jnp.full((heads, N, N), 1 / (heads * N)), "logits": logits}
-        return params, optax.adam(values["train.rate"]).init(params)
-
-    def advance(keys, values, task, state, step):  # to the next record
-        def one(state, index):
-            batch = scbjax.sample_batch(jax.random.fold_in(keys.data, index), task, 64)
-            grads = jax.grad(loss)(state[0], batch)
-            updates, memory = optax.adam(values["train.rate"]).update(grads, state[1])
-            return (optax.apply_updates(state[0], updates), memory), None
-
-        return jax.lax.scan(one, state, step + jnp.arange(every))[0]
-
-    def observe(keys, values, task, state, step):
-        found = attention(state[0])
-        batch = scbjax.sample_batch(jax.random.fold_in(keys.more(3), step), task, 512)
-        entropy = -jnp.sum(found * jnp.log(found), axis=1).mean(axis=1)
-        return {"loss": loss(state[0], batch), "entropy": entropy}
-
-    def is_finite(state):
-        return jnp.isfinite(state[0]["value"]).all()
-
-    return Functions(draw, start, in_turn(advance, observe, every), is_finite)
+def readout(heads):  # V [H, N, N] and A [H, T, N]
+    return scbjax.Params(heads["value"], jax.nn.softmax(heads["logits"], axis=1))
 
 
-def one_hot(tokens):
-    return jax.nn.one_hot(tokens, N)
+def loss(heads, batch):  # which JAX differentiates
+    predict = jax.vmap(scbjax.predict, in_axes=(0, None, None))
+    output = predict(readout(heads), batch.tokens, batch.query).sum(axis=0)
+    squares = (output - jax.nn.one_hot(batch.label, output.shape[1])) ** 2
+    return jnp.mean(jnp.sum(squares, axis=1)) / 2
 
 
-def attention(params):
-    return jax.nn.softmax(params["logits"], axis=1)  # [H, T, N]
+def entropy(view):  # of each head, a mean over queries
+    return jax.scipy.special.entr(view.params.attention).sum(axis=1).mean(axis=1)
 
 
-EXPERIMENT = Experiment(
-    name="heads",
-    parameters=PARAMETERS,
-    build=build,
-    variables={
-        "loss": Variable("loss on fresh samples", r"$\mathcal{L}$"),
-        "entropy": Variable("entropy of a head, mean over queries", "$H$", "nat", dims=("head",)),
-    },
-    dims={"head": Variable("head", "$h$")},
-    sizes=lambda values: {"head": values["model.heads"]},
-    size_paths=("model.heads",),
-)
+def make(source, static, **given):  # what static parameters change
+    def init(key, task):
+        value = jnp.zeros((static["heads"], *task.transition.shape))
+        logits = jax.random.normal(key, (static["heads"], *task.pattern.shape))
+        return {"value": value, "logits": 0.1 * logits}
+
+    model = scbjax.Model(init, loss, readout)
+    return scbjax.learner(source, model, lambda task, v, _: optax.adam(v["rate"]), **given)
+
+
+source = scbjax.scb_source(num_tokens=3, context_length=20, sparsity=2)
+record = ("batch_loss", scbjax.Observable(entropy, units="nat", dims=("head",), name="entropy"))
+EXPERIMENT = scbjax.learning("heads", source, make, record=record, parameters=(HEADS, RATE))

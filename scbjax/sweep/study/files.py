@@ -540,10 +540,9 @@ def _check_kept(study: Study) -> None:
                 f"record.snapshots must be multiples of {RECORD_EVERY.path} = {every} "
                 f"up to {STEPS.path} = {steps}, got {step}"
             )
-    if study.final or study.truth or study.snapshots:
+    own = [name for name in study.variables if study.experiment.dims_of(name)]
+    what = "record.final, record.truth and record.snapshots need" if not own else f"{own[0]} needs"
+    if own or study.final or study.truth or study.snapshots:
         for path in study.experiment.size_paths:
             if path not in study.base:
-                raise StudyError(
-                    f"record.final, record.truth and record.snapshots need matrices of one shape, "
-                    f"but {path} is an axis"
-                )
+                raise StudyError(f"{what} matrices of one shape, but {path} is an axis")

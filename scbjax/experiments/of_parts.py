@@ -1,0 +1,188 @@
+"""Experiments made of the parts of a learner: what nearly everybody wants to sweep.
+
+:func:`learning` puts a source and a learner (:func:`scbjax.learner`) into the engine's contract, so
+that a study file, `--set` and axes reach what the parts are made with.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from scbjax.base import (
+    INT32_MAX,
+    RECORD_EVERY,
+    REQUIRED,
+    STEPS,
+    Experiment,
+    Functions,
+    Interval,
+    Keys,
+    Parameter,
+    StudyError,
+    Tree,
+    Values,
+    Variable,
+    short_name,
+)
+from scbjax.composition import Learner
+from scbjax.keys import THREEFRY
+from scbjax.observables import OBSERVABLES, Observable, Record, as_record, record_name
+from scbjax.parts import Source
+
+Static: TypeAlias = Mapping[str, Any]
+"""Values of static parameters by short name."""
+Make: TypeAlias = Callable[..., Learner]
+"""``(source, static, *, batch_size, record_every, record)`` to what `scbjax.learner` makes."""
+
+BATCH_SIZE = Parameter(
+    "train.batch_size", int, 64, "static", "outer", "Samples B of a step", Interval(1, INT32_MAX)
+)
+
+
+def learning(
+    name: str,
+    source: Source | Callable[[Static], Source],
+    learner: Make,
+    *,
+    record: Record,
+    parameters: tuple[Parameter, ...] = (),
+) -> Experiment:
+    """An experiment that trains a learner on what a source draws.
+
+    Args:
+        name: what studies call it.
+        source: what is learned from, or a function of the static values that makes it.
+        learner: a function of the source, the static values and, by keyword, ``batch_size``,
+            ``record_every`` and ``record``, that makes the learner, handing the last three on to
+            :func:`scbjax.learner`. The learner's ``values`` are a dictionary of the traced
+            parameters by short name.
+        record: what can be recorded, as for :func:`scbjax.learner`.
+        parameters: what studies can set beside ``train.steps``, ``train.record_every`` and
+            ``train.batch_size`` (64), any of which may be among them with another default.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        StudyError: the parts of the experiment don't fit together.
+        ValueError: for what can't be recorded.
+
+    Example:
+        >>> import optax, scbjax
+        >>> rate = Parameter("train.rate", float, 0.1, "traced", "inner", "Rate")
+        >>> def make(source, static, **given):
+        ...     return scbjax.learner(source, scbjax.linear_transformer(),
+        ...         lambda task, values, _: optax.sgd(values["rate"]), **given)
+        >>> source = scbjax.scb_source(num_tokens=3, context_length=20, sparsity=2)
+        >>> own = learning("own", source, make, record=("batch_loss",), parameters=(rate,))
+        >>> [parameter.path for parameter in own.parameters]
+        ['train.steps', 'train.record_every', 'train.batch_size', 'train.rate']
+    """
+    given = {parameter.path for parameter in parameters}
+    usual = tuple(p for p in (STEPS, RECORD_EVERY, BATCH_SIZE) if p.path not in given)
+    make = partial(_functions, source, learner, as_record(record))
+    return Experiment(
+        name=name,
+        parameters=(*usual, *parameters),
+        build=lambda fixed, _: make(tuple(sorted(_static(fixed).items()))),
+        variables={record_name(entry): _variable(entry) for entry in as_record(record)},
+        dims={dim: Variable(dim) for entry in as_record(record) for dim in _observable(entry).dims},
+        sizes=partial(_sizes, make, as_record(record), (*usual, *parameters)),
+        size_paths=tuple(p.path for p in parameters if p.kind == "static"),
+    )
+
+
+def _observable(entry: str | Observable) -> Observable:
+    return OBSERVABLES[entry] if isinstance(entry, str) else entry
+
+
+def _variable(entry: str | Observable) -> Variable:
+    """What a dataset says of an entry of a record."""
+    found = _observable(entry)
+    words = found.long_name.rstrip(".") or record_name(entry).replace("_", " ")
+    return Variable(words, found.symbol, found.units, found.dtype, found.dims)
+
+
+def _static(values: Values) -> dict[str, Any]:
+    """What is no seed and says nothing about recording or searching, by short name."""
+    return {
+        short_name(path): value
+        for path, value in values.items()
+        if "." in path and path.split(".")[0] not in {"record", "search"}
+    }
+
+
+def _traced(values: Values) -> dict[str, Any]:
+    return {short_name(path): value for path, value in values.items() if "." in path}
+
+
+# By its arguments, so that the parts of a learner are the same objects for all that is compiled.
+@lru_cache(maxsize=64)
+def _functions(
+    source: Source | Callable[[Static], Source],
+    learner: Make,
+    record: tuple[str | Observable, ...],
+    static: tuple[tuple[str, Any], ...],
+) -> Functions:
+    """The functions of a program."""
+    values = dict(static)
+    drawn_from = source if isinstance(source, Source) else source(values)
+    sizes = {name: values[name] for name in ("batch_size", "record_every")}
+    own = learner(drawn_from, values, **sizes, record=record)
+    if not isinstance(own, Learner):
+        raise StudyError(
+            f"the function that makes the learner gives {type(own).__name__}; it must give what "
+            "scbjax.learner makes"
+        )
+
+    def draw(keys: Keys, _: Values) -> Tree:
+        return drawn_from.draw(keys.task)
+
+    def start(keys: Keys, values: Values, task: Tree) -> Tree:
+        return own.init(keys.start, task, _traced(values))
+
+    def take_record(
+        keys: Keys, values: Values, task: Tree, state: Tree, index: Tree
+    ) -> tuple[Tree, Mapping[str, Tree]]:
+        return own.take_record(keys.data, task, _traced(values), state, index)
+
+    return Functions(draw, start, take_record, _is_finite)
+
+
+def _is_finite(state: Tree) -> Tree:
+    leaves = [a for a in jax.tree.leaves(state.params) if jnp.issubdtype(a.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def _sizes(
+    make: Callable[..., Functions],
+    record: tuple[str | Observable, ...],
+    parameters: tuple[Parameter, ...],
+    values: Values,
+) -> dict[str, int]:
+    """The lengths of the dimensions of what is recorded: those that its arrays turn out to have.
+
+    What is swept is not among the values, and does not matter: its default stands for it.
+    """
+    whole = {**{parameter.path: parameter.default for parameter in parameters}, **values}
+    functions = make(tuple(sorted(_static(whole).items())))
+    keys = Keys(lambda _, stream: jax.random.key(stream, impl=THREEFRY))
+    traced = {parameter.path for parameter in parameters if parameter.kind == "traced"}
+    numbers = {path: 1.0 if whole[path] is REQUIRED else whole[path] for path in traced}
+
+    def first_record() -> Mapping[str, Tree]:
+        task = functions.draw(keys, numbers)
+        state = functions.start(keys, numbers, task)
+        return functions.take_record(keys, numbers, task, state, jnp.int32(0))[1]
+
+    shapes = jax.eval_shape(first_record)
+    return {
+        dim: length
+        for entry in record
+        for dim, length in zip(
+            _observable(entry).dims, shapes[record_name(entry)].shape, strict=True
+        )
+    }
