@@ -44,6 +44,7 @@ MODULES = (
     "scbjax.optim",
     "scbjax.sharding",
     "scbjax.parallel",
+    "scbjax.experiments.of_parts",
     "scbjax.sweep.python",
     "scbjax.sweep.study.experiments",
     "scbjax.sweep.study.fields",
