@@ -122,6 +122,8 @@ class View:
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - it isn't there
         if name in _OF_TRAINING:
             raise ValueError(f"there is no {name} here: it is known of a state of training alone")
+        if hasattr(type(self), name):  # a property that asked for what this task doesn't have
+            raise AttributeError(f"a view of {what(self.task)} has no {name}")
         raise AttributeError(f"a view has no {name!r}{nearest(name, dir(type(self)))}")
 
     @cached_property
