@@ -122,6 +122,8 @@ class View:
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - it isn't there
         if name in _OF_TRAINING:
             raise ValueError(f"there is no {name} here: it is known of a state of training alone")
+        if hasattr(type(self), name):  # a property that asked for what this task doesn't have
+            raise AttributeError(f"a view of {what(self.task)} has no {name}")
         raise AttributeError(f"a view has no {name!r}{nearest(name, dir(type(self)))}")
 
     @cached_property
@@ -563,7 +565,7 @@ def observe(
         >>> task = random_task(jax.random.key(0), num_tokens=3, context_length=50, sparsity=2)
         >>> found = observe(init_params(task), task, ("alpha_value", "attention_similarity"))
         >>> {name: round(float(value), 3) + 0.0 for name, value in found.items()}
-        {'alpha_value': 0.0, 'attention_similarity': 0.183}
+        {'alpha_value': 0.0, 'attention_similarity': 0.195}
         >>> observe(init_params(task), task, {"sum": lambda view: view.params.value.sum()})
         {'sum': Array(3., dtype=float32)}
     """

@@ -56,6 +56,7 @@ from scbjax.losses import excess_loss
 from scbjax.model import LINEAR, Params, as_attention_map, attend, attend_transpose
 from scbjax.observables import (
     DEFAULT_RECORD,
+    Record,
     View,
     as_record,
     observe_view,
@@ -75,7 +76,7 @@ from scbjax.settings import Settings, check_settings
 from scbjax.stages import estimated_signals, mirror, round_attention, rounding_level
 from scbjax.task import Task, check_one_task, mu_inner, pattern_signal, product, transition_signal
 from scbjax.theory import PathProjection, path_point, population_step, ratio, signals
-from scbjax.training import State, check_arguments, init as init_training, step_sizes
+from scbjax.training import State, changed, check_arguments, init as init_training, step_sizes
 
 # Streams of a trajectory's key. Of those of scbjax.training only the refits are shared: a
 # simulation and a training with the same seed see independent noise.
@@ -531,7 +532,16 @@ class SimulatedView(View):
         return jnp.sum(jnp.where(stands_out(self.rows.attention, length), self.each, 0.0))
 
 
-def simulate(key: jax.Array, task: Task, settings: Settings, *, context_length: int) -> Trajectory:
+def simulate(
+    key: jax.Array,
+    task: Task,
+    settings: Settings,
+    *,
+    context_length: int,
+    record: Record | None = None,
+    state: State | None = None,
+    steps: int | None = None,
+) -> Trajectory:
     """Trains on a task with R positions as if its context had T: see the module's text.
 
     Args:
@@ -541,6 +551,9 @@ def simulate(key: jax.Array, task: Task, settings: Settings, *, context_length: 
             Q for every context length.
         settings: the settings.
         context_length: T.
+        record: what to record, in the place of ``settings.record``.
+        state: the state of a simulation to go on from, as for :func:`scbjax.train`.
+        steps: how many steps to take, in the place of ``settings.steps``.
 
     Returns:
         The trajectory, with ``steps / record_every + 1`` records; its A has R rows.
@@ -557,6 +570,7 @@ def simulate(key: jax.Array, task: Task, settings: Settings, *, context_length: 
         >>> run.params.attention.shape, run.records["samples"].tolist()
         ((40, 3), [0, 640, 1280])
     """
+    settings = changed(settings, task, record, steps)
     key = check_arguments(key, task, settings)
     simulation = Simulation(context_length)
     if simulation.context_length < task.context_length:
@@ -564,10 +578,15 @@ def simulate(key: jax.Array, task: Task, settings: Settings, *, context_length: 
             f"context_length is {context_length}; "
             f"it must be at least the {task.context_length} positions of the task"
         )
-    state = simulation.init(key, task, settings)
+    start: jax.Array | int = 0
+    if state is None:
+        state = simulation.init(key, task, settings)
+    else:
+        check_is("state", state, State, "that of a simulation with the same settings")
+        start = state.step
     every, loop = settings.record_every, simulation.loop(key, task, settings)
-    state, records = run(loop, state, 0, every, settings.steps // every)
-    return as_trajectory(state, records, 0, every)
+    state, records = run(loop, state, start, every, settings.steps // every)
+    return as_trajectory(state, records, start, every)
 
 
 def _value_direction(update: jax.Array, mu: jax.Array, geometry: optim.Geometry) -> jax.Array:

@@ -508,7 +508,7 @@ def train(
         >>> more.steps.tolist()
         [40, 60]
     """
-    settings = _changed(settings, task, record, steps)
+    settings = changed(settings, task, record, steps)
     if optimizer is not None or model is not None or isinstance(task, Source):
         return _train_own(key, task, settings, optimizer, model, state)
     key = check_arguments(key, task, settings)
@@ -521,10 +521,17 @@ def train(
     return trajectory
 
 
-def _changed(
+def changed(
     settings: Settings, task: Task | Source, record: Record | None, steps: int | None
 ) -> Settings:
-    """The settings with another record and number of steps, where they are given."""
+    """The settings with another record and number of steps, where they are given.
+
+    Args:
+        settings: the settings.
+        task: the task, which may have been given in their place.
+        record: what to record, or None.
+        steps: how many steps to take, or None.
+    """
     _check_order(task, settings)
     if record is not None or steps is not None:
         check_is("settings", settings, Settings)

@@ -445,6 +445,8 @@ def test_a_view_names_what_it_does_not_have() -> None:
     numbers = Numbers(2)
     with pytest.raises(AttributeError, match=r"a view has no 'nonzeroes'; did you mean 'nonzeros'"):
         view(numbers.params(), numbers.task()).nonzeroes  # noqa: B018 - the look-up is tested
+    with pytest.raises(AttributeError, match=r"^a view of a dict has no estimated_signals$"):
+        observables.View(jax.random.key(0), numbers.params(), {}).estimated_signals  # noqa: B018
     with pytest.raises(TypeError, match=r"a view has no 'stge'; did you mean 'stage'"):
         observables.View(jax.random.key(0), numbers.params(), numbers.task(), stge=1)
 

@@ -470,3 +470,17 @@ def check_flat(task: Task, gradient: Any, found: Params) -> None:  # noqa: ANN40
     # A few roundings of terms of this size.
     tolerance = 64 * float(jnp.finfo(task.pattern.dtype).eps) * np.abs(rows).max() / mu.min()
     np.testing.assert_allclose(found.attention, expected, rtol=0, atol=tolerance)
+
+
+def test_a_continued_simulation_is_bitwise_one_long_one() -> None:
+    task = draw_task(context_length=20)
+    run = quick_jit(partial(simulate, context_length=500), static_argnames=("record", "steps"))
+    arguments: tuple[Any, ...] = (jax.random.key(3), task, QUICK)
+    half: dict[str, Any] = {"steps": QUICK.record_every, "record": ("alpha_value", "samples")}
+    whole = run(*arguments, **{**half, "steps": 2 * QUICK.record_every})
+    first = run(*arguments, **half)
+    second = run(*arguments, **half, state=first.state)
+    for one, other in zip(jax.tree.leaves(second.state), jax.tree.leaves(whole.state), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for name, record in whole.records.items():
+        np.testing.assert_array_equal(second.records[name], record[1:])
