@@ -383,8 +383,7 @@ class Experiment:
         parameters: what can be set in a study, beside seeds and what is recorded; :data:`STEPS` and
             :data:`RECORD_EVERY` among them.
         build: (fixed values, values of those that vary, by path) to the functions; may import JAX.
-        variables: what can be recorded, by name; or a function that tells, where that takes JAX.
-        recordable: the names of those.
+        variables: what can be recorded, by name.
         default_record: what is recorded unless a study says otherwise; empty for all.
         constants: what `Functions.constants` gives.
         kept: what `Functions.kept` gives.
@@ -407,8 +406,7 @@ class Experiment:
     name: str
     parameters: tuple[Parameter, ...]
     build: Callable[[Values, Mapping[str, tuple[Any, ...]]], Functions]
-    variables: Mapping[str, Variable] | Callable[[], Mapping[str, Variable]]
-    recordable: tuple[str, ...] = ()
+    variables: Mapping[str, Variable]
     default_record: tuple[str, ...] = ()
     constants: Mapping[str, Variable] = field(default_factory=dict)
     kept: Mapping[str, Variable] = field(default_factory=dict)
@@ -443,20 +441,10 @@ class Experiment:
         shorts = [short_name(path) for path in paths]
         if twice := sorted({short for short in shorts if shorts.count(short) > 1}):
             raise StudyError(f"experiment {self.name!r} has two parameters called {twice[0]!r}")
-        if isinstance(self.variables, Mapping):
-            object.__setattr__(self, "recordable", tuple(self.variables))
-        if not self.recordable:
+        if not self.variables:
             raise StudyError(f"experiment {self.name!r} records nothing; name a variable")
         if not self.default_record:
-            object.__setattr__(self, "default_record", self.recordable)
-
-    def described(self) -> Mapping[str, Variable]:
-        """What can be recorded, by name."""
-        return self.variables if isinstance(self.variables, Mapping) else self.variables()
-
-    def dims_of(self, name: str) -> tuple[str, ...]:
-        """The own dimensions of what is recorded; where it takes JAX to tell, all are scalars."""
-        return self.variables[name].dims if isinstance(self.variables, Mapping) else ()
+            object.__setattr__(self, "default_record", tuple(self.variables))
 
 
 def in_turn(

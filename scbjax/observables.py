@@ -18,7 +18,9 @@ from scbjax.keys import as_threefry
 from scbjax.losses import excess_loss
 from scbjax.model import AttentionMap, Params, as_attention_map, check_params, map_attention
 from scbjax.noise import SignalNoise, initial_noise, signal_noise
+from scbjax.optim import Geometry
 from scbjax.parts import Observable as Observable
+from scbjax.recorded import DEFAULT_RECORD as DEFAULT_RECORD, RECORDED
 from scbjax.sampling import Sampler
 from scbjax.sharding import every_nth_row
 from scbjax.stages import (
@@ -187,6 +189,30 @@ class View:
             )
         return gain(self.params.attention)
 
+    @cached_property
+    def population_refit(self) -> jax.Array:
+        """V [N, N] fitted to the rounded attention with the law of the task itself."""
+        return population_refit(self.rounded_attention, self.task)
+
+    @cached_property
+    def gain_on_support(self) -> jax.Array:
+        """The mean of :attr:`attention_gain` over the support of Q."""
+        return mean_where(self.attention_gain, self.task.pattern > 0)
+
+    @cached_property
+    def gain_off_support(self) -> jax.Array:
+        """The mean of :attr:`attention_gain` off the support of Q."""
+        return mean_where(self.attention_gain, self.task.pattern == 0)
+
+    @property
+    def flips(self) -> jax.Array:
+        """1 if the sign flip fired, 0 if not; int32."""
+        return self.flipped.astype(jnp.int32)
+
+    def initial_noise(self, geometry: Geometry) -> jax.Array:
+        """The deviation over samples of the gradient of alpha_V at the start, exact."""
+        return initial_noise(self.task, geometry)
+
     def distance(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """``|a - b|_mu``."""
         return self.norm(a - b)
@@ -227,176 +253,10 @@ def stands_out(attention: jax.Array, context_length: int) -> jax.Array:
     return jnp.abs(attention - background) > _BACKGROUND_SHARE / context_length
 
 
-OBSERVABLES: Registry[Observable] = Registry(
-    "observable",
-    {
-        "alpha_value": Observable(
-            lambda v: v.projection.alpha_value, "signal in the value matrix", r"$\alpha_V$"
-        ),
-        "alpha_attention": Observable(
-            lambda v: v.projection.alpha_attention, "signal in the attention matrix", r"$\alpha_A$"
-        ),
-        "delta_value": Observable(
-            lambda v: v.norm(v.projection.delta_value),
-            "value matrix off the population path",
-            r"$\|\Delta_V\|_\mu$",
-        ),
-        "delta_attention": Observable(
-            lambda v: v.norm(v.projection.delta_attention),
-            "attention matrix off the population path",
-            r"$\|\Delta_A\|_\mu$",
-        ),
-        "value_distance": Observable(
-            lambda v: v.distance(v.params.value, v.task.transition),
-            "distance of V to P",
-            r"$\|V - P\|_\mu$",
-        ),
-        "attention_distance": Observable(
-            lambda v: v.distance(v.params.attention, v.task.pattern),
-            "distance of A to Q",
-            r"$\|A - Q\|_\mu$",
-        ),
-        "value_similarity": Observable(
-            lambda v: v.similarity(v.params.value, v.task.transition),
-            "cosine similarity of V and P",
-            r"$\cos_\mu(V, P)$",
-        ),
-        "attention_similarity": Observable(
-            lambda v: v.similarity(v.params.attention, v.task.pattern),
-            "cosine similarity of A and Q",
-            r"$\cos_\mu(A, Q)$",
-        ),
-        "rounded_value_distance": Observable(
-            lambda v: v.distance(v.refitted_value, v.task.transition),
-            "distance of V to P, V refitted on fresh samples to the rounded A",
-            r"$\|\hat V - P\|_\mu$",
-        ),
-        "rounded_attention_distance": Observable(
-            lambda v: v.distance(v.rounded_attention, v.task.pattern),
-            "distance of the rounded A to Q",
-            r"$\|\hat A - Q\|_\mu$",
-        ),
-        "rounded_value_similarity": Observable(
-            lambda v: v.similarity(v.refitted_value, v.task.transition),
-            "cosine similarity of P and the V refitted on fresh samples to the rounded A",
-            r"$\cos_\mu(\hat V, P)$",
-        ),
-        "rounded_attention_similarity": Observable(
-            lambda v: v.similarity(v.rounded_attention, v.task.pattern),
-            "cosine similarity of the rounded A and Q",
-            r"$\cos_\mu(\hat A, Q)$",
-        ),
-        "excess_loss": Observable(
-            lambda v: v.excess_loss,
-            "expected loss above that of the truth",
-            r"$L(V, A) - L(P, Q)$",
-        ),
-        "batch_loss": Observable(
-            lambda v: v.batch_loss, "loss of the last mini-batch, before its step", r"$\ell$"
-        ),
-        "nonzeros": Observable(
-            lambda v: v.nonzeros,
-            "entries of A that stand out from the background of their column",
-            r"$\|A\|_0$",
-            units="count",
-            dtype="int32",
-        ),
-        "stage": Observable(lambda v: v.stage, "stage of the algorithm", "stage", dtype="int32"),
-        "flipped": Observable(
-            lambda v: v.flipped.astype(jnp.int32),
-            "whether the sign flip at the end of stage 1 fired",
-            "flip",
-            dtype="int32",
-        ),
-        "samples": Observable(
-            lambda v: v.samples, "samples used so far", r"$\tau B$", units="samples", dtype="int32"
-        ),
-        "population_alpha_value": Observable(
-            lambda v: v.population[0],
-            "signal in V of the noiseless recursion",
-            r"$\alpha_V$ (population)",
-        ),
-        "population_alpha_attention": Observable(
-            lambda v: v.population[1],
-            "signal in A of the noiseless recursion",
-            r"$\alpha_A$ (population)",
-        ),
-        "population_refit_distance": Observable(
-            lambda v: v.distance(population_refit(v.rounded_attention, v.task), v.task.transition),
-            "distance of V to P, V fitted to the rounded A with the law of the task itself",
-            r"$\|V^* - P\|_\mu$",
-            default=False,
-        ),
-        "attention_gain_support": Observable(
-            lambda v: mean_where(v.attention_gain, v.task.pattern > 0),
-            "effective preconditioner of A relative to its start, mean over the support of Q",
-            r"$(JJ^\top)_{tt}$ on $Q$",
-            default=False,
-        ),
-        "attention_gain_rest": Observable(
-            lambda v: mean_where(v.attention_gain, v.task.pattern == 0),
-            "effective preconditioner of A relative to its start, mean off the support of Q",
-            r"$(JJ^\top)_{tt}$ off $Q$",
-            default=False,
-        ),
-        "alpha_value_noise_mu": Observable(
-            lambda v: v.noise.deviation.value_mu,
-            "deviation over samples of the gradient of alpha_V, mu geometry",
-            r"$\sigma(\nabla \alpha_V)$, $\mu$",
-            default=False,
-        ),
-        "alpha_value_noise_paper": Observable(
-            lambda v: v.noise.deviation.value_paper,
-            "deviation over samples of the gradient of alpha_V, projector as printed",
-            r"$\sigma(\nabla \alpha_V)$, printed",
-            default=False,
-        ),
-        "alpha_attention_noise": Observable(
-            lambda v: v.noise.deviation.attention,
-            "deviation over samples of the gradient of alpha_A",
-            r"$\sigma(\nabla \alpha_A)$",
-            default=False,
-        ),
-        "alpha_value_gradient_mu": Observable(
-            lambda v: v.noise.mean.value_mu,
-            "mean over samples of the gradient of alpha_V, mu geometry",
-            r"$\nabla \alpha_V$, $\mu$",
-            default=False,
-        ),
-        "alpha_value_gradient_paper": Observable(
-            lambda v: v.noise.mean.value_paper,
-            "mean over samples of the gradient of alpha_V, projector as printed",
-            r"$\nabla \alpha_V$, printed",
-            default=False,
-        ),
-        "alpha_attention_gradient": Observable(
-            lambda v: v.noise.mean.attention,
-            "mean over samples of the gradient of alpha_A",
-            r"$\nabla \alpha_A$",
-            default=False,
-        ),
-        "initial_noise_mu": Observable(
-            lambda v: initial_noise(v.task, "mu"),
-            "deviation over samples of the gradient of alpha_V at the start, mu geometry, exact",
-            r"$\sigma_0(\nabla \alpha_V)$, $\mu$",
-            default=False,
-        ),
-        "initial_noise_paper": Observable(
-            lambda v: initial_noise(v.task, "paper"),
-            "deviation over samples of the gradient of alpha_V at the start, as printed, exact",
-            r"$\sigma_0(\nabla \alpha_V)$, printed",
-            default=False,
-        ),
-    },
-)
+OBSERVABLES: Registry[Observable] = Registry("observable", RECORDED)
 """The table; a name stands for one observable for as long as the process lasts.
 
 See :class:`scbjax.tables.Registry`."""
-
-# What takes long, or is there for a comparison only, is recorded where it is named.
-DEFAULT_RECORD: tuple[str, ...] = tuple(
-    name for name, entry in OBSERVABLES.items() if entry.default
-)
 
 
 Recorded: TypeAlias = str | Observable | Callable[[View], jax.Array]

@@ -21,6 +21,7 @@ PACKAGE = ROOT / "scbjax"
 FLOORS = {
     "base": 0,
     "parameters": 0,
+    "recorded": 1,
     "sharding": 0,
     "task": 0,
     "blocks": 0,

@@ -22,8 +22,8 @@ from scbjax.base import (
 )
 from scbjax.experiments.scb_cost import COST
 from scbjax.experiments.scb_rates import likely_cause, rate_warnings
-from scbjax.experiments.scb_record import DEFAULT_RECORD, RECORDABLE
 from scbjax.parameters import MODEL, TASK, TRAIN, TRANSFER
+from scbjax.recorded import DEFAULT_RECORD, RECORDED
 
 _ATTENTION_RELATIONS = (
     Relation(
@@ -143,15 +143,6 @@ def _pretraining_fits(values: Values, record_every: int) -> str:
     return f"transfer.pretraining_steps = {steps} is not a multiple of {RECORD_EVERY.path}"
 
 
-def _variables() -> Mapping[str, Variable]:
-    from scbjax.observables import OBSERVABLES
-
-    return {
-        name: Variable(entry.long_name, entry.symbol, entry.units, entry.dtype, entry.dims)
-        for name, entry in OBSERVABLES.items()
-    }
-
-
 def _build(fixed: Values, varying: Mapping[str, tuple[Any, ...]]) -> Functions:
     from scbjax.experiments.scb_functions import functions
 
@@ -168,8 +159,10 @@ EXPERIMENT = Experiment(
     name="scb",
     parameters=(*TASK, *MODEL, *TRAIN, *TRANSFER),
     build=_build,
-    variables=_variables,
-    recordable=RECORDABLE,
+    variables={
+        name: Variable(entry.long_name, entry.symbol, entry.units, entry.dtype, entry.dims)
+        for name, entry in RECORDED.items()
+    },
     default_record=DEFAULT_RECORD,
     constants={
         "transition_signal": Variable("signal of the transition matrix", "$K_P$", depends_on=_OF_P),

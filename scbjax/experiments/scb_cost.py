@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scbjax.base import Cost
-from scbjax.experiments.scb_record import NOISE_RECORD
+from scbjax.recorded import NOISE_RECORD
 
 SMALL_VOCABULARY = 32
 """Vocabularies up to this size have programs of their own (`scbjax.sampling`)."""

@@ -338,5 +338,5 @@ def test_a_failed_write_leaves_no_dataset(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_descriptions_are_complete() -> None:
     parts = (EXPERIMENT.constants, EXPERIMENT.kept, EXPERIMENT.truth, EXPERIMENT.dims)
-    described = [*EXPERIMENT.described().values(), *(v for part in parts for v in part.values())]
+    described = [*EXPERIMENT.variables.values(), *(v for part in parts for v in part.values())]
     assert all(each.long_name and each.units and each.symbol for each in described)

@@ -16,7 +16,6 @@ from hypothesis import assume, given
 
 from scbjax import observables, settings as learner_settings, task, training
 from scbjax.base import FLOAT32_TINY, INT32_MAX, Choice, Interval, Parameter, Required
-from scbjax.experiments import scb_record
 from scbjax.experiments.scb import EXPERIMENT
 from scbjax.sweep.plan.programs import make_plan
 from scbjax.sweep.search import first_studies
@@ -104,7 +103,7 @@ def test_studies_know_two_precisions(name: str) -> None:
 
 
 def test_recordable_variables_are_the_observables() -> None:
-    assert tuple(observables.OBSERVABLES) == scb_record.RECORDABLE
+    assert list(observables.OBSERVABLES) == list(EXPERIMENT.variables)
     assert FIELDS["record.variables"].default == observables.DEFAULT_RECORD
 
 
@@ -145,7 +144,7 @@ def test_a_minimal_study_has_every_default() -> None:
     assert read.base["task_seed"] is None
     assert read.axes == ()
     assert read.num_trajectories == 1
-    assert read.variables == scb_record.DEFAULT_RECORD
+    assert read.variables == observables.DEFAULT_RECORD
 
 
 def test_a_study_without_title_is_called_by_its_name() -> None:

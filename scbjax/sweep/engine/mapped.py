@@ -117,8 +117,7 @@ def _by_blocks(program: Program, shape: tuple[int, int], make: Callable[[jax.Arr
 
 def _room_for_records(program: Program, shape: tuple[int, int]) -> Records:
     """Arrays [records, outer, inner, ...] of zeros for all that is recorded."""
-    described = program.experiment.described()
-    variables = {name: described[name] for name in variables_of(program)}
+    variables = {name: program.experiment.variables[name] for name in variables_of(program)}
     has_dims = any(variable.dims for variable in variables.values())
     sizes = program.experiment.sizes(program.fixed) if has_dims else {}
     return {

@@ -83,10 +83,9 @@ def write_dataset(plan: Plan, store: Store, attributes: Mapping[str, Any]) -> Wr
     """
     study = plan.study
     path = store.dataset_path(study.name)
-    described = study.experiment.described()
     with _dataset_file(path, store.chunk_bytes()) as aside:
         _write(_frame(plan, attributes), aside, "w", {})
-        for name, variable in _variables(study, described).items():
+        for name, variable in _variables(study).items():
             array = gather(plan, store, name)
             kept = axes_of(study, name)
             at = tuple(slice(None) if axis.name in kept else 0 for axis in study.axes)
@@ -113,19 +112,12 @@ def check_arrays(plan: Plan, chunk: Chunk, arrays: Arrays) -> None:
             raise DamagedError(f"its {shown(name)} is not what the study records")
 
 
-def _variables(
-    study: Study, described: Mapping[str, Variable] | None = None
-) -> dict[str, Variable]:
-    """All that a dataset of a study holds beside coordinates, with the dimensions after its axes.
-
-    Args:
-        study: the study.
-        described: what can be recorded, if more than its dimensions is asked for.
-    """
+def _variables(study: Study) -> dict[str, Variable]:
+    """All that a dataset of a study holds beside coordinates, with the dimensions after its axes."""
     experiment = study.experiment
     found: dict[str, Variable] = {}
     for name in study.variables:
-        variable = described[name] if described else Variable(name, dims=experiment.dims_of(name))
+        variable = experiment.variables[name]
         found[name] = replace(variable, dims=("step", *variable.dims))
     found |= experiment.constants
     found["diverged_at"] = _DIVERGED_AT

@@ -85,7 +85,7 @@ def _record(experiment: Experiment) -> tuple[Parameter, ...]:
             "run",
             "inner",
             "What is recorded",
-            Choice(experiment.recordable),
+            Choice(tuple(experiment.variables)),
             many=True,
             sweepable=False,
         ),
@@ -154,7 +154,7 @@ def _search(experiment: Experiment) -> tuple[Parameter, ...]:
                 str,
                 experiment.search.goal if experiment.search else experiment.default_record[0],
                 "What has to come to the level; the best value needs the fewest samples for that",
-                Choice(experiment.recordable),
+                Choice(tuple(experiment.variables)),
             ),
             (
                 "direction",
@@ -244,7 +244,7 @@ class Fields(Mapping[str, Parameter]):
 def _names_used(experiment: Experiment) -> frozenset[str]:
     kept = (*experiment.kept, *(f"{name}_snapshots" for name in experiment.kept))
     constants = (*experiment.constants, *(f"{DRAWN}{name}" for name in experiment.constants))
-    own = (*experiment.recordable, *experiment.truth, *experiment.dims, *kept, *constants)
+    own = (*tuple(experiment.variables), *experiment.truth, *experiment.dims, *kept, *constants)
     return frozenset({*_USED, *own})
 
 

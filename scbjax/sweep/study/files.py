@@ -540,7 +540,7 @@ def _check_kept(study: Study) -> None:
                 f"record.snapshots must be multiples of {RECORD_EVERY.path} = {every} "
                 f"up to {STEPS.path} = {steps}, got {step}"
             )
-    own = [name for name in study.variables if study.experiment.dims_of(name)]
+    own = [name for name in study.variables if study.experiment.variables[name].dims]
     what = "record.final, record.truth and record.snapshots need" if not own else f"{own[0]} needs"
     if own or study.final or study.truth or study.snapshots:
         for path in study.experiment.size_paths:
