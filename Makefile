@@ -19,7 +19,8 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(WAR
 PYTHONS := python3.11 python3.12 python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow soak test-versions lint docs numbers claims figures bench
+.PHONY: help install demo test test-slow soak test-versions reference lint docs numbers claims \
+	figures bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -43,6 +44,9 @@ test-versions:  ## run the tests with every Python of PYTHONS, oldest and newest
 		echo "== $$python, $$pins"; \
 		$(MAKE) test PYTHON=$$python PINS=$$pins VENV=.venv-$$(basename $$python)-$$pins; \
 	done; done
+
+reference: $(STAMP)  ## compare the studies, at their small size, with a commit's: STUDIES="fig1 fig5" for some
+	$(BIN)/python tests/reference/reference.py compare $(STUDIES)
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -204,12 +204,12 @@ def test_a_process_of_its_own_has_the_devices_and_bits_of_the_command(place: Pat
 
 @pytest.mark.slow
 def test_a_search_is_run_too(place: Path) -> None:
-    search = {"field": "learning_rate_1", "first": 0.01, "last": 0.1, "points": 2, "rounds": 2}
+    search = {"field": "learning_rate_1", "first": 0.01, "last": 0.1, "points": 3, "rounds": 2}
     goal = {"goal": "attention_distance", "direction": "falls", "level": 0.1}
     record = {"variables": ["attention_distance", "samples", "stage"]}
     study = {**STUDY, "search": search | goal, "record": record}
     found = run(study, progress=False)
-    assert dict(found.sizes) == {"seed": 2, "sparsity": 2, "probe": 4}
+    assert dict(found.sizes) == {"seed": 2, "sparsity": 2, "probe": 6}
     assert_same(run(study, out="out", progress=False), found)
     assert_same(load("out"), found)
     (place / "out" / "study.nc").unlink()
