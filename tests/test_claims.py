@@ -112,7 +112,7 @@ def test_the_cosine_to_the_linear_map_is_that_of_the_attention_at_the_end() -> N
     data = xr.Dataset(
         {
             "attention": (dims, attention),
-            "stationary": (("seed", "arm", "token_in"), np.tile([0.8, 0.2], (3, 2, 1))),
+            "stationary": (("seed", "token_in"), np.tile([0.8, 0.2], (3, 1))),
             "alpha_value": (("seed", "arm", "step"), np.ones((3, 2, 2))),
         },
         coords={

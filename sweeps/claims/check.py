@@ -162,6 +162,9 @@ def values_of(dataset: xr.Dataset, where: Mapping[str, object], name: str, claim
 
 def cosines_to_linear(data: xr.Dataset) -> Values:
     """Give the cosines [arms, runs] of the attention to that of the linear map, as figure 2."""
+    # A task's mu is stored once for all arms.
+    mu = data["stationary"]
+    data = data.assign(stationary=mu if "arm" in mu.dims else mu.expand_dims(arm=data.sizes["arm"]))
     arms = arms_of(data)
     linear = fig2.reference_of(data, arms)
     return np.stack([fig2.similarities(data, "attention", arm, linear) for arm in arms])
