@@ -8,8 +8,9 @@ Every interval of the figures, their tables and the texts that quote them has on
   their law is: how many values lie below a quantile is binomial.
 - An *extreme* belongs to its own sample. Of all tasks, a share of at least 0.05^(1/n) lies within
   the extreme of n, with 95% confidence (Wilks 1941).
-- A *power* is fitted to the samples that the best of several settings needs. Its interval resamples
-  the tasks and chooses the settings anew for each resample, since which one is best is chance too.
+- The *samples* that the best of several settings needs, their growth and its *power*: the interval
+  resamples the tasks and chooses the settings anew for each resample, since which one is best is
+  chance too.
 """
 
 from __future__ import annotations
@@ -183,6 +184,22 @@ def slope(x: Values, costs: Values) -> Values:
     return slopes
 
 
+def resampled_costs(samples: Values, share: float) -> Values:
+    """Give the samples that the best setting needs in resamples of the tasks, one more run lost.
+
+    Args:
+        samples: until recovery [points, settings, runs]; the same tasks everywhere.
+        share: of the runs that have to recover.
+
+    Returns:
+        [resamples, points], the settings chosen anew for each; infinity where none is enough.
+    """
+    drawn = and_one_lost(samples)[..., resampled_runs(samples.shape[-1])]
+    # [points, settings, resamples, runs]
+    costs: Values = samples_for_share(drawn, share).min(axis=1).T
+    return costs
+
+
 def power_estimate(x: Values, samples: Values, share: float) -> Estimate:
     """Fit a power of x to the samples that the best setting needs, with its interval.
 
@@ -198,10 +215,60 @@ def power_estimate(x: Values, samples: Values, share: float) -> Estimate:
     value = float(slope(x, least_samples(samples, share)))
     if not np.isfinite(value):
         return Estimate(np.nan, np.nan, np.nan)
-    drawn = and_one_lost(samples)[..., resampled_runs(samples.shape[-1])]
-    # [points, settings, resamples, runs]
-    costs = samples_for_share(drawn, share).min(axis=1)
-    return Estimate(value, *interval_of(slope(x, costs.T)))
+    return Estimate(value, *interval_of(slope(x, resampled_costs(samples, share))))
+
+
+def growth_estimate(samples: Values, share: float) -> Estimate:
+    """Say how many times more samples the last point needs than the first, as a power is fitted.
+
+    Args:
+        samples: until recovery [points, settings, runs]; the same tasks everywhere.
+        share: of the runs that have to recover.
+
+    Returns:
+        The ratio with its interval; NaN where no setting of one of the two is enough.
+    """
+    value = ratio(least_samples(samples, share))
+    if not np.isfinite(value):
+        return Estimate(np.nan, np.nan, np.nan)
+    return Estimate(float(value), *interval_of(ratio(resampled_costs(samples, share))))
+
+
+def ratio(costs: Values) -> Values:
+    """Divide the last of the costs [..., points] by the first; NaN if one is infinite.
+
+    >>> float(ratio(np.array([2.0, 3.0, 8.0])))
+    4.0
+    """
+    ends = np.where(np.isfinite(costs), costs, np.nan)
+    grown: Values = ends[..., -1] / ends[..., 0]
+    return grown
+
+
+def cost_intervals(samples: Values, share: float) -> list[Interval]:
+    """Give the interval of the samples that every point needs at its best setting.
+
+    Args:
+        samples: until recovery [points, settings, runs]; the same tasks everywhere.
+        share: of the runs that have to recover.
+
+    Returns:
+        One for each point; infinite above where too many resamples have no setting that is enough.
+    """
+    return [cost_interval(drawn) for drawn in resampled_costs(samples, share).T]
+
+
+def cost_interval(drawn: Values) -> Interval:
+    """Interval of a cost from those of resamples, of which some may be infinite.
+
+    Its ends are two of them, and nothing between two.
+
+    >>> cost_interval(np.array([4.0, 1.0, np.inf, 2.0]))
+    Interval(low=1.0, high=inf)
+    """
+    ordered = np.sort(drawn)
+    low, high = (round(tail / 100 * (ordered.size - 1)) for tail in TAILS)
+    return Interval(float(ordered[low]), float(ordered[high]))
 
 
 def interval_of(drawn: Values) -> Interval:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from _statistics import (
     Interval,
     and_one_lost,
+    cost_interval,
     interval_of,
     resampled_runs,
     samples_for_share,
@@ -209,21 +210,38 @@ def interval(x: Values, resampled: Sequence[Values]) -> Interval:
     return interval_of(np.array([exponent(x, costs) for costs in resampled]))
 
 
+def endless(costs: Values) -> Values:
+    """Let what no setting reaches take infinitely many samples."""
+    return np.where(np.isnan(costs), np.inf, costs)
+
+
+def ends_of(drawn: Sequence[Values], place: int) -> Interval:
+    """Give the interval of a size's costs in resamples, or of their ratios, where they have one."""
+    values = np.array([costs[place] for costs in drawn])
+    values = values[~np.isnan(values)]
+    return cost_interval(values) if values.size else Interval(np.nan, np.nan)
+
+
 def tables(dataset: xr.Dataset) -> list[Table]:
     """Tabulate the samples with their fitted powers, for every size and geometry."""
     dataset = arranged(dataset)
     rows, fits = [], []
     for field in SIZES:
-        first: Values | None = None
+        # Of the first geometry: the samples in all, and those of every resample.
+        first: list[Values] = []
         for index, geometry in enumerate(dataset["geometry"].to_numpy()):
             part = dataset.isel(size=rows_of(dataset, field), geometry=index)
             found, resampled = costs_of(part)
             x = part[field].to_numpy().astype(float)
-            first = found["total"] if first is None else first
+            totals = [endless(costs["total"]) for costs in (found, *resampled)]
+            first = first or totals
+            with np.errstate(invalid="ignore"):  # no ratio where neither geometry recovers
+                over = [own / other for own, other in zip(totals, first, strict=True)]
             for place, size in enumerate(x):
                 costs_here = [found[name][place] for name in PARTS]
-                ratio = costs_here[0] / first[place]
-                rows.append([NAMES[field], geometry, size, *costs_here, ratio])
+                around, ratios = (ends_of(each, place) for each in (totals[1:], over[1:]))
+                total = [costs_here[0], *around, *costs_here[1:]]
+                rows.append([NAMES[field], geometry, size, *total, over[0][place], *ratios])
             fit: list[object] = [NAMES[field], geometry, exponent(x, np.log(x))]
             for name in PARTS:
                 power = exponent(x, found[name])
@@ -233,10 +251,12 @@ def tables(dataset: xr.Dataset) -> list[Table]:
                 fit += [power, *around]
             fits.append(fit)
     columns = ranged(*PARTS)
+    whole, *parts = PARTS
+    other = f"that of {dataset['geometry'].to_numpy()[0]}"
     return [
         Table(
-            "Least samples until recovery",
-            ("of", "geometry", "size", *PARTS, "over those of the first geometry"),
+            "Least samples until recovery, with 95% intervals over tasks and settings",
+            ("of", "geometry", "size", *ranged(whole), *parts, *ranged(f"{whole} over {other}")),
             rows,
         ),
         Table(

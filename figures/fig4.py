@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, by_settings, last, runs_in, tabulate
+from _numbers import Table, by_settings, intervals_table, last, runs_in, tabulate
 from _shared import (
     DOUBLE_COLUMN,
     Arm,
@@ -120,18 +120,21 @@ def legend(runs: int) -> list[Line2D]:
 def tables(dataset: xr.Dataset) -> list[Table]:
     """Tabulate the cosines before and after rounding."""
     data = tidy(dataset)
-    rows, edges = [], [-np.inf, *LEVELS, np.inf]
+    rows, spread, edges = [], [], [-np.inf, *LEVELS, np.inf]
     for settings, arm in by_settings(data):
         pairs = [last(data, name, arm) for _, *names in ROWS for name in names]
         counts = np.histogram(finite_of(pairs[-1]), edges)[0]
         medians = [median(values) for values in pairs]
         rows.append([settings, arm.label, *medians, least(pairs[-1]), *counts])
-    columns = ("settings", "arm", "V", "V, rounded", "A", "A, rounded", "A, rounded, least")
+        spread.append(((settings, arm.label), pairs))
+    names = ("V", "V, rounded", "A", "A, rounded")
+    columns = ("settings", "arm", *names, "A, rounded, least")
     bins = (f"below {LEVELS[0]}", *(f"to {level}" for level in LEVELS[1:]), f"above {LEVELS[-1]}")
     first = [median(data[name].isel(step=0)) for _, name, _ in ROWS]
     return [
         Table(f"Cosines at the end, medians of {runs_in(data)}; runs", (*columns, *bins), rows),
         Table("Cosines at the start, medians", ("V", "A"), [first]),
+        intervals_table("Cosines at the end", ("settings", "arm"), names, spread),
     ]
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from _numbers import Table, last, runs_in, tabulate
+from _numbers import Table, intervals_table, last, runs_in, tabulate
 from _shared import (
     DOUBLE_COLUMN,
     POPULATION,
@@ -126,7 +126,7 @@ def same_settings(simulated: xr.Dataset, real: xr.Dataset) -> bool:
 def tables(dataset: xr.Dataset) -> list[Table]:
     """Tabulate the extremes of what is drawn, and where the arms end."""
     data = tidy(dataset, ["num_tokens"])
-    rows = []
+    rows, spread = [], []
     for place, size in enumerate(data["num_tokens"].to_numpy()):
         panel = data.isel(num_tokens=place)
         for arm in arms_of(panel):
@@ -141,10 +141,34 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             finals = [median(last(panel, name, arm)) for name in DISTANCES]
             extremes = [largest(signal), signal[-1], *(largest(values) for values in off)]
             rows.append([size, arm.label, *steps, *extremes, first, *finals])
+            spread.append(((size, arm.label), of_each_run(panel, arm)))
     columns = ("N", "arm", "stage 1 ends at step", "stage 2", "alpha_V, largest", "at the end")
     more = ("Delta_A, largest", "Delta_V, largest", "to Q at the start", "to P", "to Q")
     title_ = f"Simulated runs, medians of {runs_in(data)}"
-    return [Table(title_, (*columns, *more, "rounded, to Q"), rows)]
+    each = ("alpha_V, largest", "at the end", "Delta_A, largest", "Delta_V, largest")
+    return [
+        Table(title_, (*columns, *more, "rounded, to Q"), rows),
+        intervals_table(
+            "Simulated runs, each with its own largest values",
+            ("N", "arm"),
+            (*each, "to P", "to Q", "rounded, to Q"),
+            spread,
+        ),
+    ]
+
+
+def of_each_run(panel: xr.Dataset, arm: Arm) -> list[npt.NDArray[np.float64]]:
+    """Give the largest values and the ends of every run, in the order of their table."""
+    signal, *off = (
+        runs_of(panel, name, arm) for name in ("alpha_value", "delta_attention", "delta_value")
+    )
+    highest = [np.max(values, axis=1) for values in (signal, *off)]
+    return [
+        highest[0],
+        signal[:, -1],
+        *highest[1:],
+        *(last(panel, name, arm) for name in DISTANCES),
+    ]
 
 
 def beside_real(dataset: xr.Dataset, real: xr.Dataset) -> Table:

@@ -7,13 +7,14 @@ thresholded away.
 
 from __future__ import annotations
 
+from _statistics import quantile_interval, share_interval
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, tabulate
-from _shared import DOUBLE_COLUMN, Values, band, main, render, setting, symbol
+from _numbers import Table, ranged, tabulate
+from _shared import DOUBLE_COLUMN, Values, band, main, median, render, setting, symbol
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
@@ -26,6 +27,7 @@ ROUNDED: Final = ("rounded_attention_distance", "rounded_value_distance")
 DISTANCE: Final = "attention_distance"
 VARIABLES: Final = (*ROUNDED, DISTANCE)
 SHARES: Final = np.linspace(0.0, 1.0, 11)
+EVERY: Final = 2  # of the weights has intervals in the tables
 WRITTEN: Final = 0.5  # cells of at least this share of the scale get dark text
 
 
@@ -59,11 +61,17 @@ def plot(dataset: xr.Dataset) -> Figure:
 
 def maps_of(dataset: xr.Dataset) -> tuple[Values, Values]:
     """Give the share recovered and the median distance without rounding, [rates, weights]."""
+    recovered, distance = runs_of(dataset)
+    return recovered.mean(axis=0), band(distance)[1]
+
+
+def runs_of(dataset: xr.Dataset) -> tuple[Values, Values]:
+    """Give which runs are recovered, 0 or 1, and how far A is from Q: [runs, rates, weights]."""
     last = dataset.isel(step=-1)
     recovered = xr.ones_like(last[ROUNDED[0]], dtype=bool)
     for name in ROUNDED:
         recovered &= last[name] < RECOVERED
-    return over_runs(recovered).mean(axis=0), band(over_runs(last[DISTANCE]))[1]
+    return over_runs(recovered), over_runs(last[DISTANCE])
 
 
 def over_runs(values: xr.DataArray) -> Values:
@@ -105,10 +113,10 @@ def edges(centres: Values) -> Values:
 
 
 def tables(dataset: xr.Dataset) -> list[Table]:
-    """Tabulate the two maps, a row for each rate."""
+    """Tabulate the two maps, a row for each rate, and their intervals, a row for each cell."""
     weights, rates = (dataset[name].to_numpy() for name in FIELDS)
     columns = ("rate of stage 2", *(f"{weight:.3g}" for weight in weights))
-    return [
+    maps = [
         Table(name, columns, [[rate, *row] for rate, row in zip(rates, values, strict=True)])
         for name, values in zip(
             (
@@ -119,6 +127,28 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             strict=True,
         )
     ]
+    return [*maps, intervals_of(dataset)]
+
+
+def intervals_of(dataset: xr.Dataset) -> Table:
+    """Tabulate share and median distance with their intervals, at every other weight.
+
+    These are enough to see how sure the maps are; the others would be no different.
+    """
+    every_other = dataset.isel({FIELDS[0]: slice(None, None, EVERY)})
+    weights, rates = (every_other[name].to_numpy() for name in FIELDS)
+    recovered, distance = runs_of(every_other)
+    rows = []
+    for row, column in np.ndindex(recovered.shape[1:]):
+        hits, runs = recovered[:, row, column], distance[:, row, column]
+        share = (hits.mean(), *share_interval(int(hits.sum()), hits.size))
+        middle = (median(runs), *quantile_interval(runs))
+        rows.append([rates[row], f"{weights[column]:.3g}", *share, *middle])
+    return Table(
+        f"Both, of {len(recovered)} runs, with 95% intervals, at every other weight",
+        ("rate of stage 2", "weight", *ranged("share", "distance")),
+        rows,
+    )
 
 
 def draw(results: Path, out: Path) -> list[Path]:

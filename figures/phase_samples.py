@@ -7,13 +7,13 @@ how it moves with T.
 
 from __future__ import annotations
 
-from _statistics import power_estimate, samples_for_share
+from _statistics import cost_intervals, power_estimate, samples_for_share
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, tabulate
+from _numbers import Table, ranged, tabulate
 from _shared import SINGLE_COLUMN, Values, log_axis, main, render, setting
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -122,12 +122,13 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     columns = ("T", "rate of stage 1", f"samples until {MOST:.0%} recover", "stage 1, median")
     slope = power_of(lengths, first)[0]
     _, low, high = power_estimate(lengths.astype(float), used, MOST)
+    around = cost_intervals(used, MOST)
     return [
         Table(
             f"Samples until {MOST:.0%} recover at the best rate: a power {slope:.2f} of T, "
             f"95% interval over tasks and rates {low:.2f} to {high:.2f}",
-            ("T", "samples"),
-            list(zip(lengths, first, strict=True)),
+            ("T", *ranged("samples")),
+            [(*pair, *ends) for *pair, ends in zip(lengths, first, around, strict=True)],
         ),
         Table("The same, rate by rate", (*columns, f"after it, {MOST:.0%}", "never"), rows),
     ]

@@ -7,16 +7,19 @@ simulated runs stay within the 80% band of the real ones, and whether their band
 
 from __future__ import annotations
 
+from _statistics import LEVEL, Interval, interval_of, resampled_runs
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, runs_in, tabulate
+from _numbers import Table, ranged, runs_in, tabulate
 from _shared import (
+    BAND,
     DOUBLE_COLUMN,
     STAGE_COLOUR,
     Arm,
+    Values,
     arms_of,
     band,
     draw_arm,
@@ -49,6 +52,7 @@ VARIABLES: Final = ("stage", *NAMES)
 DISTANCES: Final = ("value_distance", "attention_distance", "excess_loss")
 NUMBERS: Final = (*VARIABLES, *DISTANCES, "rounded_attention_distance", "nonzeros")
 SIMULATED: Final = "black"
+RESAMPLES: Final = 400  # of the tasks
 
 
 def pair_of(dataset: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset, int]:
@@ -132,24 +136,52 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     steps = real["step"].to_numpy()
     for name in NUMBERS[1:]:
         for arm in arms_of(real):
-            ours = band(runs_of(simulated, name, arm))
-            low, middle, high = band(runs_of(real, name, arm))
+            pair = [runs_of(data, name, arm) for data in (simulated, real)]
+            ours, (low, middle, high) = map(band, pair)
+            bound, around = over_tasks(*pair)
             inside = (low <= ours[1]) & (ours[1] <= high)
             outside = steps[~inside]
             wide = high > low
             widths = ((ours[2] - ours[0])[wide] / (high - low)[wide]).tolist()
             first = f"{outside[0]} to {outside[-1]}" if outside.size else ""
             away, width = largest(np.abs(ours[1] - middle)), median(widths)
-            rows.append([name, arm.label, inside.mean(), first, away, width])
-    columns = ("variable", "arm", "share of records inside", "outside, steps")
+            rows.append([name, arm.label, inside.mean(), first, away, bound, width, *around])
+    columns = ("variable", "arm", "share of records inside", "outside, steps", "medians apart")
     return [
         Table(
             "Simulated medians and the 80% band of real runs: records inside, largest distance of "
-            f"the medians, and the median ratio of the bands' widths; {runs_in(real)}",
-            (*columns, "medians apart", "width over width"),
+            f"the medians ({runs_in(real)}) and what it is below for all tasks with 95% "
+            "confidence, and the median ratio of the bands' widths with its 95% interval",
+            (*columns, "of all tasks below", *ranged("width over width")),
             rows,
         )
     ]
+
+
+def over_tasks(simulated: Values, real: Values) -> tuple[float, Interval]:
+    """Resample the tasks: how far apart medians are at most, and the ratio of the bands' widths.
+
+    Args:
+        simulated: [runs, steps].
+        real: [runs, steps], of the same tasks.
+
+    Returns:
+        What the largest distance of the medians of all tasks is below, with 95% confidence (more,
+        since noise adds to a largest distance), and the interval of the median ratio of widths;
+        of tasks whose runs are all finite, NaN if there are none.
+    """
+    finite = np.isfinite(simulated).all(axis=1) & np.isfinite(real).all(axis=1)
+    if not finite.any():
+        return np.nan, Interval(np.nan, np.nan)
+    picks = resampled_runs(int(finite.sum()), RESAMPLES, lost=0)
+    # [percentiles, resamples, steps]
+    ours, theirs = (np.percentile(runs[finite][picks], BAND, axis=1) for runs in (simulated, real))
+    apart = np.abs(ours[1] - theirs[1]).max(axis=-1)
+    wide = theirs[2] > theirs[0]
+    widths = np.full(wide.shape, np.nan)
+    np.divide(ours[2] - ours[0], theirs[2] - theirs[0], out=widths, where=wide)
+    some = widths[wide.any(axis=-1)]
+    return float(np.quantile(apart, LEVEL)), interval_of(np.nanmedian(some, axis=-1))
 
 
 def draw(results: Path, out: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, ranged, tabulate
+from _numbers import Table, intervals_table, ranged, tabulate
 from _shared import (
     DOUBLE_COLUMN,
     POPULATION_LOOK,
@@ -117,6 +117,11 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         for place, level in enumerate(data[LEVEL].to_numpy())
         for samples in [band(needed)[1, place]]
     ]
+    shown = (*DISTANCES, "alpha_attention")
+    spread = [
+        ((level,), [*(last[name].to_numpy()[:, place] for name in shown), needed[:, place]])
+        for place, level in enumerate(data[LEVEL].to_numpy())
+    ]
     columns = (
         *("sparsity", *ranged("share recovered")),
         *("to Q at the start", "to Q", "rounded, to Q"),
@@ -134,6 +139,12 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             "Time of the whole run and, without compilation, what was done a second",
             ("seconds", "of compilation", "without it", "steps a second", "tokens a second"),
             [speed],
+        ),
+        intervals_table(
+            "The end, by sparsity",
+            ("sparsity",),
+            ("to Q", "rounded, to Q", "alpha_A", "samples of the recovered"),
+            spread,
         ),
     ]
 

@@ -10,7 +10,13 @@ with the printed one, whose noise does not.
 
 from __future__ import annotations
 
-from _statistics import Estimate, power_estimate, samples_for_share
+from _statistics import (
+    Estimate,
+    cost_intervals,
+    growth_estimate,
+    power_estimate,
+    samples_for_share,
+)
 from pathlib import Path
 from typing import Any, Final
 
@@ -134,8 +140,13 @@ def power_of(lengths: Values, goal: Values, share: float) -> Estimate:
     Returns:
         The power and its interval; NaN where a length has no samples.
     """
-    settings = goal.swapaxes(2, 3).reshape(len(goal), -1, goal.shape[2])
-    return power_estimate(lengths, settings.astype(float), share)
+    return power_estimate(lengths, by_setting(goal), share)
+
+
+def by_setting(goal: Values) -> Values:
+    """Make one dimension of batches and rates, [lengths, batches, seeds, probes], before seeds."""
+    settings: Values = goal.swapaxes(2, 3).reshape(len(goal), -1, goal.shape[2]).astype(float)
+    return settings
 
 
 def tables(dataset: xr.Dataset, printed: xr.Dataset | None = None) -> list[Table]:
@@ -148,21 +159,23 @@ def tables(dataset: xr.Dataset, printed: xr.Dataset | None = None) -> list[Table
         tried = data[RATE].isel(seed=0) if "seed" in data[RATE].dims else data[RATE]
         rates = tried.transpose(LENGTH, "batch_size", "probe").to_numpy()
         costs, best = least(goal, share)
+        around = cost_intervals(by_setting(goal), share)
         for place, length in enumerate(lengths):
             batch, probe = divmod(int(best[place]), rates.shape[-1])
             size, rate = data["batch_size"].to_numpy()[batch], rates[place, batch, probe]
-            rows.append([name, length, costs[place], size, rate, rate / size])
-        fits.append([name, *power_of(lengths, goal, share), costs[-1] / costs[0]])
+            rows.append([name, length, costs[place], *around[place], size, rate, rate / size])
+        growth = growth_estimate(by_setting(goal), share)
+        fits.append([name, *power_of(lengths, goal, share), *growth])
     seeds, share = dataset.sizes["seed"], share_of(dataset)
     return [
         Table(
             f"Least samples until {share:.0%} of {seeds} seeds have a signal of +0.1",
-            ("projector", "T", "samples", "batch size", "rate", "rate over batch size"),
+            ("projector", "T", *ranged("samples"), "batch size", "rate", "rate over batch size"),
             rows,
         ),
         Table(
-            "Fitted power of T, its 95% interval over tasks and settings, and the whole growth",
-            ("projector", *ranged("power"), "growth"),
+            "Fitted power of T and the whole growth, with 95% intervals over tasks and settings",
+            ("projector", *ranged("power", "growth")),
             fits,
         ),
     ]

@@ -8,7 +8,18 @@ of stage 1, which the paper does not have, makes the power a small one.
 
 from __future__ import annotations
 
-from _statistics import power_estimate, samples_for_share, share_interval
+from _statistics import (
+    Estimate,
+    cost_intervals,
+    growth_estimate,
+    interval_of,
+    power_estimate,
+    quantile_interval,
+    ratio,
+    resampled_runs,
+    samples_for_share,
+    share_interval,
+)
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,28 +239,45 @@ def growth_tables(dataset: xr.Dataset) -> list[Table]:
     rows, fits = [], []
     for curve in curves_of(dataset):
         costs = samples_for_share(curve.samples, SUCCESS)
-        medians = np.median(curve.samples, axis=1)
-        for length, cost, median, own in zip(
-            curve.lengths, costs, medians, np.isfinite(curve.samples), strict=True
+        around = cost_intervals(curve.tried, SUCCESS)
+        for length, cost, ends, runs in zip(
+            curve.lengths, costs, around, curve.samples, strict=True
         ):
-            around = share_interval(int(own.sum()), own.size)
-            rows.append([curve.label, length, cost, median, own.mean(), *around])
+            found = np.isfinite(runs)
+            share = (found.mean(), *share_interval(int(found.sum()), found.size))
+            middle = (np.median(runs), *quantile_interval(runs))
+            rows.append([curve.label, length, cost, *ends, *middle, *share])
         if len(curve.lengths) > 1:
+            growth = growth_estimate(curve.tried, SUCCESS)
             fit = power_estimate(curve.lengths, curve.tried, SUCCESS)
-            with np.errstate(invalid="ignore"):
-                grown = (costs[-1] / costs[0], medians[-1] / medians[0])
-            fits.append([curve.label, *grown, *fit])
-    columns = ("way", "T", f"{SUCCESS:.0%} recover", "median", *ranged("share recovered"))
-    more = ("way", f"growth of {SUCCESS:.0%}", "of the median", *ranged("power of T"))
+            fits.append([curve.label, *growth, *median_growth(curve.samples), *fit])
+    columns = ranged(f"{SUCCESS:.0%} recover", "median", "share recovered")
+    more = ranged(f"growth of {SUCCESS:.0%}", "of the median", "power of T")
     return [
-        Table("Samples to recovery at the best settings", columns, rows),
+        Table(
+            "Samples to recovery at the best settings, with 95% intervals",
+            ("way", "T", *columns),
+            rows,
+        ),
         Table(
             f"From the smallest T to the largest, and the fitted power of T for {SUCCESS:.0%}, "
             "with 95% intervals over tasks and settings",
-            more,
+            ("way", *more),
             fits,
         ),
     ]
+
+
+def median_growth(samples: Values) -> Estimate:
+    """Say how many times the median of the runs grows over all points, with its interval.
+
+    Args:
+        samples: to recovery [points, runs], at settings that stay as they are; the same tasks
+            everywhere.
+    """
+    drawn = np.median(samples[:, resampled_runs(samples.shape[1], lost=0)], axis=-1)
+    value = float(ratio(np.median(samples, axis=1)))
+    return Estimate(value, *interval_of(ratio(drawn.T)))
 
 
 def tried_table(dataset: xr.Dataset) -> Table:

@@ -8,7 +8,7 @@ and a small theta; the figure shows how far below it transfer still works, and w
 
 from __future__ import annotations
 
-from _statistics import Interval, share_interval
+from _statistics import Interval, quantile_interval, share_interval
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from _numbers import Table, tabulate
+from _numbers import Table, ranged, tabulate
 from _shared import (
     DOUBLE_COLUMN,
     Values,
@@ -28,6 +28,7 @@ from _shared import (
 )
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
 STUDY: Final = "transfer_correlation"
 VARIABLES: Final = (
@@ -61,11 +62,26 @@ class Arm:
     overlap: Values
     samples: Values
 
-    def binned(self) -> tuple[Values, Values, Values]:
-        """Mean overlap, share recovered and median samples of the bins with enough runs."""
+    def bins(self) -> list[NDArray[np.bool_]]:
+        """Which runs [runs] are in each of the bins with enough of them."""
         place = np.digitize(self.overlap, EDGES)
         bins = [place == number for number in np.unique(place)]
-        bins = [here for here in bins if here.sum() >= FEWEST]
+        return [here for here in bins if here.sum() >= FEWEST]
+
+    def rows(self) -> list[list[object]]:
+        """Mean overlap, runs, share recovered and median samples of every bin, with intervals."""
+        rows: list[list[object]] = []
+        for here in self.bins():
+            runs = self.samples[here]
+            found = np.isfinite(runs)
+            share = (found.mean(), *share_interval(int(found.sum()), found.size))
+            middle = (np.median(runs), *quantile_interval(runs))
+            rows.append([self.overlap[here].mean(), found.size, *share, *middle])
+        return rows
+
+    def binned(self) -> tuple[Values, Values, Values]:
+        """Mean overlap, share recovered and median samples of the bins with enough runs."""
+        bins = self.bins()
         shares = [np.isfinite(self.samples[here]).mean() for here in bins]
         medians = [np.median(self.samples[here]) for here in bins]
         return (
@@ -153,13 +169,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         for hits, pairs in ((sides[0], sides[0]), (0, sides[1]))
     )
     edge = [most, sides[0], above.low, least, sides[1], below.high, needed]
-    data = tidy(dataset, ("correlation",))
-    recovered = (samples_to_recovery(data) < np.inf).mean(["arm", "run"]).to_numpy()
-    shares = list(zip(data["correlation"].to_numpy(), recovered, strict=True))
-    binned: list[list[object]] = []
-    for arm in arms:
-        for place, share, samples in zip(*arm.binned(), strict=True):
-            binned.append([arm.label, place, share, samples])
+    binned = [[arm.label, *row] for arm in arms for row in arm.rows()]
     return [
         Table(
             "Overlap: the largest of a run that is lost, task pairs above it, which all recover, "
@@ -177,9 +187,31 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             ),
             [edge],
         ),
-        Table("Share of all runs recovered", ("correlation", "share"), shares),
-        Table("By overlap", ("arm", "mean overlap", "share", "samples, median"), binned),
+        correlation_table(dataset),
+        Table(
+            "By overlap; 95% intervals, as if all pairs of tasks were independent",
+            ("arm", "mean overlap", "pairs", *ranged("share", "samples, median")),
+            binned,
+        ),
     ]
+
+
+def correlation_table(dataset: xr.Dataset) -> Table:
+    """Tabulate the share of all runs recovered, and of the seeds that all arms recover."""
+    data = tidy(dataset, ("correlation",))
+    recovered = (samples_to_recovery(data) < np.inf).transpose("correlation", "arm", "run")
+    rows = []
+    for correlation, runs in zip(data["correlation"].to_numpy(), recovered.to_numpy(), strict=True):
+        # The arms of a seed have the same two tasks: of these, not of runs, is the interval.
+        seeds = runs.all(axis=0)
+        around = share_interval(int(seeds.sum()), seeds.size)
+        rows.append([correlation, runs.mean(), seeds.mean(), *around])
+    return Table(
+        f"Share of all runs recovered; share of the {data.sizes['run']} seeds of which all arms "
+        "recover, with its 95% interval",
+        ("correlation", "share", *ranged("share of seeds")),
+        rows,
+    )
 
 
 def draw(results: Path, out: Path) -> list[Path]:

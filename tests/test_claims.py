@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -71,6 +72,76 @@ def test_quantiles_levels_and_comparisons_are_those_of_the_runs() -> None:
     size = replace(claim("quantile", 0, 1, "alpha_value"), step=0)
     assert check.judge(size, data).found[0] == 0
     assert check.judge(replace(size, step=None), study(0)).found[0] == pytest.approx(0.3)
+
+
+def growing() -> xr.Dataset:
+    """A transfer that takes 1000 samples at T = 1000, and twice as many at T = 4000."""
+    step = np.arange(6) * 500
+    need = np.array([1000, 2000])[:, None, None]
+    distance = np.where(np.broadcast_to(step, (2, 20, 6)) >= need, 0.01, 0.5)
+    names = ("rounded_attention_distance", "rounded_value_distance")
+    dims = ("arm", "seed", "step")
+    return xr.Dataset(
+        {**dict.fromkeys(names, (dims, distance)), "samples": (dims, 0 * distance + step)},
+        coords={
+            "context_length": ("arm", [1000, 4000]),
+            "start": ("arm", ["transfer"] * 2),
+            "optimizer": ("arm", ["proximal"] * 2),
+            "flip": ("arm", [True, True]),
+            "seed": np.arange(20),
+            "step": step,
+        },
+    )
+
+
+def test_the_power_is_that_of_a_way_to_train() -> None:
+    way = {"way": "transfer"}
+    power = check.judge(claim("power", 0, 1, where=way), growing()).found
+    assert power == pytest.approx((0.5, 0.5, 0.5))
+    with pytest.raises(ValueError, match="has no way 'from scratch', but transfer"):
+        check.judge(claim("power", 0, 1, where={"way": "from scratch"}), growing())
+
+
+def test_the_cosine_to_the_linear_map_is_that_of_the_attention_at_the_end() -> None:
+    """With mu = (0.8, 0.2): the angle of (1, t) and (1, 0) has the cosine 1 / sqrt(1 + t^2 / 4)."""
+    angles = np.array([0.1, 0.2, 0.3])
+    attention = np.zeros((3, 2, 1, 2))
+    attention[..., 0] = 1
+    attention[:, 1, 0, 1] = angles
+    dims = ("seed", "arm", "position", "query")
+    data = xr.Dataset(
+        {
+            "attention": (dims, attention),
+            "stationary": (("seed", "token_in"), np.tile([0.8, 0.2], (3, 1))),
+            "alpha_value": (("seed", "arm", "step"), np.ones((3, 2, 2))),
+        },
+        coords={
+            "seed": np.arange(3),
+            "attention_map": ("arm", ["linear", "softmax"]),
+            "optimizer": ("arm", ["proximal", "adam"]),
+            "step": [0, 100],
+        },
+    )
+    stated = claim("quantile", 0, 1, "cosine_to_linear", {"attention_map": "softmax"})
+    expected = 1 / np.sqrt(1 + angles**2 / 4)
+    assert check.judge(stated, data).found[0] == pytest.approx(expected[1])
+    above = replace(stated, measure="above", level=expected[1] - 1e-6)
+    assert check.judge(above, data).found[0] == pytest.approx(2 / 3)
+
+
+def test_of_a_long_study_no_more_is_run_than_its_claims_need(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(list(command)))
+    seeds = range(9000, 9032)
+    for small in (False, True):
+        check.run_study("transfer", seeds, tmp_path, small=small)
+    check.run_study("fig1", seeds, tmp_path, small=False)
+    (change,) = check.only("transfer")
+    assert [change in command for command in commands] == [True, False, False]
+    assert ["--small" in command for command in commands] == [False, True, False]
+    assert load_study("transfer", [change]).num_trajectories == 32 * 15
 
 
 def test_an_arm_has_to_be_one() -> None:

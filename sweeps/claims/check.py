@@ -25,13 +25,24 @@ sys.path.insert(0, str(ROOT / "figures"))
 from _statistics import (  # noqa: E402
     Estimate,
     Interval,
+    power_estimate,
     quantile_interval,
     share_interval,
 )
 
+import fig2  # noqa: E402
 import numpy as np  # noqa: E402
+import transfer  # noqa: E402
 import xarray as xr  # noqa: E402
-from _shared import FOUND, RECOVERED, SIGNALS, Values, tidy  # noqa: E402
+from _shared import (  # noqa: E402
+    FOUND,
+    RECOVERED,
+    SIGNALS,
+    SUCCESS,
+    Values,
+    arms_of,
+    tidy,
+)
 from numpy.typing import NDArray  # noqa: E402
 
 CLAIMS: Final = Path(__file__).with_name("claims.toml")
@@ -47,7 +58,7 @@ class Claim:
         measure: a name in `MEASURES`.
         low: lower end of the interval stated.
         high: upper end of it.
-        where: the values of the study's axes that pick the runs.
+        where: the values of the study's axes that pick the runs; of samples to recovery, the way.
         than: those of other runs of the same tasks, where two are compared.
         variable: what is measured of them.
         share: the quantile that is stated.
@@ -109,6 +120,12 @@ def used_seeds(path: Path = CLAIMS) -> list[range]:
         return [range(*pair) for pair in tomllib.load(stream)["used_seeds"]]
 
 
+def only(study: str, path: Path = CLAIMS) -> list[str]:
+    """Of a study that takes long, what is changed to run no more of it than its claims need."""
+    with path.open("rb") as stream:
+        return list(tomllib.load(stream)["only"].get(study, []))
+
+
 # -------------------------------------------------------------------------------- measuring
 
 
@@ -118,7 +135,8 @@ def values_of(dataset: xr.Dataset, where: Mapping[str, object], name: str, claim
     Args:
         dataset: of the study.
         where: the values of its axes.
-        name: of the variable; `gain` is that of the mu-orthogonal projector at the start.
+        name: of the variable; `gain` is that of the mu-orthogonal projector at the start, and
+            `cosine_to_linear` that of the attention at the end to the one of the linear map.
         claim: when it is measured.
 
     Raises:
@@ -128,6 +146,8 @@ def values_of(dataset: xr.Dataset, where: Mapping[str, object], name: str, claim
         ratio = dataset["initial_noise_paper"] / dataset["initial_noise_mu"]
         dataset = dataset.assign(gain=ratio**2)
     data = tidy(dataset)
+    if name == "cosine_to_linear":
+        data = data.assign({name: (("arm", "run"), cosines_to_linear(data))})
     here = np.ones(data.sizes["arm"], bool)
     for axis, value in where.items():
         along = np.broadcast_to(data[axis].to_numpy(), here.shape)
@@ -135,8 +155,19 @@ def values_of(dataset: xr.Dataset, where: Mapping[str, object], name: str, claim
     if here.sum() != 1:
         raise ValueError(f"{here.sum()} arms of {claim.study} are {dict(where)}, not one")
     last = data[name].isel(arm=int(here.argmax()))
-    last = last.isel(step=-1) if claim.step is None else last.sel(step=claim.step)
+    if "step" in last.dims:
+        last = last.isel(step=-1) if claim.step is None else last.sel(step=claim.step)
     return np.asarray(last.to_numpy(), float).ravel()
+
+
+def cosines_to_linear(data: xr.Dataset) -> Values:
+    """Give the cosines [arms, runs] of the attention to that of the linear map, as figure 2."""
+    # A task's mu is stored once for all arms.
+    mu = data["stationary"]
+    data = data.assign(stationary=mu if "arm" in mu.dims else mu.expand_dims(arm=data.sizes["arm"]))
+    arms = arms_of(data)
+    linear = fig2.reference_of(data, arms)
+    return np.stack([fig2.similarities(data, "attention", arm, linear) for arm in arms])
 
 
 def share_of(hits: NDArray[np.bool_]) -> Estimate:
@@ -173,6 +204,30 @@ def below(claim: Claim, dataset: xr.Dataset) -> Estimate:
     return share_of(values_of(dataset, claim.where, claim.variable, claim) < claim.level)
 
 
+def above(claim: Claim, dataset: xr.Dataset) -> Estimate:
+    """Share of the tasks with a variable above a level."""
+    return share_of(values_of(dataset, claim.where, claim.variable, claim) > claim.level)
+
+
+def power(claim: Claim, dataset: xr.Dataset) -> Estimate:
+    """Power of T to which the samples grow that 90% of the runs need, at the best settings."""
+    curve = curve_of(claim, dataset)
+    return power_estimate(curve.lengths, curve.tried, SUCCESS)
+
+
+def curve_of(claim: Claim, dataset: xr.Dataset) -> transfer.Curve:
+    """Find the runs of one way to train among those of the study of transfers.
+
+    Raises:
+        ValueError: there are none.
+    """
+    curves = {curve.label: curve for curve in transfer.curves_of(dataset)}
+    way = str(claim.where.get("way"))
+    if way not in curves:
+        raise ValueError(f"{claim.study} has no way {way!r}, but {', '.join(curves)}")
+    return curves[way]
+
+
 def nearer(claim: Claim, dataset: xr.Dataset) -> Estimate:
     """Share of the tasks on which one arm ends with a smaller variable than another."""
     one, other = (
@@ -182,7 +237,8 @@ def nearer(claim: Claim, dataset: xr.Dataset) -> Estimate:
 
 
 MEASURES: Final[Mapping[str, Callable[[Claim, xr.Dataset], Estimate]]] = {
-    measure.__name__: measure for measure in (found, recovered, mirrored, quantile, below, nearer)
+    measure.__name__: measure
+    for measure in (found, recovered, mirrored, quantile, below, above, nearer, power)
 }
 
 
@@ -218,7 +274,11 @@ def run_study(study: str, seeds: range, out: Path, *, small: bool) -> Path:
     """Run a study on these seeds, or go on with it; returns its dataset."""
     command = [sys.executable, "-m", "scbjax", "run", study, "--no-figure", "--out", str(out)]
     command += ["--set", f"axes.seed={{ range = [{seeds.start}, {seeds.stop}] }}"]
-    subprocess.run([*command, *(["--small"] if small else [])], check=True)
+    if small:
+        command += ["--small"]
+    else:
+        command += [part for change in only(study) for part in ("--set", change)]
+    subprocess.run(command, check=True)
     return out / f"{study}.nc"
 
 

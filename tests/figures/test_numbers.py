@@ -323,7 +323,9 @@ def test_fig3_reads_the_signal_at_the_median_switch(dataset: xr.Dataset) -> None
 def test_fig4_counts_runs_between_levels(dataset: xr.Dataset) -> None:
     data = suited("fig4", dataset).copy(deep=True)
     data["rounded_attention_similarity"][{ARM: 0, "step": -1}] = [0.5, 0.9, 0.97, 0.999]
-    ends, start = read(load("fig4").tables(data))
+    ends, start, spread = read(load("fig4").tables(data))
+    assert column(spread, "A, rounded") == column(ends, "A, rounded")
+    assert column(spread, "V") == column(ends, "V")
     bins = ("below 0.8", "to 0.95", "to 0.996", "above 0.996")
     assert [ends[0][name] for name in bins] == ["1"] * 4
     assert float(ends[0]["A, rounded, least"]) == 0.5
@@ -372,8 +374,12 @@ def test_fig5_has_a_row_for_every_vocabulary_and_arm(dataset: xr.Dataset) -> Non
 
 
 def test_fig6_and_scale_give_extremes_and_ends_of_stages(dataset: xr.Dataset) -> None:
-    (rows,) = tables_of("fig6", dataset)
+    rows, spread = tables_of("fig6", dataset)
     data = suited("fig6", dataset)
+    own = np.median(data["delta_attention"].max("step").values, axis=0)
+    assert column(spread, "Delta_A, largest") == close(own.tolist())
+    assert column(spread, "to Q") == column(rows, "to Q")
+    assert column(spread, "at the end") == column(rows, "at the end")
     signal = np.median(data["alpha_value"].values, axis=0)
     assert column(rows, "alpha_V, largest") == close(signal.max(axis=1).tolist())
     assert column(rows, "at the end") == close(signal[:, -1].tolist())
@@ -513,7 +519,9 @@ def test_complexity_prints_costs_and_powers(dataset: xr.Dataset) -> None:
     assert column(own, "total") == close((stage + 2000).tolist())
     printed = [row for row in costs if (row["of"], row["geometry"]) == ("context length", "paper")]
     ratios = column(printed[:2], "total") / (stage + 2000)[:2]
-    assert column(printed[:2], "over those of the first geometry") == close(ratios.tolist())
+    assert column(printed[:2], "total over that of mu") == close(ratios.tolist())
+    # Of the first geometry over itself nothing is chance.
+    assert [row["total over that of mu, to"] for row in own] == ["1"] * 3
     lengths = np.log([100, 200, 400])
     assert float(fits[0]["logarithm"]) == close(np.polyfit(lengths, np.log(lengths), 1)[0])
     assert float(fits[0]["stage 1"]) == close(1.5)
@@ -552,13 +560,22 @@ def test_stage1_draws_the_printed_projector_where_its_study_was_run(store: Store
 
 
 def test_phase_diagrams_print_their_maps(dataset: xr.Dataset) -> None:
-    share, distance = tables_of("phase_rates", dataset)
+    share, distance, cells = tables_of("phase_rates", dataset)
+    assert column(cells, "weight") == [1e-5, 1e-3] * 2
+    assert column(cells, "share") == [0.9, 0.7] * 2
+    low, high = binomtest(7, 10).proportion_ci(0.95, method="wilson")
+    assert [float(cells[1][f"share, {end}"]) for end in ("from", "to")] == close([low, high])
+    assert column(cells, "distance") == [0.01] * 4
     assert [list(row.values())[1:] for row in share] == [["0.9", "0.8", "0.7"]] * 2
     assert {float(cell) for row in distance for cell in list(row.values())[1:]} == {0.01}
     data = suited("phase_samples", dataset)
     data["stage"] = 1 + (data["step"] >= 5) * xr.ones_like(data["samples"])
     best, rates = read(load("phase_samples").tables(data))
     assert column(best, "samples") == [9 * 40, 18 * 40]
+    # Seed s recovers after s + 1 records: of ten, and one that never does, the ninth.
+    assert [row["samples, to"] for row in best] == ["inf", "inf"]
+    for row in best:
+        assert float(row["samples, from"]) <= float(row["samples"])
     assert "a power 0.50 of T" in load("phase_samples").tables(data)[0].title
     assert column(rates, "samples until 90% recover") == [720, 360, 1440, 720]
     assert column(rates, "stage 1, median") == [40] * 4
@@ -569,7 +586,10 @@ def test_sparsity_prints_every_level_and_the_throughput(dataset: xr.Dataset) -> 
     script = load("sparsity")
     data = suited("sparsity", dataset).assign_attrs(wall_seconds="10.0", compile_seconds="2.0")
     settings = {"train.batch_size": 8, "task.context_length": 100}
-    levels, speed = read(script.tables(data.assign_attrs(settings=json.dumps(settings))))
+    tables = script.tables(data.assign_attrs(settings=json.dumps(settings)))
+    levels, speed, spread = read(tables)
+    for name in ("to Q", "rounded, to Q", "alpha_A", "samples of the recovered"):
+        assert [row[name] for row in spread] == [row[name] for row in levels]
     assert column(levels, "share recovered") == close([0.9, 0.9, 0.9, 0.9, 0.0])
     assert column(levels, "to Q at the start") == close(np.arange(1, 6) ** -0.5)
     assert [row["samples of the recovered"] for row in levels] == ["80", "160", "240", "320", "-"]
@@ -586,8 +606,15 @@ def test_transfer_prints_growth_and_all_settings(dataset: xr.Dataset) -> None:
         costs = np.sort(curve.samples, axis=1)[:, 8]
         assert column(own, "90% recover") == close(costs.tolist())
         assert column(own, "median") == close(np.median(curve.samples, axis=1).tolist())
+        for name in ("90% recover", "median"):
+            for row in own:
+                assert float(row[f"{name}, from"]) <= float(row[name]) <= float(row[f"{name}, to"])
         (fit,) = (row for row in growth if row["way"] == curve.label)
         assert float(fit["growth of 90%"]) == close(costs[-1] / costs[0])
+        medians = np.median(curve.samples, axis=1)
+        assert float(fit["of the median"]) == close(medians[-1] / medians[0])
+        for name in ("growth of 90%", "of the median"):
+            assert float(fit[f"{name}, from"]) <= float(fit[name]) <= float(fit[f"{name}, to"])
         names = ("power of T, from", "power of T", "power of T, to")
         low, power, high = (float(fit[name]) for name in names)
         assert low <= power <= high
@@ -610,6 +637,13 @@ def test_transfer_correlation_finds_the_edge(dataset: xr.Dataset) -> None:
     )
     assert float(edge["theorem"]) == close(0.9)
     assert column(shares, "share") == close((overlap > 0.2).mean((0, 1)).tolist())
+    every = np.all(overlap > 0.2, axis=0)
+    assert column(shares, "share of seeds") == close(every.mean(axis=0).tolist())
+    low, high = binomtest(int(every[:, 0].sum()), len(every)).proportion_ci(0.95, method="wilson")
+    row = shares[0]
+    assert [float(row[f"share of seeds, {end}"]) for end in ("from", "to")] == close([low, high])
+    arm = [row for row in binned if row["arm"] == binned[0]["arm"]]
+    assert sum(int(row["pairs"]) for row in arm) <= overlap[0].size
     assert {row["arm"] for row in binned} >= {r"$\theta$ = 0.1", r"pretrained, $\theta$ = 0.2"}
 
 

@@ -130,6 +130,38 @@ def test_the_interval_of_a_power_covers_with_the_choice_of_settings_and_not_with
     assert np.mean(narrow) < 0.9
 
 
+def test_growth_and_samples_needed_are_those_of_the_law() -> None:
+    """The cheapest setting of the world recovers 92%: 90% of its runs need what 0.9 / 0.92 do."""
+    rng = np.random.default_rng(11)
+    at = stats.norm.ppf(SHARE / 0.92)
+    grown, needed = [], []
+    for _ in range(100):
+        lengths, samples = world(rng, 32)
+        _, low, high = _statistics.growth_estimate(samples, SHARE)
+        grown.append(low <= 16 <= high)
+        truth = 5 * lengths * np.exp(0.25 * at)
+        ends = _statistics.cost_intervals(samples, SHARE)
+        needed += [a <= b <= c for (a, c), b in zip(ends, truth, strict=True)]
+    assert np.mean(grown) >= 0.93
+    assert np.mean(needed) >= 0.93
+
+
+def test_growth_without_spread_is_the_ratio_and_without_recovery_none() -> None:
+    samples = np.full((3, 1, 40), 2.0) * np.array([1, 5, 3])[:, None, None]
+    assert _statistics.growth_estimate(samples, SHARE) == (3, 3, 3)
+    assert _statistics.cost_intervals(samples, SHARE) == [(2, 2), (10, 10), (6, 6)]
+    samples[0] = np.inf
+    assert np.isnan(_statistics.growth_estimate(samples, SHARE)).all()
+    assert _statistics.cost_intervals(samples, SHARE)[0] == (np.inf, np.inf)
+
+
+def test_samples_needed_have_no_upper_end_where_a_tenth_is_lost() -> None:
+    """Of 30 runs with 3 lost: in about a third of the resamples more than 3 are."""
+    samples = np.where(np.arange(30) < 3, np.inf, 4.0)[None, None]
+    assert _statistics.least_samples(samples, SHARE) == 4
+    assert _statistics.cost_intervals(samples, SHARE) == [(4, np.inf)]
+
+
 def test_a_resample_may_lose_a_run_though_all_were_found() -> None:
     picks = _statistics.resampled_runs(8)
     assert picks.max() == 8
