@@ -163,9 +163,8 @@ def init(key: jax.Array, task: Task, settings: Settings) -> State:
         TypeError: if an argument is something else than it is meant to be.
         ValueError: if it is several, or the settings hold a number that is not allowed.
     """
-    return _outer(
-        _learner(task, settings).init(check_arguments(key, task, settings), task, settings)
-    )
+    key = check_arguments(key, task, settings)
+    return _outer(_learner(task, settings).init(key, task, settings))
 
 
 def start_from(key: jax.Array, source: Task, task: Task, settings: Settings, state: State) -> State:
