@@ -33,6 +33,15 @@ QUICK_SIZES = (Size(3, 200, 8, 4), Size(40, 200, 8, 4))
 # Long enough that the records of start and end cost next to nothing.
 STEPS, LARGE_STEPS, QUICK_STEPS = 60, 20, 4
 RATE = 1e-3  # at which nothing diverges for any N
+# Colours of Okabe & Ito; one device full lines, all cores broken ones.
+LOOKS: dict[str, dict[str, Any]] = {
+    PLAIN: {"color": "#0072B2"},
+    BATCHED: {"color": "#009E73", "marker": "v"},
+    LOOP: {"color": "#CC79A7", "marker": "s"},
+    MAPPED: {"color": "#56B4E9", "linestyle": "--"},
+    SWEEP: {"color": "#000000", "marker": "^"},
+    SWEEP_CORES: {"color": "#000000", "marker": "^", "linestyle": "--"},
+}
 FEW = 4  # trajectories of a peer's loop, which cost the same each
 EFFORT, QUICK_EFFORT = Effort(rounds=3, seconds=0.0), Effort(rounds=1, seconds=0.0)
 
@@ -141,7 +150,7 @@ def draw(payload: Payload) -> Figure:
     places = list(range(len(sizes)))
     for name in [row["name"] for row in sizes[0]["rows"]]:
         rates = [next(row["rate"] for row in size["rows"] if row["name"] == name) for size in sizes]
-        draw_spread(axes, places, rates, name, scale=1e-6)
+        draw_spread(axes, places, rates, name, scale=1e-6, **LOOKS.get(name, {}))
     axes.set(yscale="log", ylabel="million tokens per second", xlabel="vocabulary size N")
     axes.set_xticks(places, [str(size["num_tokens"]) for size in sizes])
     axes.xaxis.set_minor_locator(NullLocator())
