@@ -79,18 +79,27 @@ CHECKS: dict[str, Callable[[Names], None]] = {
 }
 
 
+SWEPT = ("heads", "letters")
+"""Experiments, which tests/sweep/test_experiments.py runs."""
+QUICK = ("own_observable", "own_stages", "continue_and_save")
+"""Every kind of part; the others take their time to compile."""
+
+
 def test_every_example_is_checked() -> None:
-    assert sorted(CHECKS) == sorted(path.stem for path in FOLDER.glob("*.py"))
+    assert sorted((*CHECKS, *SWEPT)) == sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
-@pytest.mark.parametrize("name", list(CHECKS))
+@pytest.mark.parametrize("name", [*CHECKS, *SWEPT])
 def test_an_example_is_short(name: str) -> None:
     text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= LINES
     assert text.startswith('"""')
 
 
-@pytest.mark.parametrize("name", list(CHECKS))
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CHECKS],
+)
 def test_an_example_does_what_it_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     # As a reader would run it: with what JAX allows unless it is told otherwise.
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):

@@ -51,6 +51,7 @@ RECORD = (
     "population_alpha_attention",
 )
 # Rates at which these small tasks go through all stages in 80 steps.
+LEAST = {"theta": "between 0 and 1"}  # a share
 QUICK = Settings(
     batch_size=B,
     steps=80,
@@ -1016,7 +1017,10 @@ def test_sgd_is_the_proximal_arm_without_l1_and_without_cuts(
     long_runs: dict[str, Trajectory],
 ) -> None:
     # The additive update p + ((p - eta g) - p) rounds differently: 1e-7 a step, grown by training.
-    assert_close(long_runs["lowered"], long_runs["sgd"], 1e-5)
+    # What the two carry along of the optimiser is of two kinds; everything else is the same.
+    for part in ("params", "records", "diverged_at"):
+        found, expected = (getattr(long_runs[arm], part) for arm in ("lowered", "sgd"))
+        assert_close(found, expected, 1e-5)
     records = long_runs["sgd"].records
     # The signals passed stop_level, which ends nothing without l1.
     assert (float(records["alpha_value"][-1]) + float(records["alpha_attention"][-1])) / 2 > 0.5
@@ -1082,7 +1086,7 @@ def test_the_recipe_recovers_every_task() -> None:
             for name in ("batch_size", "steps", "record_every", "refit_samples", "refit_support")
         ],
         *[
-            ({name: value}, f"{name} is {value}; it must be at least 0")
+            ({name: value}, f"{name} is {value}; it must be {LEAST.get(name, 'at least 0')}")
             for name in sorted(training.TRACED_FIELDS)
             for value in ((-1,) if name.endswith("_step") else (-1, float("nan")))
         ],

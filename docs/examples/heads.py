@@ -1,7 +1,4 @@
-"""A learner of one's own in a sweep: H softmax heads, each with a V, trained by Adam.
-
-Run it: scbjax run docs/examples/heads.toml --experiment docs/examples/heads.py
-"""
+"""A learner of one's own in a sweep: H softmax heads; heads.toml says how it is run."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +8,7 @@ import scbjax
 from scbjax.base import Parameter
 
 HEADS = Parameter("model.heads", int, 2, "static", "inner", "Heads H")
-RATE = Parameter("train.rate", float, 0.02, "traced", "inner", "Rate of Adam", symbol=r"$\eta$")
+RATE = Parameter("train.rate", float, 0.02, "traced", "inner", "Rate of Adam")
 
 
 def readout(heads):  # V [H, N, N] and A [H, T, N]
@@ -21,8 +18,7 @@ def readout(heads):  # V [H, N, N] and A [H, T, N]
 def loss(heads, batch):  # which JAX differentiates
     predict = jax.vmap(scbjax.predict, in_axes=(0, None, None))
     output = predict(readout(heads), batch.tokens, batch.query).sum(axis=0)
-    squares = (output - jax.nn.one_hot(batch.label, output.shape[1])) ** 2
-    return jnp.mean(jnp.sum(squares, axis=1)) / 2
+    return optax.l2_loss(output, jax.nn.one_hot(batch.label, output.shape[1])).sum(1).mean()
 
 
 def entropy(view):  # of each head, a mean over queries

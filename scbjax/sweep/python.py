@@ -112,8 +112,8 @@ def run(
         ...     "train": {"batch_size": 4, "steps": 4, "record_every": 2},
         ... }
         >>> dataset = run(study, axes={"seed": range(3), "l1": (0, 1e-3)}, progress=False)
-        >>> dict(dataset.sizes)
-        {'step': 3, 'seed': 3, 'l1': 2}
+        >>> sorted(dataset.sizes.items())
+        [('l1', 2), ('seed', 3), ('step', 3)]
     """
     say = _note if progress else _keep_quiet
     with _in_words_of_python(), contextlib.ExitStack() as stack:

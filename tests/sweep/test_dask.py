@@ -181,7 +181,7 @@ def test_lost_chunks_are_one_sentence() -> None:
 def test_missing_package_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("scbjax.sweep.places.find_spec", lambda _: None)
+    monkeypatch.setattr("scbjax.sweep.engine.places.find_spec", lambda _: None)
     assert main(["run", "quickstart", "--engine", "dask", "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("the extra dask of scbjax brings it, as in pip install 'scbjax[dask]'")

@@ -149,6 +149,7 @@ def test_a_study_is_its_text_and_the_file(study: Study, heads: tuple[Experiment,
     assert recipe.plan().fingerprint == fingerprint(study)
 
 
+@pytest.mark.slow
 def test_an_experiment_is_run_from_python(
     whole: xarray.Dataset, heads: tuple[Experiment, ...]
 ) -> None:
@@ -165,6 +166,7 @@ def test_an_experiment_is_run_from_python(
         scbjax.sweep.run("quickstart", experiment=3, progress=False)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_data_of_ones_own_are_swept(tmp_path: Path) -> None:
     """A static parameter of the source makes programs of their own; the held-out loss falls."""
     out = tmp_path / "out"

@@ -263,6 +263,8 @@ def test_a_run_that_was_stopped_goes_on(place: Path, of_command: Path) -> None:
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_leaves_nothing_behind(place: Path, times: int) -> None:
     """Once: after the segment. Twice: at once, as without a run."""
+    # A process that was started in the background ignores SIGINT from the start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     engine = Engine(interrupt(times))
     with pytest.raises(KeyboardInterrupt) as stopped:
@@ -271,6 +273,7 @@ def test_ctrl_c_leaves_nothing_behind(place: Path, times: int) -> None:
     assert str(stopped.value).startswith("the run was stopped; nothing is kept") == (times == 1)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert names_in(place) == BEFORE
+    signal.signal(signal.SIGINT, before)
 
 
 def test_an_error_leaves_nothing_behind(place: Path) -> None:
