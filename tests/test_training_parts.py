@@ -106,6 +106,7 @@ def test_trajectories_in_a_map_are_continued_in_a_map() -> None:
 # -------------------------------------------------------------------------- optimisers of one's own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tokens", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_an_optimiser_of_ones_own_sees_the_same_batches(num_tokens: int) -> None:
     """The paper's step, made of its transformation, is the paper's arm in its first stage."""
@@ -136,6 +137,7 @@ def test_a_transformation_is_one_stage_without_an_end() -> None:
     assert found.records["stage"].tolist() == [1] * 5
 
 
+@pytest.mark.slow
 def test_the_rate_of_an_optimiser_is_mapped() -> None:
     def final(rate: jax.Array) -> jax.Array:
         records = train(KEY, make_task(), SETTINGS, optimizer=optax.adam(rate)).records
@@ -150,6 +152,7 @@ def test_the_rate_of_an_optimiser_is_mapped() -> None:
     assert len({*np.asarray(found)}) == 3
 
 
+@pytest.mark.slow
 def test_everything_that_is_usually_recorded_can_be() -> None:
     settings = change(SETTINGS, record=scbjax.observables.DEFAULT_RECORD)
     records = own_train(settings, optimizer=optax.adam(1e-3)).records
@@ -158,6 +161,7 @@ def test_everything_that_is_usually_recorded_can_be() -> None:
     assert np.all(np.isnan(records["population_alpha_value"]))  # of the paper's steps, not of these
 
 
+@pytest.mark.slow
 def test_own_optimisers_are_continued_bitwise() -> None:
     whole = own_train(optimizer=optax.adam(1e-3))
     first = own_train(optimizer=optax.adam(1e-3), steps=10)
@@ -173,6 +177,7 @@ def scaled(factor: float) -> AttentionMap:
     return AttentionMap(lambda w: factor * w, lambda length: 1 / (factor * length), name="scaled")
 
 
+@pytest.mark.slow
 def test_maps_of_one_name_are_not_taken_for_one_another() -> None:
     """A step on W is one on A with the rate times the square of the factor."""
     settings = change(
@@ -201,6 +206,7 @@ def test_a_name_is_held_as_its_map() -> None:
 # -------------------------------------------------------------------------------------- observables
 
 
+@pytest.mark.slow
 def test_observables_of_ones_own_stand_beside_ours() -> None:
     def entropy(view: View) -> jax.Array:
         """Entropy of |A|, by query."""
@@ -224,12 +230,14 @@ def test_observables_of_ones_own_stand_beside_ours() -> None:
     np.testing.assert_allclose(named.records["d"], ours.records["value_distance"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_settings_hold_observables_of_ones_own() -> None:
     settings = change(SETTINGS, record={"largest": lambda view: jnp.max(view.params.attention)})
     found = quick_jit(train)(KEY, make_task(), settings)
     np.testing.assert_array_equal(found.records["largest"][-1], jnp.max(found.params.attention))
 
 
+@pytest.mark.slow
 def test_a_view_has_the_state_the_settings_and_the_loss() -> None:
     batch = scbjax.sample_batch(KEY, make_task(), 8)
     record = {
@@ -302,6 +310,7 @@ def test_each_arm_trains_on_a_source(optimizer: Any) -> None:  # noqa: ANN401
     chex.assert_trees_all_close(found.params, wanted.params, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_source_of_tasks_is_the_task_that_it_draws() -> None:
     source = scb_source(num_tokens=3, context_length=40, sparsity=2)
     found = own_train(task=source)
@@ -377,6 +386,7 @@ def test_what_can_not_be_recorded_is_named() -> None:
     refused(ValueError, message, make_task(), SETTINGS, model=heads(), optimizer=optax.sgd(0.1))
 
 
+@pytest.mark.slow
 def test_states_of_other_learners_are_refused() -> None:
     task = make_task()
     ours, own = own_train(steps=10).state, own_train(steps=10, optimizer=optax.sgd(0.1)).state
