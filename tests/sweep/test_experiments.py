@@ -17,6 +17,7 @@ from numpy.testing import assert_allclose
 import scbjax
 from scbjax.base import RECORD_EVERY, STEPS, Experiment, Functions, Parameter, StudyError, Variable
 from scbjax.cli import main
+from scbjax.experiments import of_parts
 from scbjax.sweep.engine.chunks import Executor
 from scbjax.sweep.engine.engines import LocalEngine
 from scbjax.sweep.engine.execute import plan_here, run_study
@@ -184,6 +185,16 @@ def test_data_of_ones_own_are_swept(tmp_path: Path) -> None:
     assert (out / "experiment.py").is_file()
 
 
+def test_the_sizes_of_records_are_worked_out_once(heads: tuple[Experiment, ...]) -> None:
+    """They are asked for each chunk that is read, and a learner takes seconds to be traced."""
+    (experiment,) = heads
+    values = {"model.heads": 2, "train.steps": 40, "train.record_every": 10, "train.batch_size": 64}
+    assert experiment.sizes(values) == {"head": 2}
+    hits = of_parts._traced_sizes.cache_info().hits
+    assert experiment.sizes({**values, "train.rate": 0.5}) == {"head": 2}
+    assert of_parts._traced_sizes.cache_info().hits == hits + 1
+
+
 def test_an_axis_that_changes_the_size_of_a_record_is_refused(
     heads: tuple[Experiment, ...],
 ) -> None:
@@ -292,7 +303,7 @@ def test_the_command_runs_a_file_when_asked_and_only_then(
     assert main(["rerun", "results/heads/heads.nc", *asked]) == 0
     assert main(["show", "heads.toml", *asked]) == 0
     assert main(["run", "heads.toml"]) == 2
-    assert "unknown" in capsys.readouterr().err
+    assert "there is no experiment 'heads'" in capsys.readouterr().err
     with Path("heads.py").open("a") as file:
         file.write("# another version\n")
     assert main(["run", "heads.toml", *asked, *short]) == 2
