@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from scbjax.base import (
     INT32_MAX,
     RECORD_EVERY,
-    REQUIRED,
     STEPS,
     Experiment,
     Functions,
@@ -83,14 +82,15 @@ def learning(
     """
     given = {parameter.path for parameter in parameters}
     usual = tuple(p for p in (STEPS, RECORD_EVERY, BATCH_SIZE) if p.path not in given)
-    make = partial(_functions, source, learner, as_record(record))
+    own, whole = as_record(record), (*usual, *parameters)
+    make = partial(_functions, source, learner, own)
     return Experiment(
         name=name,
-        parameters=(*usual, *parameters),
-        build=lambda fixed, _: make(tuple(sorted(_static(fixed).items()))),
-        variables={record_name(entry): _variable(entry) for entry in as_record(record)},
-        dims={dim: Variable(dim) for entry in as_record(record) for dim in _observable(entry).dims},
-        sizes=partial(_sizes, make, as_record(record), (*usual, *parameters)),
+        parameters=whole,
+        build=lambda fixed, _: make(_static(whole, fixed)),
+        variables={record_name(entry): _variable(entry) for entry in own},
+        dims={dim: Variable(dim) for entry in own for dim in _observable(entry).dims},
+        sizes=partial(_sizes, make, own, whole),
         size_paths=tuple(p.path for p in parameters if p.kind == "static"),
     )
 
@@ -106,13 +106,10 @@ def _variable(entry: str | Observable) -> Variable:
     return Variable(words, found.symbol, found.units, found.dtype, found.dims)
 
 
-def _static(values: Values) -> dict[str, Any]:
-    """What is no seed and says nothing about recording or searching, by short name."""
-    return {
-        short_name(path): value
-        for path, value in values.items()
-        if "." in path and path.split(".")[0] not in {"record", "search"}
-    }
+def _static(parameters: tuple[Parameter, ...], values: Values) -> tuple[tuple[str, Any], ...]:
+    """The static values by short name; where one is swept, its default stands for it."""
+    static = (parameter for parameter in parameters if parameter.kind == "static")
+    return tuple((p.short, values.get(p.path, p.default)) for p in static)
 
 
 def _traced(values: Values) -> dict[str, Any]:
@@ -163,15 +160,22 @@ def _sizes(
     parameters: tuple[Parameter, ...],
     values: Values,
 ) -> dict[str, int]:
-    """The lengths of the dimensions of what is recorded: those that its arrays turn out to have.
+    """The lengths of the dimensions of what is recorded: those that its arrays turn out to have."""
+    traced = frozenset(parameter.path for parameter in parameters if parameter.kind == "traced")
+    return dict(_traced_sizes(make, record, traced, _static(parameters, values)))
 
-    What is swept is not among the values, and does not matter: its default stands for it.
-    """
-    whole = {**{parameter.path: parameter.default for parameter in parameters}, **values}
-    functions = make(tuple(sorted(_static(whole).items())))
+
+# Asked of every chunk, and a learner takes seconds to be traced.
+@lru_cache(maxsize=64)
+def _traced_sizes(
+    make: Callable[..., Functions],
+    record: tuple[str | Observable, ...],
+    traced: frozenset[str],
+    static: tuple[tuple[str, Any], ...],
+) -> Mapping[str, int]:
+    functions = make(static)
     keys = Keys(lambda _, stream: jax.random.key(stream, impl=THREEFRY))
-    traced = {parameter.path for parameter in parameters if parameter.kind == "traced"}
-    numbers = {path: 1.0 if whole[path] is REQUIRED else whole[path] for path in traced}
+    numbers = dict.fromkeys(traced, 1.0)  # shapes don't depend on them
 
     def first_record() -> Mapping[str, Tree]:
         task = functions.draw(keys, numbers)
