@@ -6,7 +6,6 @@ The names are those of the package: `scbjax.sweep.run` and `scbjax.sweep.load`.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import sys
@@ -14,11 +13,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scbjax.base import Experiment, StudyError, short_name
+from scbjax.base import Experiment, StudyError, Values, short_name
 from scbjax.sweep.engine.places import (
     check_out,
     checked_path,
@@ -30,7 +29,7 @@ from scbjax.sweep.engine.places import (
 )
 from scbjax.sweep.engine.progress import Progress, SilentProgress, create_progress
 from scbjax.sweep.study.axes import MAX_AXIS_POINTS
-from scbjax.sweep.study.definition import Study
+from scbjax.sweep.study.definition import Study, toml_text
 from scbjax.sweep.study.experiments import load_experiments
 from scbjax.sweep.study.fields import shown
 from scbjax.sweep.study.files import check_name, load_study, parse_study
@@ -47,8 +46,6 @@ __all__ = ["load", "run"]
 ENGINES = ("local", "dask")
 NAME = "study"
 """Of a study that is no file, as its dataset has it."""
-
-Values: TypeAlias = Mapping[str, Any]
 
 _OPTION = re.compile(r"(?<!\S)--([a-z][a-z-]*)")
 
@@ -276,7 +273,7 @@ def _toml(value: object, where: str) -> str:
     '[true, 0.001, {"range" = [0, 3]}]'
     """
     if isinstance(value, str):
-        return _text(value)
+        return toml_text(value)
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     if isinstance(value, int | float | np.integer | np.floating):
@@ -319,12 +316,7 @@ def _entries(value: object, where: str) -> Sequence[Any]:
 def _key(key: object, where: str) -> str:
     if not isinstance(key, str):
         raise StudyError(f"{where} has {shown(key)} in the place of a name")
-    return _text(key)
-
-
-def _text(text: str) -> str:
-    # JSON's escapes are TOML's, but TOML wants DEL escaped as well.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return toml_text(key)
 
 
 # ------------------------------------------------------------------------------- where it is run

@@ -111,10 +111,19 @@ def to_toml(study: Study) -> str:
     return "\n".join(lines) + "\n"
 
 
+def toml_text(text: str) -> str:
+    """A text as TOML writes it, in double quotes.
+
+    >>> toml_text("two words")
+    '"two words"'
+    """
+    # JSON's escapes are TOML's, but TOML wants DEL escaped as well.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _toml(value: object) -> str:
     if isinstance(value, str):
-        # JSON's escapes are TOML's, but TOML wants DEL escaped as well.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return toml_text(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):
