@@ -24,6 +24,8 @@ Tree: TypeAlias = Any
 """An array of JAX, or a tree of them."""
 
 INT32_MAX = 2**31 - 1
+NOT_DIVERGED = -1
+"""In the place of the step at which a trajectory diverged, where it did not."""
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 FLOAT32_TINY = 2.0**-126
 

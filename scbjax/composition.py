@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from scbjax.arguments import SIZES, as_integer, check_is, is_numeric, outline, what
+from scbjax.base import NOT_DIVERGED, Tree
 from scbjax.keys import as_threefry
 from scbjax.observables import Observable, Record, View, as_record, observe_view
 from scbjax.parts import Model, Source, Stage, Track
@@ -32,12 +33,6 @@ BATCHES, REFITS, FIRST_STEP, PRETRAINING, TASK, PARAMETERS = range(6)
 _NAMES_SHOWN = 4  # of what a trajectory has recorded
 # The name of a record that no observable can have.
 _FINITE = ""
-
-NOT_DIVERGED = -1
-"""In the place of the step at which a trajectory diverged, where it did not."""
-
-Tree: TypeAlias = Any
-"""Any pytree of arrays."""
 
 Optimizer: TypeAlias = optax.GradientTransformation | Callable[[Any, Any, Any], Any]
 """A transformation of optax, or a function ``(task, values, rates)`` that makes one."""
@@ -234,12 +229,16 @@ def run(
     """
 
     def record(state: Any, done: jax.Array) -> dict[str, jax.Array]:  # noqa: ANN401
-        floats = [a for a in jax.tree.leaves(state.params) if jnp.issubdtype(a.dtype, jnp.inexact)]
-        finite = [jnp.all(jnp.isfinite(array)) for array in floats]
-        return {**loop.record(state, done), _FINITE: jnp.all(jnp.stack(finite))}
+        return {**loop.record(state, done), _FINITE: is_finite(state)}
 
     recorded = loop._replace(record=record)
     return in_stretches(recorded, state, start, record_every, num_records, initial=True)
+
+
+def is_finite(state: Any) -> jax.Array:  # noqa: ANN401 - of any learner
+    """Whether all parameters of a state are finite; a boolean."""
+    floats = [a for a in jax.tree.leaves(state.params) if jnp.issubdtype(a.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(array)) for array in floats]))
 
 
 def as_trajectory(
@@ -465,7 +464,7 @@ def learner(
         stages=_as_stages(stages),
         record=as_record(record),
         track=track,
-        view=view or partial(_view, model, as_integer("batch_size", batch_size, SIZES)),
+        view=view or partial(view_of, model, as_integer("batch_size", batch_size, SIZES)),
         batch_size=as_integer("batch_size", batch_size, SIZES),
         record_every=as_integer("record_every", record_every, SIZES),
         precision=precision,
@@ -501,7 +500,7 @@ def _as_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _view(
+def view_of(
     model: Model,
     batch_size: int,
     key: jax.Array,
@@ -509,7 +508,9 @@ def _view(
     task: Tree,
     values: Tree,
     prepared: Tree,
+    **more: Any,  # noqa: ANN401 - as View has it
 ) -> View:
+    """What observables see of the state of a learner; ``more`` is for those of this library."""
     return View(
         key,
         model.readout(state.params),
@@ -521,6 +522,7 @@ def _view(
         state=state,
         values=values,
         loss=lambda batch: model.loss(state.params, batch),
+        **more,
     )
 
 

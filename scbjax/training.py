@@ -34,7 +34,6 @@ from scbjax.algorithm import (
 from scbjax.arguments import check_is, outline, what
 from scbjax.composition import (
     FIRST_STEP,
-    NOT_DIVERGED as NOT_DIVERGED,
     PRETRAINING,
     REFITS,
     TASK,
@@ -43,6 +42,7 @@ from scbjax.composition import (
     Trajectory as Trajectory,
     learner,
     stage_rates,
+    view_of,
 )
 from scbjax.keys import as_threefry
 from scbjax.model import Params, init_params
@@ -631,20 +631,11 @@ def _own_view(
     settings: Settings,
     prepared: Any,  # noqa: ANN401 - whatever the source makes of it
 ) -> View:
-    return View(
-        key,
-        model.readout(state.params),
-        task,
-        sampler=prepared if isinstance(prepared, Sampler) else None,
-        batch_loss=state.batch_loss,
-        stage=state.stage,
-        samples=state.step * settings.batch_size,
+    return view_of(
+        *(model, settings.batch_size, key, state, task, settings, prepared),
         # What the paper's algorithm does beside its steps does not happen.
         flipped=jnp.zeros((), bool),
         population=(jnp.full_like(state.batch_loss, jnp.nan),) * 2,
-        state=state,
-        values=settings,
-        loss=lambda batch: model.loss(state.params, batch),
         **_view_options(settings),
     )
 

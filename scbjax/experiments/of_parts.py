@@ -26,7 +26,7 @@ from scbjax.base import (
     Variable,
     short_name,
 )
-from scbjax.composition import Learner
+from scbjax.composition import Learner, is_finite
 from scbjax.keys import THREEFRY
 from scbjax.observables import OBSERVABLES, Observable, Record, as_record, record_name
 from scbjax.parts import Source
@@ -146,12 +146,7 @@ def _functions(
     ) -> tuple[Tree, Mapping[str, Tree]]:
         return own.take_record(keys.data, task, _traced(values), state, index)
 
-    return Functions(draw, start, take_record, _is_finite)
-
-
-def _is_finite(state: Tree) -> Tree:
-    leaves = [a for a in jax.tree.leaves(state.params) if jnp.issubdtype(a.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    return Functions(draw, start, take_record, is_finite)
 
 
 def _sizes(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from scbjax import training
 from scbjax.base import Functions, Keys, Values, short_name
+from scbjax.composition import is_finite
 from scbjax.experiments.scb_cost import rows
 from scbjax.model import map_attention
 from scbjax.settings import STATIC_FIELDS, TRACED_FIELDS, Settings
@@ -82,7 +83,7 @@ def functions(fixed: Values, varying: Mapping[str, tuple[Any, ...]]) -> Function
         draw=partial(_draw_task, program),
         start=partial(_start, program),
         take_record=partial(_take_record, program),
-        is_finite=_is_finite,
+        is_finite=is_finite,
         constants=lambda task: {
             "transition_signal": transition_signal(task),
             "pattern_signal": pattern_signal(task, length),
@@ -139,12 +140,6 @@ def _take_record(
     """One record of one trajectory, with the steps that lead to it."""
     settings = program.settings(values, record=tuple(program.fixed["record.variables"]))
     return program.learner.take_record(keys.data, task, settings, state, index)
-
-
-def _is_finite(state: State) -> jax.Array:
-    """Whether all parameters are finite; a boolean."""
-    value, attention = (jnp.all(jnp.isfinite(leaf)) for leaf in state.params)
-    return value & attention
 
 
 def _held(program: _Program, task: Task) -> Task:

@@ -13,16 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scbjax.base import Experiment, Functions, Keys, Values
+from scbjax.base import NOT_DIVERGED, Experiment, Functions, Keys, Values
 from scbjax.keys import THREEFRY
 from scbjax.sweep.engine.inputs import Inputs, dtype_of
 from scbjax.sweep.plan.programs import Program
 from scbjax.sweep.study.fields import fields_of
 
 Records: TypeAlias = dict[str, jax.Array]
-
-NOT_DIVERGED = -1
-"""In the place of the step at which a trajectory diverged, where it did not."""
 
 
 class Carry(NamedTuple):
