@@ -27,7 +27,7 @@ from scbjax.models import linear_transformer
 from scbjax.observables import View
 from scbjax.parts import Stage, Track
 from scbjax.sampling import POSITION_MAJOR_LIMIT, AnyBatch, Batch
-from scbjax.settings import PLAIN_OPTIMIZERS, Settings
+from scbjax.settings import PLAIN_OPTIMIZERS, Descent, Settings, Staging
 from scbjax.stages import (
     estimated_signals,
     is_mirrored,
@@ -79,7 +79,7 @@ class Tracked(NamedTuple):
 def step_rates(
     rates: StageRates,
     task: Task,
-    settings: Settings,
+    descent: Descent,
     dtype: jax.typing.DTypeLike,
     signal: jax.Array | None = None,
 ) -> Rates:
@@ -88,28 +88,28 @@ def step_rates(
     Args:
         rates: those of the stage.
         task: the task; only K_P and K_Q are used.
-        settings: the settings.
+        descent: which arm, and how its rates are scaled.
         dtype: of the parameters.
         signal: K_Q, if it is not that of the task.
     """
     rate = jnp.asarray(rates.rate, dtype)
-    attention = rate * jnp.asarray(settings.attention_rate_ratio, dtype)
+    attention = rate * jnp.asarray(descent.attention_rate_ratio, dtype)
     value = rate
-    if settings.scale_rates:
+    if descent.scale_rates:
         value = per_signal(rate, pattern_signal(task) if signal is None else signal)
         attention = per_signal(attention, transition_signal(task))
     return Rates(value, jnp.where(rates.moves, attention, 0.0))
 
 
 def step_threshold(
-    rates: StageRates, attention: jax.Array, params: Params, task: Task, settings: Settings
+    rates: StageRates, attention: jax.Array, params: Params, task: Task, descent: Descent
 ) -> jax.Array:
     """The l1 threshold of a step, given eta_A."""
     dtype = params.value.dtype
-    l1 = jnp.asarray(settings.l1, dtype)
-    if settings.l1_scaling == "rate":
+    l1 = jnp.asarray(descent.l1, dtype)
+    if descent.l1_scaling == "rate":
         l1 = l1 * attention
-    elif settings.l1_scaling == "signal":
+    elif descent.l1_scaling == "signal":
         l1 = l1 * jnp.asarray(rates.rate, dtype) * estimated_signals(params, task)[0]
     return jnp.where(rates.shrinks, l1, 0.0)
 
@@ -125,30 +125,30 @@ def per_signal(rate: jax.Array, signal: jax.Array) -> jax.Array:
 
 def transformation(
     task: Any,  # noqa: ANN401 - anything with mu
-    settings: Settings,
+    descent: Descent,
     rates: Rates,
     l1: jax.Array,
 ) -> optax.GradientTransformationExtraArgs:
-    """The transformation of optax that the settings name, at given rates."""
+    """The transformation of optax that the descent names, at given rates."""
     both = (rates.value, rates.attention)
-    if settings.optimizer == "proximal":
-        return optim.scb_proximal(task.stationary, *both, l1, geometry=settings.geometry)
-    if settings.optimizer == "sgd":
-        return optim.scb_sgd(task.stationary, *both, geometry=settings.geometry)
-    return optim.adam(*both) if settings.optimizer == "adam" else optim.raw_sgd(*both)
+    if descent.optimizer == "proximal":
+        return optim.scb_proximal(task.stationary, *both, l1, geometry=descent.geometry)
+    if descent.optimizer == "sgd":
+        return optim.scb_sgd(task.stationary, *both, geometry=descent.geometry)
+    return optim.adam(*both) if descent.optimizer == "adam" else optim.raw_sgd(*both)
 
 
-def arm(task: Task, settings: Settings, rates: StageRates) -> optax.GradientTransformationExtraArgs:
-    """The arm that the settings name, at the rates of a stage.
+def arm(task: Task, descent: Descent, rates: StageRates) -> optax.GradientTransformationExtraArgs:
+    """The arm that the descent names, at the rates of a stage.
 
     The threshold may depend on the parameters, so that the transformation is made where they are
     known; its state has the same structure at all of them.
     """
 
     def at(params: Params) -> optax.GradientTransformationExtraArgs:
-        own = step_rates(rates, task, settings, params.value.dtype)
-        l1 = step_threshold(rates, own.attention, params, task, settings)
-        return transformation(task, settings, own, l1)
+        own = step_rates(rates, task, descent, params.value.dtype)
+        l1 = step_threshold(rates, own.attention, params, task, descent)
+        return transformation(task, descent, own, l1)
 
     def init_fn(params: Params) -> optax.OptState:
         return at(params).init(params)
@@ -165,16 +165,16 @@ def arm(task: Task, settings: Settings, rates: StageRates) -> optax.GradientTran
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def move_of(task: Task, settings: Settings) -> Move:
+def move_of(task: Task, descent: Descent) -> Move:
     """How a step of an arm moves the parameters: for large vocabularies, column by column."""
-    if goes_by_columns(task, settings):
+    if goes_by_columns(task, descent):
         return Move(_init_columns, _step_columns, _transposed, _transposed)
-    return by_optimizer(linear_transformer(settings.attention_map), arm)
+    return by_optimizer(linear_transformer(descent.attention_map), arm)
 
 
-def goes_by_columns(task: Task, settings: Settings) -> bool:
+def goes_by_columns(task: Task, descent: Descent) -> bool:
     """Whether a step adds the gradient of each sample to the column of A that it asks for."""
-    return task.num_tokens > POSITION_MAJOR_LIMIT and settings.optimizer not in PLAIN_OPTIMIZERS
+    return task.num_tokens > POSITION_MAJOR_LIMIT and descent.optimizer not in PLAIN_OPTIMIZERS
 
 
 def _transposed(params: Params) -> Params:
@@ -187,13 +187,13 @@ def _transposed(params: Params) -> Params:
 
 
 def _value_descent(
-    task: Task, settings: Settings, rate: jax.Array
+    task: Task, descent: Descent, rate: jax.Array
 ) -> optax.GradientTransformationExtraArgs:
-    return optim.value_descent(task.stationary, rate, settings.geometry)
+    return optim.value_descent(task.stationary, rate, descent.geometry)
 
 
-def _init_columns(params: Params, task: Task, settings: Settings, _: StageRates) -> optax.OptState:
-    return _value_descent(task, settings, jnp.zeros(())).init(params.value)
+def _init_columns(params: Params, task: Task, descent: Descent, _: StageRates) -> optax.OptState:
+    return _value_descent(task, descent, jnp.zeros(())).init(params.value)
 
 
 def _step_columns(
@@ -201,24 +201,24 @@ def _step_columns(
     opt_state: optax.OptState,
     batch: AnyBatch,
     task: Task,
-    settings: Settings,
+    descent: Descent,
     rates: StageRates,
     frozen: Params,
 ) -> tuple[tuple[jax.Array, Params], Params, optax.OptState]:
     """Like a step of :func:`arm`; A goes its own way, in as few passes over it as can be."""
     assert isinstance(batch, Batch)  # there are no tuples of so large a vocabulary
     params = _transposed(carried)
-    own = step_rates(rates, task, settings, params.value.dtype)
-    l1 = step_threshold(rates, own.attention, params, task, settings)
+    own = step_rates(rates, task, descent, params.value.dtype)
+    l1 = step_threshold(rates, own.attention, params, task, descent)
     value, grads = unchecked_gradients(params, batch)
-    updates, opt_state = _value_descent(task, settings, own.value).update(grads.value, opt_state)
+    updates, opt_state = _value_descent(task, descent, own.value).update(grads.value, opt_state)
     rows = optim.step_rows(
         carried.attention,
         grads.attention,
         batch.query,
         stationary=task.stationary,
         learning_rate=own.attention,
-        l1=l1 if settings.optimizer == "proximal" else None,
+        l1=l1 if descent.optimizer == "proximal" else None,
         frozen=frozen.attention,
     )
     whole = sum_by_query(grads.attention, batch.query, task.num_tokens)
@@ -229,11 +229,11 @@ def _step_columns(
 # --------------------------------------------------------------------------------------- the stages
 
 
-def three_stages(settings: Settings, boosted: End, converged: End) -> tuple[Stage, ...]:
+def three_stages(descent: Descent, boosted: End, converged: End) -> tuple[Stage, ...]:
     """The stages of an arm.
 
     Args:
-        settings: the settings; of them, only what is static decides.
+        descent: which arm; only what is static decides.
         boosted: what the end of stage 1 does to a state.
         converged: what the end of stage 2 does.
 
@@ -242,22 +242,22 @@ def three_stages(settings: Settings, boosted: End, converged: End) -> tuple[Stag
     """
     names = ("boosting", "proximal", "value")
     rates = [partial(_stage_rates, number) for number in (1, 2, 3)]
-    plain = settings.optimizer in PLAIN_OPTIMIZERS
+    plain = descent.optimizer in PLAIN_OPTIMIZERS
     first = Stage(names[0], rates[0], partial(_is_over, 1), None if plain else boosted)
-    if settings.optimizer != "proximal":
+    if descent.optimizer != "proximal":
         return first, Stage(names[1], rates[1])
     second = Stage(names[1], rates[1], partial(_is_over, 2), converged)
     return first, second, Stage(names[2], rates[2], frozen=("attention",))
 
 
-def _stage_rates(number: int, _: Task, settings: Settings) -> StageRates:
-    rate = (settings.learning_rate_1, settings.learning_rate_2, settings.learning_rate_3)
+def _stage_rates(number: int, _: Task, staging: Staging) -> StageRates:
+    rate = (staging.learning_rate_1, staging.learning_rate_2, staging.learning_rate_3)
     return StageRates(rate[number - 1], moves=number != 3, shrinks=number == 2)
 
 
 def _is_over(number: int, view: View) -> jax.Array:
     """Whether stage 1 or 2 ends, by the strengths of both signals or by the step."""
-    settings = view.values
+    settings: Staging = view.values
     if settings.switch_on == "step":
         last = settings.switch_step if number == 1 else settings.stop_step
         return jnp.asarray(view.state.step >= last)
@@ -268,9 +268,9 @@ def _is_over(number: int, view: View) -> jax.Array:
     return jnp.asarray(strongest >= settings.switch_level)
 
 
-def strengths(view: View, settings: Settings) -> tuple[jax.Array, jax.Array]:
+def strengths(view: View, staging: Staging) -> tuple[jax.Array, jax.Array]:
     """The signals in V and A by which stages end, off the truth or off the parameters; scalars."""
-    return view.true_signals if settings.switch_on == "truth" else view.estimated_signals
+    return view.true_signals if staging.switch_on == "truth" else view.estimated_signals
 
 
 def end_boosting(state: LearnerState, task: Task, settings: Settings) -> LearnerState:
@@ -288,9 +288,9 @@ def end_boosting(state: LearnerState, task: Task, settings: Settings) -> Learner
     return state._replace(params=params, tracked=tracked)
 
 
-def end_proximal(state: LearnerState, task: Task, settings: Settings) -> LearnerState:
+def end_proximal(state: LearnerState, task: Task, staging: Staging) -> LearnerState:
     """The end of stage 2: rounding; the noiseless recursion then has alpha_A = 1."""
-    share = jnp.asarray(settings.rounding_level, state.params.attention.dtype)
+    share = jnp.asarray(staging.rounding_level, state.params.attention.dtype)
     rounded = round_attention(state.params.attention, rounding_level(task, share))
     alpha_value, alpha_attention = state.tracked.population
     tracked = state.tracked._replace(population=(alpha_value, jnp.ones_like(alpha_attention)))
@@ -305,14 +305,14 @@ def _where(condition: jax.Array, yes: Params, no: Params) -> Params:
 # ---------------------------------------------------------------------------------- what goes along
 
 
-def _start_tracking(params: Params, _: Task, __: Settings) -> Tracked:
+def _start_tracking(params: Params, _: Task, __: Descent) -> Tracked:
     zero = jnp.zeros((), params.value.dtype)
     return Tracked(jnp.zeros((), bool), (zero, zero))
 
 
-def _track_step(tracked: Tracked, rates: StageRates, task: Task, settings: Settings) -> Tracked:
-    own = step_rates(rates, task, settings, tracked.population[0].dtype)
-    scale = step_scale_of(settings.attention_map, task.context_length)
+def _track_step(tracked: Tracked, rates: StageRates, task: Task, descent: Descent) -> Tracked:
+    own = step_rates(rates, task, descent, tracked.population[0].dtype)
+    scale = step_scale_of(descent.attention_map, task.context_length)
     population = population_step(
         *tracked.population,
         own._replace(attention=own.attention * scale),

@@ -1,10 +1,13 @@
-"""How a trajectory is trained, as a value: :class:`Settings`, with all that is checked of it."""
+"""How a trajectory is trained, as values: one for each concern, and :class:`Settings` of them all.
+
+What is not allowed is refused when a value is made.
+"""
 
 import dataclasses
 import math
 import textwrap
 from collections.abc import Collection, Iterable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import numpy as np
@@ -65,16 +68,119 @@ def _of(name: str) -> Any:  # noqa: ANN401 - as dataclasses.field
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a trajectory is trained: a pytree whose leaves are the numbers that may be traced.
+class _Checked:
+    """What all values here have in common: a field that is not allowed can't be made."""
+
+    def __post_init__(self) -> None:
+        """Checks what is concrete, and makes plain Python values of static ones."""
+        for field in dataclasses.fields(cast("Any", self)):
+            value = _checked(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Checks what the fields say together."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Steps(_Checked):
+    """How many steps a trajectory has, and the mini-batches that they see."""
+
+    batch_size: int = _of("batch_size")
+    steps: int = _of("steps")
+    record_every: int = _of("record_every")
+    generator: Generator = _of("generator")
+    precision: Precision = _of("precision")
+
+    def _check_together(self) -> None:
+        super()._check_together()
+        _check_multiple(self, "steps", "record_every")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Descent(_Checked):
+    """How a step moves the parameters: the arm, and how its rates and its l1 are scaled."""
+
+    optimizer: Optimizer = _of("optimizer")
+    attention_map: str | AttentionMap = _of("attention_map")
+    geometry: optim.Geometry = _of("geometry")
+    scale_rates: bool = _of("scale_rates")
+    l1_scaling: L1Scaling = _of("l1_scaling")
+    attention_rate_ratio: float | jax.Array = _of("attention_rate_ratio")
+    l1: float | jax.Array = _of("l1")
+
+    def _check_together(self) -> None:
+        super()._check_together()
+        attention_map = as_attention_map(self.attention_map)
+        if attention_map != LINEAR:
+            _check_choice("optimizer", self.optimizer, PLAIN_OPTIMIZERS, _with(attention_map))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Staging(_Checked):
+    """The rates of the three stages, when they end, and what their ends do."""
+
+    learning_rate_1: float | jax.Array = _of("learning_rate_1")
+    learning_rate_2: float | jax.Array = _of("learning_rate_2")
+    learning_rate_3: float | jax.Array = _of("learning_rate_3")
+    switch_on: SwitchOn = _of("switch_on")
+    switch_level: float | jax.Array = _of("switch_level")
+    switch_step: int | jax.Array = _of("switch_step")
+    stop_level: float | jax.Array = _of("stop_level")
+    stop_step: int | jax.Array = _of("stop_step")
+    flip: bool = _of("flip")
+    threshold: float | jax.Array = _of("threshold")
+    rounding_level: float | jax.Array = _of("rounding_level")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Beginning(_Checked):
+    """Where a trajectory starts, and what is learned before its first step (section 4)."""
+
+    start: Start = _of("start")
+    theta: float | jax.Array = _of("theta")
+    first_samples: int = _of("first_samples")
+    first_rate: float | jax.Array = _of("first_rate")
+    first_threshold: float | jax.Array = _of("first_threshold")
+    pretraining_steps: int = _of("pretraining_steps")
+    pretraining_batch_size: int = _of("pretraining_batch_size")
+
+    @property
+    def samples_before(self) -> int:
+        """Samples of the task that are used before the first step; pretraining uses none of it."""
+        return 0 if self.start == "uniform" else self.first_samples
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recording(_Checked):
+    """What is recorded, and the fresh samples that records of some quantities take.
+
+    ``record`` is not declared in :mod:`scbjax.parameters`: it holds names of
+    :data:`scbjax.OBSERVABLES` and observables of one's own as functions of a view or as
+    :class:`scbjax.Observable`, in a list or in a dictionary by names
+    (:func:`scbjax.observables.as_record`).
+    """
+
+    record: Record = dataclasses.field(default=DEFAULT_RECORD, metadata={"static": True})
+    refit_samples: int = _of("refit_samples")
+    refit_support: int = _of("refit_support")
+    noise_samples: int = _of("noise_samples")
+
+
+CONCERNS = (Steps, Descent, Staging, Beginning, Recording)
+"""The small values that settings consist of, each for one concern."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Recording, Beginning, Staging, Descent, Steps):
+    """How a trajectory is trained: all concerns of this module in one value, given by name.
+
+    A pytree whose leaves are the numbers that may be traced. A function that is about one concern
+    takes the small value of that, such as :class:`Descent`; settings are one of each.
 
     Every parameter is declared in :mod:`scbjax.parameters`, with its default, what it may hold and
     what it means; ``help(Settings)`` lists them all. ``attention_map`` may also be an
-    :class:`scbjax.AttentionMap` of one's own, which is compared by its functions. ``record`` is not
-    declared there: it holds the observables to record, names of :data:`scbjax.OBSERVABLES` and
-    one's own as functions of a view or as :class:`scbjax.Observable`, in a list or in a dictionary
-    by names (:func:`scbjax.observables.as_record`).
+    :class:`scbjax.AttentionMap` of one's own, which is compared by its functions.
 
     Concrete numbers are checked, of whatever kind they are (of Python, NumPy or JAX), and arrays of
     them by every entry; what is traced passes. None is let through as well, so that settings can be
@@ -87,65 +193,26 @@ class Settings:
     Example:
         >>> Settings(batch_size=32, steps=100, record_every=10).optimizer
         'proximal'
-        >>> Settings(batch_size=32, steps=100, record_every=10, l1=np.float32(-1))
+        >>> Descent(l1=np.float32(-1))
         Traceback (most recent call last):
         ...
         ValueError: l1 is -1.0; it must be at least 0
     """
 
-    batch_size: int = _of("batch_size")
-    steps: int = _of("steps")
-    record_every: int = _of("record_every")
-    optimizer: Optimizer = _of("optimizer")
-    attention_map: str | AttentionMap = _of("attention_map")
-    geometry: optim.Geometry = _of("geometry")
-    scale_rates: bool = _of("scale_rates")
-    l1_scaling: L1Scaling = _of("l1_scaling")
-    switch_on: SwitchOn = _of("switch_on")
-    flip: bool = _of("flip")
-    record: Record = dataclasses.field(default=DEFAULT_RECORD, metadata={"static": True})
-    refit_samples: int = _of("refit_samples")
-    refit_support: int = _of("refit_support")
-    noise_samples: int = _of("noise_samples")
-    start: Start = _of("start")
-    first_samples: int = _of("first_samples")
-    pretraining_steps: int = _of("pretraining_steps")
-    pretraining_batch_size: int = _of("pretraining_batch_size")
-    precision: Precision = _of("precision")
-    generator: Generator = _of("generator")
-    learning_rate_1: float | jax.Array = _of("learning_rate_1")
-    learning_rate_2: float | jax.Array = _of("learning_rate_2")
-    learning_rate_3: float | jax.Array = _of("learning_rate_3")
-    attention_rate_ratio: float | jax.Array = _of("attention_rate_ratio")
-    l1: float | jax.Array = _of("l1")
-    switch_level: float | jax.Array = _of("switch_level")
-    switch_step: int | jax.Array = _of("switch_step")
-    threshold: float | jax.Array = _of("threshold")
-    stop_level: float | jax.Array = _of("stop_level")
-    stop_step: int | jax.Array = _of("stop_step")
-    rounding_level: float | jax.Array = _of("rounding_level")
-    theta: float | jax.Array = _of("theta")
-    first_rate: float | jax.Array = _of("first_rate")
-    first_threshold: float | jax.Array = _of("first_threshold")
-
-    def __post_init__(self) -> None:
-        """Checks what is concrete, and makes plain Python values of static ones."""
-        for name in _SIZES:
-            object.__setattr__(self, name, as_integer(name, getattr(self, name), SIZES))
-        for name in _SWITCHES:
-            object.__setattr__(self, name, _as_switch(name, getattr(self, name)))
-        object.__setattr__(self, "record", as_record(self.record))
-        object.__setattr__(self, "attention_map", as_attention_map(self.attention_map))
-        _check_choices(self)
-        for name, allowed in _NUMBERS.items():
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), allowed)
-        _check_counts(self)
-
-    @property
-    def samples_before(self) -> int:
-        """Samples of the task that are used before the first step; pretraining uses none of it."""
-        return 0 if self.start == "uniform" else self.first_samples
+    def _check_together(self) -> None:
+        super()._check_together()
+        attention_map = as_attention_map(self.attention_map)
+        if attention_map != LINEAR:
+            _check_choice("start", self.start, ("uniform",), _with(attention_map))
+        if self.start != "uniform":
+            _check_multiple(self, "first_samples", "batch_size")
+        if self.start == "pretrained":
+            _check_multiple(self, "pretraining_steps", "record_every")
+        if self.samples_before + self.steps * self.batch_size > NEVER:
+            raise ValueError(
+                f"steps times batch_size is {self.steps * self.batch_size}; "
+                f"it must be at most {NEVER - self.samples_before}"
+            )
 
 
 def check_settings(settings: Settings) -> None:
@@ -169,21 +236,27 @@ def check_settings(settings: Settings) -> None:
             )
 
 
+def _checked(name: str, value: Any) -> Any:  # noqa: ANN401 - of any kind
+    """A field as it is held, if it may be held."""
+    if name == "record":
+        return as_record(value)
+    if name == "attention_map":
+        return as_attention_map(value)
+    if name in _SIZES:
+        return as_integer(name, value, SIZES)
+    if name in _SWITCHES:
+        return _as_switch(name, value)
+    if name in _CHOICES:
+        _check_choice(name, value, _CHOICES[name])
+    elif value is not None:
+        check_number(name, value, _NUMBERS[name])
+    return value
+
+
 def _as_switch(name: str, value: object) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name} is {what(value)}; it must be True or False")
     return bool(value)
-
-
-def _check_choices(settings: Settings) -> None:
-    for name, choices in _CHOICES.items():
-        if name != "attention_map":  # which may be an object
-            _check_choice(name, getattr(settings, name), choices)
-    attention_map = as_attention_map(settings.attention_map)
-    if attention_map != LINEAR:
-        condition = f"with attention_map = {attention_map.name!r} it must be"
-        _check_choice("optimizer", settings.optimizer, PLAIN_OPTIMIZERS, condition)
-        _check_choice("start", settings.start, ("uniform",), condition)
 
 
 def _check_choice(
@@ -195,61 +268,60 @@ def _check_choice(
     raise ValueError(f"{name} is {brief(value)}; {must} one of {', '.join(choices)}{hint}")
 
 
-def _check_counts(settings: Settings) -> None:
-    multiples = {"steps": "record_every"}
-    if settings.start != "uniform":
-        multiples["first_samples"] = "batch_size"
-    if settings.start == "pretrained":
-        multiples["pretraining_steps"] = "record_every"
-    for name, unit in multiples.items():
-        count, size = getattr(settings, name), getattr(settings, unit)
-        if count % size:
-            raise ValueError(f"{name} is {count}; it must be a multiple of {unit} = {size}")
-    if settings.samples_before + settings.steps * settings.batch_size > NEVER:
-        raise ValueError(
-            f"steps times batch_size is {settings.steps * settings.batch_size}; "
-            f"it must be at most {NEVER - settings.samples_before}"
-        )
+def _with(attention_map: AttentionMap) -> str:
+    return f"with attention_map = {attention_map.name!r} it must be"
 
 
-def _listed() -> str:
-    """All parameters, one a paragraph, for the docstring."""
+def _check_multiple(values: object, name: str, unit: str) -> None:
+    count, size = getattr(values, name), getattr(values, unit)
+    if count % size:
+        raise ValueError(f"{name} is {count}; it must be a multiple of {unit} = {size}")
+
+
+def _listed(concern: type) -> str:
+    """The parameters of a concern, one a paragraph, for its docstring."""
     lines = ["", "    Attributes:"]
-    for name, parameter in _DECLARED.items():
+    for field in dataclasses.fields(concern):
+        if field.name not in _DECLARED:
+            continue
+        parameter = _DECLARED[field.name]
         how = "Static." if parameter.kind == "static" else f"Default {parameter.default}."
-        text = f"{name}: {parameter.help}; {parameter.allowed}. {how}"
+        text = f"{field.name}: {parameter.help}; {parameter.allowed}. {how}"
         lines += textwrap.wrap(text, 100, initial_indent=" " * 8, subsequent_indent=" " * 12)
     return "\n".join([*lines, "    "])
 
 
-Settings.__doc__ = (Settings.__doc__ or "") + _listed()
+def _as_pytree(concern: type) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Registers a class with JAX; gives the names of its static and of its traced fields."""
+    fields = dataclasses.fields(concern)
+    static = tuple(f.name for f in fields if f.metadata.get("static"))
+    traced = tuple(f.name for f in fields if not f.metadata.get("static"))
 
-STATIC_FIELDS: tuple[str, ...] = tuple(
-    f.name for f in dataclasses.fields(Settings) if f.metadata.get("static")
-)
-TRACED_FIELDS: tuple[str, ...] = tuple(
-    f.name for f in dataclasses.fields(Settings) if not f.metadata.get("static")
-)
+    def flatten(values: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:  # noqa: ANN401
+        held = vars(values)
+        return tuple(held[name] for name in traced), tuple(held[name] for name in static)
 
+    def flatten_with_keys(values: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:  # noqa: ANN401
+        leaves, structure = flatten(values)
+        keys = (jax.tree_util.GetAttrKey(name) for name in traced)
+        return tuple(zip(keys, leaves, strict=True)), structure
 
-def _flatten(settings: Settings) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    leaves = tuple(getattr(settings, name) for name in TRACED_FIELDS)
-    return leaves, tuple(getattr(settings, name) for name in STATIC_FIELDS)
+    def unflatten(structure: tuple[Any, ...], leaves: Iterable[Any]) -> Any:  # noqa: ANN401
+        # Not checked: JAX and its users put axes, shapes and other things in the place of numbers.
+        values: Any = object.__new__(concern)
+        for name, value in zip((*static, *traced), (*structure, *leaves), strict=True):
+            object.__setattr__(values, name, value)
+        return values
 
-
-def _flatten_with_keys(settings: Settings) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    leaves, static = _flatten(settings)
-    keys = (jax.tree_util.GetAttrKey(name) for name in TRACED_FIELDS)
-    return tuple(zip(keys, leaves, strict=True)), static
-
-
-def _unflatten(static: tuple[Any, ...], leaves: Iterable[Any]) -> Settings:
-    # Not checked: JAX and its users put axes, shapes and other things in the places of numbers.
-    settings = object.__new__(Settings)
-    values = zip((*STATIC_FIELDS, *TRACED_FIELDS), (*static, *leaves), strict=True)
-    for name, value in values:
-        object.__setattr__(settings, name, value)
-    return settings
+    jax.tree_util.register_pytree_with_keys(concern, flatten_with_keys, unflatten, flatten)
+    return static, traced
 
 
-jax.tree_util.register_pytree_with_keys(Settings, _flatten_with_keys, _unflatten, _flatten)
+for _concern in CONCERNS:
+    _concern.__doc__ = f"{(_concern.__doc__ or '').rstrip()}\n{_listed(_concern)}"
+    _as_pytree(_concern)
+Settings.__doc__ = f"{(Settings.__doc__ or '').rstrip()}\n{_listed(Settings)}"
+
+STATIC_FIELDS: tuple[str, ...]
+TRACED_FIELDS: tuple[str, ...]
+STATIC_FIELDS, TRACED_FIELDS = _as_pytree(Settings)

@@ -55,9 +55,11 @@ from scbjax.settings import (
     PLAIN_OPTIMIZERS as PLAIN_OPTIMIZERS,
     STATIC_FIELDS as STATIC_FIELDS,
     TRACED_FIELDS as TRACED_FIELDS,
+    Descent,
     L1Scaling as L1Scaling,
     Optimizer as Optimizer,
     Precision as Precision,
+    Recording,
     Settings as Settings,
     Start as Start,
     SwitchOn as SwitchOn,
@@ -348,13 +350,13 @@ def _learner(task: Task, settings: Settings) -> Learner:
     )
 
 
-def _model(settings: Settings) -> Model:
+def _model(descent: Descent) -> Model:
     """The linear transformer, of tasks that are checked."""
 
     def init(_: jax.Array, task: Task) -> Params:
-        return init_params(task, settings.attention_map)
+        return init_params(task, descent.attention_map)
 
-    return linear_transformer(settings.attention_map)._replace(init=init)
+    return linear_transformer(descent.attention_map)._replace(init=init)
 
 
 def _view(
@@ -640,47 +642,47 @@ def _own_view(
     )
 
 
-def _check_unscaled(settings: Settings) -> None:
-    if settings.scale_rates:
+def _check_unscaled(descent: Descent) -> None:
+    if descent.scale_rates:
         raise ValueError(
             "scale_rates is True; it must be False for a source of one's own, which has no signals "
             "K_P and K_Q"
         )
-    if settings.l1_scaling == "signal" and settings.optimizer == "proximal":
+    if descent.l1_scaling == "signal" and descent.optimizer == "proximal":
         raise ValueError(
             "l1_scaling is 'signal'; it must be direct or rate for a source of one's own, which "
             "has no signals"
         )
 
 
-def _single_arm(task: Any, settings: Settings, rate: jax.Array) -> Any:  # noqa: ANN401
+def _single_arm(task: Any, descent: Descent, rate: jax.Array) -> Any:  # noqa: ANN401
     """The arm that the settings name, at one rate throughout."""
-    attention = rate * jnp.asarray(settings.attention_rate_ratio)
-    l1 = jnp.asarray(settings.l1)
-    l1 = l1 * attention if settings.l1_scaling == "rate" else l1
-    return transformation(task, settings, Rates(rate, attention), l1)
+    attention = rate * jnp.asarray(descent.attention_rate_ratio)
+    l1 = jnp.asarray(descent.l1)
+    l1 = l1 * attention if descent.l1_scaling == "rate" else l1
+    return transformation(task, descent, Rates(rate, attention), l1)
 
 
 # What can be recorded of any learner, by names of ours.
 _OF_ANY = ("batch_loss", "stage", "samples")
 
 
-def _own_record(settings: Settings, task: Any, model: Model) -> Record:  # noqa: ANN401
+def _own_record(recording: Recording, task: Any, model: Model) -> Record:  # noqa: ANN401
     """What is recorded of a learner that may have no V and A, or no P and Q to compare them to."""
     key = jax.random.key(0)
     params = jax.eval_shape(lambda task: model.readout(model.init(key, task)), task)
     if isinstance(task, Task) and isinstance(params, Params):
-        return settings.record
-    if settings.record == DEFAULT_RECORD:
+        return recording.record
+    if recording.record == DEFAULT_RECORD:
         return _OF_ANY
     lacking = "P and Q" if isinstance(params, Params) else "V and A"
-    for entry in settings.record:
+    for entry in recording.record:
         if isinstance(entry, str) and entry not in _OF_ANY:
             raise ValueError(
                 f"record has {entry!r}; where there are no {lacking} it must be one of "
                 f"{', '.join(_OF_ANY)}, or a function of a view"
             )
-    return settings.record
+    return recording.record
 
 
 def _pretrained_value(key: jax.Array, source: Task, settings: Settings) -> jax.Array:

@@ -74,7 +74,13 @@ def test_both_precisions_draw_the_same() -> None:
 def trajectory(dtype: str, optimizer: str) -> tuple[State, dict[str, float]]:
     """A state after all steps, and the largest deviation of each invariant on the way."""
     task = held_in(draw_task(), dtype)
-    settings = Settings(8, STEPS, 1000, optimizer=optimizer, record=())  # type: ignore[arg-type]
+    settings = Settings(
+        batch_size=8,
+        steps=STEPS,
+        record_every=1000,
+        optimizer=optimizer,  # type: ignore[arg-type]
+        record=(),
+    )
     move = jax.jit(partial(advance, settings=settings, num_records=10))
     state = init(jax.random.key(0), task, settings)
     worst = broken(state, task)

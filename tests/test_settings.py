@@ -11,7 +11,18 @@ import numpy as np
 import optax
 import pytest
 
-from scbjax.settings import STATIC_FIELDS, TRACED_FIELDS, Settings, check_settings
+import scbjax
+from scbjax import algorithm
+from scbjax.parameters import MODEL, TRAIN, TRANSFER
+from scbjax.settings import (
+    CONCERNS,
+    STATIC_FIELDS,
+    TRACED_FIELDS,
+    Descent,
+    Settings,
+    check_settings,
+)
+from scbjax.task import random_task
 from scbjax.training import NEVER
 
 BASE: dict[str, Any] = {"batch_size": 8, "steps": 8, "record_every": 4}
@@ -50,6 +61,42 @@ def refused(message: str, **changes: Any) -> None:  # noqa: ANN401 - of any kind
 def test_the_lists_of_this_file_are_complete() -> None:
     assert len(SIZES) == 9
     assert len(RATES) + len(STEPS) == len(TRACED_FIELDS)
+
+
+def test_each_parameter_is_of_one_concern() -> None:
+    declared = {parameter.short for parameter in (*MODEL, *TRAIN, *TRANSFER)} - {"correlation"}
+    held = [field.name for concern in CONCERNS for field in dataclasses.fields(concern)]
+    assert sorted(held) == sorted(declared | {"record"})
+    assert {field.name for field in dataclasses.fields(Settings)} == set(held)
+
+
+@pytest.mark.parametrize("concern", CONCERNS)
+def test_settings_are_a_value_of_each_concern(concern: type) -> None:
+    settings = made(l1=0.25, theta=0.5, threshold=0.125)
+    assert isinstance(settings, concern)
+    own = {f.name: getattr(settings, f.name) for f in dataclasses.fields(concern)}
+    leaves = jax.tree.leaves(concern(**own))
+    traced = [name for name in own if name in TRACED_FIELDS]
+    assert leaves == [own[name] for name in traced]
+    for name in traced:
+        assert name in (concern.__doc__ or "")
+
+
+def test_a_function_of_one_concern_needs_that_alone() -> None:
+    """Rates and threshold of a step, mapped over the l1 of a descent without any settings."""
+    task = random_task(jax.random.key(0), num_tokens=3, context_length=20, sparsity=2)
+    rates = algorithm.StageRates(0.5, moves=True, shrinks=True)
+    params = scbjax.init_params(task)
+    descent = Descent(l1_scaling="rate", l1=jnp.array([0.0, 0.25]), attention_rate_ratio=2.0)
+    axes = jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, descent)
+
+    def threshold(descent: Descent) -> jax.Array:
+        eta = algorithm.step_rates(rates, task, descent, jnp.float32).attention
+        return algorithm.step_threshold(rates, eta, params, task, descent)
+
+    found = jax.vmap(threshold, in_axes=(axes,))(descent)
+    eta = 0.5 * 2.0 / float(scbjax.transition_signal(task))
+    np.testing.assert_allclose(found, [0.0, 0.25 * eta], rtol=1e-6)
 
 
 @each_kind

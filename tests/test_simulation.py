@@ -409,7 +409,14 @@ def test_medians_of_simulated_runs_are_inside_the_band_of_real_ones(
 ) -> None:
     length, runs = 1000, 24
     variables = ("alpha_value", "alpha_attention", "delta_value", "delta_attention")
-    settings = Settings(batch_size, 800, 20, optimizer=optimizer, record=variables, stop_level=0.9)
+    settings = Settings(
+        batch_size=batch_size,
+        steps=800,
+        record_every=20,
+        optimizer=optimizer,
+        record=variables,
+        stop_level=0.9,
+    )
     draw = partial(random_task, num_tokens=num_tokens, sparsity=2)
 
     def real(key: jax.Array) -> dict[str, jax.Array]:

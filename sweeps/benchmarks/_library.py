@@ -61,7 +61,7 @@ class Size(NamedTuple):
 
 def settings_for(size: Size) -> Settings:
     """The settings of the steps that are timed: those of the paper's second stage."""
-    return Settings(size.batch_size, steps=1, record_every=1, record=(), l1=L1)
+    return Settings(batch_size=size.batch_size, steps=1, record_every=1, record=(), l1=L1)
 
 
 def draw_tasks(size: Size) -> Task:

@@ -116,7 +116,9 @@ def _split(num_tokens: int, context_length: int, batch_size: int, *, quick: bool
     from scbjax.task import random_task
     from scbjax.training import Settings
 
-    settings = Settings(batch_size, SPLIT_STEPS, SPLIT_STEPS, record=("stage",))
+    settings = Settings(
+        batch_size=batch_size, steps=SPLIT_STEPS, record_every=SPLIT_STEPS, record=("stage",)
+    )
     draw = partial(random_task, num_tokens=num_tokens, context_length=context_length, sparsity=2)
     contenders = [_trajectory(ONE_DEVICE, jax.jit, draw, settings)]
     if len(jax.devices()) > 1:

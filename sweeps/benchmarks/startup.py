@@ -79,7 +79,7 @@ def compile_once() -> int:
     from scbjax.training import Settings, train
 
     task = random_task(jax.random.key(0), num_tokens=3, context_length=5000, sparsity=2)
-    settings = Settings(64, 1000, record_every=10)
+    settings = Settings(batch_size=64, steps=1000, record_every=10)
     begin = time.perf_counter()
     jax.jit(train).lower(jax.random.key(0), task, settings).compile()
     print(json.dumps({"seconds": time.perf_counter() - begin}))

@@ -43,7 +43,9 @@ def measure(quick: bool) -> Payload:
 
 
 def _ours(name: str, size: Size, steps: int, every: int, record: tuple[str, ...]) -> Contender:
-    settings = Settings(size.batch_size, steps, record_every=every, record=record, l1=L1)
+    settings = Settings(
+        batch_size=size.batch_size, steps=steps, record_every=every, record=record, l1=L1
+    )
     task = jax.tree.map(lambda leaf: leaf[0], draw_tasks(size))
     begin = time.perf_counter()
     lowered = jax.jit(train).lower(jax.random.key(0), task, settings)

@@ -184,7 +184,7 @@ def test_arms_of_a_seed_share_a_program_the_task_and_the_batches(tmp_path: Path)
     assert (proximal.stage.isel(step=-1) == 3).any()
     assert (sgd.stage.isel(step=-1) == 2).all()
     settings = Settings(
-        64, 40, 10, optimizer="sgd", record=study.variables,
+        batch_size=64, steps=40, record_every=10, optimizer="sgd", record=study.variables,
         learning_rate_1=0.5, learning_rate_2=0.2, switch_level=0.2, stop_level=0.3,
     )  # fmt: skip
     expected = single_runs(settings, [7, 7], [0, 1], [1, 4])
