@@ -34,12 +34,12 @@ if TYPE_CHECKING:
         task as task,
         theory as theory,
         training as training,
+        trajectories as trajectories,
         transfer as transfer,
     )
     from scbjax.composition import (
         Learner as Learner,
         LearnerState as LearnerState,
-        Trajectory as Trajectory,
         learner as learner,
     )
     from scbjax.experiments.of_parts import learning as learning
@@ -138,6 +138,7 @@ if TYPE_CHECKING:
         State as State,
         train as train,
     )
+    from scbjax.trajectories import Trajectory as Trajectory
     from scbjax.transfer import (
         first_step as first_step,
         keep_large as keep_large,
@@ -168,7 +169,8 @@ _EXPORTS = {
     "parts": "Model Observable Source Stage Track",
     "sources": "Text held_out_loss sample_windows scb_source windows",
     "models": "linear_transformer",
-    "composition": "Learner LearnerState Trajectory learner",
+    "composition": "Learner LearnerState learner",
+    "trajectories": "Trajectory",
     "training": "Info State train",
     "saving": "load save",
     "transfer": "first_step keep_large mix_value source_overlap",

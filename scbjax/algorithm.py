@@ -20,10 +20,12 @@ import jax.numpy as jnp
 import optax
 
 from scbjax import optim
-from scbjax.composition import LearnerState, Move, by_optimizer
+from scbjax.columns import step_rows
+from scbjax.composition import LearnerState
 from scbjax.losses import unchecked_gradients
 from scbjax.model import Params, step_scale_of, sum_by_query
 from scbjax.models import linear_transformer
+from scbjax.moves import Move, by_optimizer
 from scbjax.observables import View
 from scbjax.parts import Stage, Track
 from scbjax.sampling import POSITION_MAJOR_LIMIT, AnyBatch, Batch
@@ -212,7 +214,7 @@ def _step_columns(
     l1 = step_threshold(rates, own.attention, params, task, descent)
     value, grads = unchecked_gradients(params, batch)
     updates, opt_state = _value_descent(task, descent, own.value).update(grads.value, opt_state)
-    rows = optim.step_rows(
+    rows = step_rows(
         carried.attention,
         grads.attention,
         batch.query,

@@ -10,32 +10,35 @@ Randomness: the mini-batch of step t depends on the key and on t alone, so that 
 cut into segments anywhere between records and continued with bitwise the same result.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from scbjax.arguments import SIZES, as_integer, check_is, is_numeric, outline, what
-from scbjax.base import NOT_DIVERGED, Tree
+from scbjax.arguments import SIZES, as_integer, check_is, outline, what
+from scbjax.base import Tree
 from scbjax.keys import as_threefry
+from scbjax.moves import Move, Optimizer, by_optimizer, is_transformation
 from scbjax.observables import Observable, Record, View, as_record, observe_view
 from scbjax.parts import Model, Source, Stage, Track
 from scbjax.sampling import Sampler
-from scbjax.tables import nearest
+from scbjax.staging import ENDLESS, as_stages, end_stage, frozen_leaves, stage_rates
+from scbjax.trajectories import (
+    Loop,
+    Trajectory,
+    as_trajectory,
+    count_records,
+    in_stretches,
+    record_at,
+    run,
+)
 
 # Streams of a trajectory's key: mini-batches, fresh samples for the refit of V in records, the
 # first step of a transfer, pretraining, the task of a source, and parameters that are drawn.
 BATCHES, REFITS, FIRST_STEP, PRETRAINING, TASK, PARAMETERS = range(6)
-_NAMES_SHOWN = 4  # of what a trajectory has recorded
-# The name of a record that no observable can have.
-_FINITE = ""
-
-Optimizer: TypeAlias = optax.GradientTransformation | Callable[[Any, Any, Any], Any]
-"""A transformation of optax, or a function ``(task, values, rates)`` that makes one."""
 
 # Parts go through `jax.jit` as what a program is compiled for: by their functions.
 for _part in (Source, Model, Stage, Track, Observable):
@@ -84,256 +87,6 @@ class StepInfo(NamedTuple):
         return outline(self)
 
 
-class Trajectory(NamedTuple):
-    """A finished trajectory.
-
-    Attributes:
-        state: the final state, from which ``train(..., state=trajectory.state)`` goes on.
-        records: an array [records] for each observable, [records, ...] for one with axes of its
-            own; the first entry is the initial state.
-        steps: the step numbers of the records, int32 [records].
-        diverged_at: step of the first record at which the parameters were not finite, -1 if they
-            were at all of them; int32. What is recorded from then on means nothing.
-    """
-
-    state: Any
-    records: dict[str, jax.Array]
-    steps: jax.Array
-    diverged_at: jax.Array
-
-    @property
-    def params(self) -> Any:  # noqa: ANN401 - those of the model
-        """The final parameters: V and A, or the parameter that another map makes A of."""
-        return self.state.params
-
-    def __repr__(self) -> str:
-        """How long it is and what is recorded, not the arrays."""
-        names = list(self.records)
-        if len(names) > _NAMES_SHOWN:
-            names = [*names[:_NAMES_SHOWN], f"{len(names) - _NAMES_SHOWN} more"]
-        steps = outline(self.steps)
-        if is_numeric(self.steps) and self.steps.ndim == 1:
-            steps = f"{self.steps[0]} to {self.steps[-1]} in {self.steps.size} records"
-        return (
-            f"Trajectory(params={outline(getattr(self.state, 'params', self.state))}, "
-            f"records={{{', '.join(names)}}}, steps={steps}, "
-            f"diverged_at={outline(self.diverged_at)})"
-        )
-
-
-# -------------------------------------------------------------------------------- steps and records
-
-
-class Loop(NamedTuple):
-    """What a trajectory is made of; see :func:`in_stretches`.
-
-    Attributes:
-        one_step: the next state, of a state and the number of the step.
-        end_stretch: what is done to the state before a record is taken.
-        record: the record of a state, of it and the number of steps done.
-    """
-
-    one_step: Callable[[Any, jax.Array], Any]
-    end_stretch: Callable[[Any], Any]
-    record: Callable[[Any, jax.Array], dict[str, jax.Array]]
-
-
-def in_stretches(
-    loop: Loop,
-    state: Any,  # noqa: ANN401 - what the loop carries
-    start: jax.Array | int,
-    record_every: int,
-    num_records: int,
-    *,
-    initial: bool = False,
-) -> tuple[Any, dict[str, jax.Array]]:
-    """Stretches of steps, each ended by a record.
-
-    Args:
-        loop: what is done.
-        state: the state after ``start`` steps.
-        start: number of steps done.
-        record_every: steps of a stretch; static.
-        num_records: number of stretches; static.
-        initial: whether the state itself is recorded first. In the same loop as the other records:
-            they take most of the time that compilation takes, and what is recorded of a start that
-            the compiler knows would be worked out by it.
-
-    Returns:
-        The new state, and the records in a row.
-    """
-    moves = jnp.arange(num_records + 1) > 0 if initial else None
-    (state, _), records = jax.lax.scan(
-        lambda carry, moves: _stretch(loop, carry, record_every, moves),
-        (state, jnp.asarray(start, jnp.int32)),
-        moves,
-        length=num_records + initial,
-    )
-    return state, records
-
-
-def record_at(
-    loop: Loop,
-    state: Any,  # noqa: ANN401 - what the loop carries
-    record_every: int,
-    index: jax.Array,
-) -> tuple[Any, dict[str, jax.Array]]:
-    """One record: the first is that of the start, and all others follow a stretch of steps.
-
-    Args:
-        loop: what is done.
-        state: the state at the record before; for the first one, the start.
-        record_every: steps of a stretch; static.
-        index: the number of the record, from 0.
-
-    Returns:
-        The state at the record, and the record by names.
-    """
-    carry = (state, jnp.maximum(index - 1, 0) * record_every)
-    (state, _), record = _stretch(loop, carry, record_every, index > 0)
-    return state, record
-
-
-def _stretch(
-    loop: Loop, carry: tuple[Any, jax.Array], record_every: int, moves: jax.Array | None
-) -> tuple[tuple[Any, jax.Array], dict[str, jax.Array]]:
-    """Steps from a state and the number of steps done, and the record of where they lead.
-
-    Unless ``moves`` says that none are taken; None is for always.
-    """
-
-    # The number of the step is counted along, not read off a list: that would grow with the steps.
-    def count_step(carry: tuple[Any, jax.Array], _: None) -> tuple[tuple[Any, jax.Array], None]:
-        state, index = carry
-        return (loop.one_step(state, index), index + 1), None
-
-    def move(carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
-        (state, done), _ = jax.lax.scan(count_step, carry, None, length=record_every)
-        return loop.end_stretch(state), done
-
-    carry = move(carry) if moves is None else jax.lax.cond(moves, move, lambda c: c, carry)
-    return carry, loop.record(*carry)
-
-
-def run(
-    loop: Loop,
-    state: Any,  # noqa: ANN401 - what the loop carries
-    start: jax.Array | int,
-    record_every: int,
-    num_records: int,
-) -> tuple[Any, dict[str, jax.Array]]:
-    """All stretches of a trajectory, with the record of the initial state in front.
-
-    Beside what the loop records, the records say whether the parameters were finite; they are for
-    :func:`as_trajectory`.
-    """
-
-    def record(state: Any, done: jax.Array) -> dict[str, jax.Array]:  # noqa: ANN401
-        return {**loop.record(state, done), _FINITE: is_finite(state)}
-
-    recorded = loop._replace(record=record)
-    return in_stretches(recorded, state, start, record_every, num_records, initial=True)
-
-
-def is_finite(state: Any) -> jax.Array:  # noqa: ANN401 - of any learner
-    """Whether all parameters of a state are finite; a boolean."""
-    floats = [a for a in jax.tree.leaves(state.params) if jnp.issubdtype(a.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(array)) for array in floats]))
-
-
-def as_trajectory(
-    state: Any,  # noqa: ANN401 - of any learner
-    records: dict[str, jax.Array],
-    start: jax.Array | int,
-    record_every: int,
-) -> Trajectory:
-    """The trajectory that ends in a state, given the records of :func:`run`."""
-    finite = records[_FINITE]
-    steps = jnp.arange(finite.shape[0], dtype=jnp.int32) * record_every
-    steps = steps if isinstance(start, int) and not start else steps + jnp.asarray(start, jnp.int32)
-    records = {name: record for name, record in records.items() if name != _FINITE}
-    diverged_at = jnp.where(jnp.all(finite), NOT_DIVERGED, steps[jnp.argmin(finite)])
-    return Trajectory(state, records, steps, diverged_at)
-
-
-# -------------------------------------------------------------------------------------- the learner
-
-
-class Move(NamedTuple):
-    """How a step moves the parameters: by an optimiser (:func:`by_optimizer`), or another way.
-
-    Attributes:
-        init: ``(params, task, values, rates)`` to the optimiser's state.
-        step: ``(params, opt_state, batch, task, values, rates, frozen)`` to the loss and its
-            gradient, the new parameters and the optimiser's new state. ``frozen`` is a tree like
-            the parameters of booleans.
-        to_carry: parameters to what the loop over steps carries, on which ``step`` works; another
-            order in memory, say.
-        from_carry: the inverse.
-    """
-
-    init: Callable[..., optax.OptState]
-    step: Callable[..., tuple[tuple[jax.Array, Tree], Tree, optax.OptState]]
-    to_carry: Callable[[Tree], Tree] = lambda params: params
-    from_carry: Callable[[Tree], Tree] = lambda params: params
-
-
-def by_optimizer(model: Model, optimizer: Optimizer) -> Move:
-    """A step of gradient descent: the gradient of the model's loss, and what optax makes of it.
-
-    Args:
-        model: the model.
-        optimizer: a transformation of optax, or a function ``(task, values, rates)`` that makes one
-            with a state of the same structure whatever the rates are. It is also given the loss as
-            ``value``, the gradient as ``grad`` and the loss as a function as ``value_fn``, which
-            some transformations want.
-
-    Returns:
-        The move.
-    """
-
-    def transform(*what_for: Any) -> optax.GradientTransformationExtraArgs:  # noqa: ANN401
-        own = optimizer if _is_transformation(optimizer) else optimizer(*what_for)
-        if not _is_transformation(own):
-            raise TypeError(f"optimizer gives {what(own)}; it must give a transformation of optax")
-        return optax.with_extra_args_support(own)
-
-    def init(params: Tree, *what_for: Any) -> optax.OptState:  # noqa: ANN401
-        with jax.numpy_dtype_promotion("standard"):
-            return transform(*what_for).init(params)
-
-    def step(
-        params: Tree,
-        opt_state: optax.OptState,
-        batch: Tree,
-        task: Tree,
-        values: Tree,
-        rates: Tree,
-        frozen: Tree,
-    ) -> tuple[tuple[jax.Array, Tree], Tree, optax.OptState]:
-        loss, grads = jax.value_and_grad(model.loss)(params, batch)
-        extra = {"value": loss, "grad": grads, "value_fn": lambda params: model.loss(params, batch)}
-        # Optax mixes dtypes here and there, which strict promotion forbids.
-        with jax.numpy_dtype_promotion("standard"):
-            own = transform(task, values, rates)
-            updates, opt_state = own.update(grads, opt_state, params, **extra)
-            updates = jax.tree.map(_hold, frozen, updates)
-            params = optax.apply_updates(params, updates)
-        return (loss, grads), params, opt_state
-
-    return Move(init, step)
-
-
-def _is_transformation(optimizer: object) -> bool:
-    return callable(getattr(optimizer, "init", None)) and callable(
-        getattr(optimizer, "update", None)
-    )
-
-
-def _hold(frozen: jax.Array | bool, update: jax.Array) -> jax.Array:
-    return update if frozen is False else jnp.where(frozen, jnp.zeros_like(update), update)
-
-
 class Learner(NamedTuple):
     """Pure functions that train a model; made by :func:`learner`.
 
@@ -366,10 +119,6 @@ class Learner(NamedTuple):
     take_record: Callable[..., tuple[LearnerState, dict[str, jax.Array]]]
     train: Callable[..., Trajectory]
     loop: Callable[..., Loop]
-
-
-ENDLESS = (Stage("endless"),)
-"""The plainest list of stages."""
 
 
 class Composition(NamedTuple):
@@ -451,7 +200,7 @@ def learner(
     check_is("source", source, Source, "such as scb_source makes")
     check_is("model", model, Model, "such as linear_transformer makes")
     if not isinstance(optimizer, Move):
-        if not (callable(optimizer) or _is_transformation(optimizer)):
+        if not (callable(optimizer) or is_transformation(optimizer)):
             raise TypeError(
                 f"optimizer is {what(optimizer)}; it must be a transformation of optax, or a "
                 "function of (task, values, rates) that makes one"
@@ -461,7 +210,7 @@ def learner(
         source=source,
         model=model,
         move=optimizer,
-        stages=_as_stages(stages),
+        stages=as_stages(stages),
         record=as_record(record),
         track=track,
         view=view or partial(view_of, model, as_integer("batch_size", batch_size, SIZES)),
@@ -479,25 +228,6 @@ def learner(
         train=partial(_train, parts),
         loop=partial(_loop, parts),
     )
-
-
-def _as_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    if isinstance(stages, Stage) or not isinstance(stages, tuple | list) or not stages:
-        raise ValueError(f"stages is {what(stages)}; it must be a list of stages, one at least")
-    for number, stage in enumerate(stages):
-        check_is(f"stages[{number}]", stage, Stage)
-        check_is(f"stages[{number}].frozen", stage.frozen, tuple, 'as in ("attention",)')
-    if stages[-1].is_over is not None:
-        raise ValueError(
-            f"the stage {stages[-1].name!r} is the last one and has an end; is_over must be None"
-        )
-    for stage in stages[:-1]:
-        if stage.is_over is None:
-            raise ValueError(
-                f"the stage {stage.name!r} has no end, and others follow; is_over must be a "
-                "function of a view"
-            )
-    return tuple(stages)
 
 
 def view_of(
@@ -545,59 +275,6 @@ def _init(parts: Composition, key: jax.Array, task: Tree, values: Tree = None) -
     )
 
 
-def stage_rates(
-    stages: tuple[Stage, ...], stage: jax.Array, step: jax.Array, task: Tree, values: Tree
-) -> Tree:
-    """The rates of the stage with this number, with schedules looked up at a step."""
-    trees = [_rates_of(own, task, values) for own in stages]
-    structures: list[Any] = [jax.tree.structure(tree) for tree in trees]
-    for own, structure in zip(stages, structures, strict=True):
-        if structure != structures[0]:
-            raise ValueError(
-                f"the stage {own.name!r} has the rates {structure}; they must be of the same "
-                f"structure as those of {stages[0].name!r}, {structures[0]}"
-            )
-
-    def choose(*rates: Any) -> Any:  # noqa: ANN401 - numbers or schedules
-        looked_up = [rate(step) if callable(rate) else rate for rate in rates]
-        return _of_stage(looked_up, stage)
-
-    # Schedules mix the step, an integer, with floats, which strict promotion forbids.
-    with jax.numpy_dtype_promotion("standard"):
-        return jax.tree.map(choose, *trees)
-
-
-def _rates_of(stage: Stage, task: Tree, values: Tree) -> Tree:
-    """The rates of a stage, schedules as they are; a function of one argument is a schedule."""
-    if not callable(stage.rates) or len(inspect.signature(stage.rates).parameters) == 1:
-        return stage.rates
-    return stage.rates(task, values)
-
-
-def _of_stage(numbers: Sequence[Any], stage: jax.Array) -> Any:  # noqa: ANN401 - of any kind
-    """The number that belongs to a stage."""
-    if len(numbers) == 1:
-        return jnp.asarray(numbers[0])
-    return jnp.stack([jnp.asarray(number) for number in numbers])[stage - 1]
-
-
-def _frozen(stages: tuple[Stage, ...], stage: jax.Array, params: Tree) -> Tree:
-    """Which parameters stay as they are, a tree like theirs; False where none ever does."""
-    paths, structure = jax.tree_util.tree_flatten_with_path(params)
-    names = [{jax.tree_util.keystr((key,), simple=True) for key in path} for path, _ in paths]
-    known = set().union(*names)
-    for own in stages:
-        unknown = [name for name in own.frozen if name not in known]
-        if unknown:
-            raise ValueError(
-                f"the stage {own.name!r} has frozen {own.frozen!r}; it must be a tuple of names "
-                f"of parameters: {', '.join(sorted(known))}{nearest(unknown[0], known)}"
-            )
-    flags = [[not leaf.isdisjoint(own.frozen) for own in stages] for leaf in names]
-    chosen = [_of_stage(own, stage) if any(own) else False for own in flags]
-    return jax.tree.unflatten(structure, chosen)
-
-
 def _step(
     parts: Composition, state: LearnerState, batch: Tree, task: Tree, values: Tree = None
 ) -> tuple[LearnerState, StepInfo]:
@@ -610,7 +287,7 @@ def _carried_step(
     parts: Composition, state: LearnerState, batch: Tree, task: Tree, values: Tree
 ) -> tuple[LearnerState, StepInfo]:
     rates = stage_rates(parts.stages, state.stage, state.step, task, values)
-    frozen = _frozen(parts.stages, state.stage, state.params)
+    frozen = frozen_leaves(parts.stages, state.stage, state.params)
     # Part of what JAX knows a compiled program by, and reset at once: no state that outlives this.
     with jax.default_matmul_precision(parts.precision):
         (loss, grads), params, opt_state = parts.move.step(
@@ -644,34 +321,6 @@ def _end_stage(
     view = parts.view(own_key, state, task, values, prepared)
     ended: LearnerState = end_stage(parts.stages, state, view, task, values)
     return ended
-
-
-def end_stage(
-    stages: tuple[Stage, ...],
-    state: Any,  # noqa: ANN401 - anything with a stage
-    view: View,
-    task: Tree,
-    values: Tree,
-) -> Any:  # noqa: ANN401 - the same
-    """The state in the next stage, if its own is over, with what that does to it."""
-    over = [
-        (state.stage == number) & own.is_over(view)
-        for number, own in enumerate(stages, 1)
-        if own.is_over is not None
-    ]
-    ended = state._replace(stage=state.stage + sum(is_over.astype(jnp.int32) for is_over in over))
-    for is_over, own in zip(over, stages, strict=False):
-        if own.at_end is not None:
-            # A branch for a single trajectory, to which the ends of stages cost nothing until they
-            # come; under vmap both sides are computed.
-            end = partial(_at_end, own, task, values)
-            ended = jax.lax.cond(is_over, end, lambda state: state, ended)
-    return ended
-
-
-def _at_end(stage: Stage, task: Tree, values: Tree, state: Any) -> Any:  # noqa: ANN401
-    assert stage.at_end is not None
-    return stage.at_end(state, task, values)
 
 
 def _observe(
@@ -766,17 +415,3 @@ def _train(
     run_from = partial(run, _loop(parts, key, task, values))
     state, records = _carried(parts, run_from, state, start, parts.record_every, num_records)
     return as_trajectory(state, records, start, parts.record_every)
-
-
-def count_records(steps: int, record_every: int) -> int:
-    """Stretches of ``record_every`` steps that ``steps`` steps make.
-
-    Raises:
-        ValueError: if they don't make whole ones.
-    """
-    steps = as_integer("steps", steps, SIZES)
-    if steps % record_every:
-        raise ValueError(
-            f"steps is {steps}; it must be a multiple of record_every = {record_every}"
-        )
-    return steps // record_every

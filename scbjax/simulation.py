@@ -41,16 +41,7 @@ import optax
 from scbjax import optim
 from scbjax.algorithm import strengths, three_stages
 from scbjax.arguments import SIZES, as_integer, check_is
-from scbjax.composition import (
-    REFITS,
-    Loop,
-    Trajectory,
-    as_trajectory,
-    end_stage,
-    in_stretches,
-    record_at,
-    run,
-)
+from scbjax.composition import REFITS
 from scbjax.keys import as_threefry
 from scbjax.losses import excess_loss
 from scbjax.model import LINEAR, Params, as_attention_map, attend, attend_transpose
@@ -74,9 +65,11 @@ from scbjax.sampling import (
 )
 from scbjax.settings import Settings, check_settings
 from scbjax.stages import estimated_signals, mirror, round_attention, rounding_level
+from scbjax.staging import end_stage
 from scbjax.task import Task, check_one_task, mu_inner, pattern_signal, product, transition_signal
 from scbjax.theory import PathProjection, path_point, population_step, ratio, signals
 from scbjax.training import State, changed, check_arguments, init as init_training, step_sizes
+from scbjax.trajectories import Loop, Trajectory, as_trajectory, in_stretches, record_at, run
 
 # Streams of a trajectory's key. Of those of scbjax.training only the refits are shared: a
 # simulation and a training with the same seed see independent noise.
@@ -350,7 +343,7 @@ class Simulation:
         return record_at(self.loop(key, task, settings), state, settings.record_every, index)
 
     def loop(self, key: jax.Array, task: Task, settings: Settings) -> Loop:
-        """The parts of a trajectory; see :func:`scbjax.composition.in_stretches`."""
+        """The parts of a trajectory; see :func:`scbjax.trajectories.in_stretches`."""
         key = check_arguments(key, task, settings)
         sampler = make_sampler(task)
         seed = make_seed(jax.random.fold_in(key, _TAGGED), settings.generator)

@@ -39,9 +39,7 @@ from scbjax.composition import (
     TASK,
     Learner,
     LearnerState,
-    Trajectory as Trajectory,
     learner,
-    stage_rates,
     view_of,
 )
 from scbjax.keys import as_threefry
@@ -68,8 +66,10 @@ from scbjax.settings import (
 from scbjax.singly import one_by_one
 from scbjax.sources import scb_batches
 from scbjax.stages import refit_value, round_attention, rounding_level
+from scbjax.staging import stage_rates
 from scbjax.task import Task, check_one_task, transition_signal
 from scbjax.theory import Rates, signals
+from scbjax.trajectories import Trajectory as Trajectory
 from scbjax.transfer import first_step, keep_large, mix_value, on_tangent
 
 

@@ -13,11 +13,13 @@ import optax
 import pytest
 
 from scbjax import composition
-from scbjax.composition import Learner, LearnerState, Move, Trajectory, learner
+from scbjax.composition import Learner, LearnerState, learner
 from scbjax.models import linear_transformer
+from scbjax.moves import Move
 from scbjax.observables import View
 from scbjax.parts import Model, Observable, Source, Stage, Track
 from scbjax.sources import scb_source
+from scbjax.trajectories import Trajectory
 
 Array = np.ndarray
 

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from optax import GradientTransformationExtraArgs as Transform
 
 from scbjax import optim
+from scbjax.columns import step_rows
 from scbjax.model import Params
 
 Array = np.ndarray
@@ -768,7 +769,7 @@ def test_a_step_by_rows_is_that_of_the_chain(
     grads = Params(jnp.zeros((N, N)), jnp.asarray(whole, jnp.float32))
     chain = optim.scb_sgd(mu, 0.1, 0.2) if l1 is None else optim.scb_proximal(mu, 0.1, 0.2, l1)
     expected, _ = run(chain, [grads], params)
-    rows = optim.step_rows(
+    rows = step_rows(
         params.attention.T,
         jnp.asarray(samples, jnp.float32),
         jnp.asarray(index),
@@ -828,9 +829,9 @@ def test_rows_step_with_coarse_gradients() -> None:
     rows, index = start_params().attention.T, jnp.array([0, 2, 2])
     gradient = jnp.asarray(rng.normal(size=(3, rows.shape[1])), jnp.bfloat16)
     numbers = {"stationary": MU_ARG["stationary"], "learning_rate": 0.1, "l1": 0.01}
-    found = optim.step_rows(rows, gradient, index, **numbers)
+    found = step_rows(rows, gradient, index, **numbers)
     assert found.dtype == jnp.float32
-    expected = optim.step_rows(rows, gradient.astype(jnp.float32), index, **numbers)
+    expected = step_rows(rows, gradient.astype(jnp.float32), index, **numbers)
     np.testing.assert_array_equal(found, expected)
 
 

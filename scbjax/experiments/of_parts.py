@@ -26,10 +26,11 @@ from scbjax.base import (
     Variable,
     short_name,
 )
-from scbjax.composition import Learner, is_finite
+from scbjax.composition import Learner
 from scbjax.keys import THREEFRY
 from scbjax.observables import OBSERVABLES, Observable, Record, as_record, record_name
 from scbjax.parts import Source
+from scbjax.trajectories import is_finite
 
 Static: TypeAlias = Mapping[str, Any]
 """Values of static parameters by short name."""

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from scbjax import training
 from scbjax.base import Functions, Keys, Values, short_name
-from scbjax.composition import is_finite
 from scbjax.experiments.scb_cost import rows
 from scbjax.model import map_attention
 from scbjax.settings import STATIC_FIELDS, TRACED_FIELDS, Settings
@@ -27,6 +26,7 @@ from scbjax.task import (
     transition_signal,
 )
 from scbjax.training import State, start_from
+from scbjax.trajectories import is_finite
 
 _SPARSITY = "task.sparsity"
 _SOURCE_STREAM = 3  # of the seed of the task
