@@ -23,7 +23,7 @@ from scbjax.base import Tree
 from scbjax.keys import as_threefry
 from scbjax.moves import Move, Optimizer, by_optimizer, is_transformation
 from scbjax.observables import Observable, Record, View, as_record, observe_view
-from scbjax.parts import Model, Source, Stage, Track
+from scbjax.parts import Model, Source, Stage, Track, with_values
 from scbjax.sampling import Sampler
 from scbjax.staging import ENDLESS, as_stages, end_stage, frozen_leaves, stage_rates
 from scbjax.trajectories import (
@@ -243,7 +243,7 @@ def view_of(
     """What observables see of the state of a learner; ``more`` is for those of this library."""
     return View(
         key,
-        model.readout(state.params),
+        with_values(model.readout, state.params, values),
         task,
         sampler=prepared if isinstance(prepared, Sampler) else None,
         batch_loss=state.batch_loss,
@@ -251,7 +251,7 @@ def view_of(
         samples=state.step * batch_size,
         state=state,
         values=values,
-        loss=lambda batch: model.loss(state.params, batch),
+        loss=lambda batch: with_values(model.loss, state.params, batch, values),
         **more,
     )
 
@@ -261,7 +261,7 @@ def view_of(
 
 def _init(parts: Composition, key: jax.Array, task: Tree, values: Tree = None) -> LearnerState:
     key = as_threefry(key)
-    params = parts.model.init(jax.random.fold_in(key, PARAMETERS), task)
+    params = with_values(parts.model.init, jax.random.fold_in(key, PARAMETERS), task, values)
     first = jnp.ones((), jnp.int32)
     rates = stage_rates(parts.stages, first, jnp.zeros((), jnp.int32), task, values)
     dtype = jnp.result_type(*jax.tree.leaves(params))

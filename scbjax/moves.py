@@ -9,7 +9,7 @@ import optax
 
 from scbjax.arguments import what
 from scbjax.base import Tree
-from scbjax.parts import Model
+from scbjax.parts import Model, with_values
 
 Optimizer: TypeAlias = optax.GradientTransformation | Callable[[Any, Any, Any], Any]
 """A transformation of optax, or a function ``(task, values, rates)`` that makes one."""
@@ -67,8 +67,12 @@ def by_optimizer(model: Model, optimizer: Optimizer) -> Move:
         rates: Tree,
         frozen: Tree,
     ) -> tuple[tuple[jax.Array, Tree], Tree, optax.OptState]:
-        loss, grads = jax.value_and_grad(model.loss)(params, batch)
-        extra = {"value": loss, "grad": grads, "value_fn": lambda params: model.loss(params, batch)}
+        def loss_of(params: Tree) -> jax.Array:
+            value: jax.Array = with_values(model.loss, params, batch, values)
+            return value
+
+        loss, grads = jax.value_and_grad(loss_of)(params)
+        extra = {"value": loss, "grad": grads, "value_fn": loss_of}
         # Optax mixes dtypes here and there, which strict promotion forbids.
         with jax.numpy_dtype_promotion("standard"):
             own = transform(task, values, rates)

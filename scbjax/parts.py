@@ -10,7 +10,9 @@ same objects. So programs that are compiled for one are never used for another, 
 made once, outside of what is called again and again.
 """
 
+import inspect
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -22,11 +24,35 @@ def unchanged(value: Any) -> Any:  # noqa: ANN401 - whatever it is given
     return value
 
 
+def with_values(function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401 - its own
+    """Calls a function of a part, which need not take the last of its arguments, the values.
+
+    Args:
+        function: it takes all of the arguments, or all but the last.
+        arguments: what it is called with.
+
+    Example:
+        >>> with_values(lambda a, b: a + b, 1, 2), with_values(lambda a: a, 1, 2)
+        (3, 1)
+    """
+    wanted = _required(function)
+    return function(*arguments[: max(wanted, len(arguments) - 1)])
+
+
+@lru_cache(maxsize=256)
+def _required(function: Callable[..., Any]) -> int:
+    """How many arguments a function must be given by position."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters)
+
+
 class Source(NamedTuple):
     """What is learned from.
 
     Attributes:
-        draw: a key to the task, what is to be learned: any pytree of arrays.
+        draw: a key to the task, what is to be learned: any pytree of arrays. In a sweep it may also
+            take the values of traced parameters, by name: ``(key, values)``.
         sample: ``(key, prepared, batch_size)`` to a mini-batch, any pytree of arrays. Batches of
             different steps have keys of their own.
         prepare: a task to what ``sample`` needs of it, computed once for all steps.
@@ -41,7 +67,7 @@ class Source(NamedTuple):
         (5,)
     """
 
-    draw: Callable[["jax.Array"], Any]
+    draw: Callable[..., Any]
     sample: Callable[[Any, Any, int], Any]
     prepare: Callable[[Any], Any] = unchanged
     keys: Callable[["jax.Array"], Callable[["jax.Array"], Any]] | None = None
@@ -49,6 +75,9 @@ class Source(NamedTuple):
 
 class Model(NamedTuple):
     """What is trained.
+
+    Each function may take one argument more, the ``values`` that the learner is given: numbers that
+    may be traced and swept.
 
     Attributes:
         init: ``(key, task)`` to the parameters before the first step, any pytree of arrays.
@@ -58,9 +87,9 @@ class Model(NamedTuple):
             and A, as :class:`scbjax.Params`.
     """
 
-    init: Callable[["jax.Array", Any], Any]
-    loss: Callable[[Any, Any], "jax.Array"]
-    readout: Callable[[Any], Any] = unchanged
+    init: Callable[..., Any]
+    loss: Callable[..., "jax.Array"]
+    readout: Callable[..., Any] = unchanged
 
 
 class Stage(NamedTuple):

@@ -46,7 +46,7 @@ from scbjax.keys import as_threefry
 from scbjax.model import Params, init_params
 from scbjax.models import linear_transformer
 from scbjax.observables import DEFAULT_RECORD, Record, View
-from scbjax.parts import Model, Source, Stage
+from scbjax.parts import Model, Source, Stage, with_values
 from scbjax.sampling import POSITION_MAJOR_LIMIT, AnyBatch, Sampler, check_batch
 from scbjax.settings import (
     NEVER as NEVER,
@@ -583,7 +583,7 @@ def _train_own(
     if model is not None:
         check_is("model", model, Model, "such as linear_transformer makes")
     if isinstance(task, Source):
-        batches, task = task, task.draw(jax.random.fold_in(key, TASK))
+        batches, task = task, with_values(task.draw, jax.random.fold_in(key, TASK), settings)
         if optimizer is None and isinstance(task, Task):
             return train(key, task, settings, state=state)
     else:
@@ -670,7 +670,12 @@ _OF_ANY = ("batch_loss", "stage", "samples")
 def _own_record(recording: Recording, task: Any, model: Model) -> Record:  # noqa: ANN401
     """What is recorded of a learner that may have no V and A, or no P and Q to compare them to."""
     key = jax.random.key(0)
-    params = jax.eval_shape(lambda task: model.readout(model.init(key, task)), task)
+
+    def first_readout(task: Any) -> Any:  # noqa: ANN401
+        params = with_values(model.init, key, task, recording)
+        return with_values(model.readout, params, recording)
+
+    params = jax.eval_shape(first_readout, task)
     if isinstance(task, Task) and isinstance(params, Params):
         return recording.record
     if recording.record == DEFAULT_RECORD:

@@ -96,6 +96,41 @@ def train(own: Learner, values: Any, steps: int) -> Trajectory:  # noqa: ANN401 
     return trajectory
 
 
+def test_a_model_s_functions_may_take_the_values() -> None:
+    """A ridge of a traced weight, from a start at a traced place, swept by a map."""
+
+    def init_at(key: jax.Array, task: Any, values: Any) -> dict[str, jax.Array]:  # noqa: ANN401
+        params = init(key, task)
+        return {**params, "b": params["b"] + values["at"]}
+
+    def ridged(params: dict[str, jax.Array], batch: Any, values: Any) -> jax.Array:  # noqa: ANN401
+        penalty: jax.Array = values["ridge"] * jnp.sum(params["b"] ** 2) / 2
+        return loss(params, batch) + penalty
+
+    def scaled(params: dict[str, jax.Array], values: dict[str, jax.Array]) -> jax.Array:
+        return values["at"] * params["b"]
+
+    seen = Observable(lambda view: jnp.sum(view.params), name="seen")
+    own = learner(
+        *(SOURCE, Model(init_at, ridged, scaled), optax.sgd(0.1)),
+        batch_size=B, record_every=EVERY, record=("batch_loss", seen),
+    )  # fmt: skip
+    values = {"at": jnp.array([0.0, 0.5]), "ridge": jnp.array([2.0, 3.0])}
+    found = quick_jit(jax.vmap(lambda values: own.train(KEY, TASK, values, steps=4)))(values)
+    for index, (at, ridge) in enumerate([(0.0, 2.0), (0.5, 3.0)]):
+        a, b = start()
+        b = b + at
+        for batch in batches(4):
+            last, for_a, for_b = gradients(a, b, batch)
+            last += ridge * float(b @ b) / 2
+            a, b = a - 0.1 * for_a, b - 0.1 * (for_b + ridge * b)
+        assert_params(jax.tree.map(lambda leaf, index=index: leaf[index], found.params), a, b)
+        np.testing.assert_allclose(found.records["batch_loss"][index, -1], last, rtol=1e-5)
+        np.testing.assert_allclose(
+            found.records["seen"][index, -1], at * b.sum(), rtol=1e-4, atol=1e-6
+        )
+
+
 def test_a_learner_of_parts_is_its_loop() -> None:
     """Momentum made of a traced value, on a model and a source of which nothing is known."""
     own = regression(

@@ -412,7 +412,7 @@ def test_projector_is_orthogonal_in_its_own_inner_product(
     weights=hnp.arrays(np.float64, N, elements=st.floats(0.2, 2.0)),
     geometry=st.sampled_from(["mu", "paper"]),
 )
-@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.settings(max_examples=50)
 def test_projected_updates_keep_the_invariants(
     grad: Array, weights: Array, geometry: optim.Geometry
 ) -> None:
@@ -482,7 +482,7 @@ vectors = hnp.arrays(np.float64, 5, elements=st.floats(-5, 5))
 
 
 @hypothesis.given(x=vectors, y=vectors, level=st.floats(0, 3))
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=60)
 def test_soft_threshold_is_nonexpansive(x: Array, y: Array, level: float) -> None:
     a, b = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
     moved = np.asarray(optim.soft_threshold(a, level) - optim.soft_threshold(b, level), float)

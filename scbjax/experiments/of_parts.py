@@ -29,7 +29,7 @@ from scbjax.base import (
 from scbjax.composition import Learner
 from scbjax.keys import THREEFRY
 from scbjax.observables import OBSERVABLES, Observable, Record, as_record, record_name
-from scbjax.parts import Source
+from scbjax.parts import Source, with_values
 from scbjax.trajectories import is_finite
 
 Static: TypeAlias = Mapping[str, Any]
@@ -136,8 +136,8 @@ def _functions(
             "scbjax.learner makes"
         )
 
-    def draw(keys: Keys, _: Values) -> Tree:
-        return drawn_from.draw(keys.task)
+    def draw(keys: Keys, values: Values) -> Tree:
+        return with_values(drawn_from.draw, keys.task, _traced(values))
 
     def start(keys: Keys, values: Values, task: Tree) -> Tree:
         return own.init(keys.start, task, _traced(values))

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 import xarray
 from numpy.testing import assert_allclose
@@ -321,3 +323,33 @@ def test_dask_sends_the_file_to_its_workers(tmp_path: Path, whole: xarray.Datase
         for name in whole.data_vars:
             assert_allclose(dataset[name], whole[name], rtol=1e-4, atol=1e-6)
         assert json.loads(dataset.attrs["settings"])["model.heads"] == 2
+
+
+def test_a_source_may_draw_by_traced_values() -> None:
+    """A level of the outer layer is what is learned; a rate of the inner layer is not."""
+    level = Parameter("data.level", float, 0.0, "traced", "outer", "Level of what is learned")
+    rate = Parameter("train.rate", float, 0.5, "traced", "inner", "Rate")
+    source = scbjax.Source(
+        draw=lambda _, values: values["level"],
+        sample=lambda _, level, size: jax.numpy.full((size,), level),
+    )
+    model = scbjax.Model(
+        init=lambda _, level: jax.numpy.zeros_like(level),
+        loss=lambda params, batch: ((params - batch) ** 2).mean() / 2,
+    )
+
+    def make(source: scbjax.Source, _: object, **given: Any) -> scbjax.Learner:  # noqa: ANN401
+        return scbjax.learner(source, model, lambda _, v, __: optax.sgd(v["rate"]), **given)
+
+    seen = scbjax.Observable(lambda view: view.params, name="seen")
+    own = scbjax.learning("level", source, make, record=(seen,), parameters=(level, rate))
+    study = {
+        "experiment": "level",
+        "train": {"batch_size": 2, "steps": 2, "record_every": 1},
+    }
+    axes = {"level": [1.0, 3.0], "rate": [0.5, 1.0]}
+    found = scbjax.sweep.run(study, experiment=own, axes=axes, progress=False).seen
+    for at in axes["level"]:
+        half, whole = (found.sel(level=at, rate=rate) for rate in axes["rate"])
+        np.testing.assert_allclose(half, [0.0, at / 2, at * 3 / 4], rtol=1e-6)
+        np.testing.assert_allclose(whole, [0.0, at, at], rtol=1e-6)

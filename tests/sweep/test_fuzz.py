@@ -467,7 +467,8 @@ NAMES = st.text(st.characters(), max_size=40) | st.sampled_from(
     ]
 )
 FEW = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

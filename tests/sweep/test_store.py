@@ -64,7 +64,10 @@ def test_arrays_and_facts_come_back_as_they_were(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[name], array, strict=True)
 
 
-FILE = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FILE = settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
 @FILE

@@ -21,7 +21,6 @@ from scbjax.base import (
     Required,
     Scalar,
     StudyError,
-    short_name,
 )
 from scbjax.tables import brief, nearest
 
@@ -193,7 +192,10 @@ class Fields(Mapping[str, Parameter]):
     def __init__(self, experiment: Experiment) -> None:
         parts = (_SEEDS, experiment.parameters, _record(experiment), _search(experiment))
         self._by_path = {field.path: field for part in parts for field in part}
-        self._by_short = {short_name(path): path for path in self._by_path}
+        # A short name of the experiment's is its own, even if a field of records or of searches has
+        # the same one; seeds are everybody's.
+        ranked = (*_record(experiment), *_search(experiment), *experiment.parameters, *_SEEDS)
+        self._by_short = {field.short: field.path for field in ranked}
         self.tables = tuple(dict.fromkeys(f.table for f in self._by_path.values() if f.table))
         self.reserved = _names_used(experiment)
 
