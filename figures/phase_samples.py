@@ -7,7 +7,7 @@ how it moves with T.
 
 from __future__ import annotations
 
-from _statistics import cost_intervals, power_estimate, samples_for_share
+from _statistics import Estimate, cost_intervals, power_estimate, samples_for_share
 from pathlib import Path
 from typing import Final
 
@@ -20,12 +20,11 @@ from matplotlib.lines import Line2D
 
 STUDY: Final = "phase_samples"
 DISTANCE: Final = "rounded_attention_distance"
-VARIABLES: Final = (DISTANCE, "samples")
+VARIABLES: Final = (DISTANCE, "samples", "stage")
 RECOVERED: Final = 0.1
 MOST: Final = 0.9
 LENGTH: Final = "context_length"
 RATE: Final = "learning_rate_1"
-NUMBERS: Final = (*VARIABLES, "stage")
 
 
 def plot(dataset: xr.Dataset) -> Figure:
@@ -63,7 +62,7 @@ def plot(dataset: xr.Dataset) -> Figure:
     if np.isfinite(slope):
         axes.plot(lengths, np.exp(offset) * lengths**slope, "w--", linewidth=0.9)
         handles.append(
-            Line2D([], [], color="#999999", linestyle="--", label=f"fit, $T^{{{slope:.2f}}}$")
+            Line2D([], [], color="#999999", linestyle="--", label=_power_label(dataset, slope))
         )
     axes.set(xlabel="context length, $T$", ylabel="samples (thousands)")
     figure.colorbar(mesh, ax=axes, label=f"share of {dataset.sizes['seed']} seeds recovered")
@@ -93,16 +92,34 @@ def power_of(lengths: Values, samples: Values) -> Values:
     return np.asarray(np.polyfit(np.log(lengths[seen]), np.log(samples[seen]), 1))
 
 
+def _power_label(dataset: xr.Dataset, slope: float) -> str:
+    """The fitted power with its interval, for the legend."""
+    _, low, high = power_of_tasks(dataset)
+    return f"fit, $T^{{{slope:.2f}}}$ (95%: {low:.2f} to {high:.2f})"
+
+
+def power_of_tasks(dataset: xr.Dataset) -> Estimate:
+    """The power of T in the samples until most tasks recover, over resampled tasks and rates."""
+    lengths = dataset[LENGTH].to_numpy().astype(float)
+    return power_estimate(lengths, until(dataset)[0], MOST)
+
+
+def until(dataset: xr.Dataset) -> tuple[Values, Values]:
+    """Samples until recovery and until stage 1 ends [lengths, rates, seeds]; infinity for never."""
+    samples = dataset["step"].to_numpy() * int(str(setting(dataset, "batch_size")))
+    data = dataset if RATE in dataset.dims else dataset.expand_dims(RATE)
+    data = data.transpose(LENGTH, RATE, "seed", "step")
+    reached = (data[DISTANCE].to_numpy() < RECOVERED, data["stage"].to_numpy() > 1)
+    used, switch = (np.where(when, samples, np.inf).min(axis=-1) for when in reached)
+    return used, switch
+
+
 def tables(dataset: xr.Dataset) -> list[Table]:
     """Tabulate the frontier and, for each rate, what stage 1 takes and what the rest does."""
     samples = dataset["step"].to_numpy() * int(str(setting(dataset, "batch_size")))
     lengths, first = dataset[LENGTH].to_numpy(), frontier(best_share(dataset), samples)
     data = dataset if RATE in dataset.dims else dataset.expand_dims(RATE)
-    data = data.transpose(LENGTH, RATE, "seed", "step")
-    used, switch = (
-        np.where(reached, samples, np.inf).min(axis=-1)
-        for reached in (data[DISTANCE].to_numpy() < RECOVERED, data["stage"].to_numpy() > 1)
-    )
+    used, switch = until(dataset)
     with np.errstate(invalid="ignore"):
         after = np.nan_to_num(used - switch, nan=np.inf)
     parts = (
@@ -121,7 +138,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     ]
     columns = ("T", "rate of stage 1", f"samples until {MOST:.0%} recover", "stage 1, median")
     slope = power_of(lengths, first)[0]
-    _, low, high = power_estimate(lengths.astype(float), used, MOST)
+    _, low, high = power_of_tasks(dataset)
     around = cost_intervals(used, MOST)
     return [
         Table(
@@ -136,7 +153,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
 
 def numbers(results: Path) -> str:
     """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
-    return tabulate(STUDY, NUMBERS, tables, results)
+    return tabulate(STUDY, VARIABLES, tables, results)
 
 
 def draw(results: Path, out: Path) -> list[Path]:

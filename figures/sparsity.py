@@ -107,12 +107,13 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         *(band(last[name].to_numpy())[1] for name in (*DISTANCES, "alpha_attention")),
     ]
     hits = recovered[..., -1].sum(axis=0)
-    share, ended = recovered[..., -1].mean(axis=0), (last["stage"].to_numpy() > 2).sum(axis=0)
+    share, runs = recovered[..., -1].mean(axis=0), recovered.shape[0]
+    ended = (last["stage"].to_numpy() > 2).sum(axis=0)
     rows = [
         [
-            *(level, share[place], *share_interval(int(hits[place]), recovered.shape[0])),
+            *(level, share[place], *share_interval(int(hits[place]), runs)),
             *(values[place] for values in medians),
-            *(ended[place], samples),
+            *(ended[place] / runs, *share_interval(int(ended[place]), runs), samples),
         ]
         for place, level in enumerate(data[LEVEL].to_numpy())
         for samples in [band(needed)[1, place]]
@@ -126,7 +127,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         *("sparsity", *ranged("share recovered")),
         *("to Q at the start", "to Q", "rounded, to Q"),
     )
-    more = ("alpha_A", "ended stage 2", "samples of the recovered")
+    more = ("alpha_A", *ranged("share that ended stage 2"), "samples of the recovered")
     seconds = {name: dataset.attrs.get(f"{name}_seconds", np.nan) for name in ("wall", "compile")}
     steps = recovered.shape[0] * recovered.shape[1] * int(data["step"][-1])
     tokens = int(str(setting(dataset, "batch_size"))) * int(str(setting(dataset, "context_length")))

@@ -1,9 +1,18 @@
 """Strict JAX settings for every test: promotion that nobody asked for is an error."""
 
+import importlib.metadata
 import os
+import sys
 
 # Before JAX is imported: tests run on the CPU whatever else the machine has.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Most of the time of the tests is the compiler's, which takes a third less with the older of its
+# two ways to make loops. Tests marked slow are compiled as users have it. An option that a release
+# does not know would end the process. Workers have what the process that started them has.
+_STARTED = "PYTEST_XDIST_WORKER" in os.environ
+_KNOWN = importlib.metadata.version("jaxlib").startswith("0.10.")
+if _KNOWN and not _STARTED and "slow" not in sys.argv:
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import hypothesis
 import jax

@@ -342,7 +342,7 @@ def test_excess_loss_is_accurate_near_the_truth_in_single_precision() -> None:
     assert abs(float(difference) - exact) > 0.1 * exact  # the plain difference is all rounding
 
 
-@pytest.mark.parametrize("num_tokens", [3, 20])
+@pytest.mark.parametrize("num_tokens", [3, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("invariant", [True, False])
 def test_mean_of_mini_batch_gradients_is_the_population_gradient(
     num_tokens: int, invariant: bool

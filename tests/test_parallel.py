@@ -109,6 +109,7 @@ def distance_at(rate: jax.Array | float, key: jax.Array) -> jax.Array:
     return distance
 
 
+@pytest.mark.slow
 def test_large_vocabularies_are_mapped_by_a_loop_and_keep_their_derivatives() -> None:
     keys, rates = jax.random.split(jax.random.key(1), 3), jnp.array([1e-3, 2e-3])
     grid = jax.jit(jax.vmap(jax.vmap(distance_at, (None, 0)), (0, None)))(rates, keys)

@@ -243,6 +243,7 @@ def test_a_deterministic_task_has_one_possible_label() -> None:
 
 
 PAIR_SHAPE = (2**15, 64)
+SLOW_17 = pytest.param(17, marks=pytest.mark.slow)
 
 
 def count_pairs(tokens: Array, lag: int, axis: int, num_tokens: int) -> Array:
@@ -253,7 +254,7 @@ def count_pairs(tokens: Array, lag: int, axis: int, num_tokens: int) -> Array:
     return count_cells((blocks[:, 0], blocks[:, 1]), (num_tokens, num_tokens))
 
 
-@pytest.mark.parametrize("num_tokens", [2, 3, 17, 300])
+@pytest.mark.parametrize("num_tokens", [2, 3, SLOW_17, 300])
 def test_neighbouring_tokens_are_independent(num_tokens: int) -> None:
     """At lags along the context and along the batch, half the shape included."""
     batch_size, length = PAIR_SHAPE
@@ -485,7 +486,7 @@ def test_a_batch_is_a_function_of_its_key(impl: str) -> None:
         assert not np.array_equal(array, different)
 
 
-@pytest.mark.parametrize("num_tokens", [3, 40])
+@pytest.mark.parametrize("num_tokens", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_tasks_batched_with_vmap_keep_their_own_laws(num_tokens: int) -> None:
     tasks = [make_task(num_tokens, 6, 2, seed) for seed in range(3)]
     many = jax.tree.map(lambda *arrays: jnp.stack(arrays), *tasks)
@@ -502,6 +503,7 @@ def test_tasks_batched_with_vmap_keep_their_own_laws(num_tokens: int) -> None:
         check_law(np.bincount(batch.label, minlength=num_tokens), mu)  # since P mu = mu
 
 
+@pytest.mark.slow
 def test_tasks_that_share_mu_share_their_contexts() -> None:
     """Tokens and queries stay unbatched under a vmap over P and Q, else out_axes would not do."""
     task = make_task(3, 20, 2)

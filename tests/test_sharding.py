@@ -127,6 +127,7 @@ def assert_same(pair: tuple[list[Any], list[Any]]) -> None:
         np.testing.assert_allclose(split, whole, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_same_task_is_drawn(report: dict[str, Any]) -> None:
     assert_same(report["task"])
 

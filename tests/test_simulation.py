@@ -479,6 +479,7 @@ def check_flat(task: Task, gradient: Any, found: Params) -> None:  # noqa: ANN40
     np.testing.assert_allclose(found.attention, expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_a_continued_simulation_is_bitwise_one_long_one() -> None:
     task = draw_task(context_length=20)
     run = quick_jit(partial(simulate, context_length=500), static_argnames=("record", "steps"))

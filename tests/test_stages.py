@@ -364,6 +364,7 @@ def test_refit_of_one_sample_is_finite() -> None:
     assert np.all(np.isfinite(found))
 
 
+@pytest.mark.slow
 def test_refit_over_mapped_tasks_equals_single_refits() -> None:
     tasks = [Numbers(seed).task() for seed in range(3)]
     stacked: Task = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks)

@@ -288,6 +288,7 @@ def test_softmax_logits_descend_by_the_jacobian_of_softmax() -> None:
     np.testing.assert_allclose(after.params.attention, numbers.a - 20 * logits, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_near_uniform_softmax_steps_are_linear_steps_with_a_rescaled_rate() -> None:
     """The preconditioner ``(diag(a) - a a^T)^2`` is ``(I - 1 1^T / T) / T^2`` up to ``O(|w|)``."""
@@ -847,6 +848,7 @@ def test_every_record_refits_on_samples_of_its_own() -> None:
 # Maps.
 
 
+@pytest.mark.slow
 def test_seeds_and_sparsities_under_vmap_equal_single_runs() -> None:
     settings = change(QUICK, steps=60, record_every=6)
     sparsities = jnp.array([1, 2, 4, 8], jnp.int32)
@@ -1027,6 +1029,7 @@ def test_sgd_is_the_proximal_arm_without_l1_and_without_cuts(
     assert np.all(np.asarray(records["stage"]) <= 2)
 
 
+@pytest.mark.slow
 def test_the_recipe_recovers_every_task() -> None:
     settings = Settings(
         batch_size=32,

@@ -69,6 +69,7 @@ def test_loss_and_gradient_are_those_of_single_tokens(num_tokens: int, length: i
     np.testing.assert_allclose(grads.attention, spread @ one_hot[query], atol=2e-6)
 
 
+@pytest.mark.slow
 def test_learners_that_share_a_batch_share_its_tuples() -> None:
     packed, plain = draw(make_task(3, 17), jax.random.key(1))
     params = Params(

@@ -180,6 +180,7 @@ def test_what_is_set_is_that_of_the_command(place: Path) -> None:
     assert place.is_dir()
 
 
+@pytest.mark.slow
 def test_what_the_session_has_set_changes_nothing(place: Path, of_command: Path) -> None:
     allow_float64 = getattr(jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64")  # noqa: B009
     with allow_float64(True), jax.default_matmul_precision("default"):
@@ -237,6 +238,7 @@ def interrupt(count: int) -> Callable[[int], None]:
     return after
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on(place: Path, of_command: Path) -> None:
     with pytest.raises(KeyboardInterrupt, match="out has what it did"):
         run(
