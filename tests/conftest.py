@@ -14,8 +14,8 @@ _KNOWN = importlib.metadata.version("jaxlib").startswith("0.10.")
 if _KNOWN and not _STARTED and "slow" not in sys.argv:
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
-import hypothesis
-import jax
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
