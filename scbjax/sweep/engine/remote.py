@@ -27,8 +27,9 @@ from scbjax.sweep.engine.execute import device_memory_bytes, provenance
 from scbjax.sweep.plan import cost
 from scbjax.sweep.plan.programs import Layout, Plan, Program, plan_with_layout
 from scbjax.sweep.study.definition import to_toml
-from scbjax.sweep.study.experiments import experiments_in, own_experiments
+from scbjax.sweep.study.experiments import experiments_in
 from scbjax.sweep.study.files import parse_study
+from scbjax.sweep.study.own import own_experiments
 
 TOPIC = "scbjax"
 """Of the events by which workers report how far they are."""
