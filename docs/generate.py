@@ -57,6 +57,7 @@ MODULES = (
     "scbjax.sweep.plan.measured",
     "scbjax.sweep.engine.inputs",
     "scbjax.sweep.engine.mapped",
+    "scbjax.sweep.engine.memory",
     "scbjax.sweep.engine.chunks",
     "scbjax.sweep.engine.engines",
     "scbjax.sweep.engine.cluster",

@@ -1,9 +1,10 @@
 """What trajectories of the paper's learner take: bytes and seconds, estimated without JAX.
 
-Simulated ones take what those of as many positions take as are tagged. The constants are fits to
-measurements in float32 on two cores of an x86 server. Bytes are within three tenths of what the
-compiler reports for programs with N from 3 to 300 and T from 500 to 5000; seconds are within a
-factor of two, and are another matter on other devices.
+A first guess, so that studies are planned at once: the compiler is asked when it has compiled them.
+The constants are fits to measurements in float32 on two cores of an x86 server. Bytes are within
+three tenths of what the compiler reports for programs with N from 3 to 300 and T from 500 to 5000;
+seconds are within a factor of two, and are another matter on other devices. Simulated trajectories
+count as those of as many positions as are tagged, of which they take up to twice the bytes.
 """
 
 import math
