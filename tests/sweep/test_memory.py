@@ -1,6 +1,8 @@
 """What compiled programs take against the budget, where an experiment's own estimate is wrong."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +37,7 @@ from scbjax.sweep.plan.programs import UNKNOWN, Plan, make_plan, plan_with_layou
 from scbjax.sweep.results.store import Store
 from scbjax.sweep.study.files import Study, parse_study
 
+ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 64
 """A step of a trajectory goes through matrices of so many rows; what it keeps is one row."""
 RATE = Parameter("train.rate", float, 0.1, "traced", "inner", "Rate")
@@ -272,3 +275,36 @@ def test_all_workers_are_told_of_once() -> None:
     for _ in range(3):
         board.note({"run": "x", "program": 0, "taken": [100, 1200], "block": 2})
     assert heard == [(0, Memory(100, 1200), 2)]
+
+
+FILE = """
+from dataclasses import replace
+from tests.sweep.test_memory import TOO_LITTLE
+
+EXPERIMENT = replace(TOO_LITTLE, name="wrong")
+"""
+
+
+@pytest.mark.slow
+def test_workers_come_to_the_same_blocks(tmp_path: Path) -> None:
+    """The line is said once, the manifest has the blocks, and the bits are those of a run here."""
+    (tmp_path / "wrong.py").write_text(FILE, encoding="utf-8")
+    (tmp_path / "study.toml").write_text(TEXT.replace("8]", "24]"), encoding="utf-8")
+    study = [str(tmp_path / "study.toml"), "--experiment", str(tmp_path / "wrong.py")]
+    options = ["--memory", "128KiB", "--cpu-devices=1", "--no-figure"]
+    found = {}
+    for name, more in (("here", []), ("there", ["--engine", "dask"])):
+        out = tmp_path / name
+        command = [sys.executable, "-m", "scbjax", "run", *study, *options, *more]
+        done = subprocess.run(
+            [*command, "--out", str(out)], capture_output=True, text=True, check=False, cwd=ROOT
+        )
+        assert done.returncode == 0, done.stderr
+        assert (done.stdout + done.stderr).count("it is compiled anew in blocks of") == 1
+        manifest = Store(out).read_manifest()
+        assert manifest is not None
+        with xarray.open_dataset(out / "study.nc") as dataset:
+            found[name] = manifest.layout, dataset.load().drop_attrs()
+    assert found["here"][0] == found["there"][0]
+    assert found["here"][0][0][2] < 24
+    xarray.testing.assert_identical(found["here"][1], found["there"][1])
