@@ -13,6 +13,7 @@ from pathlib import Path
 import scbjax
 from scbjax.base import StudyError
 from scbjax.experiments.scb import EXPERIMENT
+from scbjax.experiments.simulated import EXPERIMENT as SIMULATED
 from scbjax.observables import OBSERVABLES
 from scbjax.sweep.scripts.figures import dataset_of, find_figures, numbers_of
 from scbjax.sweep.study.fields import field_table, fields_of
@@ -50,6 +51,7 @@ MODULES = (
     "scbjax.parallel",
     "scbjax.experiments.of_parts",
     "scbjax.sweep.python",
+    "scbjax.sweep.study.own",
     "scbjax.sweep.study.experiments",
     "scbjax.sweep.study.fields",
     "scbjax.sweep.study.axes",
@@ -59,6 +61,7 @@ MODULES = (
     "scbjax.sweep.plan.measured",
     "scbjax.sweep.engine.inputs",
     "scbjax.sweep.engine.mapped",
+    "scbjax.sweep.engine.memory",
     "scbjax.sweep.engine.chunks",
     "scbjax.sweep.engine.engines",
     "scbjax.sweep.engine.cluster",
@@ -91,7 +94,15 @@ Written by `make docs` from the code.
 The last component of a path is the field's short name, which is unique and is the name of its
 dimension in a dataset. The column *sweep* says what an axis over the field costs: each value of a
 `static` field is compiled by itself, `traced` and `data` fields share one program, and `no` marks
-what a study sets once.
+what a study sets once. These are the fields of the paper's learner, the experiment `scb`.
+
+"""
+
+SIMULATED_HEADER = """
+## Fields of a simulation
+
+A study with `experiment = "simulated"` has these fields otherwise, lacks those named below the
+table, and has all others as above. It records the usual variables.
 
 """
 
@@ -193,10 +204,22 @@ def fields() -> str:
     return (
         FIELDS_HEADER
         + field_table(fields_of(EXPERIMENT))
+        + SIMULATED_HEADER
+        + _simulated_fields()
         + OBSERVABLES_HEADER
         + "\n".join(rows)
         + "\n"
     )
+
+
+def _simulated_fields() -> str:
+    """The fields that simulations have otherwise, and the names of those that they have not."""
+    head, rule, *rows = field_table(fields_of(SIMULATED)).splitlines()
+    known = field_table(fields_of(EXPERIMENT)).splitlines()
+    own = [parameter.path for parameter in SIMULATED.parameters]
+    other = [row for row in rows if row not in known and row.split("`")[1] in own]
+    missing = [f"`{p.path}`" for p in EXPERIMENT.parameters if p.path not in own]
+    return "\n".join([head, rule, *other, "", f"It lacks {', '.join(missing)}."]) + "\n"
 
 
 def sections(text: str) -> dict[str, str]:

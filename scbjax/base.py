@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
+from scbjax.tables import nearest
+
 Scalar: TypeAlias = bool | int | float | str
 FieldValue: TypeAlias = Scalar | tuple[str, ...] | tuple[int, ...] | None
 Kind: TypeAlias = Literal["static", "traced", "data", "run"]
@@ -230,6 +232,7 @@ class Cost:
 
     Bytes are those of one outer point where nothing else is said. They decide how a study is cut
     into chunks, and seconds what is said before and while it runs; results don't depend on them.
+    They are a first guess: what a compiled chunk takes is compared with the budget before it runs.
 
     Attributes:
         shared_bytes: what the trajectories of an outer point share, such as a batch.
@@ -445,8 +448,25 @@ class Experiment:
             raise StudyError(f"experiment {self.name!r} has two parameters called {twice[0]!r}")
         if not self.variables:
             raise StudyError(f"experiment {self.name!r} records nothing; name a variable")
+        if self.search is not None:
+            self._check_search(self.search, paths)
         if not self.default_record:
             object.__setattr__(self, "default_record", tuple(self.variables))
+
+    def _check_search(self, rules: SearchRules, paths: list[str]) -> None:
+        """That what the rules of searches name is there."""
+        parameters = (rules.size, rules.batch_size, *rules.reads)
+        variables = (rules.samples, rules.stage, rules.goal)
+        for kind, names, known in (
+            ("parameter", parameters, paths),
+            ("variable", variables, [*self.variables]),
+        ):
+            for name in names:
+                if name not in known:
+                    raise StudyError(
+                        f"the search rules of experiment {self.name!r} name the {kind} {name!r}, "
+                        f"which it does not have{nearest(name, known)}"
+                    )
 
 
 def in_turn(

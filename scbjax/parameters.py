@@ -45,15 +45,6 @@ TASK = (
         symbol="$T$",
     ),
     Parameter(
-        "task.tagged_positions",
-        int,
-        None,
-        "static",
-        "outer",
-        "Positions that a simulation gives tokens to, the others being summed up; all if left out",
-        _SIZE,
-    ),
-    Parameter(
         "task.sparsity",
         int,
         REQUIRED,

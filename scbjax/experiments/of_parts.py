@@ -20,6 +20,7 @@ from scbjax.base import (
     Interval,
     Keys,
     Parameter,
+    SearchRules,
     StudyError,
     Tree,
     Values,
@@ -49,6 +50,7 @@ def learning(
     *,
     record: Record,
     parameters: tuple[Parameter, ...] = (),
+    search: SearchRules | None = None,
 ) -> Experiment:
     """An experiment that trains a learner on what a source draws.
 
@@ -62,6 +64,9 @@ def learning(
         record: what can be recorded, as for :func:`scbjax.learner`.
         parameters: what studies can set beside ``train.steps``, ``train.record_every`` and
             ``train.batch_size`` (64), any of which may be among them with another default.
+        search: what searches need to know of it; they are refused where it is left out. What its
+            rules name must be among the parameters and in the record: ``"samples"`` and
+            ``"stage"`` are recorded of every learner that is asked for them.
 
     Returns:
         The experiment.
@@ -93,6 +98,7 @@ def learning(
         dims={dim: Variable(dim) for entry in own for dim in _observable(entry).dims},
         sizes=partial(_sizes, make, own, whole),
         size_paths=tuple(p.path for p in parameters if p.kind == "static"),
+        search=search,
     )
 
 

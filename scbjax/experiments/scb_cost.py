@@ -1,8 +1,10 @@
 """What trajectories of the paper's learner take: bytes and seconds, estimated without JAX.
 
+A first guess, so that studies are planned at once: the compiler is asked when it has compiled them.
 The constants are fits to measurements in float32 on two cores of an x86 server. Bytes are within
 three tenths of what the compiler reports for programs with N from 3 to 300 and T from 500 to 5000;
-seconds are within a factor of two, and are another matter on other devices.
+seconds are within a factor of two, and are another matter on other devices. Simulated trajectories
+count as those of as many positions as are tagged, of which they take up to twice the bytes.
 """
 
 import math
@@ -71,8 +73,7 @@ def _float(values: Mapping[str, Any]) -> int:
 
 def rows(values: Mapping[str, Any]) -> int:
     """Rows of A: the positions that get tokens, all of them or the tagged ones of a simulation."""
-    length = int(values["task.context_length"])
-    return min(length, int(values.get("task.tagged_positions") or length))
+    return int(values.get("task.tagged_positions", values["task.context_length"]))
 
 
 def tokens_per_trajectory(values: Mapping[str, Any]) -> int:
@@ -160,17 +161,23 @@ def _samples(values: Mapping[str, Any]) -> int:
 
 def _start_samples(values: Mapping[str, Any]) -> int:
     """Samples that a trajectory uses before its first step: of a transfer, and of pretraining."""
-    kind = values["train.start"]
+    kind = _start(values)
+    if kind == "uniform":
+        return 0
     pretraining = int(values["transfer.pretraining_steps"])
     pretraining *= int(values["transfer.pretraining_batch_size"])
-    first = int(values["transfer.first_samples"]) if kind != "uniform" else 0
-    return first + (pretraining if kind == "pretrained" else 0)
+    return int(values["transfer.first_samples"]) + (pretraining if kind == "pretrained" else 0)
+
+
+def _start(values: Mapping[str, Any]) -> str:
+    """Where training starts; simulations have no choice of it."""
+    return str(values.get("train.start", "uniform"))
 
 
 def _largest_tokens(values: Mapping[str, Any]) -> int:
     """Context tokens of the largest batch, that of pretraining or of a step."""
     batch = int(values["train.batch_size"])
-    if values["train.start"] == "pretrained":
+    if _start(values) == "pretrained":
         batch = max(batch, int(values["transfer.pretraining_batch_size"]))
     return batch * rows(values)
 

@@ -7,6 +7,7 @@ preconditioned arms and linear attention. Noise only makes steps less stable.
 import math
 from collections.abc import Iterator, Mapping
 from functools import cache
+from types import MappingProxyType
 
 from scbjax.base import CheckedStudy, Values, short_name
 
@@ -36,7 +37,7 @@ Signals = tuple[float, float]
 """K_P and K_Q."""
 
 
-def rate_warnings(study: CheckedStudy) -> list[str]:
+def rate_warnings(study: CheckedStudy, given: Values = MappingProxyType({})) -> list[str]:
     """A line for each rate that has values with which the noiseless learner cannot settle.
 
     A rate counts if its stage can last until the signals are of size one, and if it is above the
@@ -44,15 +45,17 @@ def rate_warnings(study: CheckedStudy) -> list[str]:
 
     Args:
         study: the study.
+        given: by path, what its experiment has no choice of.
 
     Returns:
         The lines; none if nothing is wrong, or if the study is too large to look through.
     """
-    if study.count_combinations(_PATHS) > _MAX_COMBINATIONS:
+    paths = tuple(path for path in _PATHS if path not in given)
+    if study.count_combinations(paths) > _MAX_COMBINATIONS:
         return []
     found: dict[str, dict[float, float]] = {path: {} for path in _RATES}
-    for row in study.combinations(_PATHS):
-        values = dict(zip(_PATHS, row, strict=True))
+    for row in study.combinations(paths):
+        values = {**given, **dict(zip(paths, row, strict=True))}
         for path in _RATES:
             bound = _bound(values, path, _most_lenient(values))
             if _can_reach_the_truth(values, path) and values[path] > bound:

@@ -34,8 +34,8 @@ sparsity = [1, 2]
 """
 
 
-def program_of(*overrides: str) -> Program:
-    (program,) = make_plan(parse_study(TEXT, "study", overrides), memory_bytes=2**50).programs
+def program_of(*overrides: str, text: str = TEXT) -> Program:
+    (program,) = make_plan(parse_study(text, "study", overrides), memory_bytes=2**50).programs
     return program
 
 
@@ -104,10 +104,10 @@ def test_trajectories_of_an_outer_point_share_its_draws() -> None:
 
 
 def test_a_simulation_costs_what_its_tagged_positions_cost() -> None:
-    long, short = (
-        program_of(*overrides, 'record.variables=["stage"]').fixed
-        for overrides in (["context_length=99999", "tagged_positions=60"], ["context_length=60"])
-    )
+    stage = 'record.variables=["stage"]'
+    sizes = ("context_length=99999", "tagged_positions=60")
+    long = program_of(*sizes, stage, text=f'experiment = "simulated"\n{TEXT}').fixed
+    short = program_of("context_length=60", stage).fixed
     assert COST.chunk_bytes(long, (2, 2), 1) == COST.chunk_bytes(short, (2, 2), 1)
     assert run_seconds(long, (2, 2)) == run_seconds(short, (2, 2))
 

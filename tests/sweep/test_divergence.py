@@ -86,6 +86,13 @@ def test_rates_that_cannot_work_are_named(overrides: list[str], named: dict[str,
         assert f"settle at (P, Q) below {bound:.3g} only" in line
 
 
+def test_rates_of_a_simulation_are_those_of_the_learner() -> None:
+    overrides = ["axes.learning_rate_2=[0.1, 2.5]", "tagged_positions=10"]
+    study = parse_study(f'experiment = "simulated"\n{TEXT}', "study", overrides)
+    assert study.experiment.warn(study) == rate_warnings(make(overrides[0])) != []
+    assert report(study, {3: 30, 8: 20}) == report(make(overrides[0]), {3: 30, 8: 20})
+
+
 def test_a_study_too_large_to_look_through_is_not() -> None:
     many = ", ".join(str(2 + index) for index in range(200))
     assert (

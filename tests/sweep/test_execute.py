@@ -59,6 +59,10 @@ def make_study(*overrides: str) -> Study:
     return parse_study(TEXT, "study", overrides)
 
 
+def make_simulation(*overrides: str) -> Study:
+    return parse_study(f'experiment = "simulated"\n{TEXT}', "study", overrides)
+
+
 def make_plan_of(study: Study, outer: int, inner: int) -> Plan:
     """A plan with chunks of the given shape, run point by point along the outer layer."""
     (program,) = make_plan(study).programs
@@ -152,7 +156,7 @@ def test_a_sweep_equals_the_loop_over_single_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_simulation_equals_single_simulations(tmp_path: Path) -> None:
-    study = make_study("context_length=1000", "tagged_positions=20")
+    study = make_simulation("context_length=1000", "tagged_positions=20")
     dataset = load(run(make_plan(study), tmp_path / "out"))
     settings = Settings(batch_size=8, steps=40, record_every=10, record=study.variables)
     learn = jax.jit(partial(simulate, context_length=1000))
@@ -262,7 +266,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Kept:
 
 @pytest.mark.slow
 def test_tagging_all_positions_is_no_simulation(tmp_path: Path, whole: Kept) -> None:
-    study = make_study("tagged_positions=50")
+    study = make_simulation("tagged_positions=50")
     assert_same_bits(load(run(make_plan(study, cache_bytes=None), tmp_path / "out")), whole.dataset)
 
 

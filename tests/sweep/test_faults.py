@@ -83,7 +83,7 @@ class Chaos:
             arrays[name] = np.ones(chunk.shape, np.float32)
         arrays["value"] = np.tile(state[..., None, None], (2, 2))
         arrays["attention"] = np.tile(state[..., None, None], (6, 2))
-        return ChunkResult(arrays, 0.0, 0.0)
+        return ChunkResult(arrays, 0.0, 0.0, self._plan.programs[chunk.program].block)
 
 
 class Reference(NamedTuple):

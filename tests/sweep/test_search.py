@@ -1,16 +1,19 @@
 """Searches: the values of each round, what a value costs, resumed and finished searches."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 from hypothesis import given, strategies as st
 
-from scbjax.base import StudyError
+import scbjax
+from scbjax.base import Experiment, Parameter, SearchRules, StudyError
 from scbjax.sweep.engine.execute import run_search
 from scbjax.sweep.engine.progress import SilentProgress
 from scbjax.sweep.search import (
@@ -225,3 +228,114 @@ def test_a_real_search_runs_stops_and_goes_on(tmp_path: Path) -> None:
     other = replace(study, base=MappingProxyType({**study.base, "search.share": 0.5}))
     with pytest.raises(StudyError, match="other settings"):
         run_search(other, tmp_path, create_progress=SilentProgress)
+
+
+RULES = SearchRules(
+    size="data.context_length",
+    batch_size="train.batch_size",
+    samples="samples",
+    stage="stage",
+    goal="attention_distance",
+)
+
+
+def own_experiment(rules: SearchRules | None = RULES) -> Experiment:
+    """A learner made of parts, which has no line of the paper's experiment in it."""
+    length = Parameter("data.context_length", int, 20, "static", "outer", "Context length")
+    rate = Parameter("train.rate", float, 0.1, "traced", "inner", "Rate of A")
+    stages = [
+        scbjax.Stage("first", rates=0.0, is_over=lambda view: view.state.step >= 40),
+        scbjax.Stage("second", rates=1.0),
+    ]
+
+    def source(static: Mapping[str, Any]) -> scbjax.Source:
+        return scbjax.scb_source(num_tokens=3, context_length=static["context_length"], sparsity=1)
+
+    def make(source: scbjax.Source, _: object, **given: Any) -> scbjax.Learner:  # noqa: ANN401
+        def optimizer(_: object, values: Any, share: Any) -> Any:  # noqa: ANN401 - of optax
+            return scbjax.raw_sgd(0.3, share * values["rate"])
+
+        return scbjax.learner(
+            source, scbjax.linear_transformer(), optimizer, stages=stages, **given
+        )
+
+    return scbjax.learning(
+        "own",
+        source,
+        make,
+        record=("attention_distance", "samples", "stage"),
+        parameters=(length, rate),
+        search=rules,
+    )
+
+
+OWN = """
+[train]
+steps = 200
+record_every = 20
+batch_size = 32
+[search]
+field = "rate"
+first = 0.3
+last = 30.0
+points = 3
+rounds = 2
+level = 0.5
+share = 1.0
+[axes]
+seed = [0, 1]
+"""
+
+
+@pytest.mark.slow
+def test_a_search_runs_an_experiment_of_ones_own(tmp_path: Path) -> None:
+    """What it finds is what ordinary sweeps over the values it tried give, counted by hand."""
+    own = own_experiment()
+    study = parse_study(OWN, "own", experiments=[own])
+    report = run_search(study, tmp_path / "out", create_progress=SilentProgress)
+    assert report.dataset is not None
+    with xr.open_dataset(report.dataset) as dataset:
+        found = dataset.load()
+    tried = found["rate"].to_numpy().tolist()
+    assert tried[:3] == [0.3, 3.0, 30.0]
+    assert len(set(tried)) == 6
+    runs = scbjax.sweep.run(
+        own,
+        set={"steps": 200, "record_every": 20, "batch_size": 32},
+        axes={"seed": [0, 1], "rate": sorted(tried)},
+        progress=False,
+    )
+    some = False
+    for seed in (0, 1):
+        for probe, rate in enumerate(tried):
+            run = runs.sel(seed=seed, rate=rate, method="nearest")
+            samples = run["samples"].to_numpy()
+            reached = [
+                n for n, d in zip(samples, run["attention_distance"], strict=True) if d <= 0.5
+            ]
+            counted = min(reached, default=math.inf)
+            assert found["samples_to_goal"].sel(seed=seed).isel(probe=probe) == counted
+            assert found["samples_to_switch"].sel(seed=seed).isel(probe=probe) == 40 * 32
+            some |= math.isfinite(counted)
+    assert some
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"size": "data.length"}, "the parameter 'data.length', .* mean 'data.context_length'"),
+        ({"reads": ("train.start",)}, "the parameter 'train.start', which it does not have"),
+        ({"stage": "stag"}, "the variable 'stag', which it does not have; did you mean 'stage'"),
+        ({"goal": "loss"}, "search rules of experiment 'own' name the variable 'loss'"),
+    ],
+)
+def test_rules_that_name_what_is_not_there_are_one_sentence(
+    changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(StudyError, match=sentence):
+        own_experiment(RULES._replace(**changes))
+
+
+def test_without_rules_there_is_no_search() -> None:
+    with pytest.raises(StudyError, match=r"search.field has no meaning for experiment 'own'"):
+        parse_study(OWN, "own", experiments=[own_experiment(None)])

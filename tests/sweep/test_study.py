@@ -21,6 +21,7 @@ from scbjax.sweep.plan.programs import make_plan
 from scbjax.sweep.search import first_studies
 from scbjax.sweep.study import definition, fields, files as study
 from scbjax.sweep.study.cells import is_search
+from scbjax.sweep.study.experiments import find_experiment
 from scbjax.sweep.study.fields import fields_of
 from scbjax.sweep.study.files import (
     Axis,
@@ -88,7 +89,7 @@ def test_choices_match_those_of_a_trajectory(name: str) -> None:
 def test_fields_of_the_task_match_random_task() -> None:
     arguments = inspect.signature(task.random_task).parameters
     for field in FIELDS.values():
-        if field.table == "task" and field.short not in {"tagged_positions", "dtype"}:
+        if field.table == "task" and field.short != "dtype":
             default = arguments[field.short].default
             required = default is inspect.Parameter.empty
             assert isinstance(field.default, Required) == required
@@ -385,30 +386,6 @@ BAD_FILES = {
         "[record]\nfinal = true\n[axes]\ncontext_length = [50, 60]",
         ["task.context_length"],
     ),
-    "simulation of a transfer": (
-        "start = 'transfer'\n[axes]\ntagged_positions = [9, 50]",
-        ["train.start = 'transfer' has no simulation", "task.tagged_positions = 9"],
-    ),
-    "noise of a simulation": (
-        "[record]\nvariables = ['initial_noise_mu']\n[axes]\ntagged_positions = [9, 50]",
-        ["record.variables asks for more than a simulation has", "task.tagged_positions = 9"],
-    ),
-    "final of a simulation": (
-        "[record]\nfinal = true\n[axes]\ntagged_positions = [9, 50]",
-        ["record.final", "task.tagged_positions is an axis"],
-    ),
-    "simulation of Adam": (
-        "optimizer = 'adam'\n[axes]\ntagged_positions = [9, 50]",
-        ["train.optimizer = 'adam' has no simulation", "task.tagged_positions = 9"],
-    ),
-    "simulation of softmax": (
-        "optimizer = 'raw_sgd'\n[axes]\ntagged_positions = [9, 50]\nattention_map = ['softmax']",
-        ["model.attention_map = 'softmax' has no simulation", "task.tagged_positions = 9"],
-    ),
-    "truth of a simulation": (
-        "[record]\ntruth = true\n[axes]\ntagged_positions = [9, 50]",
-        ["record.truth", "task.tagged_positions is an axis"],
-    ),
     "too many trajectories": (
         "[axes]\nseed = { range = [0, 10000] }\ntask_seed = { range = [0, 10000] }",
         ["100000000 trajectories", "10000000"],
@@ -573,7 +550,6 @@ def test_bad_override(override: str) -> None:
         ("context_length=1", ["task.sparsity = 2 is larger than task.context_length = 1"]),
         ("sparsity=51", ["task.sparsity = 51 is larger than task.context_length = 50"]),
         ("axes.sparsity=[1, 51]", ["task.sparsity = 51 is larger than task.context_length = 50"]),
-        ("tagged_positions=2", ["task.tagged_positions = 2 is not larger than task.sparsity = 2"]),
         ("steps=15", ["train.steps = 15 is not a multiple of train.record_every = 10"]),
         ("optimizer=sgd", ["axis arm has the same point twice: train.l1 = 1.0"]),
     ],
@@ -583,6 +559,61 @@ def test_an_override_that_doesnt_fit_the_rest(override: str, parts: list[str]) -
     said = message(zipped, (override,))
     assert said.startswith("x.toml with ")
     assert [part for part in [override, *parts] if part not in said] == []
+
+
+SIMULATED = 'experiment = "simulated"\n' + MINIMAL
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ([], "task.tagged_positions is missing: set it in [task] or as an axis"),
+        (["tagged_positions=2"], "task.tagged_positions = 2 is not larger than task.sparsity = 2"),
+        (
+            ["axes.tagged_positions=[9, 51]"],
+            "task.tagged_positions = 51 is larger than task.context_length = 50",
+        ),
+        (["optimizer=adam"], "train.optimizer must be one of 'proximal', 'sgd', 'raw_sgd', got"),
+        (["start=transfer"], "unknown field 'start'; experiment = \"scb\" has it"),
+        (["attention_map=softmax"], "'attention_map'; experiment = \"scb\" has it"),
+        (["transfer.theta=0.5"], "'transfer.theta'; experiment = \"scb\" has it"),
+        (["record.variables=['initial_noise_mu']"], "record.variables must be one of"),
+        (["tagged_positions=9", "record.final=true"], "record.final has nothing to keep: a sim"),
+        (["tagged_positions=9", "record.truth=true"], "record.truth has nothing to keep"),
+        (["tagged_positions=9", "record.snapshots=[10]"], "record.snapshots has nothing to keep"),
+    ],
+)
+def test_a_simulation_has_no_other_choices(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(StudyError) as error:
+        parse_study(SIMULATED, "x", overrides)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tagged_positions", "task.tagged_positions"])
+@pytest.mark.parametrize("axes", ["", "axes."])
+def test_a_field_of_another_experiment_is_told(name: str, axes: str) -> None:
+    said = message(overrides=(f"{axes}{name}=[9, 50]",))
+    assert said.endswith(f"unknown field '{name}'; experiment = \"simulated\" has it")
+    extra = MINIMAL.replace("sparsity", "tagged_positions = 9\nsparsity")
+    with pytest.raises(StudyError, match=r"'task.tagged_positions'; experiment = .* has it"):
+        parse_study(extra, "x")
+
+
+def test_what_a_simulation_has_is_what_the_learner_has() -> None:
+    """Every field of it but the tagged positions is one of the paper's learner with its default."""
+    own = find_experiment("simulated")
+    found = {parameter.path: parameter for parameter in own.parameters}
+    paths = {parameter.path for parameter in EXPERIMENT.parameters}
+    assert found.keys() - paths == {"task.tagged_positions"}
+    missing = {path for path in paths - found.keys() if not path.startswith("transfer.")}
+    assert missing == {"model.attention_map", "train.start", "train.noise_samples"}
+    for path in found.keys() & paths:
+        theirs = FIELDS[path]
+        assert dataclasses.replace(found[path], check=theirs.check, help=theirs.help) == theirs
+    assert tuple(own.variables) == EXPERIMENT.default_record
+    assert not own.kept
+    assert not own.truth
 
 
 @pytest.mark.parametrize(
@@ -775,7 +806,6 @@ FREE = [field for field in FIELDS.values() if field.sweepable and field.path not
 SIZES = (
     "task.num_tokens",
     "task.context_length",
-    "task.tagged_positions",
     "task.sparsity",
     "train.batch_size",
 )

@@ -18,9 +18,13 @@ import numpy.typing as npt
 from scbjax.sweep.engine.compiled import Compiled, compile_program, give_back_freed_memory
 from scbjax.sweep.engine.inputs import chunk_inputs, numbers_of
 from scbjax.sweep.engine.mapped import Prepared, task_axes
+from scbjax.sweep.engine.memory import Memory, in_smaller_blocks
 from scbjax.sweep.plan.programs import Chunk, Plan, Program
 
 HostArrays: TypeAlias = dict[str, npt.NDArray[Any]]
+Exceeding: TypeAlias = Callable[[Program, Memory, int | None], None]
+"""What hears of a program that takes more than the budget, what it takes, and the points of the
+blocks that it is compiled in anew, if it is."""
 
 SEGMENT_SECONDS = 2.0
 """Time that a segment is made to last: long against its overhead (on a CPU, the memory of its
@@ -37,11 +41,13 @@ class ChunkResult:
             (``value_snapshots`` [snapshots, ...] and the like) and the task.
         run_seconds: time in segments.
         compile_seconds: time in the compiler; zero where the program was compiled before.
+        block: outer points of the blocks that it was computed in.
     """
 
     arrays: HostArrays
     run_seconds: float
     compile_seconds: float
+    block: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +107,7 @@ class Executor:
         unfit: Callable[[Checkpoint, str], None] = lambda _, __: None,
         listen: Callable[[Segment], None] = lambda _: None,
         compiling: Callable[[Program], None] = lambda _: None,
+        exceeding: Exceeding = lambda *_: None,
     ) -> ChunkResult:
         """Runs one chunk from the beginning, or from a checkpoint.
 
@@ -110,14 +117,18 @@ class Executor:
             unfit: called with a checkpoint that is of no use, and why; the chunk then begins anew.
             listen: called after each segment; what it raises ends the run.
             compiling: called before a program is compiled.
+            exceeding: called with a compiled program that takes more than the plan's budget, what
+                it takes, and the points of the smaller blocks that it is compiled in anew; None if
+                it runs as it is.
 
         Returns:
-            The result. Its arrays depend on the plan alone, not on segments or checkpoints.
+            The result. Its arrays depend on the plan and on the compiler alone, not on segments or
+            checkpoints.
         """
         chunk = self._plan.chunks[index]
-        program = self._plan.programs[chunk.program]
-        with numbers_of(program):
-            compiled, compile_seconds = self._compile(program, compiling)
+        with numbers_of(self._plan.programs[chunk.program]):
+            compiled, compile_seconds = self._compiled_of(chunk.program, compiling, exceeding)
+            program = self._plan.programs[chunk.program]
             run = _ChunkRun(self._plan, chunk, compiled)
             if checkpoint is not None:
                 try:
@@ -129,21 +140,41 @@ class Executor:
                 segment = run.segment(length)
                 length = max(1, round(segment.records * self._segment_seconds / segment.seconds))
                 listen(segment)
-            return ChunkResult(run.results(), run.run_seconds, compile_seconds)
+            return ChunkResult(run.results(), run.run_seconds, compile_seconds, program.block)
 
-    def _compile(
-        self, program: Program, compiling: Callable[[Program], None]
+    def _compiled_of(
+        self, index: int, compiling: Callable[[Program], None], exceeding: Exceeding
     ) -> tuple["Compiled", float]:
-        """The compiled program, and the seconds that it took to compile it, if it had to be."""
-        if program.index in self._compiled:
-            return self._compiled[program.index], 0.0
+        """The compiled program, and the seconds that it took to compile it, if it had to be.
+
+        Where it takes more than the budget, it is compiled again in smaller blocks, if they help.
+        """
+        if index in self._compiled:
+            return self._compiled[index], 0.0
+        seconds = 0.0
+        while True:
+            program, budget = self._plan.programs[index], self._plan.budget
+            compiled = self._compile(program, compiling)
+            seconds += compiled.seconds
+            taken, smaller = compiled.memory, None
+            if budget is not None and taken is not None and taken.total > budget:
+                smaller = in_smaller_blocks(self._plan, index, taken)
+                block = None if smaller is None else smaller.programs[index].block
+                exceeding(program, taken, block)
+            if smaller is None:
+                self._compiled[index] = compiled
+                return compiled, seconds
+            self._plan = smaller
+
+    def _compile(self, program: Program, compiling: Callable[[Program], None]) -> "Compiled":
+        """Compiles a program."""
         compiling(program)
         # Whatever the user has set for JAX as a whole; steps have what the study says, and seeds
         # give the same numbers.
         with jax.default_matmul_precision("highest"), jax.threefry_partitionable(True):
-            compiled = self._compiled[program.index] = compile_program(program)
+            compiled = compile_program(program)
         give_back_freed_memory()
-        return compiled, compiled.seconds
+        return compiled
 
 
 class _ChunkRun:

@@ -31,6 +31,7 @@ from scbjax.sweep.engine.chunks import ChunkResult, Segment
 from scbjax.sweep.engine.engines import Session
 from scbjax.sweep.engine.execute import Place
 from scbjax.sweep.engine.local_workers import local_workers
+from scbjax.sweep.engine.memory import Memory
 from scbjax.sweep.engine.progress import counted
 from scbjax.sweep.engine.remote import (
     TOPIC,
@@ -256,18 +257,27 @@ class _Board:
         self._plan = plan
         self._session = session
         self._compiling: set[int] = set()
+        self._exceeding: set[tuple[int, int | None]] = set()
         self._records: Counter[int] = Counter()
         self._metric = math.nan
         self._counted_at = time.monotonic()
 
     def note(self, message: Mapping[str, Any]) -> None:
-        """Passes on that a worker compiles a program or has ended a segment."""
+        """Passes on that a worker compiles a program, what one takes, or that a segment ended."""
         if "program" not in message:
             self._metric = message["metric"]
             self._count(message["index"], message["records_done"], message["seconds"])
+        elif "taken" in message:
+            self._exceeds(message["program"], Memory(*message["taken"]), message["block"])
         elif message["program"] not in self._compiling:
             self._compiling.add(message["program"])
             self._session.compiling(self._plan.programs[message["program"]])
+
+    def _exceeds(self, index: int, taken: Memory, block: int | None) -> None:
+        """Passes on what all workers find that compile the program, once."""
+        if (index, block) not in self._exceeding:
+            self._exceeding.add((index, block))
+            self._session.exceeding(self._plan.programs[index], taken, block)
 
     def finish(self, index: int, result: ChunkResult) -> None:
         """Counts what is left of a chunk: its last report may be late."""

@@ -24,6 +24,7 @@ from scbjax.sweep.engine.mapped import (
     prepare,
     take_records,
 )
+from scbjax.sweep.engine.memory import Memory
 from scbjax.sweep.plan.programs import Chunk, Program
 
 _OUTER = "outer"  # the mesh axis over which the outer layer is sharded
@@ -31,7 +32,11 @@ _OUTER = "outer"  # the mesh axis over which the outer layer is sharded
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A compiled program, what it was compiled of, and how its inputs get to its devices."""
+    """A compiled program, what it was compiled of, and how its inputs get to its devices.
+
+    `memory` is what the compiler says that a chunk takes, over all devices; None where it says
+    nothing.
+    """
 
     functions: Functions
     place: Callable[[Inputs], Any]
@@ -39,6 +44,7 @@ class Compiled:
     constants: Callable[..., Any]
     segment: Callable[..., Any]
     seconds: float
+    memory: Memory | None
 
 
 def compile_program(program: Program) -> Compiled:
@@ -69,14 +75,25 @@ def compile_program(program: Program) -> Compiled:
     options = compiler_options(mesh.devices.flat[0].platform)
     # What runs once is to be ready soon.
     once = {**options, **quick_options()}
+    taking = segment.compile(compiler_options=options)
     return Compiled(
         functions_of(program),
         place,
         first.compile(compiler_options=once),
         told.compile(compiler_options=once),
-        segment.compile(compiler_options=options),
+        taking,
         time.perf_counter() - start,
+        _memory_of(taking, mesh.size),
     )
+
+
+def _memory_of(compiled: Any, devices: int) -> Memory | None:  # noqa: ANN401 - of JAX, untyped
+    """What a compiled program takes on all devices; the compiler tells that of one."""
+    found = compiled.memory_analysis()
+    if found is None:  # not every backend has it
+        return None
+    kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return Memory(devices * int(kept), devices * int(found.temp_size_in_bytes))
 
 
 def memory_of_one(program: Program) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Protocol
 
 from scbjax.sweep.engine.chunks import Checkpoint, ChunkResult, Executor, Segment
+from scbjax.sweep.engine.memory import Memory
 from scbjax.sweep.plan.programs import Plan, Program
 
 
@@ -19,6 +20,9 @@ class Session(Protocol):
 
     def compiling(self, program: Program) -> None:
         """Hears that a program is about to be compiled, which takes seconds."""
+
+    def exceeding(self, program: Program, taken: Memory, block: int | None) -> None:
+        """Hears of a program that takes more than the budget; see `Executor.run`."""
 
     def listen(self, segment: Segment) -> None:
         """Hears of every finished segment; ends the run by raising."""
@@ -67,5 +71,6 @@ class LocalEngine:
                     unfit=partial(session.unfit, index),
                     listen=session.listen,
                     compiling=session.compiling,
+                    exceeding=session.exceeding,
                 ),
             )

@@ -7,8 +7,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from scbjax.sweep.engine.chunks import (
 from scbjax.sweep.engine.divergence import divergence_report
 from scbjax.sweep.engine.engines import Engine, LocalEngine
 from scbjax.sweep.engine.mapped import live_metric
+from scbjax.sweep.engine.memory import Memory, told
 from scbjax.sweep.engine.progress import Meter, Progress, counted, readable_seconds
 from scbjax.sweep.plan import cost
 from scbjax.sweep.plan.measured import cost_of
@@ -160,7 +161,8 @@ def run_study(
                 progress.say(line)
             session = _Session(plan, store, progress, checkpoint_seconds)
             with session.interruptible(owns_process=owns_process):
-                for index, result in engine.run(plan, session.todo(), session):
+                todo = session.todo()
+                for index, result in engine.run(session.plan, todo, session):
                     session.finish(plan.chunks[index], result)
             return _write(session, facts)
     except Interrupted:
@@ -312,9 +314,20 @@ def _begun(store: Store, plan: Plan) -> tuple[Manifest, Plan] | None:
 
 def _with_layout(plan: Plan, layout: Layout) -> Plan:
     try:
-        return plan_with_layout(plan.study, layout, device_count=plan.device_count)
+        cut = plan_with_layout(plan.study, layout, device_count=plan.device_count)
     except StudyError as error:
         raise DamagedError(str(error)) from None
+    # What trajectories take may have been measured for this plan.
+    pairs = zip(cut.programs, plan.programs, strict=True)
+    programs = tuple(replace(program, cost=own.cost) for program, own in pairs)
+    return replace(cut, programs=programs, budget=plan.budget)
+
+
+def _note_layout(store: Store, plan: Plan) -> None:
+    """Writes down how a plan is cut now, before there are chunks of it; they say it as well."""
+    with suppress(DamagedError):  # as a lost manifest, it is made anew of the chunks
+        if (found := store.read_manifest()) is not None:
+            store.write_manifest(replace(found, layout=plan.layout))
 
 
 def _as_chunks_are(store: Store, plan: Plan) -> Plan:
@@ -376,7 +389,24 @@ class _Session:
             self.progress.say(f"found {done} of {counted(len(self.plan.chunks), 'chunk')} done")
         self.progress.show(self._meter.reading())
         self._chunks_left = len(todo)
+        self.plan = replace(self.plan, settled=self._settled(todo))
         return todo
+
+    def _settled(self, todo: list[int]) -> frozenset[int]:
+        """Programs of which something is on the disk, all of which is to be in the same blocks."""
+        left = set(todo)
+        return frozenset(
+            chunk.program
+            for chunk in self.plan.chunks
+            if chunk.index not in left or self._has_checkpoint(chunk)
+        )
+
+    def _has_checkpoint(self, chunk: Chunk) -> bool:
+        try:
+            self.store.load_checkpoint(self.plan, chunk)
+        except (FileNotFoundError, DamagedError):
+            return False
+        return True
 
     def checkpoint(self, index: int) -> Checkpoint | None:
         """Where a chunk was left, if it was."""
@@ -413,6 +443,18 @@ class _Session:
         which = f"program {program.index + 1} of {count}" if count > 1 else "the program"
         self.progress.wait(f"compiling {which}")
 
+    def exceeding(self, program: Program, taken: Memory, block: int | None) -> None:
+        """Says that a chunk takes more than the budget, and what comes of it."""
+        if block is not None:
+            self._settle(program.index, block)
+        self.progress.say(told(program, taken, self.plan.budget or 0, block))
+
+    def _settle(self, index: int, block: int) -> None:
+        """Goes on with a program in the blocks that it is run in."""
+        if self.plan.programs[index].block != block:
+            self.plan = self.plan.in_blocks(index, block)
+            _note_layout(self.store, self.plan)
+
     def listen(self, segment: Segment) -> None:
         """Shows a segment's progress, saves it when it is time to, and stops when told to."""
         chunk, program = segment.chunk, self._program(segment.chunk)
@@ -446,6 +488,7 @@ class _Session:
     def finish(self, chunk: Chunk, result: ChunkResult) -> None:
         """Keeps a finished chunk."""
         facts = {"run_seconds": result.run_seconds, "compile_seconds": result.compile_seconds}
+        self._settle(chunk.program, result.block)
         self.store.save_chunk(self.plan, chunk, result.arrays, facts)
         self._saved_at = time.monotonic()
         self._chunks_left -= 1

@@ -24,11 +24,13 @@ from scbjax.sweep.engine.backend import (
 )
 from scbjax.sweep.engine.chunks import ChunkResult, Executor, Segment
 from scbjax.sweep.engine.execute import device_memory_bytes, provenance
+from scbjax.sweep.engine.memory import Memory
 from scbjax.sweep.plan import cost
 from scbjax.sweep.plan.programs import Layout, Plan, Program, plan_with_layout
 from scbjax.sweep.study.definition import to_toml
-from scbjax.sweep.study.experiments import experiments_in, own_experiments
+from scbjax.sweep.study.experiments import experiments_in
 from scbjax.sweep.study.files import parse_study
+from scbjax.sweep.study.own import own_experiments
 
 TOPIC = "scbjax"
 """Of the events by which workers report how far they are."""
@@ -68,6 +70,8 @@ class Recipe:
         devices: how many devices share a chunk of each program.
         device_count: devices that the plan was made for.
         experiment: the text of the file of an experiment of the user's; empty for the library's.
+        budget: memory that a chunk may take, as the plan has it.
+        settled: programs whose blocks stay as they are.
     """
 
     name: str
@@ -77,6 +81,8 @@ class Recipe:
     devices: tuple[int, ...]
     device_count: int
     experiment: str = ""
+    budget: int | None = None
+    settled: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, plan: Plan) -> "Recipe":
@@ -99,6 +105,8 @@ class Recipe:
             devices=tuple(program.devices for program in plan.programs),
             device_count=plan.device_count,
             experiment=experiment.source,
+            budget=plan.budget,
+            settled=plan.settled,
         )
 
     def plan(self) -> Plan:
@@ -117,7 +125,8 @@ class Recipe:
                 f"{self.fingerprint[:8]}: is scbjax there another version?"
             )
         shares = zip(plan.programs, self.devices, strict=True)
-        return replace(plan, programs=tuple(replace(p, devices=n) for p, n in shares))
+        programs = tuple(replace(p, devices=n) for p, n in shares)
+        return replace(plan, programs=programs, budget=self.budget, settled=self.settled)
 
 
 @dataclass(frozen=True)
@@ -202,6 +211,9 @@ def run_chunk(order: Order, index: int) -> ChunkResult:
     def compiling(program: Program) -> None:
         tell(program=program.index)
 
+    def exceeding(program: Program, taken: Memory, block: int | None) -> None:
+        tell(program=program.index, taken=list(taken), block=block)
+
     def listen(segment: Segment) -> None:
         _check_wanted(worker, key)
         seconds, metric = segment.seconds, segment.metric
@@ -211,7 +223,8 @@ def run_chunk(order: Order, index: int) -> ChunkResult:
         _check_wanted(worker, key)
         order.setup.start(order.recipe.device_count)
         _check_kind(worker.address, order.kind)
-        return _executor(order.recipe).run(index, listen=listen, compiling=compiling)
+        executor = _executor(order.recipe)
+        return executor.run(index, listen=listen, compiling=compiling, exceeding=exceeding)
 
 
 def _check_wanted(worker: Any, key: str) -> None:  # noqa: ANN401 - the package has no types for us

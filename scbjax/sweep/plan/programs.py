@@ -173,12 +173,16 @@ class Plan:
         programs: one for every static combination.
         chunks: all chunks, program by program.
         device_count: devices that it was made for.
+        budget: memory that a chunk may take over all devices, in bytes; None where nobody says it.
+        settled: programs whose blocks stay as they are, since there are chunks of them.
     """
 
     study: Study
     programs: tuple[Program, ...]
     chunks: tuple[Chunk, ...]
     device_count: int = 1
+    budget: int | None = None
+    settled: frozenset[int] = frozenset()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -230,6 +234,18 @@ class Plan:
         """Where the trajectories of a chunk stand in the flattened grid, [outer, inner]."""
         return self.programs[chunk.program].positions[slice(*chunk.outer), slice(*chunk.inner)]
 
+    def in_blocks(self, index: int, block: int) -> "Plan":
+        """The plan with other blocks in one program, as a run that is continued would have it.
+
+        Args:
+            index: of the program.
+            block: outer points of a block; divides those of the program's chunks.
+        """
+        programs = list(self.programs)
+        devices = sharing(programs[index].chunk_shape[0] // block, self.device_count)
+        programs[index] = replace(programs[index], block=block, devices=devices)
+        return replace(self, programs=tuple(programs))
+
 
 Measure: TypeAlias = Callable[[Program], Cost]
 """What the trajectories of a program take."""
@@ -270,7 +286,7 @@ def make_plan(
         _fit(replace(program, cost=study.experiment.cost or measure(program)), budget, *most)
         for program in _programs(study)
     ]
-    return _assemble(study, programs, device_count)
+    return replace(_assemble(study, programs, device_count), budget=budget)
 
 
 def plan_with_layout(
@@ -301,12 +317,17 @@ def plan_with_layout(
                 program,
                 chunk_shape=(outer, inner),
                 block=block,
-                devices=max(n for n in range(1, device_count + 1) if outer // block % n == 0),
+                devices=sharing(outer // block, device_count),
             )
             for program, (outer, inner, block) in zip(programs, layout, strict=True)
         ],
         device_count,
     )
+
+
+def sharing(blocks: int, device_count: int) -> int:
+    """How many devices share so many blocks of a chunk evenly."""
+    return max(n for n in range(1, device_count + 1) if blocks % n == 0)
 
 
 def grid_shape(study: Study) -> tuple[int, ...]:

@@ -6,8 +6,6 @@ or from a file that the user asks for; a study alone never makes anything run.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,11 +15,8 @@ from types import ModuleType
 
 from scbjax.base import Experiment, StudyError
 from scbjax.sweep.study.fields import shown
+from scbjax.sweep.study.own import own_experiment, own_experiments
 from scbjax.tables import nearest
-
-_OWN = "scbjax.experiments"
-_CONSTANT = "EXPERIMENT"
-
 
 MAX_FILE_BYTES = 1 << 20
 """Such files are written by hand; what is larger is something else."""
@@ -83,13 +78,6 @@ def _told(error: Exception) -> str:
     return text if isinstance(error, StudyError) else f"{type(error).__name__}: {text}"
 
 
-def own_experiments() -> list[str]:
-    """The names of the library's experiments."""
-    package = importlib.import_module(_OWN)
-    modules = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name for name in modules if "_" not in name)
-
-
 def find_experiment(name: object, given: Sequence[Experiment] = ()) -> Experiment:
     """The experiment of a name.
 
@@ -107,8 +95,7 @@ def find_experiment(name: object, given: Sequence[Experiment] = ()) -> Experimen
             return experiment
     own = own_experiments()
     if name in own:
-        found: Experiment = getattr(importlib.import_module(f"{_OWN}.{name}"), _CONSTANT)
-        return found
+        return own_experiment(name)
     known = [*own, *(experiment.name for experiment in given)]
     hint = nearest(name, known) or f" (experiments: {', '.join(known)})"
     raise StudyError(

@@ -22,6 +22,7 @@ from scbjax.base import (
     Scalar,
     StudyError,
 )
+from scbjax.sweep.study.own import own_experiment, own_experiments
 from scbjax.tables import brief, nearest
 
 DRAWN = "drawn_"
@@ -190,6 +191,7 @@ class Fields(Mapping[str, Parameter]):
     """
 
     def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
         parts = (_SEEDS, experiment.parameters, _record(experiment), _search(experiment))
         self._by_path = {field.path: field for part in parts for field in part}
         # A short name of the experiment's is its own, even if a field of records or of searches has
@@ -215,7 +217,8 @@ class Fields(Mapping[str, Parameter]):
             name: such as ``train.l1`` or ``l1``.
 
         Raises:
-            StudyError: no field has that name; the nearest one is suggested.
+            StudyError: no field has that name; the nearest one is suggested, or the experiment of
+                the library's that has it.
         """
         path = name if name in self else self._by_short.get(name)
         if path is not None:
@@ -227,7 +230,8 @@ class Fields(Mapping[str, Parameter]):
         if short in self._by_short:
             hint = f"; did you mean '{self._by_short[short]}'?"
         else:
-            hint = nearest(name, [*self, *self._by_short] if not table else self)
+            near = nearest(name, [*self, *self._by_short] if not table else self)
+            hint = _elsewhere(name, self._experiment) or near
         # Those of searches are few users' and would make the list of all twice as hard to read.
         common = [field.short for field in self.values() if field.table != "search"]
         listed = ", ".join(self._in_table(table) if table in self.tables else common)
@@ -241,6 +245,19 @@ class Fields(Mapping[str, Parameter]):
 
     def __eq__(self, other: object) -> bool:
         return self is other
+
+
+def _elsewhere(name: str, experiment: Experiment) -> str:
+    """Which other experiment has a field, where both are the library's."""
+    own = [own_experiment(known) for known in own_experiments()]
+    if experiment not in own:
+        return ""
+    having = [
+        other.name
+        for other in own
+        if any(name in (parameter.path, parameter.short) for parameter in other.parameters)
+    ]
+    return "".join(f'; experiment = "{known}" has it' for known in having[:1])
 
 
 def _names_used(experiment: Experiment) -> frozenset[str]:
