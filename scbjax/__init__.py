@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         models as models,
         observables as observables,
         optim as optim,
+        paper as paper,
         parallel as parallel,
         parts as parts,
         plot as plot,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         simulation as simulation,
         sources as sources,
         stages as stages,
+        starts as starts,
         sweep as sweep,
         task as task,
         theory as theory,
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
         scb_proximal as scb_proximal,
         scb_sgd as scb_sgd,
     )
+    from scbjax.paper import Info as Info, State as State
     from scbjax.parallel import (
         map_trajectories as map_trajectories,
         use_all_cores as use_all_cores,
@@ -133,11 +136,7 @@ if TYPE_CHECKING:
         predict_step as predict_step,
         project_on_path as project_on_path,
     )
-    from scbjax.training import (
-        Info as Info,
-        State as State,
-        train as train,
-    )
+    from scbjax.training import train as train
     from scbjax.trajectories import Trajectory as Trajectory
     from scbjax.transfer import (
         first_step as first_step,
@@ -171,7 +170,9 @@ _EXPORTS = {
     "models": "linear_transformer",
     "composition": "Learner LearnerState learner",
     "trajectories": "Trajectory",
-    "training": "Info State train",
+    "paper": "Info State",
+    "starts": "",
+    "training": "train",
     "saving": "load save",
     "transfer": "first_step keep_large mix_value source_overlap",
     "simulation": "Simulation simulate",

@@ -20,10 +20,10 @@ import numpy as np
 from scbjax.arguments import what
 from scbjax.composition import LearnerState, StepInfo
 from scbjax.model import Params
+from scbjax.paper import Info, State
 from scbjax.sampling import Batch, PackedBatch
 from scbjax.task import Task
 from scbjax.theory import PathProjection, PopulationPath, Rates
-from scbjax.training import Info, State
 from scbjax.trajectories import Trajectory
 
 _STRUCTURE = "structure"  # the entry that is no array of the tree

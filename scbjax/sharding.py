@@ -73,7 +73,8 @@ def over_positions(
     Example:
         >>> from functools import partial
         >>> from scbjax.task import random_task
-        >>> from scbjax.training import Settings, train
+        >>> from scbjax.training import train
+        >>> from scbjax.settings import Settings
         >>> draw = partial(random_task, num_tokens=3, context_length=64, sparsity=2)
         >>> task = over_positions(draw)(jax.random.key(0))
         >>> settings = Settings(batch_size=32, steps=20, record_every=20, record=("stage",))

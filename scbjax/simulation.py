@@ -31,8 +31,8 @@ on the signals and on the norms of the remainders. Hence this form.
 """
 
 import dataclasses
-from functools import cached_property, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,18 +42,15 @@ from scbjax import optim
 from scbjax.algorithm import strengths, three_stages
 from scbjax.arguments import SIZES, as_integer, check_is
 from scbjax.composition import REFITS
-from scbjax.keys import as_threefry
-from scbjax.losses import excess_loss
 from scbjax.model import LINEAR, Params, as_attention_map, attend, attend_transpose
 from scbjax.observables import (
     DEFAULT_RECORD,
     Record,
-    View,
     as_record,
     observe_view,
     record_name,
-    stands_out,
 )
+from scbjax.paper import State, check_arguments, init as init_training, step_sizes
 from scbjax.sampling import (
     Batch,
     Sampler,
@@ -64,31 +61,20 @@ from scbjax.sampling import (
     make_seed,
 )
 from scbjax.settings import Settings, check_settings
-from scbjax.stages import estimated_signals, mirror, round_attention, rounding_level
+from scbjax.stages import mirror, round_attention, rounding_level
 from scbjax.staging import end_stage
+from scbjax.tagged import Others, SimulatedView, draw_others, repeats
 from scbjax.task import Task, check_one_task, mu_inner, pattern_signal, product, transition_signal
 from scbjax.theory import PathProjection, path_point, population_step, ratio, signals
-from scbjax.training import State, changed, check_arguments, init as init_training, step_sizes
+from scbjax.training import changed
 from scbjax.trajectories import Loop, Trajectory, as_trajectory, in_stretches, record_at, run
 
-# Streams of a trajectory's key. Of those of scbjax.training only the refits are shared: a
+# Streams of a trajectory's key. Of those of scbjax.paper only the refits are shared: a
 # simulation and a training with the same seed see independent noise.
 _TAGGED, _OTHERS = 100, 101
 # A column whose entries are equal up to so many units in the last place counts as flat: more than
 # its sum may be off by.
 _FLAT = 32
-
-
-class Others(NamedTuple):
-    """Standard draws for the positions that are not tagged.
-
-    Attributes:
-        sums: [B, N], normal with mean 0 and covariance ``diag(mu) - mu mu^T``.
-        counts: [B], standard normal: the part of the counts that the sums don't explain.
-    """
-
-    sums: jax.Array
-    counts: jax.Array
 
 
 class Gradient(NamedTuple):
@@ -109,44 +95,9 @@ class Gradient(NamedTuple):
     loss: jax.Array
 
 
-def draw_others(key: jax.Array, stationary: jax.Array, batch_size: int) -> Others:
-    """Draws what stands for the positions that are not tagged, for a batch of samples."""
-    key_sums, key_counts = jax.random.split(as_threefry(key))
-    root = jnp.sqrt(stationary)[None, :]
-
-    def draw(key: jax.Array, *shape: int) -> jax.Array:
-        # In float32, so that the draws are the same whatever dtype the task is held in.
-        return jax.random.normal(key, shape, jnp.float32).astype(stationary.dtype)
-
-    normal = draw(key_sums, batch_size, stationary.shape[0])
-    # The covariance is diag(mu) - mu mu^T because |root| = 1.
-    sums = root * (normal - root * jnp.sum(root * normal, axis=1, keepdims=True))
-    return Others(sums, draw(key_counts, batch_size))
-
-
-def repeats(pattern: jax.Array, context_length: int) -> jax.Array:
-    """How many positions each row of A stands for: 1 on the support of Q, the same m off it.
-
-    Args:
-        pattern: the tagged rows of Q, [R, N].
-        context_length: T >= R.
-
-    Returns:
-        [R, N], with columns that sum to T.
-
-    Example:
-        >>> repeats(jnp.array([[1.0, 0.5], [0.0, 0.5], [0.0, 0.0]]), 7).T.tolist()
-        [[1.0, 3.0, 3.0], [1.0, 1.0, 5.0]]
-    """
-    outside = pattern == 0
-    count = jnp.sum(outside, axis=0)
-    each = 1.0 + (context_length - pattern.shape[0]) / jnp.maximum(count, 1)
-    return jnp.where(outside, each, 1.0).astype(pattern.dtype)
-
-
 @dataclasses.dataclass(frozen=True)
 class Simulation:
-    """The learner at context length T, with the functions of :mod:`scbjax.training`.
+    """The learner at context length T, with the functions of :mod:`scbjax.paper`.
 
     Tasks that it is given have R rows, the tagged positions, at least one of them off the support
     of every column of Q.
@@ -166,7 +117,7 @@ class Simulation:
         object.__setattr__(self, "context_length", length)
 
     def init(self, key: jax.Array, task: Task, settings: Settings) -> State:
-        """The state before the first step; see :func:`scbjax.training.init`.
+        """The state before the first step; see :func:`scbjax.paper.init`.
 
         Raises:
             TypeError: if an argument is something else than it is meant to be.
@@ -279,7 +230,7 @@ class Simulation:
     def step(
         self, state: State, batch: Batch, others: Others, task: Task, settings: Settings
     ) -> State:
-        """One step; the stage stays what it is. See :func:`scbjax.training.step`."""
+        """One step; the stage stays what it is. See :func:`scbjax.paper.step`."""
         check_is("state", state, State, "such as init makes")
         check_one_task("task", task)
         check_batch(batch, task)
@@ -316,7 +267,7 @@ class Simulation:
         )
 
     def next_stage(self, state: State, task: Task, settings: Settings) -> State:
-        """Ends stage 1 or 2 if it is over; see :func:`scbjax.training.next_stage`."""
+        """Ends stage 1 or 2 if it is over; see :func:`scbjax.paper.next_stage`."""
         stages = three_stages(settings, self._end_boosting, self._end_proximal)
         # No end of a stage draws anything.
         view = self._view(jax.random.key(0), task, settings, state)
@@ -332,14 +283,14 @@ class Simulation:
         start: jax.Array | int,
         num_records: int,
     ) -> tuple[State, dict[str, jax.Array]]:
-        """Steps and records; see :func:`scbjax.training.advance`."""
+        """Steps and records; see :func:`scbjax.paper.advance`."""
         loop = self.loop(key, task, settings)
         return in_stretches(loop, state, start, settings.record_every, num_records)
 
     def take_record(
         self, key: jax.Array, task: Task, settings: Settings, state: State, index: jax.Array
     ) -> tuple[State, dict[str, jax.Array]]:
-        """One record; see :func:`scbjax.training.take_record`."""
+        """One record; see :func:`scbjax.paper.take_record`."""
         return record_at(self.loop(key, task, settings), state, settings.record_every, index)
 
     def loop(self, key: jax.Array, task: Task, settings: Settings) -> Loop:
@@ -369,7 +320,7 @@ class Simulation:
         start: jax.Array | int,
         sampler: Sampler | None = None,
     ) -> dict[str, jax.Array]:
-        """The record of a state; see :func:`scbjax.training.observe_state`.
+        """The record of a state; see :func:`scbjax.paper.observe_state`.
 
         Raises:
             ValueError: for an observable that is not recorded by default.
@@ -464,65 +415,6 @@ class Simulation:
         population = (state.population[0], jnp.ones_like(state.population[1]))
         params = state.params._replace(attention=rounded)
         return state._replace(params=params, population=population)
-
-
-class SimulatedView(View):
-    """A state of a simulated learner.
-
-    Rows of ``params.attention`` and of everything made of it are multiplied by the root of the
-    number of positions they stand for, so that mu-norms and inner products are those of all T.
-    """
-
-    def __init__(
-        self,
-        simulation: Simulation,
-        params: Params,
-        key: jax.Array,
-        task: Task,
-        **state: Any,  # noqa: ANN401 - as the view of a real state
-    ) -> None:
-        """Stores the state; nothing is computed before an observable asks for it."""
-        self.simulation = simulation
-        self.rows = params
-        self.each = repeats(task.pattern, simulation.context_length)
-        scaled = params._replace(attention=jnp.sqrt(self.each) * params.attention)
-        super().__init__(key, scaled, task, **state)
-
-    @cached_property
-    def projection(self) -> PathProjection:
-        """The split of (V, A) along the population path."""
-        return self.simulation.project(self.rows, self.task)
-
-    @cached_property
-    def true_signals(self) -> tuple[jax.Array, jax.Array]:
-        """``|alpha_V|`` and ``|alpha_A|``, read off the truth."""
-        return jnp.abs(self.projection.alpha_value), jnp.abs(self.projection.alpha_attention)
-
-    @cached_property
-    def estimated_signals(self) -> tuple[jax.Array, jax.Array]:
-        """The strengths of both signals as told without P and Q."""
-        attention, length = self.rows.attention, self.simulation.context_length
-        excess = mu_inner(self.each * attention, attention, self.task.stationary)
-        excess = jnp.maximum(excess - 1.0 / length, 0.0)
-        signal = pattern_signal(self.task, length)
-        return estimated_signals(self.rows, self.task)[0], jnp.sqrt(ratio(excess, signal))
-
-    @cached_property
-    def rounded_attention(self) -> jax.Array:
-        """A [R, N] after rounding (stage 3), scaled."""
-        rounded = self.simulation.round(self.rows.attention, self.task, self.rounding_share)
-        return jnp.sqrt(self.each) * rounded
-
-    @cached_property
-    def excess_loss(self) -> jax.Array:
-        """The expected loss above that of the truth."""
-        return excess_loss(self.rows, self.task, self.each)
-
-    @cached_property
-    def nonzeros(self) -> jax.Array:
-        """The entries of A that stand out from the background of their column."""
-        length = self.simulation.context_length
-        return jnp.sum(jnp.where(stands_out(self.rows.attention, length), self.each, 0.0))
 
 
 def simulate(

@@ -11,7 +11,7 @@ import pytest
 from jax.experimental import checkify
 
 import scbjax
-from scbjax import losses, noise, simulation, stages, theory, training, transfer
+from scbjax import losses, noise, paper, stages, starts, tagged, theory, transfer
 from scbjax.arguments import SIZES, Numbers, as_integer, check_number
 from scbjax.sampling import Batch, check_batch
 
@@ -21,9 +21,9 @@ TASK = scbjax.random_task(KEY, num_tokens=N, context_length=T, sparsity=2)
 BATCH = scbjax.sample_batch(KEY, TASK, 4)
 PARAMS = scbjax.init_params(TASK)
 SETTINGS = scbjax.Settings(batch_size=4, steps=4, record_every=2, record=("stage",))
-STATE = training.init(KEY, TASK, SETTINGS)
+STATE = paper.init(KEY, TASK, SETTINGS)
 SIMULATION = scbjax.Simulation(99)
-OTHERS = simulation.draw_others(KEY, TASK.stationary, 4)
+OTHERS = tagged.draw_others(KEY, TASK.stationary, 4)
 TASKS = jax.tree.map(lambda array: jnp.stack([array, array]), TASK)
 
 
@@ -34,7 +34,7 @@ OF_BATCHES: dict[str, Callable[[Batch], Any]] = {
     "gradient": lambda batch: jax.grad(scbjax.loss)(PARAMS, batch),
     "sample_gradients": lambda batch: losses.sample_gradients(PARAMS, batch),
     "signal_gradients": lambda batch: noise.signal_gradients(PARAMS, batch, TASK),
-    "step": lambda batch: training.step(STATE, batch, TASK, SETTINGS),
+    "step": lambda batch: paper.step(STATE, batch, TASK, SETTINGS),
     "simulated_step": lambda batch: SIMULATION.step(STATE, batch, OTHERS, TASK, SETTINGS),
     "simulated_gradient": lambda batch: SIMULATION.gradient(PARAMS, batch, OTHERS, TASK),
     "check_batch": lambda batch: check_batch(batch, TASK),
@@ -164,11 +164,11 @@ def test_contexts_of_predictions_are_checked() -> None:
 
 OF_TASKS: dict[str, Callable[[Any], Any]] = {
     "train": lambda task: scbjax.train(KEY, task, SETTINGS),
-    "init": lambda task: training.init(KEY, task, SETTINGS),
-    "advance": lambda task: training.advance(KEY, task, SETTINGS, STATE, 0, 1),
-    "step": lambda task: training.step(STATE, BATCH, task, SETTINGS),
-    "observe_state": lambda task: training.observe_state(KEY, task, SETTINGS, STATE, 0),
-    "start_from": lambda task: training.start_from(KEY, TASK, task, SETTINGS, STATE),
+    "init": lambda task: paper.init(KEY, task, SETTINGS),
+    "advance": lambda task: paper.advance(KEY, task, SETTINGS, STATE, 0, 1),
+    "step": lambda task: paper.step(STATE, BATCH, task, SETTINGS),
+    "observe_state": lambda task: paper.observe_state(KEY, task, SETTINGS, STATE, 0),
+    "start_from": lambda task: starts.start_from(KEY, TASK, task, SETTINGS, STATE),
     "simulate": lambda task: scbjax.simulate(KEY, task, SETTINGS, context_length=99),
     "related_task": lambda task: scbjax.related_task(KEY, task, correlation=0.5),
     "check_task": scbjax.check_task,
@@ -207,7 +207,7 @@ def test_what_is_no_task_is_refused(name: str) -> None:
         OF_TASKS[name](TASK._replace(pattern=TASK.pattern[:, :2]))
 
 
-@pytest.mark.parametrize("function", [scbjax.train, training.init])
+@pytest.mark.parametrize("function", [scbjax.train, paper.init])
 def test_swapped_arguments_are_told(function: Callable[..., Any]) -> None:
     message = "task is a Settings and settings is a Task; the order of arguments is key, task, sett"
     with pytest.raises(TypeError, match=f"^{message}"):
@@ -311,7 +311,7 @@ def test_reprs_are_short_and_say_what_there_is() -> None:
     assert repr(jax.eval_shape(lambda: trajectory)).endswith(
         "records={stage}, steps=int32[3], diverged_at=int32[])"
     )
-    for shown in (STATE, training.step(STATE, BATCH, TASK, SETTINGS)[1]):
+    for shown in (STATE, paper.step(STATE, BATCH, TASK, SETTINGS)[1]):
         assert len(repr(shown).splitlines()) == 1
         assert "Array(" not in repr(shown)
 

@@ -358,7 +358,8 @@ def test_optimisers_that_look_at_the_loss_get_it() -> None:
 
 def test_the_learner_of_the_paper_without_its_optimiser_is_plain_descent() -> None:
     """The composition on the SCB against the trajectory of the library with plain gradients."""
-    from scbjax.training import Settings, train as train_paper
+    from scbjax.settings import Settings
+    from scbjax.training import train as train_paper
 
     source = scb_source(num_tokens=3, context_length=40, sparsity=2)
     task = source.draw(jax.random.key(0))

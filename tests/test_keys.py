@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import scbjax
-from scbjax import noise, sampling, simulation, training, transfer
+from scbjax import noise, paper, sampling, starts, tagged, transfer
 from scbjax.keys import THREEFRY, as_threefry
 from scbjax.sweep.engine.mapped import keys_of
 
@@ -29,7 +29,7 @@ TRANSFER = scbjax.Settings(
     batch_size=4, steps=2, record_every=2, record=("stage",), start="transfer", first_samples=8
 )
 PARAMS = scbjax.init_params(TASK)
-STATE = training.init(jax.random.key(0), TASK, SETTINGS)
+STATE = paper.init(jax.random.key(0), TASK, SETTINGS)
 
 
 def words(key: jax.Array) -> list[int]:
@@ -74,9 +74,9 @@ OF_KEYS: dict[str, Callable[[jax.Array], Any]] = {
     "make_seed": sampling.make_seed,
     "train": lambda key: scbjax.train(key, TASK, SETTINGS).params,
     "simulate": lambda key: scbjax.simulate(key, TASK, SETTINGS, context_length=99).params,
-    "start_from": lambda key: training.start_from(key, TASK, TASK, TRANSFER, STATE).params,
-    "advance": lambda key: training.advance(key, TASK, SETTINGS, STATE, 0, 1)[0].params,
-    "observe_state": lambda key: training.observe_state(
+    "start_from": lambda key: starts.start_from(key, TASK, TASK, TRANSFER, STATE).params,
+    "advance": lambda key: paper.advance(key, TASK, SETTINGS, STATE, 0, 1)[0].params,
+    "observe_state": lambda key: paper.observe_state(
         key,
         TASK,
         scbjax.Settings(
@@ -97,7 +97,7 @@ OF_KEYS: dict[str, Callable[[jax.Array], Any]] = {
         key, TASK.pattern, TASK, num_samples=16, support=2
     ),
     "signal_noise": lambda key: noise.signal_noise(key, PARAMS, TASK, 8),
-    "draw_others": lambda key: simulation.draw_others(key, TASK.stationary, 4),
+    "draw_others": lambda key: tagged.draw_others(key, TASK.stationary, 4),
 }
 # The seed 3 of two batches of keys: what it is mapped with must not matter.
 TOGETHER, PLACE = (0, 3, 7), 1

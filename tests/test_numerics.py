@@ -12,13 +12,14 @@ import pytest
 import xarray
 from numpy.typing import NDArray
 
+from scbjax.paper import State, advance, init
 from scbjax.sampling import draw_batch, fold_in, make_sampler, make_seed
+from scbjax.settings import Settings
 from scbjax.sweep.engine.execute import run_study
 from scbjax.sweep.engine.progress import SilentProgress
 from scbjax.sweep.plan.programs import make_plan
 from scbjax.sweep.study.files import parse_study
 from scbjax.task import Task, random_task
-from scbjax.training import Settings, State, advance, init
 
 STEPS = 10**5
 N, T, Q = 3, 30, 2

@@ -14,10 +14,11 @@ import optax
 import pytest
 
 from scbjax.model import Params, init_params
+from scbjax.paper import State, init
 from scbjax.saving import load, save
 from scbjax.settings import Settings
 from scbjax.task import Task, random_task
-from scbjax.training import State, init, train
+from scbjax.training import train
 
 KEY = jax.random.key(0)
 

@@ -16,6 +16,7 @@ from scbjax import algorithm
 from scbjax.parameters import MODEL, TRAIN, TRANSFER
 from scbjax.settings import (
     CONCERNS,
+    NEVER,
     STATIC_FIELDS,
     TRACED_FIELDS,
     Descent,
@@ -23,7 +24,6 @@ from scbjax.settings import (
     check_settings,
 )
 from scbjax.task import random_task
-from scbjax.training import NEVER
 
 BASE: dict[str, Any] = {"batch_size": 8, "steps": 8, "record_every": 4}
 SIZES = [

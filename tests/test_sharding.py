@@ -22,7 +22,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 import scbjax
 from scbjax import sharding
 from scbjax.sampling import sample_batch
-from scbjax.training import advance, init, step
+from scbjax.paper import (advance, init, step)
 
 def draw(num_tokens, context_length):
     return partial(scbjax.random_task, num_tokens=num_tokens, context_length=context_length,

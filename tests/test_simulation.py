@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scbjax import optim, theory, training
+from scbjax import optim, paper, theory, training
 from scbjax.losses import loss
 from scbjax.model import Params
 from scbjax.observables import DEFAULT_RECORD
+from scbjax.paper import State
 from scbjax.sampling import sample_batch
-from scbjax.simulation import Simulation, draw_others, repeats, simulate
+from scbjax.settings import Optimizer, Settings, SwitchOn
+from scbjax.simulation import Simulation, simulate
+from scbjax.tagged import draw_others, repeats
 from scbjax.task import Task, mu_inner, random_task
-from scbjax.training import Settings, State
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -268,7 +270,7 @@ RANDOM = {"rounded_value_distance", "rounded_value_similarity"}
         pytest.param("raw_sgd", marks=pytest.mark.slow),
     ],
 )
-def test_with_all_positions_tagged_it_is_the_training(optimizer: training.Optimizer) -> None:
+def test_with_all_positions_tagged_it_is_the_training(optimizer: Optimizer) -> None:
     task = draw_task(context_length=40, dtype=jnp.float64)
     geometry: optim.Geometry = "paper" if optimizer == "sgd" else "mu"
     settings = change(QUICK, optimizer=optimizer, geometry=geometry)
@@ -280,21 +282,21 @@ def test_with_all_positions_tagged_it_is_the_training(optimizer: training.Optimi
         def step(states: tuple[State, State], key: jax.Array) -> tuple[tuple[State, State], None]:
             batch = sample_batch(key, task, settings.batch_size)
             others = draw_others(key, task.stationary, settings.batch_size)
-            state = training.step(states[0], batch, task, settings)[0]
+            state = paper.step(states[0], batch, task, settings)[0]
             return (state, simulation.step(states[1], batch, others, task, settings)), None
 
         keys = jax.random.split(key, settings.record_every)
         state, simulated = jax.lax.scan(step, states, keys)[0]
-        state = training.next_stage(state, task, settings)
+        state = paper.next_stage(state, task, settings)
         simulated = simulation.next_stage(simulated, task, settings)
         records = (
-            training.observe_state(key, task, settings, state, 0),
+            paper.observe_state(key, task, settings, state, 0),
             simulation.observe_state(key, task, settings, simulated, 0),
         )
         return (state, simulated), records
 
     start = jax.random.key(0), task, settings
-    states = training.init(*start), simulation.init(*start)
+    states = paper.init(*start), simulation.init(*start)
     keys = jax.random.split(jax.random.key(1), settings.steps // settings.record_every)
     _, (real, found) = quick_jit(lambda: jax.lax.scan(both, states, keys))()
     assert real.keys() == found.keys() == set(DEFAULT_RECORD)
@@ -320,7 +322,7 @@ def state_at(params: Params, stage: int) -> State:
 @pytest.mark.parametrize("switch_on", ["parameters", "truth"])
 @pytest.mark.parametrize(("stage", "alpha"), [(1, 0.4), (1, -0.4), (2, 0.4)])
 def test_stages_and_records_are_those_of_all_positions(
-    stage: int, alpha: float, switch_on: training.SwitchOn
+    stage: int, alpha: float, switch_on: SwitchOn
 ) -> None:
     # The rows off the support that survive a threshold do so many times over.
     pair = make_pair(jnp.float64, alpha=alpha, noise=0.5)
@@ -333,12 +335,12 @@ def test_stages_and_records_are_those_of_all_positions(
 
     @quick_jit
     def both() -> tuple[Any, Any, State, State]:
-        state = training.next_stage(state_at(pair.whole, stage), pair.whole_task, settings)
+        state = paper.next_stage(state_at(pair.whole, stage), pair.whole_task, settings)
         found = simulation.next_stage(state_at(pair.params, stage), pair.task, settings)
         names = tuple(name for name in DEFAULT_RECORD if name not in RANDOM)
         record = change(settings, record=names)
         return (
-            training.observe_state(key, pair.whole_task, record, state, 0),
+            paper.observe_state(key, pair.whole_task, record, state, 0),
             simulation.observe_state(key, pair.task, record, found, 0),
             state,
             found,
@@ -405,7 +407,7 @@ def test_what_a_simulation_does_not_record() -> None:
 @pytest.mark.parametrize(("num_tokens", "batch_size"), [(3, 64), (10, 128)])
 @pytest.mark.parametrize("optimizer", ["proximal", "sgd"])
 def test_medians_of_simulated_runs_are_inside_the_band_of_real_ones(
-    num_tokens: int, batch_size: int, optimizer: training.Optimizer
+    num_tokens: int, batch_size: int, optimizer: Optimizer
 ) -> None:
     length, runs = 1000, 24
     variables = ("alpha_value", "alpha_attention", "delta_value", "delta_attention")

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scbjax import composition, losses, observables, sampling, stages, theory, training
+from scbjax import composition, losses, observables, paper, sampling, stages, starts, theory
 from scbjax.model import Params, map_attention
+from scbjax.paper import State, advance, init, next_stage, step
 from scbjax.sampling import Batch, sample_batch
+from scbjax.settings import NEVER, STATIC_FIELDS, TRACED_FIELDS, Precision, Settings
 from scbjax.task import (
     Task,
     pattern_signal,
@@ -23,17 +25,8 @@ from scbjax.task import (
     random_task,
     transition_signal,
 )
-from scbjax.training import (
-    NEVER,
-    Settings,
-    State,
-    Trajectory,
-    advance,
-    init,
-    next_stage,
-    step,
-    train,
-)
+from scbjax.training import train
+from scbjax.trajectories import Trajectory
 
 Array = np.ndarray
 
@@ -216,7 +209,7 @@ def test_step_equals_the_equations(
 def test_rates_need_not_be_scaled() -> None:
     settings = change(QUICK, scale_rates=False)
     task = make_task()
-    rates, _ = training.step_sizes(noisy_state(task, 1, settings), task, settings)
+    rates, _ = paper.step_sizes(noisy_state(task, 1, settings), task, settings)
     np.testing.assert_allclose(rates, 0.05, rtol=1e-6)
 
 
@@ -363,7 +356,7 @@ def test_the_rate_of_the_attention_is_its_ratio_times_that_of_the_value(
     task = make_task()
     settings = change(QUICK, optimizer=optimizer, scale_rates=scale_rates, attention_rate_ratio=3.0)
     state = noisy_state(task, 2, settings)
-    rates, l1 = training.step_sizes(state, task, change(settings, l1_scaling="rate"))
+    rates, l1 = paper.step_sizes(state, task, change(settings, l1_scaling="rate"))
     numbers = to_numbers(task, state.params)
     scales = (numbers.k_q, numbers.k_p) if scale_rates else (1.0, 1.0)
     np.testing.assert_allclose(rates, (0.05 / scales[0], 0.15 / scales[1]), rtol=1e-5)
@@ -447,7 +440,7 @@ def test_products_of_a_step_have_the_precision_of_the_settings(
     task = shapes_of_a_task(num_tokens)
     batch = jax.eval_shape(lambda task: draw(0, task), task)
     state = jax.eval_shape(init, jax.random.key(0), task, QUICK)
-    for precision in get_args(training.Precision):
+    for precision in get_args(Precision):
         settings = dataclasses.replace(QUICK, precision=precision)
         with jax.default_matmul_precision(elsewhere) if elsewhere else contextlib.nullcontext():
             assert precisions(step, state, batch, task, settings) == {precision.upper()}
@@ -460,7 +453,7 @@ def test_records_and_products_outside_of_steps_have_all_digits_unless_asked() ->
     record = ("rounded_value_distance",)
     settings = dataclasses.replace(QUICK, precision="default", record=record)
     state = jax.eval_shape(init, key, task, settings)
-    observed = functools.partial(training.observe_state, key)
+    observed = functools.partial(paper.observe_state, key)
     assert precisions(observed, task, settings, state, 0) == {"HIGHEST"}
     with jax.default_matmul_precision("high"):
         # The fresh samples of the refit are drawn with all digits even then.
@@ -475,7 +468,7 @@ def test_the_generator_that_is_asked_for_draws_the_batches() -> None:
         QUICK, generator="threefry-13", record_every=1, steps=1, first_samples=4 * B
     )
     start = jax.jit(init)(key, task, settings)
-    start_from = jax.jit(training.start_from)
+    start_from = jax.jit(starts.start_from)
     stepped, _ = jax.jit(advance, static_argnums=5)(key, task, settings, start, 0, 1)
     moved = {"steps": stepped.params, "first": start_from(key, task, task, settings, start).params}
     for generator in get_args(sampling.Generator):
@@ -836,7 +829,7 @@ def test_every_record_refits_on_samples_of_its_own() -> None:
     task, key = make_task(), jax.random.key(6)
     settings = change(QUICK, record=("rounded_value_distance",), refit_samples=100)
     state = noisy_state(task, 2, settings)
-    record = jax.jit(training.observe_state)
+    record = jax.jit(paper.observe_state)
     distances = [
         float(record(key, task, settings, state, start)["rounded_value_distance"])
         for start, key in ((0, key), (4, key), (0, jax.random.key(7)), (0, key))
@@ -887,7 +880,7 @@ MAPPED = ("learning_rate_1", "l1", "switch_level")
 
 def lanes(settings: Settings) -> Settings:
     """In-axes of a map over the fields of MAPPED alone."""
-    axes: dict[str, Any] = dict.fromkeys(training.TRACED_FIELDS) | dict.fromkeys(MAPPED, 0)
+    axes: dict[str, Any] = dict.fromkeys(TRACED_FIELDS) | dict.fromkeys(MAPPED, 0)
     return change(settings, **axes)
 
 
@@ -1090,7 +1083,7 @@ def test_the_recipe_recovers_every_task() -> None:
         ],
         *[
             ({name: value}, f"{name} is {value}; it must be {LEAST.get(name, 'at least 0')}")
-            for name in sorted(training.TRACED_FIELDS)
+            for name in sorted(TRACED_FIELDS)
             for value in ((-1,) if name.endswith("_step") else (-1, float("nan")))
         ],
         ({"steps": 81}, "steps is 81; it must be a multiple of record_every = 4"),
@@ -1108,12 +1101,12 @@ def test_settings_are_a_pytree_of_what_may_be_traced() -> None:
         return jax.tree.structure(settings)
 
     leaves, definition = jax.tree.flatten(QUICK)
-    assert leaves == [getattr(QUICK, name) for name in training.TRACED_FIELDS]
+    assert leaves == [getattr(QUICK, name) for name in TRACED_FIELDS]
     assert jax.tree.unflatten(definition, leaves) == QUICK
     assert structure(change(QUICK, l1=1.0)) == structure(QUICK)
     assert structure(change(QUICK, batch_size=8)) != structure(QUICK)
     fields = {field.name for field in dataclasses.fields(Settings)}
-    assert fields == {*training.STATIC_FIELDS, *training.TRACED_FIELDS}
+    assert fields == {*STATIC_FIELDS, *TRACED_FIELDS}
     with pytest.raises(dataclasses.FrozenInstanceError):
         QUICK.l1 = 1.0  # type: ignore[misc]
 

@@ -17,9 +17,11 @@ from scbjax.composition import LearnerState
 from scbjax.model import LINEAR, AttentionMap
 from scbjax.observables import View
 from scbjax.parts import Model, Observable
+from scbjax.settings import Settings
 from scbjax.sources import scb_source, windows
 from scbjax.task import Task, pattern_signal, random_task, transition_signal
-from scbjax.training import Settings, Trajectory, train
+from scbjax.training import train
+from scbjax.trajectories import Trajectory
 
 # These programs run for milliseconds: optimising them costs more than it saves.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -11,7 +11,10 @@ import pytest
 
 from scbjax.composition import FIRST_STEP
 from scbjax.model import Params, init_params
+from scbjax.paper import State, init
 from scbjax.sampling import Batch, Seed, draw_batch, fold_in, make_sampler, make_seed
+from scbjax.settings import NEVER, Settings
+from scbjax.starts import start_from
 from scbjax.task import (
     Task,
     mu_inner,
@@ -20,7 +23,7 @@ from scbjax.task import (
     related_task,
     transition_signal,
 )
-from scbjax.training import NEVER, Settings, State, init, start_from, train
+from scbjax.training import train
 from scbjax.transfer import first_step, keep_large, mix_value, on_tangent, source_overlap
 
 Array = np.ndarray

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from scbjax import training
+from scbjax import paper
 from scbjax.base import Functions, Keys, Values
 from scbjax.experiments.scb_trajectories import (
     SPARSITY,
@@ -14,8 +14,9 @@ from scbjax.experiments.scb_trajectories import (
     uniform_start,
 )
 from scbjax.model import map_attention
+from scbjax.paper import State
+from scbjax.starts import start_from
 from scbjax.task import Task, related_task
-from scbjax.training import State, start_from
 
 _SOURCE_STREAM = 3  # of the seed of the task
 
@@ -27,7 +28,7 @@ def functions(fixed: Values, varying: Mapping[str, tuple[Any, ...]]) -> Function
         fixed: the values that all its trajectories have.
         varying: the values of those that vary.
     """
-    program = Program.of(fixed, varying, training, fixed["task.context_length"])
+    program = Program.of(fixed, varying, paper, fixed["task.context_length"])
     attention_map = fixed["model.attention_map"]
     return functions_of(program)._replace(
         start=partial(_start, program),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from scbjax.base import Functions, Keys, Values, short_name
+from scbjax.paper import State
 from scbjax.settings import STATIC_FIELDS, TRACED_FIELDS, Settings
 from scbjax.task import (
     Task,
@@ -16,7 +17,6 @@ from scbjax.task import (
     stationary_norm,
     transition_signal,
 )
-from scbjax.training import State
 from scbjax.trajectories import is_finite
 
 SPARSITY = "task.sparsity"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from scbjax import training
+from scbjax import paper
 from scbjax.base import Functions, Values
 from scbjax.experiments.scb_trajectories import Program, functions_of
 from scbjax.simulation import Simulation
@@ -18,5 +18,5 @@ def functions(fixed: Values, varying: Mapping[str, tuple[Any, ...]]) -> Function
     """
     length, tagged = fixed["task.context_length"], fixed["task.tagged_positions"]
     # Where nothing is left out there is nothing to simulate: these are the very runs of `scb`.
-    learner = training if tagged == length else Simulation(length)
+    learner = paper if tagged == length else Simulation(length)
     return functions_of(Program.of(fixed, varying, learner, tagged))

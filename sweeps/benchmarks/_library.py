@@ -16,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from scbjax.losses import loss, sample_gradients
 from scbjax.model import Params
+from scbjax.paper import State, init, step, stored
 from scbjax.sampling import (
     POSITION_MAJOR_LIMIT,
     AnyBatch,
@@ -27,11 +28,11 @@ from scbjax.sampling import (
     make_sampler,
     make_seed,
 )
+from scbjax.settings import Settings
 from scbjax.sharding import shard_map
 from scbjax.sweep.engine.backend import compiler_options
 from scbjax.sweep.engine.mapped import over_axis
 from scbjax.task import Task, random_task
-from scbjax.training import Settings, State, init, step, stored
 
 OURS: Final = "scbjax"
 FLOOR: Final = "one random word a token"

@@ -148,7 +148,7 @@ def environment() -> Payload:
     import jax
 
     from scbjax.keys import THREEFRY
-    from scbjax.training import Settings
+    from scbjax.settings import Settings
 
     device = jax.devices()[0]
     return {

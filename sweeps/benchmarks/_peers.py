@@ -22,9 +22,9 @@ from _library import Size, draw_tasks, settings_for, start
 from _measure import Contender, say
 
 from scbjax.losses import loss
+from scbjax.paper import State, step, step_sizes
 from scbjax.sampling import sample_batch
 from scbjax.task import Task
-from scbjax.training import State, step, step_sizes
 
 if TYPE_CHECKING:
     import torch

@@ -112,9 +112,9 @@ def _split(num_tokens: int, context_length: int, batch_size: int, *, quick: bool
     """Steps of one trajectory on one device, and split over all, in turns."""
     import jax
 
+    from scbjax.settings import Settings
     from scbjax.sharding import over_positions
     from scbjax.task import random_task
-    from scbjax.training import Settings
 
     settings = Settings(
         batch_size=batch_size, steps=SPLIT_STEPS, record_every=SPLIT_STEPS, record=("stage",)
@@ -140,7 +140,7 @@ def _trajectory(name: str, compile_it: Any, draw: Any, settings: Any) -> Contend
     """A unit is ten steps and a record of one number; the state is kept between calls."""
     import jax
 
-    from scbjax.training import advance, init
+    from scbjax.paper import advance, init
 
     task = compile_it(draw)(jax.random.key(0))
     move = compile_it(partial(advance, num_records=1))

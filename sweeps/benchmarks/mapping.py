@@ -67,7 +67,7 @@ def _ours(size: Size, steps: int) -> list[Contender]:
     import dataclasses
 
     import scbjax
-    from scbjax.training import advance, init
+    from scbjax.paper import advance, init
 
     settings = dataclasses.replace(
         settings_for(size),

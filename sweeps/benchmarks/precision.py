@@ -33,9 +33,9 @@ from step import CHECKED_SAMPLES, QUICK_SIZES, SIZES
 
 from scbjax.losses import loss
 from scbjax.model import Params
+from scbjax.paper import State
 from scbjax.sampling import Batch, sample_batch
 from scbjax.task import Task
-from scbjax.training import State
 
 FLOAT32, STORED, THROUGHOUT = "float32", "bfloat16, stored", "bfloat16, throughout"
 PRECISIONS: Final = {

@@ -75,8 +75,9 @@ def compile_once() -> int:
     """What a process of its own does: compiles a trajectory and prints how long that took."""
     import jax
 
+    from scbjax.settings import Settings
     from scbjax.task import random_task
-    from scbjax.training import Settings, train
+    from scbjax.training import train
 
     task = random_task(jax.random.key(0), num_tokens=3, context_length=5000, sparsity=2)
     settings = Settings(batch_size=64, steps=1000, record_every=10)

@@ -17,8 +17,9 @@ from _pictures import colour_of, new_figure
 from matplotlib.figure import Figure
 
 from scbjax.observables import DEFAULT_RECORD
+from scbjax.settings import Settings
 from scbjax.sweep.engine.backend import compiler_options
-from scbjax.training import Settings, train
+from scbjax.training import train
 
 SIZE, STEPS, EVERY = Size(3, 5000, 64, 1), 1000, 10
 QUICK_SIZE, QUICK_STEPS = Size(3, 200, 8, 1), 20

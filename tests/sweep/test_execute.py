@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scbjax.base import StudyError
 from scbjax.experiments.scb_cost import COST
 from scbjax.observables import OBSERVABLES, as_record, record_name
+from scbjax.settings import Settings
 from scbjax.simulation import simulate
 from scbjax.sweep.engine.chunks import ChunkResult, Executor
 from scbjax.sweep.engine.engines import LocalEngine, Session
@@ -36,7 +37,7 @@ from scbjax.sweep.results.dataset import checksum_path
 from scbjax.sweep.results.store import Store, status
 from scbjax.sweep.study.files import Study, parse_study
 from scbjax.task import random_task, related_task
-from scbjax.training import Settings, train
+from scbjax.training import train
 
 TEXT = """
 title = "A title"

@@ -14,9 +14,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import assume, given
 
-from scbjax import observables, settings as learner_settings, task, training
+from scbjax import observables, settings as learner_settings, task
 from scbjax.base import FLOAT32_TINY, INT32_MAX, Choice, Interval, Parameter, Required
 from scbjax.experiments.scb import EXPERIMENT
+from scbjax.settings import STATIC_FIELDS, Settings
 from scbjax.sweep.plan.programs import make_plan
 from scbjax.sweep.search import first_studies
 from scbjax.sweep.study import definition, fields, files as study
@@ -62,17 +63,17 @@ def message(extra: str = "", overrides: tuple[str, ...] = ()) -> str:
 
 
 def test_fields_match_the_settings_of_a_trajectory() -> None:
-    for setting in dataclasses.fields(training.Settings):
+    for setting in dataclasses.fields(Settings):
         if setting.name == "record":
             continue
         field = FIELDS.find(setting.name)
-        kind = "static" if setting.name in training.STATIC_FIELDS else "traced"
+        kind = "static" if setting.name in STATIC_FIELDS else "traced"
         assert field.kind == kind
         required = setting.default is dataclasses.MISSING
         assert isinstance(field.default, Required) == required
         assert required or field.default == setting.default
         assert required or type(field.default) is type(setting.default)
-    names = {setting.name for setting in dataclasses.fields(training.Settings)} - {"record"}
+    names = {setting.name for setting in dataclasses.fields(Settings)} - {"record"}
     tables = {"train", "model", "transfer"}
     found = {field.short for field in FIELDS.values() if field.table in tables}
     assert found - names == {"correlation"}  # of the related task, not of the trajectory
@@ -855,10 +856,10 @@ def test_what_a_study_accepts_a_trajectory_accepts(data: st.DataObject) -> None:
         for relation in EXPERIMENT.relations
         if "model.attention_map" in relation.paths and set(relation.paths) <= own
     ):
-        training.Settings(**settings)
+        Settings(**settings)
     else:
         with pytest.raises(ValueError, match="with attention_map = 'softmax'"):
-            training.Settings(**settings)
+            Settings(**settings)
 
 
 # ---------------------------------------------------------------------------- anything at all
