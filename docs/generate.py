@@ -14,7 +14,7 @@ import scbjax
 from scbjax.base import StudyError
 from scbjax.experiments.scb import EXPERIMENT
 from scbjax.experiments.simulated import EXPERIMENT as SIMULATED
-from scbjax.observables import OBSERVABLES
+from scbjax.recorded import OBSERVABLES
 from scbjax.sweep.scripts.figures import dataset_of, find_figures, numbers_of
 from scbjax.sweep.study.fields import field_table, fields_of
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         parallel as parallel,
         parts as parts,
         plot as plot,
+        recorded as recorded,
         sampling as sampling,
         saving as saving,
         settings as settings,
@@ -60,11 +61,7 @@ if TYPE_CHECKING:
         predict as predict,
     )
     from scbjax.models import linear_transformer as linear_transformer
-    from scbjax.observables import (
-        OBSERVABLES as OBSERVABLES,
-        View as View,
-        observe as observe,
-    )
+    from scbjax.observables import View as View, observe as observe
     from scbjax.optim import (
         adam as adam,
         keep_invariants as keep_invariants,
@@ -89,6 +86,7 @@ if TYPE_CHECKING:
         Track as Track,
     )
     from scbjax.plot import plot_dataset as plot_dataset
+    from scbjax.recorded import OBSERVABLES as OBSERVABLES
     from scbjax.sampling import (
         Batch as Batch,
         check_batch as check_batch,
@@ -163,7 +161,8 @@ _EXPORTS = {
     ),
     "losses": "excess_loss loss population_grad population_loss",
     "stages": "population_refit refit_value round_attention threshold_and_project",
-    "observables": "OBSERVABLES View observe",
+    "recorded": "OBSERVABLES",
+    "observables": "View observe",
     "settings": "Settings",
     "parts": "Model Observable Source Stage Track",
     "sources": "Text held_out_loss sample_windows scb_source windows",

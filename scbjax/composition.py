@@ -22,8 +22,9 @@ from scbjax.arguments import SIZES, as_integer, check_is, outline, what
 from scbjax.base import Tree
 from scbjax.keys import as_threefry
 from scbjax.moves import Move, Optimizer, by_optimizer, is_transformation
-from scbjax.observables import Observable, Record, View, as_record, observe_view
-from scbjax.parts import Model, Source, Stage, Track, with_values
+from scbjax.observables import View, observe_view
+from scbjax.parts import Model, Observable, Source, Stage, Track, with_values
+from scbjax.recorded import Record, as_record
 from scbjax.sampling import Sampler
 from scbjax.staging import ENDLESS, as_stages, end_stage, frozen_leaves, stage_rates
 from scbjax.trajectories import (

@@ -4,7 +4,11 @@ A function of a :class:`scbjax.observables.View`, a name in words, a symbol and 
 those of study files and datasets. Nothing here imports JAX, so that studies are checked without it.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
 from scbjax.parts import Observable
+from scbjax.tables import Registry, brief, nearest
 
 RECORDED: dict[str, Observable] = {
     "alpha_value": Observable(
@@ -165,7 +169,7 @@ RECORDED: dict[str, Observable] = {
         default=False,
     ),
 }
-"""All of them by name; :data:`scbjax.observables.OBSERVABLES` takes a user's as well."""
+"""All of them by name; :data:`scbjax.recorded.OBSERVABLES` takes a user's as well."""
 
 # What takes long, or is there for a comparison only, is recorded where it is named.
 DEFAULT_RECORD: tuple[str, ...] = tuple(name for name, entry in RECORDED.items() if entry.default)
@@ -180,3 +184,94 @@ NOISE_RECORD: tuple[str, ...] = (
     "alpha_attention_gradient",
 )
 """Variables for which fresh contexts are drawn in every record."""
+
+OBSERVABLES: Registry[Observable] = Registry("observable", RECORDED)
+"""The table; a name stands for one observable for as long as the process lasts.
+
+See :class:`scbjax.tables.Registry`."""
+
+Recorded: TypeAlias = str | Observable | Callable[..., Any]
+"""One thing to record: the name of one of ours, or one's own as an observable or a function."""
+
+Record: TypeAlias = Sequence[Recorded] | Mapping[str, Recorded]
+"""What to record: a list, or a dictionary by names of one's own."""
+
+
+def as_record(record: Record) -> tuple[str | Observable, ...]:
+    """What to record, as a tuple by which compiled programs are known.
+
+    Args:
+        record: names of :data:`OBSERVABLES`, observables, and functions of a
+            :class:`scbjax.View`. In a
+            list, an observable is recorded under its ``name`` and a function under its own; in a
+            dictionary, under the key.
+
+    Returns:
+        A name for each one of ours that keeps its name, and an :class:`Observable` with a name for
+        each other.
+
+    Raises:
+        ValueError: for a name that nothing has, or that two things have; and for what is none.
+
+    Example:
+        >>> def largest(view):
+        ...     "largest entry of A"
+        ...     return jnp.max(view.params.attention)
+        >>> names = as_record(("stage", largest))
+        >>> names[0], names[1].name, names[1].long_name
+        ('stage', 'largest', 'largest entry of A')
+        >>> as_record({"peak": largest})[0].name
+        'peak'
+    """
+    if isinstance(record, str):
+        raise ValueError(
+            f"record is {record!r}; it must be a tuple of names, such as ({record!r},)"
+        )
+    if isinstance(record, Observable) or not isinstance(record, tuple | list | Mapping):
+        from scbjax.arguments import what
+
+        raise ValueError(
+            f"record is {what(record)}; it must be a tuple of names of observables, or of "
+            "functions of a view, or a dictionary of these"
+        )
+    if isinstance(record, Mapping):
+        entries = tuple(_as_entry(entry, name) for name, entry in record.items())
+    else:
+        entries = tuple(_as_entry(entry) for entry in record)
+    own: dict[str, str | Observable] = {}
+    for entry in entries:
+        if own.setdefault(record_name(entry), entry) != entry:
+            raise ValueError(f"record has two things named {record_name(entry)!r}")
+    return entries
+
+
+def _as_entry(entry: object, name: str | None = None) -> str | Observable:
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"record has the key {brief(name)}; it must be a name")
+    if isinstance(entry, str) and entry in OBSERVABLES:
+        return entry if name in (None, entry) else OBSERVABLES[entry]._replace(name=name or "")
+    if callable(entry) and not isinstance(entry, type):
+        words = (getattr(entry, "__doc__", None) or "").strip().partition("\n")[0]
+        entry = Observable(entry, words, name=getattr(entry, "__name__", ""))
+    if not isinstance(entry, Observable):
+        hint = nearest(entry, OBSERVABLES) if isinstance(entry, str) else ""
+        known = f"; it must name observables: {', '.join(OBSERVABLES)}"
+        raise ValueError(f"record has {brief(entry)}{hint or known}")
+    entry = entry if name is None else entry._replace(name=name)
+    if not entry.name.isidentifier() or entry.name in OBSERVABLES:
+        taken = " is the name of one of ours" if entry.name in OBSERVABLES else " is no name"
+        raise ValueError(
+            f"record has an observable of one's own, of which {entry.name!r}{taken}; "
+            'it must be given one, as in {"largest_weight": function}'
+        )
+    return entry
+
+
+def record_name(entry: str | Observable) -> str:
+    """The name of an entry of a record."""
+    return entry if isinstance(entry, str) else entry.name
+
+
+def record_dims(entry: str | Observable) -> tuple[str, ...]:
+    """The names of the axes that an entry of a record has, beside that of the records."""
+    return (OBSERVABLES[entry] if isinstance(entry, str) else entry).dims

@@ -16,8 +16,8 @@ from scbjax import optim
 from scbjax.arguments import INT32_MAX, SIZES, Numbers, as_integer, check_is, check_number, what
 from scbjax.base import FLOAT32_MAX, REQUIRED, Choice, Interval, Parameter
 from scbjax.model import ATTENTION_MAPS, LINEAR, AttentionMap, as_attention_map
-from scbjax.observables import DEFAULT_RECORD, Record, as_record
 from scbjax.parameters import MODEL, TRAIN, TRANSFER
+from scbjax.recorded import DEFAULT_RECORD, Record, as_record
 from scbjax.sampling import Generator
 from scbjax.tables import brief, nearest
 
@@ -158,7 +158,7 @@ class Recording(_Checked):
     ``record`` is not declared in :mod:`scbjax.parameters`: it holds names of
     :data:`scbjax.OBSERVABLES` and observables of one's own as functions of a view or as
     :class:`scbjax.Observable`, in a list or in a dictionary by names
-    (:func:`scbjax.observables.as_record`).
+    (:func:`scbjax.recorded.as_record`).
     """
 
     record: Record = dataclasses.field(default=DEFAULT_RECORD, metadata={"static": True})

@@ -43,14 +43,9 @@ from scbjax.algorithm import strengths, three_stages
 from scbjax.arguments import SIZES, as_integer, check_is
 from scbjax.composition import REFITS
 from scbjax.model import LINEAR, Params, as_attention_map, attend, attend_transpose
-from scbjax.observables import (
-    DEFAULT_RECORD,
-    Record,
-    as_record,
-    observe_view,
-    record_name,
-)
+from scbjax.observables import observe_view
 from scbjax.paper import State, check_arguments, init as init_training, step_sizes
+from scbjax.recorded import DEFAULT_RECORD, Record, as_record, record_name
 from scbjax.sampling import (
     Batch,
     Sampler,

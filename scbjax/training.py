@@ -27,7 +27,7 @@ from scbjax.composition import (
 from scbjax.keys import as_threefry
 from scbjax.model import Params
 from scbjax.models import linear_transformer
-from scbjax.observables import DEFAULT_RECORD, Record, View
+from scbjax.observables import View
 from scbjax.paper import (
     State,
     check_arguments,
@@ -39,6 +39,7 @@ from scbjax.paper import (
     view_options,
 )
 from scbjax.parts import Model, Source, Stage, with_values
+from scbjax.recorded import DEFAULT_RECORD, Record
 from scbjax.sampling import POSITION_MAJOR_LIMIT
 from scbjax.settings import (
     Descent,

@@ -69,7 +69,7 @@ ENGINE_MAY_IMPORT = {"base", "tables", "keys", "once", "sharding", "sweep"}
 DRAWS = {"scbjax.sweep.scripts.figures": {"plot"}}  # the default figure of a dataset
 CORE_DEPENDENCIES = {"jax", "optax", "chex", "numpy"}
 NO_JAX = [
-    *("scbjax", "scbjax.cli", "scbjax.parts", "scbjax.plot"),
+    *("scbjax", "scbjax.cli", "scbjax.parts", "scbjax.plot", "scbjax.experiments.of_parts"),
     *("scbjax.sweep", "scbjax.sweep.python", "scbjax.sweep.engine.places"),
     *("scbjax.sweep.study.files", "scbjax.sweep.plan.programs", "scbjax.sweep.results.store"),
 ]

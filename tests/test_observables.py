@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scbjax import noise, observables, stages
+from scbjax import noise, observables, parts, stages
 from scbjax.model import AttentionMap, Params, init_params, map_attention
+from scbjax.recorded import DEFAULT_RECORD, OBSERVABLES, as_record, record_dims
 from scbjax.task import Task
 
 Array = np.ndarray
@@ -20,7 +21,7 @@ N, T, Q = 3, 20, 2
 REFIT: Any = {"refit_samples": 300, "refit_support": 8}
 NOISE_SAMPLES = 200
 SHARE = 0.5
-EVERYTHING = tuple(observables.OBSERVABLES)
+EVERYTHING = tuple(OBSERVABLES)
 COUNTED = ("nonzeros", "stage", "flipped", "samples")
 
 
@@ -164,16 +165,16 @@ def expected(seed: int) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("name", list(observables.OBSERVABLES))
+@pytest.mark.parametrize("name", list(OBSERVABLES))
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_observable_equals_its_formula(name: str, seed: int) -> None:
     # A distance is no more exact than the matrices, of entries up to 1, that it lies between.
     np.testing.assert_allclose(recorded(seed)[name], expected(seed)[name], rtol=2e-5, atol=2e-7)
 
 
-@pytest.mark.parametrize("name", list(observables.OBSERVABLES))
+@pytest.mark.parametrize("name", list(OBSERVABLES))
 def test_every_observable_has_metadata_and_its_dtype(name: str) -> None:
-    entry = observables.OBSERVABLES[name]
+    entry = OBSERVABLES[name]
     assert entry.long_name
     assert entry.symbol
     assert entry.dtype == ("int32" if name in COUNTED else "float32")
@@ -186,7 +187,7 @@ def test_the_table_names_what_studies_record() -> None:
     assert tuple(expected(0)) == EVERYTHING
     costly = [name for name in EVERYTHING if "noise" in name or "gradient" in name]
     special = ["population_refit_distance", "attention_gain_support", "attention_gain_rest"]
-    assert set(EVERYTHING) - set(observables.DEFAULT_RECORD) == {*costly, *special}
+    assert set(EVERYTHING) - set(DEFAULT_RECORD) == {*costly, *special}
 
 
 def test_truth_and_start_have_their_obvious_records() -> None:
@@ -370,7 +371,7 @@ def test_observables_of_ones_own_have_names_and_axes() -> None:
         """sums of the columns of A"""
         return jnp.sum(view.params.attention, axis=0)
 
-    named = observables.Observable(column_sums, dims=("query",), name="sums")
+    named = parts.Observable(column_sums, dims=("query",), name="sums")
     record: Any = [named, "value_distance"]
     found = observables.observe(numbers.params(), numbers.task(), record)
     np.testing.assert_allclose(found["sums"], numbers.a.sum(axis=0), rtol=1e-5)
@@ -379,21 +380,21 @@ def test_observables_of_ones_own_have_names_and_axes() -> None:
     again = observables.observe(numbers.params(), numbers.task(), both)
     np.testing.assert_allclose(again["mine"], N, rtol=1e-5)
     np.testing.assert_array_equal(again["theirs"], found["value_distance"])
-    (entry,) = observables.as_record([column_sums])
+    (entry,) = as_record([column_sums])
     assert not isinstance(entry, str)
     assert (entry.name, entry.long_name) == ("column_sums", "sums of the columns of A")
-    assert observables.record_dims(named) == ("query",)
-    assert observables.record_dims("stage") == ()
+    assert record_dims(named) == ("query",)
+    assert record_dims("stage") == ()
 
 
 def test_a_record_is_known_by_its_functions() -> None:
     def make(factor: float) -> Any:  # noqa: ANN401 - an observable
         return {"x": lambda view: factor * jnp.sum(view.params.value)}
 
-    first, second = (observables.as_record(make(factor)) for factor in (1.0, 2.0))
+    first, second = (as_record(make(factor)) for factor in (1.0, 2.0))
     assert first != second
-    assert hash(first) == hash(observables.as_record(first))
-    assert first == observables.as_record(first)
+    assert hash(first) == hash(as_record(first))
+    assert first == as_record(first)
 
 
 def largest(view: observables.View) -> jax.Array:
@@ -414,14 +415,14 @@ def largest(view: observables.View) -> jax.Array:
         ({"stage": largest}, "record has an observable of one's own, of which 'stage' is the name"),
         ({3: largest}, "record has the key 3; it must be a name"),
         (
-            [largest, observables.Observable(jnp.sum, name="largest")],
+            [largest, parts.Observable(jnp.sum, name="largest")],
             "record has two things named 'largest'",
         ),
     ],
 )
 def test_records_that_are_none_are_refused(record: Any, message: str) -> None:  # noqa: ANN401
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        observables.as_record(record)
+        as_record(record)
 
 
 @pytest.mark.parametrize("name", ["stage", "samples", "batch_loss", "flipped"])

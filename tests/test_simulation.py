@@ -13,8 +13,8 @@ import pytest
 from scbjax import optim, paper, theory, training
 from scbjax.losses import loss
 from scbjax.model import Params
-from scbjax.observables import DEFAULT_RECORD
 from scbjax.paper import State
+from scbjax.recorded import DEFAULT_RECORD
 from scbjax.sampling import sample_batch
 from scbjax.settings import Optimizer, Settings, SwitchOn
 from scbjax.simulation import Simulation, simulate

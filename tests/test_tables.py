@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from scbjax.model import ATTENTION_MAPS, AttentionMap, Params, map_attention
-from scbjax.observables import OBSERVABLES, Observable
+from scbjax.parts import Observable
+from scbjax.recorded import OBSERVABLES
 from scbjax.tables import Registry
 
 TABLES = [(ATTENTION_MAPS, "an attention map", "linear"), (OBSERVABLES, "an observable", "stage")]

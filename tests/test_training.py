@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scbjax import composition, losses, observables, paper, sampling, stages, starts, theory
+from scbjax import (
+    composition,
+    losses,
+    paper,
+    recorded,
+    sampling,
+    stages,
+    starts,
+    theory,
+)
 from scbjax.model import Params, map_attention
 from scbjax.paper import State, advance, init, next_stage, step
 from scbjax.sampling import Batch, sample_batch
@@ -377,7 +386,7 @@ def test_the_rate_of_the_attention_is_its_ratio_times_that_of_the_value(
 @pytest.mark.usefixtures("x64")
 def test_state_keeps_its_types(optimizer: Any, attention_map: str, dtype: str) -> None:  # noqa: ANN401
     settings = change(
-        QUICK, optimizer=optimizer, attention_map=attention_map, record=observables.DEFAULT_RECORD
+        QUICK, optimizer=optimizer, attention_map=attention_map, record=recorded.DEFAULT_RECORD
     )
     key = jax.random.key(0)
     draw = functools.partial(
@@ -392,7 +401,7 @@ def test_state_keeps_its_types(optimizer: Any, attention_map: str, dtype: str) -
     assert {leaf.dtype.name for leaf in state.params} == {dtype}
     trajectory = jax.eval_shape(train, key, task, settings)
     for name, record in trajectory.records.items():
-        kind = observables.OBSERVABLES[name].dtype
+        kind = recorded.OBSERVABLES[name].dtype
         assert record.dtype == (dtype if kind == "float32" else kind), name
 
 

@@ -156,9 +156,9 @@ def test_the_rate_of_an_optimiser_is_mapped() -> None:
 
 @pytest.mark.slow
 def test_everything_that_is_usually_recorded_can_be() -> None:
-    settings = change(SETTINGS, record=scbjax.observables.DEFAULT_RECORD)
+    settings = change(SETTINGS, record=scbjax.recorded.DEFAULT_RECORD)
     records = own_train(settings, optimizer=optax.adam(1e-3)).records
-    assert set(records) == set(scbjax.observables.DEFAULT_RECORD)
+    assert set(records) == set(scbjax.recorded.DEFAULT_RECORD)
     assert not np.any(records["flipped"])
     assert np.all(np.isnan(records["population_alpha_value"]))  # of the paper's steps, not of these
 

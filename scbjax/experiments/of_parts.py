@@ -1,15 +1,13 @@
 """Experiments made of the parts of a learner: what nearly everybody wants to sweep.
 
 :func:`learning` puts a source and a learner (:func:`scbjax.learner`) into the engine's contract, so
-that a study file, `--set` and axes reach what the parts are made with.
+that a study file, `--set` and axes reach what the parts are made with. Nothing is imported of JAX
+before a program is made, so that such experiments are declared without it.
 """
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import Any, TypeAlias
-
-import jax
-import jax.numpy as jnp
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from scbjax.base import (
     INT32_MAX,
@@ -27,15 +25,15 @@ from scbjax.base import (
     Variable,
     short_name,
 )
-from scbjax.composition import Learner
-from scbjax.keys import THREEFRY
-from scbjax.observables import OBSERVABLES, Observable, Record, as_record, record_name
-from scbjax.parts import Source, with_values
-from scbjax.trajectories import is_finite
+from scbjax.parts import Observable, Source, with_values
+from scbjax.recorded import OBSERVABLES, Record, as_record, record_name
+
+if TYPE_CHECKING:
+    from scbjax.composition import Learner
 
 Static: TypeAlias = Mapping[str, Any]
 """Values of static parameters by short name."""
-Make: TypeAlias = Callable[..., Learner]
+Make: TypeAlias = Callable[..., "Learner"]
 """``(source, static, *, batch_size, record_every, record)`` to what `scbjax.learner` makes."""
 
 BATCH_SIZE = Parameter(
@@ -132,6 +130,9 @@ def _functions(
     static: tuple[tuple[str, Any], ...],
 ) -> Functions:
     """The functions of a program."""
+    from scbjax.composition import Learner
+    from scbjax.trajectories import is_finite
+
     values = dict(static)
     drawn_from = source if isinstance(source, Source) else source(values)
     sizes = {name: values[name] for name in ("batch_size", "record_every")}
@@ -175,6 +176,11 @@ def _traced_sizes(
     traced: frozenset[str],
     static: tuple[tuple[str, Any], ...],
 ) -> Mapping[str, int]:
+    import jax
+    import jax.numpy as jnp
+
+    from scbjax.keys import THREEFRY
+
     functions = make(static)
     keys = Keys(lambda _, stream: jax.random.key(stream, impl=THREEFRY))
     numbers = dict.fromkeys(traced, 1.0)  # shapes don't depend on them

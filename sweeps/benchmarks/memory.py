@@ -124,7 +124,7 @@ def _library_case(*size: int) -> tuple[Callable[[], object], int | None]:
 
 def _study_case(*size: int) -> tuple[Callable[[], object], int | None]:
     """What runs and stores a study as the command does, and the planner's estimate."""
-    from scbjax.observables import DEFAULT_RECORD
+    from scbjax.recorded import DEFAULT_RECORD
     from scbjax.sweep.engine.chunks import Executor
     from scbjax.sweep.engine.engines import LocalEngine
     from scbjax.sweep.engine.execute import run_study

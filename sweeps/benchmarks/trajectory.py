@@ -16,7 +16,7 @@ from _peers import available_peers, make_peers
 from _pictures import colour_of, new_figure
 from matplotlib.figure import Figure
 
-from scbjax.observables import DEFAULT_RECORD
+from scbjax.recorded import DEFAULT_RECORD
 from scbjax.settings import Settings
 from scbjax.sweep.engine.backend import compiler_options
 from scbjax.training import train

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from scbjax.base import StudyError
 from scbjax.experiments.scb_cost import COST
-from scbjax.observables import OBSERVABLES, as_record, record_name
+from scbjax.recorded import OBSERVABLES, as_record, record_name
 from scbjax.settings import Settings
 from scbjax.simulation import simulate
 from scbjax.sweep.engine.chunks import ChunkResult, Executor

@@ -14,9 +14,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import assume, given
 
-from scbjax import observables, settings as learner_settings, task
+from scbjax import settings as learner_settings, task
 from scbjax.base import FLOAT32_TINY, INT32_MAX, Choice, Interval, Parameter, Required
 from scbjax.experiments.scb import EXPERIMENT
+from scbjax.recorded import DEFAULT_RECORD, OBSERVABLES
 from scbjax.settings import STATIC_FIELDS, Settings
 from scbjax.sweep.plan.programs import make_plan
 from scbjax.sweep.search import first_studies
@@ -105,8 +106,8 @@ def test_studies_know_two_precisions(name: str) -> None:
 
 
 def test_recordable_variables_are_the_observables() -> None:
-    assert list(observables.OBSERVABLES) == list(EXPERIMENT.variables)
-    assert FIELDS["record.variables"].default == observables.DEFAULT_RECORD
+    assert list(OBSERVABLES) == list(EXPERIMENT.variables)
+    assert FIELDS["record.variables"].default == DEFAULT_RECORD
 
 
 def test_short_names_are_unique() -> None:
@@ -146,7 +147,7 @@ def test_a_minimal_study_has_every_default() -> None:
     assert read.base["task_seed"] is None
     assert read.axes == ()
     assert read.num_trajectories == 1
-    assert read.variables == observables.DEFAULT_RECORD
+    assert read.variables == DEFAULT_RECORD
 
 
 def test_a_study_without_title_is_called_by_its_name() -> None:
