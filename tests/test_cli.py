@@ -20,6 +20,9 @@ import xarray
 import scbjax
 from scbjax import cli
 from scbjax.base import StudyError
+from scbjax.cli import options, parsing
+from scbjax.cli.exits import EXIT_INTERRUPTED
+from scbjax.cli.run import Run
 from scbjax.experiments.scb_cost import COST
 from scbjax.sweep.engine import execute
 from scbjax.sweep.engine.execute import RunReport, provenance
@@ -135,7 +138,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"• {command} " in printed
 
 
-COMMANDS = [*cli._EXAMPLES]
+COMMANDS = [*parsing.EXAMPLES]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -150,12 +153,12 @@ def test_help_is_of_use(checkout: Path, capsys: pytest.CaptureFixture[str], comm
         assert words[0] == "scbjax"
         assert command in ("", words[1])
         if "--help" not in words:
-            assert callable(cli._parse(words[1:]))
+            assert callable(parsing.parse(words[1:]))
     assert checkout.is_dir()
 
 
 def test_every_command_has_examples() -> None:
-    assert set(COMMANDS) == {"", *cli._NAMES}
+    assert set(COMMANDS) == {"", *parsing.NAMES}
 
 
 def test_a_benchmark_may_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
@@ -968,7 +971,7 @@ def test_an_interrupted_run_says_how_to_continue(
     (checkout / "mine.py").write_text("from scbjax.experiments.scb import EXPERIMENT\n")
     fake_runs.interrupted = True
     given = ["run", "tiny", "--force", *EVERY_OPTION_OF_RUN]
-    assert cli.main(given) == cli.EXIT_INTERRUPTED
+    assert cli.main(given) == EXIT_INTERRUPTED
     stopped, continued = capsys.readouterr().out.splitlines()
     assert stopped == "stopped, with all that was done saved in a b"
     command = continued.removeprefix("continue with: scbjax ")
@@ -987,7 +990,7 @@ def test_an_interrupted_run_says_how_to_continue(
 
 def test_every_option_of_a_run_is_in_that_test() -> None:
     """But for --force, which is left out, and --scheduler, which needs one."""
-    options = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(cli.Run)}
+    options = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Run)}
     tested = {word for word in EVERY_OPTION_OF_RUN if word.startswith("--")}
     assert options - {"--study", "--overrides", "--force", "--scheduler"} <= tested
     assert "--set" in tested
@@ -1002,7 +1005,7 @@ def test_an_interrupted_rerun_says_how_to_continue(
     monkeypatch.setattr(execute, "run_study", interrupted)
     options = ["--memory", "1GiB", "--cpu-devices", "1", "--compilation-cache", "off"]
     given = ["rerun", str(REFERENCE), *options]
-    assert cli.main([*given, "--force"]) == cli.EXIT_INTERRUPTED
+    assert cli.main([*given, "--force"]) == EXIT_INTERRUPTED
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == f"continue with: scbjax {shlex.join(given)}"
     assert checkout.is_dir()
@@ -1087,7 +1090,7 @@ def test_interrupted_and_continued(checkout: Path, capsys: pytest.CaptureFixture
         time.sleep(SECONDS_INTO_A_RUN)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=WAIT_SECONDS)
-    assert process.returncode == cli.EXIT_INTERRUPTED
+    assert process.returncode == EXIT_INTERRUPTED
     assert "Traceback" not in err
     assert f"continue with: scbjax run tiny --no-figure {' '.join(longer)}" in out
     assert cli.main(["status", "results/tiny"]) == 0
@@ -1102,7 +1105,7 @@ def test_interrupted_before_there_is_anything_to_save(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_study", interrupt)
-    assert cli.main(["run", "tiny"]) == cli.EXIT_INTERRUPTED
+    monkeypatch.setattr(options, "load_study", interrupt)
+    assert cli.main(["run", "tiny"]) == EXIT_INTERRUPTED
     assert capsys.readouterr().err == "\nscbjax: interrupted\n"
     assert checkout.is_dir()

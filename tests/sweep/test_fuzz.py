@@ -214,10 +214,10 @@ def feed_command(folder: Path, data: bytes) -> None:
 
 
 STARTS = (
-    "scbjax.cli._start_jax",
+    "scbjax.sweep.engine.backend.keep_programs",
     "scbjax.sweep.scripts.figures.draw_figure",
     "scbjax.sweep.scripts.benchmarks.run_benchmark",
-    "scbjax.cli._dask_place",
+    "scbjax.cli.starting.dask_place",
     "scbjax.sweep.engine.backend.find_devices",
     "scbjax.sweep.engine.backend.probe_devices",
 )
