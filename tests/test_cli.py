@@ -661,7 +661,7 @@ def test_all_figures_but_those_without_results(
 ) -> None:
     results_of(checkout)
     (checkout / "figures" / "other.py").write_text(FIGURE.replace("tiny", "other"))
-    (checkout / "figures" / "_shared.py").write_text("raise RuntimeError")
+    (checkout / "figures" / "_render.py").write_text("raise RuntimeError")
     assert cli.main(["figure", "all"]) == 0
     printed = capsys.readouterr()
     assert printed.out == "figures/out/tiny.png\n"
