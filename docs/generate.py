@@ -133,7 +133,8 @@ def definitions(module: str) -> dict[str, Definition]:
 
 
 def _source(module: str) -> Path:
-    return DOCS.parent.joinpath(*module.split(".")).with_suffix(".py")
+    path = DOCS.parent.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def _name(node: Definition) -> str:
