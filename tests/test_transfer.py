@@ -11,7 +11,7 @@ import pytest
 
 from scbjax.composition import FIRST_STEP
 from scbjax.model import Params, init_params
-from scbjax.sampling import Batch, Seed, draw_batch, fold_in, make_sampler, make_seed
+from scbjax.sampling import Batch, draw_batch, fold_in, make_sampler, make_seed
 from scbjax.task import (
     Task,
     mu_inner,
@@ -22,6 +22,7 @@ from scbjax.task import (
 )
 from scbjax.training import NEVER, Settings, State, init, start_from, train
 from scbjax.transfer import first_step, keep_large, mix_value, on_tangent, source_overlap
+from scbjax.words import Seed
 
 Array = np.ndarray
 
