@@ -22,6 +22,7 @@ DOCS = Path(__file__).resolve().parent
 MODULES = (
     "scbjax.base",
     "scbjax.task",
+    "scbjax.assumptions",
     "scbjax.keys",
     "scbjax.tables",
     "scbjax.sampling",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scbjax.task import task_from_arrays
+from scbjax.assumptions import task_from_arrays
 from scbjax.words import threefry
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -33,6 +33,8 @@ FLOORS = {
     "keys": 0,
     "parts": 0,
     "words": 0,
+    "assumptions": 0,
+    "patterns": 0,
     "alias": 0,
     "inversion": 0,
     "sampling": 1,

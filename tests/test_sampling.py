@@ -12,8 +12,9 @@ import pytest
 from scipy import stats
 
 from scbjax import sampling
+from scbjax.assumptions import task_from_arrays
 from scbjax.sampling import Batch, sample_batch
-from scbjax.task import Task, task_from_arrays
+from scbjax.task import Task
 from scbjax.words import threefry
 
 Array = np.ndarray[Any, np.dtype[Any]]
