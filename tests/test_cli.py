@@ -25,7 +25,8 @@ from scbjax.cli.exits import EXIT_INTERRUPTED
 from scbjax.cli.run import Run
 from scbjax.experiments.scb_cost import COST
 from scbjax.sweep.engine import execute
-from scbjax.sweep.engine.execute import RunReport, provenance
+from scbjax.sweep.engine.execute import RunReport
+from scbjax.sweep.engine.here import provenance
 from scbjax.sweep.engine.places import read_bytes
 from scbjax.sweep.plan.programs import Plan, make_plan, plan_with_layout
 from scbjax.sweep.results.dataset import is_whole

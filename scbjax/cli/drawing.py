@@ -17,7 +17,7 @@ from scbjax.cli.options import Results
 from scbjax.cli.printing import note
 from scbjax.sweep.engine.places import RESULTS, checked_path
 from scbjax.sweep.study.fields import shown
-from scbjax.sweep.study.files import outside_checkout
+from scbjax.sweep.study.locating import outside_checkout
 
 PICTURES = "figures/out"
 

@@ -13,7 +13,7 @@ from scbjax.cli.options import left_out
 from scbjax.cli.printing import aligned
 from scbjax.sweep.engine.places import check_writable, checked_path
 from scbjax.sweep.study.fields import shown
-from scbjax.sweep.study.files import outside_checkout
+from scbjax.sweep.study.locating import outside_checkout
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from scbjax.sweep.study.fields import shown
 from scbjax.sweep.study.files import Study
 
 if TYPE_CHECKING:
-    from scbjax.sweep.engine.execute import Place
+    from scbjax.sweep.engine.here import Place
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Run:
         if self.scheduler is not None:
             raise StudyError(f"--scheduler {shown(self.scheduler)} is only for --engine dask")
         prepare_jax(self.cpu_devices, self.compilation_cache)
-        from scbjax.sweep.engine.execute import here
+        from scbjax.sweep.engine.here import here
 
         return contextlib.nullcontext(here())
 

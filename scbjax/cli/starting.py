@@ -9,7 +9,7 @@ from scbjax.cli.printing import note
 from scbjax.sweep.engine.places import checked_path, dask_place, start_jax
 
 if TYPE_CHECKING:
-    from scbjax.sweep.engine.execute import Place
+    from scbjax.sweep.engine.here import Place
 
 
 def prepare_jax(cpu_devices: str, compilation_cache: str | None) -> None:

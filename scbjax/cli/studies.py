@@ -24,7 +24,8 @@ from scbjax.sweep.engine.places import read_bytes
 from scbjax.sweep.engine.progress import counted, readable_count, readable_seconds
 from scbjax.sweep.search import first_studies
 from scbjax.sweep.study.cells import cells_of, is_search
-from scbjax.sweep.study.files import Study, find_studies, load_study, outside_checkout
+from scbjax.sweep.study.files import Study, load_study
+from scbjax.sweep.study.locating import find_studies, outside_checkout
 
 if TYPE_CHECKING:
     from scbjax.sweep.plan.programs import Measure, Plan

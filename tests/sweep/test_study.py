@@ -19,19 +19,19 @@ from scbjax.base import FLOAT32_TINY, INT32_MAX, Choice, Interval, Parameter, Re
 from scbjax.experiments.scb import EXPERIMENT
 from scbjax.sweep.plan.programs import make_plan
 from scbjax.sweep.search import first_studies
-from scbjax.sweep.study import definition, fields, files as study
+from scbjax.sweep.study import definition, fields, locating
 from scbjax.sweep.study.cells import is_search
 from scbjax.sweep.study.fields import fields_of
 from scbjax.sweep.study.files import (
     Axis,
     Study,
     StudyError,
-    find_studies,
     fingerprint,
     load_study,
     parse_study,
     to_toml,
 )
+from scbjax.sweep.study.locating import find_studies
 
 FIELDS = fields_of(EXPERIMENT)
 MINIMAL = """
@@ -737,7 +737,7 @@ def test_unknown_names_get_the_nearest(tmp_path: Path, monkeypatch: pytest.Monke
 def test_without_studies_the_sentence_still_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "search_path", lambda _: [])
+    monkeypatch.setattr(locating, "search_path", lambda _: [])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StudyError, match=r"^no study is called 'x': .* my_study\.toml$"):
         load_study("x")
