@@ -23,6 +23,7 @@ DOCS = Path(__file__).resolve().parent
 MODULES = (
     "scbjax.base",
     "scbjax.task",
+    "scbjax.assumptions",
     "scbjax.keys",
     "scbjax.tables",
     "scbjax.sampling",
@@ -59,6 +60,7 @@ MODULES = (
     "scbjax.sweep.study.fields",
     "scbjax.sweep.study.axes",
     "scbjax.sweep.study.definition",
+    "scbjax.sweep.study.locating",
     "scbjax.sweep.study.files",
     "scbjax.sweep.plan.programs",
     "scbjax.sweep.plan.measured",
@@ -70,9 +72,11 @@ MODULES = (
     "scbjax.sweep.engine.cluster",
     "scbjax.sweep.engine.remote",
     "scbjax.sweep.engine.local_workers",
+    "scbjax.sweep.engine.here",
     "scbjax.sweep.engine.execute",
     "scbjax.sweep.engine.places",
     "scbjax.sweep.results.lock",
+    "scbjax.sweep.results.arrays",
     "scbjax.sweep.results.store",
     "scbjax.sweep.results.dataset",
     "scbjax.sweep.engine.divergence",
@@ -151,7 +155,8 @@ def definitions(module: str) -> dict[str, Definition]:
 
 
 def _source(module: str) -> Path:
-    return DOCS.parent.joinpath(*module.split(".")).with_suffix(".py")
+    path = DOCS.parent.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def _name(node: Definition) -> str:

@@ -11,21 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import _shared
+import _arms
+import _runs
 import numpy as np
 import xarray as xr
-from _shared import (
-    GEOMETRY_NAMES,
-    OPTIMIZER_NAMES,
-    Arm,
-    Values,
-    check_finite,
-    columns_of,
-    open_study,
-    runs_of,
-    setting,
-    tidy,
-)
+from _arms import GEOMETRY_NAMES, OPTIMIZER_NAMES, Arm, columns_of
+from _data import Values, check_finite, open_study, setting, tidy
+from _runs import runs_of
 
 MISSING = "-"
 RUNS = ("arm", "run")
@@ -144,7 +136,7 @@ def arm_names(data: xr.Dataset) -> list[str]:
         [
             names.get(value, value)
             if isinstance(value, str)
-            else f"{fields[name].attrs.get('symbol', name)} = {_shared.worded(value)}"
+            else f"{fields[name].attrs.get('symbol', name)} = {_arms.worded(value)}"
             for value in values
         ]
         for name, values in told.items()
@@ -213,7 +205,7 @@ def intervals_table(
     told = [
         [
             *label,
-            *(number for x in values for number in (_shared.median(x), *quantile_interval(x))),
+            *(number for x in values for number in (_runs.median(x), *quantile_interval(x))),
         ]
         for label, values in rows
     ]

@@ -22,8 +22,9 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xarray as xr
+from _data import Values, setting
 from _numbers import Table, ranged, tabulate
-from _shared import DOUBLE_COLUMN, Values, main, render, setting
+from _render import DOUBLE_COLUMN, main, render
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D

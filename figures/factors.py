@@ -16,8 +16,11 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import xarray as xr
+from _data import Values
+from _distances import ATTENTION, FOUND, VALUE
 from _numbers import Table, ranged, tabulate
-from _shared import ATTENTION, DOUBLE_COLUMN, FOUND, SIGNALS, VALUE, Values, main, median, render
+from _render import DOUBLE_COLUMN, main, render
+from _runs import SIGNALS, median
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray

@@ -23,40 +23,16 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
+from _arms import Arm, arms_of, columns_of
+from _axes import linear_limits, log_axis, samples_above
+from _curves import MAX_BANDS, draw_arms, draw_population
+from _data import Values, symbol, tidy
+from _distances import ATTENTION, FOUND, VALUE, Distance, distance_limits, draw_distance, path_of
+from _legend import add_legend, note_findings
 from _numbers import Table, by_settings, last, ranged, runs_in, sgd_beside, tabulate
-from _shared import (
-    ATTENTION,
-    DOUBLE_COLUMN,
-    FOUND,
-    MAX_BANDS,
-    VALUE,
-    Arm,
-    Distance,
-    Values,
-    add_legend,
-    arms_of,
-    band,
-    columns_of,
-    count_mirrored,
-    distance_limits,
-    draw_arms,
-    draw_distance,
-    draw_population,
-    draw_refits,
-    horizontal,
-    largest,
-    linear_limits,
-    log_axis,
-    main,
-    median,
-    note_findings,
-    path_of,
-    render,
-    runs_of,
-    samples_above,
-    symbol,
-    tidy,
-)
+from _render import DOUBLE_COLUMN, main, render
+from _runs import band, count_mirrored, horizontal, largest, median, runs_of
+from _stars import draw_refits
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator

@@ -16,31 +16,15 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
+from _arms import Arm, arms_of
+from _axes import log_axis, log_limits
+from _curves import draw_arm, draw_arms, draw_stages
+from _data import Values, symbol, tidy
+from _distances import PANEL
+from _legend import add_legend, note_findings
 from _numbers import Table, intervals_table, last, runs_in, tabulate
-from _shared import (
-    DOUBLE_COLUMN,
-    PANEL,
-    Arm,
-    Values,
-    add_legend,
-    arms_of,
-    band,
-    draw_arm,
-    draw_arms,
-    draw_stages,
-    horizontal,
-    largest,
-    least,
-    log_axis,
-    log_limits,
-    main,
-    median,
-    note_findings,
-    render,
-    runs_of,
-    symbol,
-    tidy,
-)
+from _render import DOUBLE_COLUMN, main, render
+from _runs import band, horizontal, largest, least, median, runs_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator

@@ -15,33 +15,14 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
+from _arms import Arm, arms_of, columns_of
+from _axes import linear_limits, samples_above
+from _curves import draw_arms, draw_population, draw_stages
+from _data import POPULATION, Values, symbol, tidy
+from _legend import add_legend, note_findings
 from _numbers import Table, by_settings, intervals_table, last, runs_in, sgd_beside, tabulate
-from _shared import (
-    DOUBLE_COLUMN,
-    POPULATION,
-    Arm,
-    Values,
-    add_legend,
-    arms_of,
-    band,
-    columns_of,
-    draw_arms,
-    draw_population,
-    draw_stages,
-    horizontal,
-    largest,
-    linear_limits,
-    main,
-    median,
-    note_findings,
-    population_of,
-    render,
-    runs_of,
-    samples_above,
-    stage_ends,
-    symbol,
-    tidy,
-)
+from _render import DOUBLE_COLUMN, main, render
+from _runs import band, horizontal, largest, median, population_of, runs_of, stage_ends
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 

@@ -14,20 +14,11 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
+from _arms import Arm, columns_of
+from _data import tidy
 from _numbers import Table, by_settings, intervals_table, last, runs_in, tabulate
-from _shared import (
-    DOUBLE_COLUMN,
-    Arm,
-    band,
-    columns_of,
-    finite_of,
-    least,
-    main,
-    median,
-    render,
-    runs_of,
-    tidy,
-)
+from _render import DOUBLE_COLUMN, main, render
+from _runs import band, finite_of, least, median, runs_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D

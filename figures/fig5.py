@@ -14,30 +14,15 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
+from _arms import Arm, arms_of
+from _axes import log_axis, log_limits
+from _curves import draw_arms, draw_stages
+from _data import symbol, tidy
+from _distances import ATTENTION, VALUE, distance_limits, draw_distance
+from _legend import add_legend, note_findings
 from _numbers import Table, intervals_table, last, ranged, runs_in, sgd_beside, tabulate
-from _shared import (
-    ATTENTION,
-    DOUBLE_COLUMN,
-    VALUE,
-    Arm,
-    add_legend,
-    arms_of,
-    band,
-    distance_limits,
-    draw_arms,
-    draw_distance,
-    draw_stages,
-    horizontal,
-    log_axis,
-    log_limits,
-    main,
-    median,
-    note_findings,
-    render,
-    runs_of,
-    symbol,
-    tidy,
-)
+from _render import DOUBLE_COLUMN, main, render
+from _runs import band, horizontal, median, runs_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 

@@ -15,33 +15,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from _arms import Arm, arms_of
+from _axes import linear_limits
+from _curves import draw_arms, draw_population, draw_stages
+from _data import POPULATION, open_study, setting, symbol, tidy
+from _legend import REAL_LOOK, add_legend, note_findings
 from _numbers import Table, intervals_table, last, runs_in, tabulate
-from _shared import (
-    DOUBLE_COLUMN,
-    POPULATION,
-    REAL_LOOK,
-    Arm,
-    add_legend,
-    arms_of,
-    band,
-    draw_arms,
-    draw_population,
-    draw_stages,
-    horizontal,
-    largest,
-    linear_limits,
-    main,
-    median,
-    note_findings,
-    open_study,
-    population_of,
-    render,
-    runs_of,
-    setting,
-    stage_ends,
-    symbol,
-    tidy,
-)
+from _render import DOUBLE_COLUMN, main, render
+from _runs import band, horizontal, largest, median, population_of, runs_of, stage_ends
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 

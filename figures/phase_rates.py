@@ -13,8 +13,10 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
+from _data import Values, setting, symbol
 from _numbers import Table, ranged, tabulate
-from _shared import DOUBLE_COLUMN, Values, band, main, median, render, setting, symbol
+from _render import DOUBLE_COLUMN, main, render
+from _runs import band, median
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, LogNorm, Normalize
 from matplotlib.figure import Figure

@@ -13,8 +13,10 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
+from _axes import log_axis
+from _data import Values, setting
 from _numbers import Table, ranged, tabulate
-from _shared import SINGLE_COLUMN, Values, log_axis, main, render, setting
+from _render import SINGLE_COLUMN, main, render
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 

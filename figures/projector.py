@@ -14,20 +14,11 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xarray as xr
+from _axes import log_limits
+from _data import Values, setting
 from _numbers import Table, ranged, tabulate
-from _shared import (
-    DOUBLE_COLUMN,
-    Values,
-    band,
-    finite_of,
-    largest,
-    least,
-    log_limits,
-    main,
-    median,
-    render,
-    setting,
-)
+from _render import DOUBLE_COLUMN, main, render
+from _runs import band, finite_of, largest, least, median
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure

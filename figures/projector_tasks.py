@@ -14,18 +14,10 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
+from _data import Values, setting
 from _numbers import Table, ranged, tabulate
-from _shared import (
-    DOUBLE_COLUMN,
-    Values,
-    finite_of,
-    largest,
-    least,
-    main,
-    median,
-    render,
-    setting,
-)
+from _render import DOUBLE_COLUMN, main, render
+from _runs import finite_of, largest, least, median
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D

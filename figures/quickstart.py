@@ -14,29 +14,14 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
+from _arms import Arm, arms_of
+from _axes import log_axis, thousands
+from _data import Values, symbol, tidy
+from _distances import ATTENTION, VALUE, distance_limits, draw_distance
+from _legend import add_legend, note_findings
 from _numbers import Table, intervals_table, last, runs_in, tabulate
-from _shared import (
-    ATTENTION,
-    DOUBLE_COLUMN,
-    VALUE,
-    Arm,
-    Values,
-    add_legend,
-    arms_of,
-    distance_limits,
-    draw_distance,
-    horizontal,
-    log_axis,
-    main,
-    median,
-    note_findings,
-    render,
-    runs_of,
-    stage_ends,
-    symbol,
-    thousands,
-    tidy,
-)
+from _render import DOUBLE_COLUMN, main, render
+from _runs import horizontal, median, runs_of, stage_ends
 from matplotlib.figure import Figure
 
 STUDY: Final = "quickstart"

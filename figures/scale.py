@@ -12,32 +12,16 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
+from _arms import Arm, arms_of
+from _axes import linear_limits
+from _curves import draw_arms, draw_population, draw_stages
+from _data import symbol, tidy
+from _distances import ATTENTION, VALUE, population_distance
+from _legend import add_legend, note_findings
 from _numbers import Table, last, tabulate
-from _shared import (
-    ATTENTION,
-    DOUBLE_COLUMN,
-    VALUE,
-    Arm,
-    add_legend,
-    arms_of,
-    band,
-    draw_arms,
-    draw_population,
-    draw_rounded,
-    draw_stages,
-    horizontal,
-    linear_limits,
-    main,
-    median,
-    note_findings,
-    population_distance,
-    population_of,
-    render,
-    runs_of,
-    stage_ends,
-    symbol,
-    tidy,
-)
+from _render import DOUBLE_COLUMN, main, render
+from _runs import band, horizontal, median, population_of, runs_of, stage_ends
+from _stars import draw_rounded
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator

@@ -13,28 +13,13 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
+from _arms import Arm, arms_of
+from _axes import linear_limits
+from _curves import STAGE_COLOUR, draw_arm, draw_stages
+from _data import Values, setting, symbol, tidy
 from _numbers import Table, ranged, runs_in, tabulate
-from _shared import (
-    BAND,
-    DOUBLE_COLUMN,
-    STAGE_COLOUR,
-    Arm,
-    Values,
-    arms_of,
-    band,
-    draw_arm,
-    draw_stages,
-    horizontal,
-    largest,
-    linear_limits,
-    main,
-    median,
-    render,
-    runs_of,
-    setting,
-    symbol,
-    tidy,
-)
+from _render import DOUBLE_COLUMN, main, render
+from _runs import BAND, band, horizontal, largest, median, runs_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D

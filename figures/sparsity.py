@@ -12,19 +12,12 @@ from typing import Final
 
 import numpy as np
 import xarray as xr
+from _arms import Arm
+from _curves import POPULATION_LOOK, draw_arm
+from _data import Values, setting, symbol
 from _numbers import Table, intervals_table, ranged, tabulate
-from _shared import (
-    DOUBLE_COLUMN,
-    POPULATION_LOOK,
-    Arm,
-    Values,
-    band,
-    draw_arm,
-    main,
-    render,
-    setting,
-    symbol,
-)
+from _render import DOUBLE_COLUMN, main, render
+from _runs import band
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator

@@ -22,17 +22,10 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
+from _axes import log_axis, log_limits
+from _data import Values, open_study, setting
 from _numbers import Table, ranged, tabulate
-from _shared import (
-    SINGLE_COLUMN,
-    Values,
-    log_axis,
-    log_limits,
-    main,
-    open_study,
-    render,
-    setting,
-)
+from _render import SINGLE_COLUMN, main, render
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D

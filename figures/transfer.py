@@ -27,16 +27,11 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
+from _arms import LOOKS
+from _data import Values
+from _distances import SUCCESS, samples_to_recovery
 from _numbers import Table, ranged, tabulate
-from _shared import (
-    DOUBLE_COLUMN,
-    LOOKS,
-    SUCCESS,
-    Values,
-    main,
-    render,
-    samples_to_recovery,
-)
+from _render import DOUBLE_COLUMN, main, render
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D

@@ -16,16 +16,11 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
+from _data import Values, tidy
+from _distances import samples_to_recovery
 from _numbers import Table, ranged, tabulate
-from _shared import (
-    DOUBLE_COLUMN,
-    Values,
-    finite_of,
-    main,
-    render,
-    samples_to_recovery,
-    tidy,
-)
+from _render import DOUBLE_COLUMN, main, render
+from _runs import finite_of
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray

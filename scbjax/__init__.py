@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scbjax import (
+        assumptions as assumptions,
         composition as composition,
         losses as losses,
         model as model,
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
         training as training,
         trajectories as trajectories,
         transfer as transfer,
+    )
+    from scbjax.assumptions import (
+        TaskReport as TaskReport,
+        check_task as check_task,
+        task_from_arrays as task_from_arrays,
     )
     from scbjax.composition import (
         Learner as Learner,
@@ -111,8 +117,6 @@ if TYPE_CHECKING:
     )
     from scbjax.task import (
         Task as Task,
-        TaskReport as TaskReport,
-        check_task as check_task,
         mu_inner as mu_inner,
         pattern_signal as pattern_signal,
         pattern_sparsity as pattern_sparsity,
@@ -120,7 +124,6 @@ if TYPE_CHECKING:
         related_task as related_task,
         stationary_distribution as stationary_distribution,
         stationary_norm as stationary_norm,
-        task_from_arrays as task_from_arrays,
         transition_signal as transition_signal,
     )
     from scbjax.theory import (
@@ -147,10 +150,10 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "task": (
-        "Task TaskReport check_task mu_inner pattern_signal pattern_sparsity random_task "
-        "related_task stationary_distribution stationary_norm task_from_arrays "
-        "transition_signal"
+        "Task mu_inner pattern_signal pattern_sparsity random_task "
+        "related_task stationary_distribution stationary_norm transition_signal"
     ),
+    "assumptions": "TaskReport check_task task_from_arrays",
     "sampling": "Batch check_batch sample_batch",
     "sharding": "over_positions",
     "parallel": "map_trajectories use_all_cores",

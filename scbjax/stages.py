@@ -9,11 +9,11 @@ Everything here is a pure function of arrays and works inside ``scan`` and under
 import jax
 import jax.numpy as jnp
 
+from scbjax.inversion import draw_from_columns
 from scbjax.model import Params, attend_part
 from scbjax.sampling import (
     Sampler,
     draw_contexts,
-    draw_from_columns,
     draw_positions,
     draw_tokens,
     make_sampler,

@@ -13,13 +13,11 @@ Shapes: N tokens, context length T. Norms are taken in the mu-inner product
 
 import dataclasses
 import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.random import threefry_2x32
 
 from scbjax.arguments import (
     SIZES,
@@ -34,7 +32,7 @@ from scbjax.arguments import (
 from scbjax.blocks import has_blocks
 from scbjax.keys import as_threefry
 from scbjax.once import compiled_quickly, level_for
-from scbjax.sharding import WHOLE, Part, merge_largest, on_parts, split
+from scbjax.patterns import random_pattern, shrink_to_box
 
 # |mu|^2 of a random task stays below this for N >= 3, so that K_P >= |mu|^2 (Assumption 2.1 (c)),
 # which needs |mu|^2 <= 1/2 since K_P <= 1 - |mu|^2, is always within reach.
@@ -52,9 +50,6 @@ _POTENTIAL_BOUND = 3.0
 _SINKHORN_ITERATIONS = 60
 # Halvings of an interval of length 2: the float32 limit.
 _BISECTION_STEPS = 26
-# Largest deviation of a column sum from one that is put down to rounding in a user's float32
-# matrix.
-_SUM_TOLERANCE = 1e-4
 
 # Accelerators would otherwise use TF32 or bfloat16 inputs, too coarse for signals of size 1/T.
 PRECISION = jax.lax.Precision.HIGHEST
@@ -307,150 +302,6 @@ def stationary_distribution(transition: jax.Array) -> jax.Array:
     return solution
 
 
-def task_from_arrays(transition: np.ndarray | jax.Array, pattern: np.ndarray | jax.Array) -> Task:
-    """Makes a task of a user's own P and Q, after checking them (host side).
-
-    Args:
-        transition: ``P`` [N, N], entries >= 0, columns summing to 1, irreducible.
-        pattern: ``Q`` [T, N], entries >= 0, columns summing to 1.
-
-    Returns:
-        The task; dtype float32, or float64 where JAX has it enabled and both arrays are float64.
-
-    Raises:
-        ValueError: naming the array, the column and what is wrong with it.
-
-    Example:
-        >>> task = task_from_arrays([[0.9, 0.2], [0.1, 0.8]], [[1.0, 0.0], [0.0, 1.0]])
-        >>> (3 * task.stationary).round(4).tolist()
-        [2.0, 1.0]
-    """
-    p, q = np.asarray(transition, dtype=float), np.asarray(pattern, dtype=float)
-    if p.ndim != 2 or p.shape[0] != p.shape[1] or p.shape[0] < 2:
-        raise ValueError(
-            f"transition has shape {p.shape}; it must be square with at least 2 tokens"
-        )
-    if q.ndim != 2 or q.shape[1] != p.shape[0] or q.shape[0] < 1:
-        raise ValueError(f"pattern has shape {q.shape}; it must be [context_length, {p.shape[0]}]")
-    for name, array in (("transition", p), ("pattern", q)):
-        _check_columns(name, array)
-    if not _is_irreducible(p):
-        raise ValueError(
-            "transition is reducible; every token must be reachable from every other one"
-        )
-    p, q = p / p.sum(axis=0), q / q.sum(axis=0)
-    size = p.shape[0]
-    stationary = np.linalg.solve(np.eye(size) - p + 1.0, np.ones(size))
-    both_double = all(getattr(a, "dtype", None) == np.float64 for a in (transition, pattern))
-    dtype = jnp.float64 if both_double and jax.config.read("jax_enable_x64") else jnp.float32
-    return Task(*(jnp.asarray(array, dtype) for array in (p, stationary, q)))
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskReport:
-    """Which parts of Assumption 2.1 a task meets, with the numbers. Made by :func:`check_task`.
-
-    Attributes:
-        num_tokens: N.
-        context_length: T.
-        sparsity: Q, the largest number of nonzeros in a column of the pattern.
-        skew_stationary: the least C for which mu meets (b).
-        skew_pattern: the least C for which the weights of the pattern meet (b).
-        transition_signal: K_P.
-        pattern_signal: K_Q.
-        stationary_norm: ``|mu|^2``.
-        column_error: largest deviation of a column sum of P or Q from 1.
-        stationary_error: largest entry of ``|P mu - mu|``.
-        sparse: (a) Q is at most a tenth of T.
-        balanced: (b) holds with the constant that was asked for.
-        nontrivial: (c) K_P >= ``|mu|^2``.
-        long: (d) T >= (N Q)^10.
-    """
-
-    num_tokens: int
-    context_length: int
-    sparsity: int
-    skew_stationary: float
-    skew_pattern: float
-    transition_signal: float
-    pattern_signal: float
-    stationary_norm: float
-    column_error: float
-    stationary_error: float
-    sparse: bool
-    balanced: bool
-    nontrivial: bool
-    long: bool
-
-    def __str__(self) -> str:
-        """One line for each part of the assumption."""
-
-        def mark(holds: bool) -> str:
-            return "holds" if holds else "fails"
-
-        worst = max(self.skew_stationary, self.skew_pattern)
-        ratio = self.transition_signal / self.stationary_norm
-        share = self.context_length / float(self.num_tokens * self.sparsity) ** 10
-        return "\n".join(
-            (
-                f"N = {self.num_tokens}, T = {self.context_length}, Q = {self.sparsity}",
-                f"(a) {mark(self.sparse)}: Q / T = {self.sparsity / self.context_length:.3g}",
-                f"(b) {mark(self.balanced)}: C = {worst:.3g}",
-                f"(c) {mark(self.nontrivial)}: K_P / |mu|^2 = {ratio:.3g}",
-                f"(d) {mark(self.long)}: T / (N Q)^10 = {share:.3g}",
-            )
-        )
-
-
-# "Q << T" of Assumption 2.1 (a) read as: at most this share of the context.
-_SPARSE_SHARE = 0.1
-# Relative slack for float32 rounding in the comparisons of check_task.
-_SLACK = 1e-5
-
-
-def check_task(task: Task, *, skew: float = 2.0) -> TaskReport:
-    """Says which parts of Assumption 2.1 hold for a task (host side, float64).
-
-    Args:
-        task: a single task (not a batch of them).
-        skew: the constant C with which (b) is judged.
-
-    Returns:
-        A report whose ``str`` is a readable summary.
-
-    Example:
-        >>> task = random_task(jax.random.key(0), num_tokens=3, context_length=50, sparsity=2)
-        >>> check_task(task).nontrivial
-        True
-    """
-    check_one_task("task", task)
-    p, mu, q = (np.asarray(array, dtype=float) for array in task)
-    size, length = p.shape[0], q.shape[0]
-    support = q > 0
-    counts = support.sum(axis=0)
-    sparsity = int(counts.max())
-    signal = float((p**2 @ mu).sum() - mu @ mu)
-    weights = np.where(support, q, np.nan) * counts
-    skew_mu = float(max(np.max(mu) * size, 1.0 / (np.min(mu) * size)))
-    skew_q = float(max(np.nanmax(weights), 1.0 / np.nanmin(weights)))
-    return TaskReport(
-        num_tokens=size,
-        context_length=length,
-        sparsity=sparsity,
-        skew_stationary=skew_mu,
-        skew_pattern=skew_q,
-        transition_signal=signal,
-        pattern_signal=float((q**2 @ mu).sum() - 1.0 / length),
-        stationary_norm=float(mu @ mu),
-        column_error=float(max(np.abs(p.sum(axis=0) - 1).max(), np.abs(q.sum(axis=0) - 1).max())),
-        stationary_error=float(np.abs(p @ mu - mu).max()),
-        sparse=sparsity <= _SPARSE_SHARE * length,
-        balanced=max(skew_mu, skew_q) <= skew * (1 + _SLACK),
-        nontrivial=bool(signal >= (mu @ mu) * (1 - _SLACK)),
-        long=math.log(length) >= 10 * math.log(size * sparsity),
-    )
-
-
 # Compiled as a whole also where the caller compiles nothing: operation by operation a first draw
 # takes four times as long, and every draw compiles its loops again.
 @functools.partial(
@@ -471,7 +322,7 @@ def _draw_task(
     key_stationary, key_transition, key_pattern = jax.random.split(key, 3)
     stationary = _random_stationary(key_stationary, shape[1], skew, dtype)
     transition = _random_transition(key_transition, stationary, transition_signal)
-    pattern = _random_pattern(key_pattern, shape, sparsity, skew, max_sparsity, dtype)
+    pattern = random_pattern(key_pattern, shape, sparsity, skew, max_sparsity, dtype)
     return Task(transition, stationary, pattern)
 
 
@@ -497,7 +348,7 @@ def _draw_related(
     if sparsity is None or max_sparsity is None:
         return Task(transition, task.stationary, task.pattern)
     shape, dtype = (task.context_length, task.num_tokens), task.pattern.dtype
-    pattern = _random_pattern(key_pattern, shape, sparsity, skew, max_sparsity, dtype)
+    pattern = random_pattern(key_pattern, shape, sparsity, skew, max_sparsity, dtype)
     return Task(transition, task.stationary, pattern)
 
 
@@ -560,50 +411,6 @@ def _check_sparsity(
     return max_sparsity or sparsity
 
 
-def _check_columns(name: str, array: np.ndarray) -> None:
-    if not np.all(np.isfinite(array)):
-        raise ValueError(f"{name} has an entry that is not finite")
-    if np.any(array < 0):
-        row, column = np.argwhere(array < 0)[0]
-        raise ValueError(
-            f"{name}[{row}, {column}] is {array[row, column]:.6g}; entries must not be negative"
-        )
-    sums = array.sum(axis=0)
-    column = int(np.argmax(np.abs(sums - 1)))
-    if abs(sums[column] - 1) > _SUM_TOLERANCE:
-        raise ValueError(
-            f"column {column} of {name} sums to {sums[column]:.6g}; every column must sum to 1"
-        )
-
-
-def _is_irreducible(transition: np.ndarray) -> bool:
-    """Whether every state reaches every other: squaring the reachability relation log2(N) times."""
-    reach = (transition > 0) | np.eye(transition.shape[0], dtype=bool)
-    for _ in range(max(1, math.ceil(math.log2(transition.shape[0])))):
-        reach = (reach.astype(float) @ reach.astype(float)) > 0
-    return bool(reach.all())
-
-
-def _shrink_to_box(
-    point: jax.Array,
-    centre: jax.Array,
-    low: jax.Array,
-    high: jax.Array,
-    largest: float | jax.Array = 1.0,
-) -> jax.Array:
-    """Moves points of the simplex (last axis) towards the centre until they lie in [low, high]."""
-    step = point - centre
-    tiny = jnp.finfo(point.dtype).tiny
-    room = jnp.where(
-        step > 0,
-        (high - centre) / jnp.maximum(step, tiny),
-        (centre - low) / jnp.maximum(-step, tiny),
-    )
-    room = jnp.where(step == 0, jnp.inf, room)
-    scale = jnp.minimum(jnp.min(room, axis=-1, keepdims=True), largest)
-    return centre + jnp.minimum(scale, 1.0) * step
-
-
 def _random_stationary(
     key: jax.Array, num_tokens: int, skew: float | jax.Array, dtype: jax.typing.DTypeLike
 ) -> jax.Array:
@@ -618,7 +425,7 @@ def _random_stationary(
         largest = jnp.sqrt(
             excess / jnp.maximum(jnp.sum((draw - centre) ** 2), jnp.finfo(dtype).tiny)
         )
-    point = _shrink_to_box(draw, centre, centre / skew, centre * skew, largest)
+    point = shrink_to_box(draw, centre, centre / skew, centre * skew, largest)
     return point / jnp.sum(point)
 
 
@@ -686,65 +493,3 @@ def _round_to_marginals(coupling: jax.Array, marginal: jax.Array) -> jax.Array:
     return coupling + jnp.outer(rows, columns) / jnp.maximum(
         jnp.sum(rows), jnp.finfo(rows.dtype).tiny
     )
-
-
-def _random_pattern(
-    key: jax.Array,
-    shape: tuple[int, int],
-    sparsity: int | jax.Array,
-    skew: float | jax.Array,
-    max_sparsity: int,
-    dtype: jax.typing.DTypeLike,
-) -> jax.Array:
-    """Columns with uniform supports, nested as the sparsity grows, and weights in [1/(CQ), C/Q]."""
-    num_tokens = shape[1]
-    key_position, key_weight = jax.random.split(key)
-    positions = _random_positions(key_position, shape, max_sparsity)
-    # A key of its own for every rank, so that the weights drawn do not depend on the static bound.
-    ranks = jnp.arange(max_sparsity, dtype=jnp.int32)
-
-    def draw_rank(rank: jax.Array) -> jax.Array:
-        return jax.random.exponential(jax.random.fold_in(key_weight, rank), (num_tokens,), dtype)
-
-    active = (ranks < sparsity)[None, :]
-    draw = jnp.where(active, jax.vmap(draw_rank)(ranks).T, 0.0)
-    size = jnp.asarray(sparsity, dtype)
-    centre = jnp.where(active, 1.0 / size, 0.0)
-    skew = jnp.asarray(skew, dtype)
-    weights = _shrink_to_box(
-        draw / jnp.sum(draw, axis=-1, keepdims=True), centre, centre / skew, centre * skew
-    )
-    weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
-    pattern = split(jnp.zeros(shape, dtype))
-    return pattern.at[positions, jnp.arange(num_tokens)[:, None]].set(weights.astype(dtype))
-
-
-def _random_positions(key: jax.Array, shape: tuple[int, int], count: int) -> jax.Array:
-    """For each token, ``count`` of the positions in random order, [N, count].
-
-    They are the rows of the largest entries of ``jax.random.uniform(key, (N, T)).T``. The scores of
-    one token are drawn at a time: all of them at once would take four times the memory of Q.
-    """
-    context_length, num_tokens = shape
-    seed = jax.random.key_data(key)  # a key of Threefry is its words
-    counts = np.arange(num_tokens, dtype=np.uint64) * np.uint64(context_length)
-    starts = tuple(jnp.asarray(w, jnp.uint32) for w in (counts >> 32, counts & 0xFFFFFFFF))
-
-    def find(part: Part, seed: jax.Array) -> jax.Array:
-        length = context_length // part.count
-        first = part.index * length
-
-        def of_token(start: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            high, low = start
-            own = low + (first + jnp.arange(length, dtype=jnp.int32)).astype(jnp.uint32)
-            counter = jnp.concatenate([high + (own < low).astype(jnp.uint32), own])
-            drawn = threefry_2x32(seed, counter)
-            bits = drawn[:length] ^ drawn[length:]
-            # As many bits as float32 has, in which searches are fast.
-            return jax.lax.top_k((bits >> 9).astype(jnp.float32), min(count, length))
-
-        scores, rows = jax.lax.map(of_token, starts)
-        return merge_largest(part, scores, rows + first, count)[1]
-
-    positions: jax.Array = on_parts(find, (WHOLE,), WHOLE)(seed)
-    return positions

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scbjax.sampling import threefry
-from scbjax.task import task_from_arrays
+from scbjax.assumptions import task_from_arrays
+from scbjax.words import threefry
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "sweeps" / "benchmarks"

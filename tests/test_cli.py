@@ -20,9 +20,13 @@ import xarray
 import scbjax
 from scbjax import cli
 from scbjax.base import StudyError
+from scbjax.cli import options, parsing
+from scbjax.cli.exits import EXIT_INTERRUPTED
+from scbjax.cli.run import Run
 from scbjax.experiments.scb_cost import COST
 from scbjax.sweep.engine import execute
-from scbjax.sweep.engine.execute import RunReport, provenance
+from scbjax.sweep.engine.execute import RunReport
+from scbjax.sweep.engine.here import provenance
 from scbjax.sweep.engine.places import read_bytes
 from scbjax.sweep.plan.programs import Plan, make_plan, plan_with_layout
 from scbjax.sweep.results.dataset import is_whole
@@ -135,7 +139,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"• {command} " in printed
 
 
-COMMANDS = [*cli._EXAMPLES]
+COMMANDS = [*parsing.EXAMPLES]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -150,12 +154,12 @@ def test_help_is_of_use(checkout: Path, capsys: pytest.CaptureFixture[str], comm
         assert words[0] == "scbjax"
         assert command in ("", words[1])
         if "--help" not in words:
-            assert callable(cli._parse(words[1:]))
+            assert callable(parsing.parse(words[1:]))
     assert checkout.is_dir()
 
 
 def test_every_command_has_examples() -> None:
-    assert set(COMMANDS) == {"", *cli._NAMES}
+    assert set(COMMANDS) == {"", *parsing.NAMES}
 
 
 def test_a_benchmark_may_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
@@ -658,7 +662,7 @@ def test_all_figures_but_those_without_results(
 ) -> None:
     results_of(checkout)
     (checkout / "figures" / "other.py").write_text(FIGURE.replace("tiny", "other"))
-    (checkout / "figures" / "_shared.py").write_text("raise RuntimeError")
+    (checkout / "figures" / "_render.py").write_text("raise RuntimeError")
     assert cli.main(["figure", "all"]) == 0
     printed = capsys.readouterr()
     assert printed.out == "figures/out/tiny.png\n"
@@ -968,7 +972,7 @@ def test_an_interrupted_run_says_how_to_continue(
     (checkout / "mine.py").write_text("from scbjax.experiments.scb import EXPERIMENT\n")
     fake_runs.interrupted = True
     given = ["run", "tiny", "--force", *EVERY_OPTION_OF_RUN]
-    assert cli.main(given) == cli.EXIT_INTERRUPTED
+    assert cli.main(given) == EXIT_INTERRUPTED
     stopped, continued = capsys.readouterr().out.splitlines()
     assert stopped == "stopped, with all that was done saved in a b"
     command = continued.removeprefix("continue with: scbjax ")
@@ -987,7 +991,7 @@ def test_an_interrupted_run_says_how_to_continue(
 
 def test_every_option_of_a_run_is_in_that_test() -> None:
     """But for --force, which is left out, and --scheduler, which needs one."""
-    options = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(cli.Run)}
+    options = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Run)}
     tested = {word for word in EVERY_OPTION_OF_RUN if word.startswith("--")}
     assert options - {"--study", "--overrides", "--force", "--scheduler"} <= tested
     assert "--set" in tested
@@ -1002,7 +1006,7 @@ def test_an_interrupted_rerun_says_how_to_continue(
     monkeypatch.setattr(execute, "run_study", interrupted)
     options = ["--memory", "1GiB", "--cpu-devices", "1", "--compilation-cache", "off"]
     given = ["rerun", str(REFERENCE), *options]
-    assert cli.main([*given, "--force"]) == cli.EXIT_INTERRUPTED
+    assert cli.main([*given, "--force"]) == EXIT_INTERRUPTED
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == f"continue with: scbjax {shlex.join(given)}"
     assert checkout.is_dir()
@@ -1087,7 +1091,7 @@ def test_interrupted_and_continued(checkout: Path, capsys: pytest.CaptureFixture
         time.sleep(SECONDS_INTO_A_RUN)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=WAIT_SECONDS)
-    assert process.returncode == cli.EXIT_INTERRUPTED
+    assert process.returncode == EXIT_INTERRUPTED
     assert "Traceback" not in err
     assert f"continue with: scbjax run tiny --no-figure {' '.join(longer)}" in out
     assert cli.main(["status", "results/tiny"]) == 0
@@ -1102,7 +1106,7 @@ def test_interrupted_before_there_is_anything_to_save(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_study", interrupt)
-    assert cli.main(["run", "tiny"]) == cli.EXIT_INTERRUPTED
+    monkeypatch.setattr(options, "load_study", interrupt)
+    assert cli.main(["run", "tiny"]) == EXIT_INTERRUPTED
     assert capsys.readouterr().err == "\nscbjax: interrupted\n"
     assert checkout.is_dir()

@@ -126,8 +126,8 @@ def test_what_a_document_shows_must_have_been_printed() -> None:
 @pytest.mark.slow
 def test_contributing_examples_run(tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
-    for helper in ("_shared.py", "_numbers.py", "_statistics.py", "scbjax.mplstyle"):
-        shutil.copy(ROOT / "figures" / helper, tmp_path / "figures")
+    for helper in [*(ROOT / "figures").glob("_*.py"), ROOT / "figures" / "scbjax.mplstyle"]:
+        shutil.copy(helper, tmp_path / "figures")
     write_files("CONTRIBUTING.md", tmp_path)
     run("-m", "scbjax", "run", "weights", cwd=tmp_path)
     assert (tmp_path / "figures" / "out" / "weights.png").stat().st_size > 0

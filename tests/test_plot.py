@@ -18,9 +18,11 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 import scbjax
-from scbjax import plot
 from scbjax.base import StudyError
 from scbjax.plot import plot_dataset
+from scbjax.plot.choosing import DISTANCES
+from scbjax.plot.curves import MAX_DRAWN
+from scbjax.plot.words import MAX_NAMED
 
 SEEDS, STEPS = 5, 11
 COUNTED = "samples, as iterations times batch size"
@@ -147,10 +149,10 @@ def test_an_arm_or_a_study_that_diverged_altogether_is_said_without_a_warning() 
 
 
 def test_distances_come_first_and_the_rest_where_there_are_none() -> None:
-    every = (*reversed(plot.DISTANCES), "stage", "alpha_value", "samples")
+    every = (*reversed(DISTANCES), "stage", "alpha_value", "samples")
     figure = plot_dataset(build({}, every))
     assert [axes.get_ylabel() for axes in panels(figure)] == [
-        name.replace("_", " ") for name in plot.DISTANCES
+        name.replace("_", " ") for name in DISTANCES
     ]
     figure = plot_dataset(build({}, ("stage", "samples", "alpha_value")))
     assert [axes.get_ylabel() for axes in panels(figure)] == ["alpha value"]
@@ -186,7 +188,7 @@ def test_several_arms_have_bars_side_by_side() -> None:
 
 
 def test_arms_of_two_axes_are_spread_over_columns() -> None:
-    data = build({"sparsity": [1, 2, 4, 8], "optimizer": ["proximal", "sgd"]}, plot.DISTANCES[:2])
+    data = build({"sparsity": [1, 2, 4, 8], "optimizer": ["proximal", "sgd"]}, DISTANCES[:2])
     figure = drawn(plot_dataset(data))
     grid = np.array(panels(figure)).reshape(2, 4)
     assert [axes.get_title() for axes in grid[0]] == [f"sparsity = {n}" for n in (1, 2, 4, 8)]
@@ -204,7 +206,7 @@ def test_arms_of_two_axes_are_spread_over_columns() -> None:
 def test_a_legend_of_many_arms_is_capped_and_says_so() -> None:
     data = build({"l1": list(np.geomspace(1e-6, 1e-2, 40)), "init_seed": [0, 1]})
     figure = drawn(plot_dataset(data))
-    assert len(named(figure)) == plot.MAX_NAMED
+    assert len(named(figure)) == MAX_NAMED
     assert named(figure)[0] == "l1 = 1e-6"
     assert named(figure)[-1] == "l1 = 0.01"
     assert "median of 10 runs (the spread of so many arms is not drawn); " in words(figure)
@@ -217,7 +219,7 @@ def test_of_very_many_arms_some_are_drawn_and_the_others_counted() -> None:
     data["value_distance"][{"l1": 7, "sparsity": 0, "seed": 0, "step": -1}] = np.nan
     figure = plot_dataset(data)
     lines = panels(figure)[0].lines
-    assert len(lines) == plot.MAX_DRAWN
+    assert len(lines) == MAX_DRAWN
     assert [lines[place].get_gid() for place in (0, -1)] == ["median 0", "median 1499"]
     said = " ".join(words(figure).split())
     assert "100 of 1500 arms are drawn" in said
@@ -246,6 +248,38 @@ def test_constants_need_not_have_all_axes() -> None:
     figure = drawn(plot_dataset(few))
     assert curve(panels(figure)[0], 1)[-1, 0] == 1000
     assert "2 of 10 runs diverged" in words(figure)
+
+
+def test_a_variable_is_drawn_once_for_an_axis_that_only_others_have() -> None:
+    data = build({"rate": [0.1, 0.2], "head": [0, 1, 2]}, ("entropy", "batch_loss"))
+    data["batch_loss"] = data["batch_loss"].isel(head=0, drop=True).copy()
+    # A run of which a single head is not finite is left out with that head alone.
+    data["entropy"][0, 0, 0, 5:] = np.nan
+    figure = drawn(plot_dataset(data))
+    entropy, loss = panels(figure)
+    gids = [[line.get_gid() for line in axes.lines] for axes in (entropy, loss)]
+    assert gids == [[f"median {arm}" for arm in range(6)], ["median 1", "median 3"]]
+    for rate, arm in enumerate((1, 3)):
+        expected = np.median(data["batch_loss"].isel(rate=rate), axis=0)
+        np.testing.assert_allclose(curve(loss, arm)[:, 1], expected, rtol=1e-12)
+    assert "batch loss has one line for every head" in " ".join(words(figure).split())
+    assert "entropy has" not in words(figure)
+
+
+def test_an_axis_that_not_all_variables_have_is_not_spread_over_columns() -> None:
+    data = build({"rate": [0.1, 0.2, 0.3, 0.4, 0.5], "head": [0, 1]}, ("entropy", "batch_loss"))
+    assert len(panels(plot_dataset(data))) == 4
+    data["batch_loss"] = data["batch_loss"].isel(head=0, drop=True)
+    entropy, loss = panels(plot_dataset(data))
+    assert (len(entropy.lines), len(loss.lines)) == (10, 5)
+
+
+def test_arms_with_other_samples_are_told_apart_by_every_variable() -> None:
+    data = build({"batch_size": [4, 8]}, ("entropy", "batch_loss"))
+    data["batch_loss"] = data["batch_loss"].isel(batch_size=0, drop=True)
+    _, loss = panels(plot_dataset(data))
+    assert [line.get_gid() for line in loss.lines] == ["median 0", "median 1"]
+    assert curve(loss, 1)[-1, 0] == 2 * curve(loss, 0)[-1, 0]
 
 
 def test_a_dataset_without_records_has_a_row_for_each_arm() -> None:

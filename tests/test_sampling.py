@@ -12,8 +12,10 @@ import pytest
 from scipy import stats
 
 from scbjax import sampling
+from scbjax.assumptions import task_from_arrays
 from scbjax.sampling import Batch, sample_batch
-from scbjax.task import Task, task_from_arrays
+from scbjax.task import Task
+from scbjax.words import threefry
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -330,7 +332,7 @@ def test_threefry_gives_the_published_words(rounds: int) -> None:
     )
     for (key, counter), words in zip(asked, KNOWN_WORDS[rounds], strict=True):
         high, low = jnp.array(counter, jnp.uint32)
-        got = sampling.threefry(jnp.array(key, jnp.uint32), high, low, rounds)
+        got = threefry(jnp.array(key, jnp.uint32), high, low, rounds)
         assert tuple(int(word) for word in got) == words
 
 
@@ -416,7 +418,7 @@ def test_a_token_is_a_function_of_its_place(num_tokens: int, shape: tuple[int, .
     bits, count = (2, 6) if num_tokens == 3 else (5, 2)
     row, column = np.divmod(np.arange(math.prod(shape)), width)
     counter = (row // count * width + column).astype(np.uint32)
-    words = sampling.threefry(seed.words, jnp.asarray(counter), jnp.full_like(counter, stream))[0]
+    words = threefry(seed.words, jnp.asarray(counter), jnp.full_like(counter, stream))[0]
     cell, rest = np.divmod(np.asarray(words, np.int64), 2 ** (32 - cells))
     number = np.where(rest < table[cell] >> cells, cell, table[cell] % 2**cells)
     token = number // 2 ** (bits * (count - 1 - row % count)) % 2**bits

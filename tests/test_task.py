@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from scbjax import task as tasks
-from scbjax.task import Task, check_task, random_task, related_task, task_from_arrays
+from scbjax.assumptions import check_task, task_from_arrays
+from scbjax.task import Task, random_task, related_task
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

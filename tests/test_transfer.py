@@ -12,7 +12,7 @@ import pytest
 from scbjax.composition import FIRST_STEP
 from scbjax.model import Params, init_params
 from scbjax.paper import State, init
-from scbjax.sampling import Batch, Seed, draw_batch, fold_in, make_sampler, make_seed
+from scbjax.sampling import Batch, draw_batch, fold_in, make_sampler, make_seed
 from scbjax.settings import NEVER, Settings
 from scbjax.starts import start_from
 from scbjax.task import (
@@ -25,6 +25,7 @@ from scbjax.task import (
 )
 from scbjax.training import train
 from scbjax.transfer import first_step, keep_large, mix_value, on_tangent, source_overlap
+from scbjax.words import Seed
 
 Array = np.ndarray
 

@@ -32,14 +32,15 @@ from scbjax.sweep.study.axes import MAX_AXIS_POINTS
 from scbjax.sweep.study.definition import Study, toml_text
 from scbjax.sweep.study.experiments import load_experiments
 from scbjax.sweep.study.fields import shown
-from scbjax.sweep.study.files import check_name, load_study, parse_study
+from scbjax.sweep.study.files import load_study, parse_study
+from scbjax.sweep.study.locating import check_name
 from scbjax.tables import nearest
 
 if TYPE_CHECKING:
     import xarray
 
     from scbjax.sweep.engine.engines import Engine
-    from scbjax.sweep.engine.execute import Place
+    from scbjax.sweep.engine.here import Place
 
 __all__ = ["load", "run"]
 
@@ -350,7 +351,7 @@ def _place(
         raise StudyError(f"no engine is called {shown(engine)}{known}")
     start_jax(count)
     _refuse_programs_read_back()
-    from scbjax.sweep.engine.execute import here
+    from scbjax.sweep.engine.here import here
 
     place = here()
     if not isinstance(engine, str):

@@ -22,7 +22,6 @@ from scbjax.sampling import (
     AnyBatch,
     Batch,
     Sampler,
-    Seed,
     draw_step,
     fold_in,
     make_sampler,
@@ -33,6 +32,7 @@ from scbjax.sharding import shard_map
 from scbjax.sweep.engine.backend import compiler_options
 from scbjax.sweep.engine.mapped import over_axis
 from scbjax.task import Task, random_task
+from scbjax.words import Seed
 
 OURS: Final = "scbjax"
 FLOOR: Final = "one random word a token"

@@ -57,7 +57,7 @@ def plan_sweep(
         record: the variables that are recorded, before the first step and after the last.
         rate: that of the first stage; None for the default.
     """
-    from scbjax.sweep.engine.execute import plan_here
+    from scbjax.sweep.engine.here import plan_here
     from scbjax.sweep.study.files import parse_study
 
     weights = [1e-6 * (arm + 1) for arm in range(arms)]

@@ -85,7 +85,7 @@ def work(run: Run) -> int:
     from memory import peak_bytes
 
     from scbjax.sweep.engine.chunks import Executor
-    from scbjax.sweep.engine.execute import plan_here
+    from scbjax.sweep.engine.here import plan_here
     from scbjax.sweep.study.files import load_study
 
     axes = [f"axes.num_tokens=[{run.num_tokens}]", *RATES]

@@ -34,15 +34,10 @@ import fig2  # noqa: E402
 import numpy as np  # noqa: E402
 import transfer  # noqa: E402
 import xarray as xr  # noqa: E402
-from _shared import (  # noqa: E402
-    FOUND,
-    RECOVERED,
-    SIGNALS,
-    SUCCESS,
-    Values,
-    arms_of,
-    tidy,
-)
+from _arms import arms_of  # noqa: E402
+from _data import Values, tidy  # noqa: E402
+from _distances import FOUND, RECOVERED, SUCCESS  # noqa: E402
+from _runs import SIGNALS  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 CLAIMS: Final = Path(__file__).with_name("claims.toml")

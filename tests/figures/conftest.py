@@ -156,7 +156,7 @@ def dataset() -> xr.Dataset:
 @pytest.fixture(autouse=True)
 def style() -> Iterator[None]:
     """Set the house style, which the scripts leave to `render`."""
-    from _shared import house_style
+    from _render import house_style
 
     with house_style():
         yield
@@ -165,7 +165,7 @@ def style() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def check_layout() -> Callable[[Figure], None]:
     """Give a check that text is legible and the legend hides no panel."""
-    from _shared import DOUBLE_COLUMN
+    from _render import DOUBLE_COLUMN
 
     def check(figure: Figure) -> None:
         figure.draw_without_rendering()

@@ -11,7 +11,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import _shared
+import _arms
+import _curves
+import _data
+import _render
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -26,7 +29,7 @@ from numpy.typing import NDArray
 Make = Callable[..., xr.Dataset]
 Store = Callable[[str, xr.Dataset], Path]
 
-FIGURES = Path(_shared.__file__).parent
+FIGURES = Path(_render.__file__).parent
 CURVES = ("quickstart", "fig1", "fig3", "fig6", "scale")
 NAMES = (*CURVES, "fig2", "fig4", "projector", "simulation")
 PANELS = {"quickstart": ("sparsity",), "scale": ("num_tokens",), "fig6": ("num_tokens",)}
@@ -109,7 +112,7 @@ def test_files_are_publishable_and_equal_in_a_process_without_jax(
         here = script.draw(results, tmp_path / "here")
     png, pdf = (path.read_bytes() for path in here)
     assert [path.name for path in here] == [f"{script.__name__}.png", f"{script.__name__}.pdf"]
-    assert int.from_bytes(png[16:20]) >= 200 * _shared.DOUBLE_COLUMN
+    assert int.from_bytes(png[16:20]) >= 200 * _render.DOUBLE_COLUMN
     assert b"/FontFile2" in pdf
     assert b"/Type3" not in pdf
     path = FIGURES / f"{script.__name__}.py"
@@ -271,7 +274,7 @@ def test_diverged_runs_are_counted_by_arm(curves: ModuleType, dataset: xr.Datase
             data[name][{"seed": 0, ARM: last, "step": slice(10, None)}] = np.nan
             data[name][{"seed": 1, ARM: last, "step": slice(15, None)}] = np.inf
     figure = curves.plot(data)
-    label = _shared.arms_of(_shared.tidy(data, PANELS.get(curves.__name__, ())))[last].label
+    label = _arms.arms_of(_data.tidy(data, PANELS.get(curves.__name__, ())))[last].label
     said = f"diverged, of 4 runs each: 2 {label}"
     assert said in below(figure)
     assert "mirrored" not in below(figure)
@@ -410,7 +413,7 @@ def test_arms_whose_bands_would_blend_have_bars_side_by_side(make_dataset: Make)
             expected = np.percentile(runs[:, at], [10, 90], axis=0).T
             np.testing.assert_allclose(segments[:, :, 1], expected)
             places += segments[:, 0, 0].tolist()
-        assert len(set(places)) > _shared.BARS
+        assert len(set(places)) > _curves.BARS
         # The medians are drawn again, larger, where there is room.
         (inset,) = (child for child in axes.child_axes if isinstance(child, Axes))
         for arm in range(4):

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import _arms
+import _data
 import _numbers
-import _shared
+import _runs
 import made
 import numpy as np
 import pytest
@@ -135,12 +137,12 @@ def test_a_missing_variable_is_named(dataset: xr.Dataset, store: Store) -> None:
 
 
 def test_examples_run() -> None:
-    for module in (_numbers, _shared):
+    for module in (_numbers, _arms, _runs):
         assert doctest.testmod(module).failed == 0
 
 
 def test_sgd_is_found_beside_proximal_steps_with_the_same_settings(dataset: xr.Dataset) -> None:
-    data = _shared.tidy(suited("fig1", dataset))
+    data = _data.tidy(suited("fig1", dataset))
     proximal, same, slow = (arm for _, arm in _numbers.by_settings(data))
     assert _numbers.sgd_beside(data, proximal) == same
     assert _numbers.sgd_beside(data, same) is None

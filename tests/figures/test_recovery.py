@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
-import _shared
+import _render
 import numpy as np
 import pytest
 import xarray as xr
@@ -53,7 +53,7 @@ def test_the_best_rate_counts_and_the_frontier_is_where_most_have_recovered() ->
 def test_shares_of_recovered_seeds_and_what_diverged_is_not_recovered() -> None:
     """Seed s is recovered where fewer than s weights are smaller; NaN counts as lost."""
     script, data = load("phase_rates"), phase_rates()
-    with _shared.house_style():
+    with _render.house_style():
         figure = script.plot(data)
     shares = np.asarray(figure.axes[0].collections[0].get_array()).reshape(2, 3)
     assert shares == pytest.approx(np.array([[0.9, 0.8, 0.7]] * 2))
@@ -72,7 +72,7 @@ def test_samples_needed_are_those_of_the_first_recovered_record() -> None:
 
 def test_the_start_of_a_sparsity_is_the_distance_of_the_uniform_attention() -> None:
     script, data = load("sparsity"), sparsity()
-    with _shared.house_style():
+    with _render.house_style():
         distances = script.plot(data).axes[1]
     (start,) = (line for line in distances.lines if line.get_gid() == "start")
     assert start.get_xdata() == pytest.approx(data["sparsity"].to_numpy())
@@ -103,7 +103,7 @@ def test_complexity_takes_the_best_batch_size_and_rate_and_fits_exponents() -> N
 
 def drawn(name: str, data: xr.Dataset) -> Figure:
     """A figure with its layout done, in the house style."""
-    with _shared.house_style():
+    with _render.house_style():
         figure: Figure = load(name).plot(data)
         figure.draw_without_rendering()
     return figure

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import _shared
+import _arms
+import _axes
+import _curves
+import _data
+import _distances
+import _runs
 import numpy as np
 import pytest
 import xarray as xr
@@ -15,7 +20,7 @@ Make = Callable[..., xr.Dataset]
 
 
 def test_tidy_puts_seeds_into_runs_and_the_rest_into_arms(dataset: xr.Dataset) -> None:
-    tidy = _shared.tidy(dataset, ["sparsity"])
+    tidy = _data.tidy(dataset, ["sparsity"])
     assert tidy["value_distance"].dims == ("arm", "run", "sparsity", "step")
     assert tidy["transition_signal"].dims == ("arm", "run", "sparsity")
     np.testing.assert_array_equal(
@@ -34,10 +39,10 @@ def test_tidy_stacks_several_seed_axes_and_several_arm_axes() -> None:
             "step": range(4),
         },
     )
-    tidy = _shared.tidy(product)
+    tidy = _data.tidy(product)
     assert dict(tidy.sizes) == {"arm": 4, "run": 6, "step": 4}
     np.testing.assert_array_equal(tidy["alpha_value"][2, 5], values[1, 2, 1, 0])
-    assert [arm.label for arm in _shared.arms_of(tidy)] == [
+    assert [arm.label for arm in _arms.arms_of(tidy)] == [
         r"proximal, $\lambda$ = 1e-5",
         r"proximal, $\lambda$ = 0.001",
         r"SGD, $\lambda$ = 1e-5",
@@ -47,7 +52,7 @@ def test_tidy_stacks_several_seed_axes_and_several_arm_axes() -> None:
 
 def test_tidy_takes_axes_that_are_called_arm_or_run(dataset: xr.Dataset) -> None:
     named = dataset.rename_dims(optimizer_and_learning_rate_2="arm").rename(sparsity="run")
-    tidy = _shared.tidy(named)
+    tidy = _data.tidy(named)
     assert dict(tidy["stage"].sizes) == {"arm": 9, "run": 4, "step": 21}
     assert list(tidy["optimizer"].values[:4]) == ["proximal", "sgd", "sgd", "proximal"]
 
@@ -55,30 +60,30 @@ def test_tidy_takes_axes_that_are_called_arm_or_run(dataset: xr.Dataset) -> None
 def test_tidy_finds_a_panel_field_inside_a_zip(dataset: xr.Dataset) -> None:
     zipped = dataset.rename_dims(sparsity="level").drop_indexes("sparsity")
     zipped = zipped.assign_coords(threshold=("level", [0.3, 0.2, 0.1]))
-    tidy = _shared.tidy(zipped, ["sparsity"])
+    tidy = _data.tidy(zipped, ["sparsity"])
     assert tidy["value_distance"].dims == ("arm", "run", "sparsity", "step")
     assert list(tidy["sparsity"].values) == [1, 2, 4]
-    assert len(_shared.arms_of(tidy)) == 3
+    assert len(_arms.arms_of(tidy)) == 3
 
 
 def test_tidy_gives_a_single_trajectory_every_dimension(dataset: xr.Dataset) -> None:
     single = dataset.isel(seed=0, sparsity=0, optimizer_and_learning_rate_2=0, drop=True)
-    tidy = _shared.tidy(single, ["sparsity"])
+    tidy = _data.tidy(single, ["sparsity"])
     assert tidy["stage"].dims == ("arm", "run", "sparsity", "step")
-    assert [arm.label for arm in _shared.arms_of(tidy)] == ["proximal"]
+    assert [arm.label for arm in _arms.arms_of(tidy)] == ["proximal"]
 
 
 def test_an_optimizer_that_is_not_swept_is_read_from_the_settings(dataset: xr.Dataset) -> None:
     single = dataset.isel(optimizer_and_learning_rate_2=1, drop=True)
     single.attrs["settings"] = '{"train.optimizer": "sgd"}'
-    (arm,) = _shared.arms_of(_shared.tidy(single, ["sparsity"]))
-    assert (arm.label, arm.colour) == ("SGD", _shared.LOOKS["sgd"][0][0])
+    (arm,) = _arms.arms_of(_data.tidy(single, ["sparsity"]))
+    assert (arm.label, arm.colour) == ("SGD", _arms.LOOKS["sgd"][0][0])
 
 
 def test_an_arm_looks_the_same_whatever_it_is_compared_with(dataset: xr.Dataset) -> None:
-    three = _shared.arms_of(_shared.tidy(dataset, ["sparsity"]))
-    two = _shared.arms_of(
-        _shared.tidy(dataset.isel(optimizer_and_learning_rate_2=[1, 0]), ["sparsity"])
+    three = _arms.arms_of(_data.tidy(dataset, ["sparsity"]))
+    two = _arms.arms_of(
+        _data.tidy(dataset.isel(optimizer_and_learning_rate_2=[1, 0]), ["sparsity"])
     )
     looks = {(arm.colour, str(arm.linestyle)) for arm in three}
     assert len(looks) == 3
@@ -105,13 +110,13 @@ def test_attention_maps_have_looks_of_their_own_and_are_named() -> None:
             "learning_rate_1": ("arm", [0.02, 1.0, 0.003]),
         },
     )
-    tidy = _shared.tidy(stored)
+    tidy = _data.tidy(stored)
     assert tidy["attention"].dims == ("arm", "run", "position", "query")
-    arms = _shared.arms_of(tidy)
+    arms = _arms.arms_of(tidy)
     assert [arm.label for arm in arms] == ["linear, proximal", "softmax, raw SGD", "softmax, Adam"]
     assert len({(arm.colour, str(arm.linestyle)) for arm in arms}) == 3
-    assert arms[0].colour == _shared.LOOKS["proximal"][0][0]
-    softmax = _shared.arms_of(_shared.tidy(stored.isel(arm=[1, 2])))
+    assert arms[0].colour == _arms.LOOKS["proximal"][0][0]
+    softmax = _arms.arms_of(_data.tidy(stored.isel(arm=[1, 2])))
     assert [(arm.label, arm.colour) for arm in softmax] == [
         (arm.label, arm.colour) for arm in arms[1:]
     ]
@@ -122,7 +127,7 @@ def test_more_arms_than_looks_is_one_clear_sentence() -> None:
         {"stage": (("l1", "step"), np.ones((7, 2)))}, coords={"l1": np.arange(7.0), "step": [0, 1]}
     )
     with pytest.raises(ValueError, match=r"7 arms with optimizer proximal.*--set l1=0\.0"):
-        _shared.arms_of(_shared.tidy(many))
+        _arms.arms_of(_data.tidy(many))
 
 
 def test_what_a_task_is_gets_all_axes_of_its_study(make_dataset: Make, tmp_path: Path) -> None:
@@ -139,8 +144,8 @@ def test_what_a_task_is_gets_all_axes_of_its_study(make_dataset: Make, tmp_path:
     for name, dataset in (("old", old), ("new", new)):
         (tmp_path / name).mkdir()
         dataset.to_netcdf(tmp_path / name / f"{name}.nc", engine="h5netcdf")
-        opened[name] = _shared.open_study(tmp_path, name, names)
-        alone = _shared.open_study(tmp_path, name, ["transition_signal"])
+        opened[name] = _data.open_study(tmp_path, name, names)
+        alone = _data.open_study(tmp_path, name, ["transition_signal"])
         assert alone["transition_signal"].dims == axes
     xr.testing.assert_identical(opened["old"], opened["new"])
     assert opened["new"]["stage"].dims == (*axes, "step")
@@ -154,15 +159,15 @@ def test_a_swept_constant_of_the_task_is_read_as_it_was_drawn(
     stored = stored.expand_dims(transition_signal=[0.2, 0.4])
     (tmp_path / "fig1").mkdir()
     stored.to_netcdf(tmp_path / "fig1" / "fig1.nc", engine="h5netcdf")
-    opened = _shared.open_study(tmp_path, "fig1", ["transition_signal", "stage"])
-    tidy = _shared.tidy(opened.isel(optimizer_and_learning_rate_2=[0]))
-    arms = _shared.arms_of(tidy)
+    opened = _data.open_study(tmp_path, "fig1", ["transition_signal", "stage"])
+    tidy = _data.tidy(opened.isel(optimizer_and_learning_rate_2=[0]))
+    arms = _arms.arms_of(tidy)
     assert [arm.label for arm in arms] == [
         "proximal, transition_signal = 0.2",
         "proximal, transition_signal = 0.4",
     ]
     np.testing.assert_array_equal(
-        _shared.runs_of(tidy, "transition_signal", arms[1]),
+        _runs.runs_of(tidy, "transition_signal", arms[1]),
         stored["drawn_transition_signal"].values[1, :, 0],
     )
 
@@ -170,7 +175,7 @@ def test_a_swept_constant_of_the_task_is_read_as_it_was_drawn(
 def test_band_is_the_percentiles_of_the_finite_runs() -> None:
     values = np.random.default_rng(0).normal(size=(9, 5))
     values[0, 2], values[1, 2], values[:, 4] = np.nan, np.inf, np.nan
-    band = _shared.band(values)
+    band = _runs.band(values)
     np.testing.assert_array_equal(band[:, 0], np.percentile(values[:, 0], [10, 50, 90]))
     np.testing.assert_array_equal(band[:, 2], np.percentile(values[2:, 2], [10, 50, 90]))
     assert np.isnan(band[:, 4]).all()
@@ -181,14 +186,14 @@ def test_a_run_that_diverged_in_several_variables_is_counted_once(dataset: xr.Da
     data["value_distance"][{"seed": 1, "step": slice(3, 5)}] = np.nan
     data["alpha_value"][{"seed": 1, "step": 9}] = np.nan
     data["alpha_value"][{"seed": 3, "optimizer_and_learning_rate_2": 2, "step": -1}] = -np.inf
-    tidy = _shared.tidy(data)
-    assert [_shared.count_diverged(tidy, arm) for arm in _shared.arms_of(tidy)] == [1, 1, 2]
+    tidy = _data.tidy(data)
+    assert [_runs.count_diverged(tidy, arm) for arm in _arms.arms_of(tidy)] == [1, 1, 2]
 
 
 def test_stage_ends_leave_out_runs_that_stay_in_stage_1() -> None:
     x = np.array([0.0, 10.0, 20.0, 30.0, 40.0])
     stage = np.array([[1.0, 1, 2, 2, 3], [1, 1, 1, 1, 1], [1, 2, 2, 2, 2]])
-    np.testing.assert_array_equal(_shared.stage_ends(x, stage, 1), [20.0, 10.0])
+    np.testing.assert_array_equal(_runs.stage_ends(x, stage, 1), [20.0, 10.0])
 
 
 def test_population_distance_is_the_norm_of_what_is_left_of_the_signal() -> None:
@@ -202,7 +207,7 @@ def test_population_distance_is_the_norm_of_what_is_left_of_the_signal() -> None
     signal = (transition**2 @ mu).sum() - (mu**2).sum()
     expected = [np.sqrt((((1 - a) * (start - transition)) ** 2 @ mu).sum()) for a in alpha[0]]
     np.testing.assert_allclose(
-        _shared.population_distance(alpha, np.array([signal])), expected, rtol=1e-12, atol=1e-15
+        _distances.population_distance(alpha, np.array([signal])), expected, rtol=1e-12, atol=1e-15
     )
 
 
@@ -217,15 +222,15 @@ def test_population_distance_is_the_norm_of_what_is_left_of_the_signal() -> None
     ],
 )
 def test_log_limits(values: list[float], expected: tuple[float, float]) -> None:
-    limits = _shared.log_limits([np.array(values)], ceiling=20.0)
+    limits = _axes.log_limits([np.array(values)], ceiling=20.0)
     np.testing.assert_allclose(limits, expected)
 
 
 def test_arms_that_share_a_population_path_show_it_once(dataset: xr.Dataset) -> None:
-    arms = _shared.arms_of(_shared.tidy(dataset, ["sparsity"]))
+    arms = _arms.arms_of(_data.tidy(dataset, ["sparsity"]))
     axes = Figure().subplots()
     x, path = np.arange(3.0), np.array([0.0, 0.5, 1.0])
-    _shared.draw_population(axes, [x] * 3, [path, path.copy(), 0.5 * path], arms)
+    _curves.draw_population(axes, [x] * 3, [path, path.copy(), 0.5 * path], arms)
     assert [line.get_gid() for line in axes.lines] == ["population 0", "population 2"]
 
 
@@ -235,13 +240,13 @@ def test_the_population_path_ends_where_the_first_run_rounds(dataset: xr.Dataset
         data["stage"][
             {"seed": seed, "optimizer_and_learning_rate_2": 0, "step": slice(start, None)}
         ] = 3
-    tidy = _shared.tidy(data)
-    first, second, _ = _shared.arms_of(tidy)
-    path = _shared.population_of(tidy, "population_alpha_value", first)
+    tidy = _data.tidy(data)
+    first, second, _ = _arms.arms_of(tidy)
+    path = _runs.population_of(tidy, "population_alpha_value", first)
     np.testing.assert_array_equal(np.isfinite(path).all(axis=0), np.arange(21) < 10)
     axes = Figure().subplots()
     paths = [path[0], tidy["population_alpha_value"].values[1, 0]]
-    _shared.draw_population(axes, [np.arange(21.0)] * 2, paths, [first, second])
+    _curves.draw_population(axes, [np.arange(21.0)] * 2, paths, [first, second])
     assert [line.get_gid() for line in axes.lines] == ["population 1"]
 
 
@@ -250,4 +255,4 @@ def test_a_broken_file_is_one_clear_sentence(tmp_path: Path, content: bytes) -> 
     (tmp_path / "fig1").mkdir()
     (tmp_path / "fig1" / "fig1.nc").write_bytes(content)
     with pytest.raises(ValueError, match=r"fig1\.nc cannot be read.*`scbjax run fig1 --out"):
-        _shared.open_study(tmp_path, "fig1", ["stage"])
+        _data.open_study(tmp_path, "fig1", ["stage"])

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import _shared
+import _distances
+import _render
 import numpy as np
 import pytest
 import transfer
@@ -61,14 +62,14 @@ def test_recovery_is_the_first_record_at_which_both_distances_are_small() -> Non
     dataset = xr.Dataset(
         {name: (("run", "step"), np.broadcast_to(value, (2, 4))) for name, value in values.items()}
     )
-    np.testing.assert_array_equal(_shared.samples_to_recovery(dataset), [20.0, np.inf])
+    np.testing.assert_array_equal(_distances.samples_to_recovery(dataset), [20.0, np.inf])
 
 
 def test_growth_is_drawn_as_the_dataset_has_it() -> None:
     dataset = scaling(EXPONENTS)
     figure = transfer.plot(dataset)
     left, right = panels(figure)
-    samples = _shared.samples_to_recovery(dataset).to_numpy()
+    samples = _distances.samples_to_recovery(dataset).to_numpy()
     names = ("from scratch", "from scratch, sign flip", "transfer", "transfer, SGD")
     for place, label in enumerate(names):
         runs = samples[3 * place : 3 * place + 3]
@@ -134,7 +135,7 @@ def test_shares_and_medians_are_those_of_the_bins() -> None:
     figure = transfer_correlation.plot(dataset)
     left, right = panels(figure)
     overlap = dataset["alpha_value"].isel(arm=1, step=0).to_numpy().ravel() / 0.2
-    samples = _shared.samples_to_recovery(dataset).isel(arm=1).to_numpy().ravel()
+    samples = _distances.samples_to_recovery(dataset).isel(arm=1).to_numpy().ravel()
     edges = transfer_correlation.EDGES
     bins = [(overlap >= low) & (overlap < high) for low, high in pairwise(edges)]
     bins = [here for here in bins if here.sum() >= transfer_correlation.FEWEST]
@@ -174,7 +175,7 @@ def test_files_come_from_the_dataset_alone(
     results = store(script.STUDY, FIGURES[script]())
     here = script.draw(results, tmp_path / "here")
     assert [path.suffix for path in here] == [".png", ".pdf"]
-    path = Path(_shared.__file__).parent / f"{script.__name__}.py"
+    path = Path(_render.__file__).parent / f"{script.__name__}.py"
     arguments = ["--results", str(results), "--out", str(tmp_path / "there")]
     command = [sys.executable, str(path), *arguments]
     outcome = subprocess.run(command, capture_output=True, text=True, check=True)

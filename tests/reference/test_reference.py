@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import reference  # noqa: E402
 from reference import Chosen, Kept, choose, compare, take  # noqa: E402
 
-from scbjax.sweep.study.files import find_studies  # noqa: E402
+from scbjax.sweep.study.locating import find_studies  # noqa: E402
 
 KEPT, PROVENANCE = reference.read()
 QUICK = "sparsity"

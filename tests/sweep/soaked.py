@@ -132,15 +132,17 @@ def watch(events: Path, leaks: Sequence[str]) -> None:
 def main() -> int:
     """Runs the command that stands after the names of the file and of the leaks."""
     events, leaks, *arguments = sys.argv[1:]
-    from scbjax import cli
+    from scbjax.sweep.engine import places
 
-    start = cli._start_jax
+    start = places.start_jax
 
-    def start_and_watch(*asked: Any) -> None:  # noqa: ANN401
-        start(*asked)  # decides how many devices there are, before anything else of JAX
+    def start_and_watch(count: int | None) -> None:
+        start(count)  # decides how many devices there are, before anything else of JAX
         watch(Path(events), leaks.split(",") if leaks else [])
 
-    vars(cli).update(_start_jax=start_and_watch)
+    vars(places).update(start_jax=start_and_watch)
+    from scbjax import cli  # which takes the name from there
+
     return cli.main(arguments)
 
 

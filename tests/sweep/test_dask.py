@@ -22,7 +22,8 @@ from scbjax.sweep.engine import cluster, local_workers, remote
 from scbjax.sweep.engine.chunks import ChunkResult
 from scbjax.sweep.engine.cluster import DaskEngine, connect
 from scbjax.sweep.engine.engines import Engine, LocalEngine, Session
-from scbjax.sweep.engine.execute import Place, provenance, run_study
+from scbjax.sweep.engine.execute import run_study
+from scbjax.sweep.engine.here import Place, provenance
 from scbjax.sweep.engine.progress import Progress, Reading, SilentProgress
 from scbjax.sweep.engine.remote import TOPIC, Recipe, Setup, kind_of
 from scbjax.sweep.plan.programs import Plan, make_plan, plan_with_layout

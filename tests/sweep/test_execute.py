@@ -26,7 +26,8 @@ from scbjax.settings import Settings
 from scbjax.simulation import simulate
 from scbjax.sweep.engine.chunks import ChunkResult, Executor
 from scbjax.sweep.engine.engines import LocalEngine, Session
-from scbjax.sweep.engine.execute import RunReport, plan_here, run_study
+from scbjax.sweep.engine.execute import RunReport, run_study
+from scbjax.sweep.engine.here import plan_here
 from scbjax.sweep.engine.inputs import chunk_inputs
 from scbjax.sweep.engine.mapped import over_axis, prepare as prepare_chunk
 from scbjax.sweep.engine.progress import Reading, SilentProgress

@@ -22,7 +22,8 @@ from scbjax.cli import main
 from scbjax.experiments import of_parts
 from scbjax.sweep.engine.chunks import Executor
 from scbjax.sweep.engine.engines import LocalEngine
-from scbjax.sweep.engine.execute import plan_here, run_study
+from scbjax.sweep.engine.execute import run_study
+from scbjax.sweep.engine.here import plan_here
 from scbjax.sweep.engine.progress import Reading, SilentProgress
 from scbjax.sweep.engine.remote import Recipe
 from scbjax.sweep.plan.programs import plan_with_layout

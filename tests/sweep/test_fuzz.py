@@ -33,8 +33,9 @@ from scbjax.base import StudyError
 from scbjax.experiments.scb import EXPERIMENT
 from scbjax.sweep.engine import execute
 from scbjax.sweep.plan.programs import plan_with_layout
+from scbjax.sweep.results.arrays import DamagedError
 from scbjax.sweep.results.dataset import check_arrays, read_dataset, save_dataset
-from scbjax.sweep.results.store import DamagedError, Manifest, Store, advance, default_out, status
+from scbjax.sweep.results.store import Manifest, Store, advance, default_out, status
 from scbjax.sweep.study.fields import fields_of
 from scbjax.sweep.study.files import fingerprint, load_study, parse_study, to_toml
 
@@ -214,10 +215,10 @@ def feed_command(folder: Path, data: bytes) -> None:
 
 
 STARTS = (
-    "scbjax.cli._start_jax",
+    "scbjax.sweep.engine.backend.keep_programs",
     "scbjax.sweep.scripts.figures.draw_figure",
     "scbjax.sweep.scripts.benchmarks.run_benchmark",
-    "scbjax.cli._dask_place",
+    "scbjax.cli.starting.dask_place",
     "scbjax.sweep.engine.backend.find_devices",
     "scbjax.sweep.engine.backend.probe_devices",
 )

@@ -28,7 +28,8 @@ from scbjax.sweep.engine import cluster
 from scbjax.sweep.engine.chunks import Executor
 from scbjax.sweep.engine.compiled import compile_program
 from scbjax.sweep.engine.engines import LocalEngine
-from scbjax.sweep.engine.execute import RunReport, plan_here, run_study
+from scbjax.sweep.engine.execute import RunReport, run_study
+from scbjax.sweep.engine.here import plan_here
 from scbjax.sweep.engine.inputs import numbers_of
 from scbjax.sweep.engine.memory import Memory, in_smaller_blocks, told
 from scbjax.sweep.engine.places import read_bytes

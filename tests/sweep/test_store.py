@@ -14,16 +14,8 @@ from numpy.typing import NDArray
 
 from scbjax.base import StudyError
 from scbjax.sweep.plan.programs import Plan, make_plan, plan_with_layout
-from scbjax.sweep.results.store import (
-    DamagedError,
-    Manifest,
-    Store,
-    atomic_file,
-    default_out,
-    read_arrays,
-    status,
-    write_arrays,
-)
+from scbjax.sweep.results.arrays import DamagedError, atomic_file, read_arrays, write_arrays
+from scbjax.sweep.results.store import Manifest, Store, default_out, status
 from scbjax.sweep.study.files import Study, fingerprint, parse_study, to_toml
 
 TEXT = """

@@ -21,7 +21,7 @@ from scbjax.recorded import DEFAULT_RECORD, OBSERVABLES
 from scbjax.settings import STATIC_FIELDS, Settings
 from scbjax.sweep.plan.programs import make_plan
 from scbjax.sweep.search import first_studies
-from scbjax.sweep.study import definition, fields, files as study
+from scbjax.sweep.study import definition, fields, locating
 from scbjax.sweep.study.cells import is_search
 from scbjax.sweep.study.experiments import find_experiment
 from scbjax.sweep.study.fields import fields_of
@@ -29,12 +29,12 @@ from scbjax.sweep.study.files import (
     Axis,
     Study,
     StudyError,
-    find_studies,
     fingerprint,
     load_study,
     parse_study,
     to_toml,
 )
+from scbjax.sweep.study.locating import find_studies
 
 FIELDS = fields_of(EXPERIMENT)
 MINIMAL = """
@@ -770,7 +770,7 @@ def test_unknown_names_get_the_nearest(tmp_path: Path, monkeypatch: pytest.Monke
 def test_without_studies_the_sentence_still_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "search_path", lambda _: [])
+    monkeypatch.setattr(locating, "search_path", lambda _: [])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StudyError, match=r"^no study is called 'x': .* my_study\.toml$"):
         load_study("x")

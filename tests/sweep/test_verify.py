@@ -14,6 +14,7 @@ import xarray
 
 from scbjax import cli
 from scbjax.base import StudyError
+from scbjax.cli.exits import EXIT_BAD_INPUT, EXIT_DIFFERENT
 from scbjax.sweep.engine import execute
 from scbjax.sweep.engine.chunks import ChunkResult, Executor
 from scbjax.sweep.engine.engines import LocalEngine
@@ -56,7 +57,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
 
     out, stdout = tmp_path_factory.mktemp("kept") / "out", io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(stdout):
-        patch.setattr(cli, "_start_jax", lambda *_: None)
+        patch.setattr("scbjax.cli.comparing.prepare_jax", lambda *_: None)
         patch.setattr(execute, "LocalEngine", lambda _: LocalEngine(make_executor))
         status = cli.main(["rerun", str(REFERENCE), "--out", str(out)])
     return Kept(out, status, stdout.getvalue().splitlines(), make_executor)
@@ -66,7 +67,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
 def out(kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the run to be altered."""
     monkeypatch.setattr(verifying, "Executor", kept.make_executor)
-    monkeypatch.setattr(cli, "_start_jax", lambda *_: None)
+    monkeypatch.setattr("scbjax.cli.comparing.prepare_jax", lambda *_: None)
     shutil.copytree(kept.out, tmp_path / "out")
     return tmp_path / "out"
 
@@ -344,7 +345,7 @@ def test_the_command_verifies(out: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert " ".join(lines[1].split()) == "drawn 1 of 24 trajectories"
     assert " ".join(lines[2].split()) == "computed again 8 trajectories, in whole blocks"
     alter(out, nudge("alpha_value", (5, 1, 1, 4)))
-    assert cli.main(["verify", str(out), "--count", "24", "--seed", "3"]) == cli.EXIT_DIFFERENT
+    assert cli.main(["verify", str(out), "--count", "24", "--seed", "3"]) == EXIT_DIFFERENT
     printed = capsys.readouterr().out
     assert printed.endswith("not the same results\n")
     assert "largest difference" in printed
@@ -360,7 +361,7 @@ def rewritten(path: Path, attributes: dict[str, str]) -> Path:
 def test_what_cant_be_run_again_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_start_jax", lambda *_: None)
+    monkeypatch.setattr("scbjax.cli.comparing.prepare_jax", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     text = tmp_path / "text.nc"
     text.write_text("no dataset")
@@ -377,7 +378,7 @@ def test_what_cant_be_run_again_is_one_sentence(
         path = rewritten(tmp_path / str(number) / "reference.nc", attributes)
         cases[part] = [str(path)] if attributes else [str(path), "--out", str(path.parent)]
     for part, arguments in cases.items():
-        assert cli.main(["rerun", *arguments]) == cli.EXIT_BAD_INPUT
+        assert cli.main(["rerun", *arguments]) == EXIT_BAD_INPUT
         printed = capsys.readouterr().err.splitlines()[-1]
         assert printed.startswith("scbjax: ")
         assert part in printed
@@ -410,12 +411,12 @@ seed = [0, 1]
 def test_a_search_is_run_again_from_its_dataset(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_start_jax", lambda *_: None)
+    monkeypatch.setattr("scbjax.cli.comparing.prepare_jax", lambda *_: None)
     study = parse_study(SEARCH, "tiny")
     found = run_search(study, tmp_path / "first", create_progress=SilentProgress)
     again = ["rerun", str(found.dataset), "--out", str(tmp_path / "again")]
     assert cli.main(again) == 0
     assert "the same, bit for bit" in capsys.readouterr().out
-    assert cli.main(["verify", str(tmp_path / "first")]) == cli.EXIT_BAD_INPUT
+    assert cli.main(["verify", str(tmp_path / "first")]) == EXIT_BAD_INPUT
     assert "holds a search" in capsys.readouterr().err
     assert cli.main(["verify", str(tmp_path / "first" / "cell-0" / "round-1")]) == 0

@@ -201,12 +201,13 @@ def keep_programs(asked: str | None) -> str | None:
     Args:
         asked: the folder, or "off"; None for that of ``JAX_COMPILATION_CACHE_DIR``, or else
             ``scbjax`` in the user's folder for such things (``$XDG_CACHE_HOME`` or ``~/.cache``;
-            ``~/Library/Caches`` on macOS).
+            ``~/Library/Caches`` on macOS), which platformdirs knows.
 
     Returns:
         A note for the user if programs are not kept although they should be.
     """
     import jax
+    import platformdirs
 
     mend_cache()
     named = asked if asked is not None else os.environ.get("JAX_COMPILATION_CACHE_DIR")
@@ -217,7 +218,9 @@ def keep_programs(asked: str | None) -> str | None:
     if asked is None and named:
         return None
     try:
-        folder = _cache_folder(_cache_home() / "scbjax" if asked is None else Path(asked))
+        folder = _cache_folder(
+            platformdirs.user_cache_path("scbjax") if asked is None else Path(asked)
+        )
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
         return f"compiled programs are not kept: {error}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -312,12 +315,6 @@ def _cache_folder(root: Path) -> Path:
         raise PermissionError(f"no permission to write in {folder}")
     remove_oldest(root, CACHE_BYTES)
     return folder
-
-
-def _cache_home() -> Path:
-    if named := os.environ.get("XDG_CACHE_HOME"):
-        return Path(named)
-    return Path.home() / ("Library/Caches" if platform.system() == "Darwin" else ".cache")
 
 
 def machine_name() -> str:

@@ -29,7 +29,7 @@ from scbjax.base import StudyError
 from scbjax.sweep.engine.backend import cpu_device_count, usable_cores
 from scbjax.sweep.engine.chunks import ChunkResult, Segment
 from scbjax.sweep.engine.engines import Session
-from scbjax.sweep.engine.execute import Place
+from scbjax.sweep.engine.here import Place
 from scbjax.sweep.engine.local_workers import local_workers
 from scbjax.sweep.engine.memory import Memory
 from scbjax.sweep.engine.progress import counted
@@ -170,7 +170,7 @@ class DaskEngine:
 
     Args:
         client: the connection to the scheduler.
-        kind: what workers must have in common, of `scbjax.sweep.engine.execute.provenance`.
+        kind: what workers must have in common, of `scbjax.sweep.engine.here.provenance`.
         setup: how workers start JAX.
     """
 

@@ -1,46 +1,26 @@
 """Runs a study from its plan to its dataset: resumable, and interruptible at any moment."""
 
-import json
-import platform
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
-import scbjax
 from scbjax.base import StudyError
-from scbjax.keys import THREEFRY
-from scbjax.sweep.engine.chunks import (
-    SEGMENT_SECONDS,
-    Checkpoint,
-    ChunkResult,
-    Executor,
-    Segment,
-)
+from scbjax.sweep.engine.chunks import SEGMENT_SECONDS, Checkpoint, ChunkResult, Executor, Segment
 from scbjax.sweep.engine.divergence import divergence_report
 from scbjax.sweep.engine.engines import Engine, LocalEngine
+from scbjax.sweep.engine.here import Place, here, provenance
 from scbjax.sweep.engine.mapped import live_metric
 from scbjax.sweep.engine.memory import Memory, told
 from scbjax.sweep.engine.progress import Meter, Progress, counted, readable_seconds
-from scbjax.sweep.plan import cost
-from scbjax.sweep.plan.measured import cost_of
-from scbjax.sweep.plan.programs import (
-    Chunk,
-    Layout,
-    Plan,
-    Program,
-    make_plan,
-    plan_with_layout,
-)
+from scbjax.sweep.plan.programs import Chunk, Layout, Plan, Program, plan_with_layout
+from scbjax.sweep.results.arrays import DamagedError, Facts
 from scbjax.sweep.results.dataset import (
     check_arrays,
     gather,
@@ -50,13 +30,14 @@ from scbjax.sweep.results.dataset import (
     write_dataset,
 )
 from scbjax.sweep.results.lock import hold, refuse_held_below
-from scbjax.sweep.results.store import DamagedError, Facts, Manifest, Store
+from scbjax.sweep.results.store import Manifest, Store
 from scbjax.sweep.search import search
 from scbjax.sweep.study.fields import shown
 from scbjax.sweep.study.files import Study, fingerprint, to_toml
 
 if TYPE_CHECKING:
     import xarray
+
 
 CHECKPOINT_SECONDS = 30.0
 """Work that a crash may lose. A checkpoint costs a copy of the state to the disk."""
@@ -85,21 +66,6 @@ class RunReport:
     run_seconds: float = 0.0
     compile_seconds: float = 0.0
     diverged: int = 0
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where studies run.
-
-    Attributes:
-        plan: makes the plan of a study for it, as `plan_here` does for this process.
-        engine: runs chunks there.
-        facts: its `provenance`.
-    """
-
-    plan: Callable[[Study, int | None], Plan]
-    engine: Engine
-    facts: Mapping[str, str]
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -573,79 +539,3 @@ def _write(session: _Session, facts: Mapping[str, str]) -> RunReport:
         compile_seconds=compile_seconds,
         diverged=int(np.count_nonzero(written.diverged_at >= 0)),
     )
-
-
-def here() -> Place:
-    """This process, as a place where studies run."""
-    return Place(plan_here, LocalEngine(), provenance())
-
-
-def plan_here(study: Study, memory_bytes: int | None = None) -> Plan:
-    """The plan of a study for the devices of this process.
-
-    Args:
-        study: the study.
-        memory_bytes: budget of a chunk over all devices; None for a share of what they have.
-
-    Returns:
-        The plan: in blocks for the cache on CPUs, and all at once on accelerators.
-
-    Raises:
-        StudyError: a single trajectory does not fit the budget.
-    """
-    devices = jax.local_devices()
-    return make_plan(
-        study,
-        memory_bytes=device_memory_bytes() if memory_bytes is None else memory_bytes,
-        device_count=len(devices),
-        cache_bytes=cost.CACHE_BYTES if devices[0].platform == "cpu" else None,
-        measure=cost_of,
-    )
-
-
-def device_memory_bytes() -> int | None:
-    """The share of their own memory that chunks use by default; None where devices have none."""
-    stats = [device.memory_stats() for device in jax.local_devices()]
-    if not all(stats):  # CPUs share the host's memory
-        return None
-    return int(cost.MEMORY_SHARE * sum(int(stat["bytes_limit"]) for stat in stats if stat))
-
-
-def provenance() -> dict[str, str]:
-    """What results depend on beside the study: versions, device, random numbers, commit."""
-    names = ("scbjax", "jax", "jaxlib", "numpy", "optax")
-    devices = jax.local_devices()
-    kinds = sorted({f"{device.platform} {device.device_kind}" for device in devices})
-    return {
-        "versions": json.dumps(
-            {"python": platform.python_version()} | {name: _version(name) for name in names}
-        ),
-        "device": f"{len(devices)} x {', '.join(kinds)}",
-        "rng_implementation": f"{THREEFRY}, partitionable True",
-        "git_commit": _git_commit(),
-    }
-
-
-def _version(name: str) -> str:
-    if name == "scbjax":
-        return scbjax.__version__
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _git_commit() -> str:
-    """The commit of the checkout that the library runs from, with a mark if it was changed."""
-    checkout = Path(scbjax.__file__).parents[1]
-    if not (checkout / ".git").exists():
-        return "unknown"
-    try:
-        git = ["git", "-C", str(checkout)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, check=True)
-        status = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit.stdout.decode().strip() + ("-changed" if status.stdout.strip() else "")

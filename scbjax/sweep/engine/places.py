@@ -19,7 +19,8 @@ from scbjax.sweep.study.cells import is_search
 from scbjax.sweep.study.fields import shown
 
 if TYPE_CHECKING:
-    from scbjax.sweep.engine.execute import Place, RunReport
+    from scbjax.sweep.engine.execute import RunReport
+    from scbjax.sweep.engine.here import Place
     from scbjax.sweep.engine.progress import Progress
     from scbjax.sweep.study.definition import Study
 
@@ -180,7 +181,7 @@ def run_into(
         out: the results directory.
         place: where it runs.
         create_progress: where to report to; each study of a search gets its own.
-        memory_bytes: budget of a chunk, as for `scbjax.sweep.engine.execute.plan_here`.
+        memory_bytes: budget of a chunk, as for `scbjax.sweep.engine.here.plan_here`.
         force: move the results that are there aside, and start anew.
         owns_process: as for `scbjax.sweep.engine.execute.run_study`.
 

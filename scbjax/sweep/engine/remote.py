@@ -23,7 +23,7 @@ from scbjax.sweep.engine.backend import (
     usable_cores,
 )
 from scbjax.sweep.engine.chunks import ChunkResult, Executor, Segment
-from scbjax.sweep.engine.execute import device_memory_bytes, provenance
+from scbjax.sweep.engine.here import device_memory_bytes, provenance
 from scbjax.sweep.engine.memory import Memory
 from scbjax.sweep.plan import cost
 from scbjax.sweep.plan.programs import Layout, Plan, Program, plan_with_layout

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from scbjax.base import StudyError
-from scbjax.sweep.results.store import make_folder
+from scbjax.sweep.results.arrays import make_folder
 
 LOCK_NAME = "lock"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scbjax.base import StudyError
 from scbjax.sweep.study.fields import shown
-from scbjax.sweep.study.files import outside_checkout, search_path
+from scbjax.sweep.study.locating import outside_checkout, search_path
 from scbjax.tables import nearest
 
 

@@ -34,24 +34,13 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-import scbjax
-from scbjax.base import (
-    RECORD_EVERY,
-    STEPS,
-    Experiment,
-    Parameter,
-    Relation,
-    Required,
-    StudyError,
-)
+from scbjax.base import RECORD_EVERY, STEPS, Experiment, Parameter, Relation, Required, StudyError
 from scbjax.sweep.study.axes import (
-    MAX_NAME,
     Axis,
     axis_field,
     check_axes,
@@ -66,29 +55,21 @@ from scbjax.sweep.study.cells import check_search, is_search
 from scbjax.sweep.study.definition import DEFAULT_EXPERIMENT, Study, fingerprint, to_toml
 from scbjax.sweep.study.experiments import find_experiment
 from scbjax.sweep.study.fields import Fields, fields_of, read_value, shown
+from scbjax.sweep.study.locating import BYTE_ORDER_MARK, check_name, locate, read_text
 from scbjax.tables import nearest
 
 __all__ = [
     "Axis",
     "Study",
     "StudyError",
-    "check_name",
-    "find_studies",
     "fingerprint",
     "load_study",
     "parse_study",
-    "search_path",
     "to_toml",
 ]
-
-MAX_FILE_BYTES = 1 << 20
-"""Study files are written by hand; what is larger is something else."""
 MAX_TRAJECTORIES = 10_000_000
 """The plan is held in host memory."""
-
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
-_BYTE_ORDER_MARK = "\ufeff"
 _TEXTS = ("title", "question")
 _EXPERIMENT = "experiment"
 _SMALL = "small"
@@ -108,32 +89,6 @@ class _Draft:
     @property
     def fields(self) -> Fields:
         return fields_of(self.experiment)
-
-
-# ---------------------------------------------------------------------------- finding and loading
-
-
-def search_path(folder: str) -> list[Path]:
-    """Returns where a folder of a checkout is looked for: the current directory, then the checkout.
-
-    Args:
-        folder: such as ``sweeps`` or ``figures``.
-
-    Returns:
-        The existing folders; none where the library is installed without a checkout.
-    """
-    places = [Path.cwd(), Path(scbjax.__file__).resolve().parents[1]]
-    found = [place / folder for place in dict.fromkeys(places)]
-    return [place for place in found if place.is_dir()]
-
-
-def find_studies() -> list[Path]:
-    """Returns the study files of the current directory and the checkout, sorted by name."""
-    found: dict[str, Path] = {}
-    for folder in search_path("sweeps"):
-        for path in folder.glob("*.toml"):
-            found.setdefault(path.stem, path)
-    return [found[name] for name in sorted(found)]
 
 
 def load_study(
@@ -164,8 +119,8 @@ def load_study(
     Raises:
         StudyError: the file or an override is wrong; the text is one sentence.
     """
-    path = _locate(str(path_or_name))
-    text = _read_text(path)
+    path = locate(str(path_or_name))
+    text = read_text(path)
     return parse_study(
         text,
         path.stem,
@@ -229,83 +184,13 @@ def parse_study(
         raise StudyError(f"{source}{changed}: {error}") from None
 
 
-def _locate(given: str) -> Path:
-    if "\0" in given:
-        raise StudyError(f"a study's path must not hold a null character, got {shown(given)}")
-    if given.endswith(".toml") or "/" in given or "\\" in given:
-        return Path(given)
-    found = {path.stem: path for path in find_studies()}
-    if given in found:
-        return found[given]
-    with suppress(OSError):  # a name that is too long for a file
-        if given and Path(given).exists():
-            return Path(given)
-    raise StudyError(f"no study is called {shown(given)}{_hint(given, found)}")
-
-
-def _hint(given: str, found: Mapping[str, Path]) -> str:
-    """How an error ends about a study that was not found."""
-    with suppress(OSError):
-        if given and Path(f"{given}.toml").is_file():
-            return f"; did you mean the file '{given}.toml'?"
-    if not found:
-        return f": {outside_checkout('sweeps')}, or name a study file, such as my_study.toml"
-    return nearest(given, found) or f" (studies: {', '.join(found)})"
-
-
-def outside_checkout(folder: str) -> str:
-    """What to say where a folder that a checkout has can't be found, as the library alone has not.
-
-    Args:
-        folder: such as ``sweeps`` or ``figures``.
-    """
-    return f"there is no folder '{folder}' with any here; run scbjax in a checkout, which has one"
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if path.is_dir():
-            raise StudyError(f"{path} is a directory, not a study file")
-        if path.exists() and not path.is_file():
-            raise StudyError(f"{path} is not a regular file")
-        if path.exists() and path.suffix != ".toml":
-            raise StudyError(f"{path} is not a study file: its name must end in .toml")
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        raise StudyError(f"{path} does not exist") from None
-    except OSError as error:
-        raise StudyError(f"{path} can't be read: {error.strerror}") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise StudyError(f"{path} is larger than {MAX_FILE_BYTES} bytes, too large for a study")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise StudyError(f"{path}, line {line}: the text is not UTF-8") from None
-
-
-def check_name(name: str) -> str:
-    """Returns a study's name, once it is sure that it names a file and no other place.
-
-    Raises:
-        StudyError: it doesn't.
-    """
-    if not _SAFE_NAME.fullmatch(name) or len(name) > MAX_NAME:
-        raise StudyError(
-            f"a study's name becomes a file name and must consist of at most {MAX_NAME} letters, "
-            f"digits, _ and -, got {shown(name)}"
-        )
-    return name
-
-
 def _parse_toml(text: str, source: str) -> Table:
     if _has_surrogates(text):
         raise StudyError(f"{source}: the text is not Unicode")
     # Some editors mark a file as UTF-8 by a first character that is no text. TOML's newlines are \n
     # and \r\n; tomllib refuses any other carriage return.
     try:
-        return tomllib.loads(text.removeprefix(_BYTE_ORDER_MARK).replace("\r\n", "\n"))
+        return tomllib.loads(text.removeprefix(BYTE_ORDER_MARK).replace("\r\n", "\n"))
     except tomllib.TOMLDecodeError as error:
         reason, _, place = str(error).partition(" (at ")
         found = re.match(r"line (\d+)", place)
@@ -323,9 +208,6 @@ def _has_surrogates(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
-
-
-# ---------------------------------------------------------------------------- reading the tables
 
 
 def _read_document(document: Table, experiments: Sequence[Experiment]) -> _Draft:
@@ -398,9 +280,6 @@ def _read_table(fields: Fields, table: str, raw: object) -> dict[str, Any]:
 def _field_in(fields: Fields, table: str, key: str) -> Parameter:
     path = f"{table}.{key}"
     return fields[path] if path in fields else fields.find(path)
-
-
-# ---------------------------------------------------------------------------- overrides
 
 
 def _override(draft: _Draft, override: str) -> _Draft:
@@ -477,9 +356,6 @@ def _override_zip(draft: _Draft, name: str, raw: object) -> _Draft:
         pick(axis, raw) if axis.is_zip and axis.name == name else axis for axis in draft.axes
     )
     return replace(draft, axes=axes)
-
-
-# ---------------------------------------------------------------------------- the whole study
 
 
 def _resolve(draft: _Draft, name: str) -> Study:

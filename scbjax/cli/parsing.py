@@ -1,0 +1,148 @@
+"""From arguments to the command that they ask for, its help, or a sentence of what is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Protocol, TypeAlias, get_args
+
+import tyro
+
+from scbjax.base import StudyError
+from scbjax.cli.comparing import Rerun, Verify
+from scbjax.cli.drawing import Figure
+from scbjax.cli.machine import Bench, Devices
+from scbjax.cli.run import Run
+from scbjax.cli.status import Status
+from scbjax.cli.studies import List, Show
+from scbjax.sweep.study.fields import shown
+from scbjax.tables import nearest
+
+DESCRIPTION = (
+    "Sweeps of linear transformers that learn sparse contextual bigrams. "
+    "`scbjax --version` prints the version; `scbjax --tyro-print-completion bash` (or zsh) "
+    "prints what completes its words in that shell."
+)
+
+_COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
+
+
+class Command(Protocol):
+    """A command with its arguments."""
+
+    def __call__(self) -> int:
+        """Runs the command; returns its exit status."""
+
+
+_Commands: TypeAlias = (
+    Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Status, tyro.conf.subcommand("status")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Rerun, tyro.conf.subcommand("rerun")]
+    | Annotated[Figure, tyro.conf.subcommand("figure")]
+    | Annotated[Devices, tyro.conf.subcommand("devices")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
+)
+EXAMPLES: Mapping[str, Sequence[str]] = {
+    "": (
+        "scbjax run quickstart",
+        "scbjax show my_study.toml",
+        "scbjax run my_study.toml --set train.steps=2000",
+        "scbjax run --help",
+    ),
+    "run": (
+        "scbjax run quickstart",
+        "scbjax run fig1 --small",
+        "scbjax run fig1 --set train.steps=2000 --set 'axes.seed={range=[0, 4]}' --out shorter",
+        "scbjax run my_study.toml --memory 4GiB --no-figure",
+        "scbjax run fig6 --engine dask",
+    ),
+    "list": ("scbjax list",),
+    "show": ("scbjax show fig1", "scbjax show my_study.toml --set 'axes.l1=[1e-4, 1e-3]'"),
+    "status": ("scbjax status results/fig1",),
+    "verify": ("scbjax verify results/fig1", "scbjax verify results/fig1 --count 100 --seed 1"),
+    "rerun": ("scbjax rerun results/fig1/fig1.nc", "scbjax rerun fig1.nc --out again"),
+    "figure": (
+        "scbjax figure quickstart",
+        "scbjax figure all --out pictures",
+        "scbjax figure fig1 --numbers",
+        "scbjax figure fig1 --results results/small",
+    ),
+    "devices": ("scbjax devices",),
+    "bench": ("scbjax bench", "scbjax bench step --quick", "scbjax bench --all --out benchmarks"),
+}
+NAMES = tuple(command.__metadata__[0].name for command in get_args(_Commands))
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """The command that arguments ask for; its help where there are none."""
+    if not arguments:
+        arguments = ["--help"]
+    first = arguments[0]
+    if first not in NAMES and not first.startswith("-"):
+        known = f" (commands: {', '.join(NAMES)})"
+        raise StudyError(f"no command is called {shown(first)}{nearest(first, NAMES) or known}")
+    if first.replace("_", "-") not in _COMPLETION:
+        return _ask_tyro(arguments)
+    try:
+        if len(arguments) > 1:
+            return _ask_tyro(arguments)
+    except (AssertionError, ImportError, ValueError):  # a shell that this tyro can't do
+        pass
+    shell = shown(arguments[1]) if len(arguments) > 1 else "nothing"
+    raise StudyError(f"{first} needs the name of a shell, bash or zsh, got {shell}")
+
+
+def _ask_tyro(arguments: Sequence[str]) -> Command:
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            return tyro.cli(
+                _Commands,
+                prog="scbjax",
+                description=DESCRIPTION,
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            _print_examples(arguments)
+            raise
+        raise StudyError(_condensed(message.getvalue())) from None
+
+
+def _print_examples(arguments: Sequence[str]) -> None:
+    """Ends the help of a command, or of all of them, with what can be typed."""
+    if any(word in {"-h", "--help"} for word in arguments):
+        examples = EXAMPLES[arguments[0] if arguments[0] in EXAMPLES else ""]
+        print("\n".join(["", "examples:", *(f"  {line}" for line in examples)]))
+
+
+def _condensed(box: str) -> str:
+    r"""Returns tyro's boxed error message as one sentence.
+
+    >>> _condensed("╭─ Oops ──╮\n│ Bad: x │\n│ ────── │\n│ For full helptext, run a │\n╰────╯")
+    'Bad: x (see scbjax --help)'
+    """
+    lines = [line.strip(" │╭╮╰╯") for line in box.splitlines()]
+    sections = [[line for line in section if line] for section in _split_at_rules(lines)]
+    kept = [
+        # Below a heading stand the name of an argument and then its whole help text.
+        " ".join(section[:2] if section[0].endswith(":") else section)
+        for section in sections
+        if section and not section[0].startswith("For full helptext")
+    ]
+    return f"{'; '.join(kept).rstrip('.')} (see scbjax --help)"
+
+
+def _split_at_rules(lines: Sequence[str]) -> list[list[str]]:
+    sections: list[list[str]] = [[]]
+    for line in lines:
+        if line.startswith(("─", "--")) and line.endswith(("─", "--")):
+            sections.append([])
+        else:
+            sections[-1].append(line)
+    return sections
