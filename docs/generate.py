@@ -73,6 +73,7 @@ MODULES = (
     "scbjax.sweep.engine.remote",
     "scbjax.sweep.engine.local_workers",
     "scbjax.sweep.engine.here",
+    "scbjax.sweep.engine.session",
     "scbjax.sweep.engine.execute",
     "scbjax.sweep.engine.places",
     "scbjax.sweep.results.lock",

@@ -31,7 +31,7 @@ from hypothesis import HealthCheck, given, settings
 from scbjax import cli
 from scbjax.base import StudyError
 from scbjax.experiments.scb import EXPERIMENT
-from scbjax.sweep.engine import execute
+from scbjax.sweep.engine import execute, session
 from scbjax.sweep.plan.programs import plan_with_layout
 from scbjax.sweep.results.arrays import DamagedError
 from scbjax.sweep.results.dataset import check_arrays, read_dataset, save_dataset
@@ -154,7 +154,7 @@ def feed_chunk(folder: Path, data: bytes) -> None:
     (folder / "chunks" / "00000.npz").write_bytes(data)
     Store(folder).fingerprints()
     Store(folder).layout_of_chunks(PLAN)
-    execute.load_chunk(Store(folder), PLAN, PLAN.chunks[0])
+    session.load_chunk(Store(folder), PLAN, PLAN.chunks[0])
 
 
 def packed(members: dict[str, bytes]) -> bytes:
