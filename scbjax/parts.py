@@ -12,7 +12,6 @@ made once, outside of what is called again and again.
 
 import inspect
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ def with_values(function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: 
     return function(*arguments[: max(wanted, len(arguments) - 1)])
 
 
-@lru_cache(maxsize=256)
 def _required(function: Callable[..., Any]) -> int:
     """How many arguments a function must be given by position."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -490,6 +490,7 @@ def _round_to_marginals(coupling: jax.Array, marginal: jax.Array) -> jax.Array:
     coupling = coupling * jnp.minimum(marginal / jnp.sum(coupling, axis=0), 1.0)[None, :]
     rows = jnp.maximum(marginal - jnp.sum(coupling, axis=1), 0.0)
     columns = jnp.maximum(marginal - jnp.sum(coupling, axis=0), 0.0)
-    return coupling + jnp.outer(rows, columns) / jnp.maximum(
-        jnp.sum(rows), jnp.finfo(rows.dtype).tiny
-    )
+    # Shares of a sum are at most one. The compiler may work out the rows twice, once for their sum
+    # and with another rounding: a row that is left of 1e-8 and a sum of zero would give 1e22.
+    total = jnp.maximum(jnp.sum(rows), jnp.finfo(rows.dtype).tiny)
+    return coupling + jnp.outer(jnp.minimum(rows / total, 1.0), columns)

@@ -108,7 +108,14 @@ def test_a_batch_is_something_else() -> None:
         scbjax.loss(jax.tree.map(lambda a: jnp.stack([a, a]), PARAMS), BATCH)
 
 
-@pytest.mark.parametrize("name", ["loss", "gradient", "signal_gradients", "step", "simulated_step"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "loss",
+        "signal_gradients",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("gradient", "step", "simulated_step")),
+    ],
+)
 def test_a_compiled_function_checks_where_a_user_switches_it_on(name: str) -> None:
     function = jax.jit(OF_BATCHES[name])
     checked = checkify.checkify(function, errors=checkify.user_checks)

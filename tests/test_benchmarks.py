@@ -40,7 +40,9 @@ def size(num_tokens: int, context_length: int = 60, batch_size: int = 12) -> Any
 # -------------------------------------------------------------------------- like with like
 
 
-@pytest.mark.parametrize("num_tokens", [3, pytest.param(7, marks=pytest.mark.slow), 40])
+@pytest.mark.parametrize(
+    "num_tokens", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (7, 40))]
+)
 def test_all_implementations_take_the_same_step(num_tokens: int) -> None:
     peers = script("_peers")
     errors = peers.check_agreement(peers.available_peers(), size(num_tokens))

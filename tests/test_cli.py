@@ -388,6 +388,7 @@ def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedPr
 FULL = "scbjax: standard output can't be written: No space left on device\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("streams", "status", "out", "err"),
     [
@@ -891,6 +892,7 @@ def test_run_elsewhere(
     assert checkout.is_dir()
 
 
+@pytest.mark.slow
 def test_a_study_without_a_script_ends_with_the_default_figure(
     checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1043,7 +1045,7 @@ NO_DEVICE = "scbjax: JAX finds no device to run on: "
         ["devices"],
         ["run", "tiny"],
         pytest.param(["run", "tiny", "--engine", "dask"], marks=pytest.mark.slow),
-        ["verify", "begun"],
+        pytest.param(["verify", "begun"], marks=pytest.mark.slow),
         pytest.param(["rerun", str(REFERENCE)], marks=pytest.mark.slow),
         pytest.param(["bench", "tiny"], marks=pytest.mark.slow),
     ],

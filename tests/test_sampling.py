@@ -153,7 +153,7 @@ def test_samples_of_a_large_vocabulary_follow_the_law(count: int) -> None:
     check_law(joint, law)
 
 
-@pytest.mark.parametrize("num_tokens", [3, 6])
+@pytest.mark.parametrize("num_tokens", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_labels_given_a_long_context_have_the_conditional_law(num_tokens: int) -> None:
     """``E[(e_label - P X q) f] = 0`` for indicators f of the query and a token of the context."""
     length = 75
@@ -186,7 +186,7 @@ def test_labels_given_a_long_context_have_the_conditional_law(num_tokens: int) -
 
 @pytest.mark.parametrize(
     ("context_length", "sparsity"),
-    [pytest.param(70, 9, marks=pytest.mark.slow), (64, 64), (5, 2), (1, 1)],
+    [*(pytest.param(*at, marks=pytest.mark.slow) for at in ((70, 9), (64, 64))), (5, 2), (1, 1)],
 )
 def test_positions_have_the_law_of_the_pattern(context_length: int, sparsity: int) -> None:
     task = make_task(3, context_length, sparsity)
@@ -296,7 +296,7 @@ def test_runs_of_eight_tokens_are_independent(num_tokens: int) -> None:
     check_law(across, law)
 
 
-@pytest.mark.parametrize("num_tokens", [3, 17])
+@pytest.mark.parametrize("num_tokens", [3, SLOW_17])
 def test_successive_batches_of_a_sequence_are_independent(num_tokens: int) -> None:
     task = make_task(num_tokens, 64, 2)
     _, mu, _ = numpy_task(task)
@@ -462,7 +462,7 @@ def test_tokens_have_the_smallest_type_that_holds_them(num_tokens: int, dtype: s
     assert np.array_equal(np.unique(batch.tokens), np.arange(num_tokens))
 
 
-@pytest.mark.parametrize("num_tokens", [3, 17])
+@pytest.mark.parametrize("num_tokens", [3, SLOW_17])
 def test_odd_shapes_are_filled(num_tokens: int) -> None:
     for batch_size, length in ((1, 1), (7, 33)):
         task = make_task(num_tokens, length, 1)
@@ -477,7 +477,7 @@ def test_a_batch_needs_a_sample() -> None:
         sample_batch(jax.random.key(0), make_task(3, 4, 2), 0)
 
 
-@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("impl", ["threefry2x32", pytest.param("rbg", marks=pytest.mark.slow)])
 def test_a_batch_is_a_function_of_its_key(impl: str) -> None:
     task = make_task(3, 20, 2)
     first, again, other = (

@@ -120,6 +120,29 @@ def test_random_tasks_meet_the_assumption(num_tokens: int) -> None:
     assert len(np.unique(p[:, 0, 0])) == DRAWS
 
 
+@pytest.mark.parametrize("num_tokens", [2, 3, 7])
+def test_tasks_that_are_drawn_alone_are_those_of_a_program(num_tokens: int) -> None:
+    """Each way to compile rounds in its own way, and none of them may matter."""
+    keys = jax.random.split(jax.random.key(9), DRAWS)
+    sizes: dict[str, Any] = {
+        "num_tokens": num_tokens,
+        "context_length": LENGTH,
+        "sparsity": 2,
+    }
+    together = jax.jit(jax.vmap(lambda key: random_task(key, **sizes)))(keys)
+    alone = [random_task(key, **sizes) for key in keys]
+    for number, task in enumerate(alone):
+        np.testing.assert_allclose(task.transition.sum(axis=0), 1.0, atol=ROUNDING)
+        np.testing.assert_allclose(
+            task.transition @ task.stationary, task.stationary, atol=ROUNDING
+        )
+        for found, expected in zip(task, together, strict=True):
+            np.testing.assert_allclose(found, expected[number], atol=1e-5)
+    related = [related_task(keys[0], task, correlation=0.5) for task in alone]
+    for task in related:
+        np.testing.assert_allclose(task.transition.sum(axis=0), 1.0, atol=ROUNDING)
+
+
 @pytest.mark.parametrize("num_tokens", [2, 3, 20])
 def test_transition_signal_is_what_was_asked_for_or_the_most_that_mu_allows(
     num_tokens: int,

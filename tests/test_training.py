@@ -310,6 +310,7 @@ def test_near_uniform_softmax_steps_are_linear_steps_with_a_rescaled_rate() -> N
     assert deviations[1] == pytest.approx(deviations[0] / 10, rel=0.1)
 
 
+@pytest.mark.slow
 def test_what_is_seen_of_softmax_is_the_attention() -> None:
     task, key = make_task(), jax.random.key(3)
     record = ("attention_distance", "rounded_attention_distance", "attention_gain_support", "stage")
@@ -376,9 +377,9 @@ def test_the_rate_of_the_attention_is_its_ratio_times_that_of_the_value(
     ("optimizer", "attention_map"),
     [
         ("proximal", "linear"),
-        ("sgd", "linear"),
-        ("raw_sgd", "linear"),
-        ("adam", "linear"),
+        pytest.param("sgd", "linear", marks=pytest.mark.slow),
+        pytest.param("raw_sgd", "linear", marks=pytest.mark.slow),
+        pytest.param("adam", "linear", marks=pytest.mark.slow),
         ("adam", "softmax"),
     ],
 )
@@ -667,7 +668,8 @@ def test_third_stage_freezes_the_attention() -> None:
 # Trajectories.
 
 
-@pytest.mark.parametrize("optimizer", ["proximal", pytest.param("sgd", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["proximal", "sgd"])
 def test_many_tokens_are_learned_step_by_step(optimizer: Any) -> None:  # noqa: ANN401
     """The loop carries A in an order of its own in memory; what comes out is that of its steps."""
     task, key = make_task(num_tokens=MANY), jax.random.key(3)
@@ -834,6 +836,7 @@ def test_batches_depend_on_the_key_and_the_step_number_alone() -> None:
     assert len({*early, *late, *losses(jax.random.key(7), 0)}) == 7
 
 
+@pytest.mark.slow
 def test_every_record_refits_on_samples_of_its_own() -> None:
     task, key = make_task(), jax.random.key(6)
     settings = change(QUICK, record=("rounded_value_distance",), refit_samples=100)
@@ -900,6 +903,7 @@ def mapped(**values: list[float]) -> Settings:
     return change(QUICK, **{name: jnp.array(value) for name, value in values.items()})
 
 
+@pytest.mark.slow
 def test_mapped_settings_equal_separate_runs() -> None:
     task, key = make_task(), jax.random.key(8)
     values = {
@@ -950,6 +954,7 @@ def random_word_shapes(function: Callable[..., Any], *arguments: object) -> list
     ]
 
 
+@pytest.mark.slow
 def test_the_sampler_stays_unbatched_under_a_map_over_settings() -> None:
     # 7 lanes: a number that is no other size, nor half of one, here.
     width, task = 7, make_task(length=23)

@@ -49,6 +49,7 @@ def learning(
     record: Record,
     parameters: tuple[Parameter, ...] = (),
     search: SearchRules | None = None,
+    lengths: Mapping[str, int] | None = None,
 ) -> Experiment:
     """An experiment that trains a learner on what a source draws.
 
@@ -65,6 +66,10 @@ def learning(
         search: what searches need to know of it; they are refused where it is left out. What its
             rules name must be among the parameters and in the record: ``"samples"`` and
             ``"stage"`` are recorded of every learner that is asked for them.
+
+        lengths: of dimensions of what is recorded that are the same whatever is set. Those of the
+            others are found out by tracing, and a study can't sweep what is static of the learner
+            and record them.
 
     Returns:
         The experiment.
@@ -88,14 +93,16 @@ def learning(
     usual = tuple(p for p in (STEPS, RECORD_EVERY, BATCH_SIZE) if p.path not in given)
     own, whole = as_record(record), (*usual, *parameters)
     make = partial(_functions, source, learner, own)
+    dims, known = {d for entry in own for d in _observable(entry).dims}, dict(lengths or {})
+    static = tuple(p.path for p in parameters if p.kind == "static")
     return Experiment(
         name=name,
         parameters=whole,
         build=lambda fixed, _: make(_static(whole, fixed)),
         variables={record_name(entry): _variable(entry) for entry in own},
-        dims={dim: Variable(dim) for entry in own for dim in _observable(entry).dims},
-        sizes=partial(_sizes, make, own, whole),
-        size_paths=tuple(p.path for p in parameters if p.kind == "static"),
+        dims={dim: Variable(dim) for dim in sorted(dims)},
+        sizes=partial(_sizes, make, own, whole, known),
+        size_paths=() if dims <= known.keys() else static,
         search=search,
     )
 
@@ -161,11 +168,14 @@ def _sizes(
     make: Callable[..., Functions],
     record: tuple[str | Observable, ...],
     parameters: tuple[Parameter, ...],
+    known: Mapping[str, int],
     values: Values,
 ) -> dict[str, int]:
     """The lengths of the dimensions of what is recorded: those that its arrays turn out to have."""
+    if all(dim in known for entry in record for dim in _observable(entry).dims):
+        return dict(known)
     traced = frozenset(parameter.path for parameter in parameters if parameter.kind == "traced")
-    return dict(_traced_sizes(make, record, traced, _static(parameters, values)))
+    return {**_traced_sizes(make, record, traced, _static(parameters, values)), **known}
 
 
 # Asked of every chunk, and a learner takes seconds to be traced.

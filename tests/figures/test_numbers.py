@@ -35,6 +35,9 @@ Values = NDArray[np.float64]
 
 FIGURES = Path(_numbers.__file__).parent
 SCRIPTS = sorted(path.stem for path in FIGURES.glob("[!_]*.py"))
+# Of the tests that go through all scripts some do so with the slow ones.
+QUICK = ("complexity", "factors", "fig1", "sparsity", "stage1", "transfer")
+SOME = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SCRIPTS]
 
 
 def load(name: str) -> ModuleType:
@@ -176,7 +179,7 @@ def diverging(data: xr.Dataset, seed: int, record: int) -> xr.Dataset:
     return data
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", SOME)
 def test_a_diverged_seed_is_left_out_of_medians_and_counted(
     name: str, dataset: xr.Dataset, store: Store
 ) -> None:
@@ -227,7 +230,7 @@ def test_the_runs_left_out_are_counted_by_arm(dataset: xr.Dataset) -> None:
     assert _numbers.left_out(one) == [f"1 of 4 {said}: 1 of proximal."]
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", SOME)
 def test_a_dataset_without_a_finite_value_is_one_sentence(
     name: str, dataset: xr.Dataset, store: Store, tmp_path: Path
 ) -> None:
@@ -246,7 +249,7 @@ def test_a_dataset_without_a_finite_value_is_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", SOME)
 def test_a_variable_without_a_finite_value_is_drawn_and_tabled_without_a_warning(
     name: str, dataset: xr.Dataset
 ) -> None:

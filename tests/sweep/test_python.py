@@ -163,6 +163,7 @@ def test_a_study_is_a_name_or_a_file_too(place: Path, of_command: Path, study: s
     assert names_in(place) == BEFORE
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_once")
 def test_what_is_set_is_that_of_the_command(place: Path) -> None:
     settings = {"steps": np.int32(4), "train.l1": np.float32(1e-4)}
@@ -287,6 +288,7 @@ def test_an_error_leaves_nothing_behind(place: Path) -> None:
     assert names_in(place) == BEFORE
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_process_leaves_nothing_behind(place: Path) -> None:
     code = "import scbjax\nscbjax.sweep.run('tiny', set={'steps': 10**8}, axes={'seed': [0]})\n"
     process = subprocess.Popen(
