@@ -33,6 +33,7 @@ MODULES = (
     "scbjax.stages",
     "scbjax.noise",
     "scbjax.transfer",
+    "scbjax.recorded",
     "scbjax.observables",
     "scbjax.parts",
     "scbjax.sources",

@@ -22,7 +22,8 @@ from matplotlib.lines import Line2D
 
 STUDY: Final = "phase_samples"
 DISTANCE: Final = "rounded_attention_distance"
-VARIABLES: Final = (DISTANCE, "samples", "stage")
+VARIABLES: Final = (DISTANCE, "samples")
+NUMBERS: Final = (*VARIABLES, "stage")
 RECOVERED: Final = 0.1
 MOST: Final = 0.9
 LENGTH: Final = "context_length"
@@ -103,17 +104,15 @@ def _power_label(dataset: xr.Dataset, slope: float) -> str:
 def power_of_tasks(dataset: xr.Dataset) -> Estimate:
     """The power of T in the samples until most tasks recover, over resampled tasks and rates."""
     lengths = dataset[LENGTH].to_numpy().astype(float)
-    return power_estimate(lengths, until(dataset)[0], MOST)
+    return power_estimate(lengths, until(dataset, dataset[DISTANCE] < RECOVERED), MOST)
 
 
-def until(dataset: xr.Dataset) -> tuple[Values, Values]:
-    """Samples until recovery and until stage 1 ends [lengths, rates, seeds]; infinity for never."""
+def until(dataset: xr.Dataset, reached: xr.DataArray) -> Values:
+    """Samples at the first record at which something is so [lengths, rates, seeds]; or infinity."""
     samples = dataset["step"].to_numpy() * int(str(setting(dataset, "batch_size")))
-    data = dataset if RATE in dataset.dims else dataset.expand_dims(RATE)
-    data = data.transpose(LENGTH, RATE, "seed", "step")
-    reached = (data[DISTANCE].to_numpy() < RECOVERED, data["stage"].to_numpy() > 1)
-    used, switch = (np.where(when, samples, np.inf).min(axis=-1) for when in reached)
-    return used, switch
+    reached = reached if RATE in reached.dims else reached.expand_dims(RATE)
+    when = reached.transpose(LENGTH, RATE, "seed", "step").to_numpy()
+    return np.asarray(np.where(when, samples, np.inf).min(axis=-1))
 
 
 def tables(dataset: xr.Dataset) -> list[Table]:
@@ -121,7 +120,8 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     samples = dataset["step"].to_numpy() * int(str(setting(dataset, "batch_size")))
     lengths, first = dataset[LENGTH].to_numpy(), frontier(best_share(dataset), samples)
     data = dataset if RATE in dataset.dims else dataset.expand_dims(RATE)
-    used, switch = until(dataset)
+    used = until(dataset, dataset[DISTANCE] < RECOVERED)
+    switch = until(dataset, dataset["stage"] > 1)
     with np.errstate(invalid="ignore"):
         after = np.nan_to_num(used - switch, nan=np.inf)
     parts = (
@@ -155,7 +155,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
 
 def numbers(results: Path) -> str:
     """Give the numbers of the dataset under `results` as tables, and nothing drawn."""
-    return tabulate(STUDY, VARIABLES, tables, results)
+    return tabulate(STUDY, NUMBERS, tables, results)
 
 
 def draw(results: Path, out: Path) -> list[Path]:

@@ -1,7 +1,9 @@
 """Attention maps: against bisection in float64, SciPy, closed forms and finite differences."""
 
+import contextlib
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,9 +22,18 @@ Array = np.ndarray
 ALPHAS = (1.0, 1.0 + 1e-9, 1.0 + 1e-4, 1.25, 1.5, 1.999, 2.0)
 
 
+@contextlib.contextmanager
+def double_precision(on: bool = True) -> Iterator[None]:
+    jax.config.update("jax_enable_x64", on)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request: pytest.FixtureRequest) -> Any:  # noqa: ANN401
-    with jax.enable_x64(request.param == "float64"):
+    with double_precision(request.param == "float64"):
         yield request.param
 
 
@@ -83,7 +94,7 @@ def test_maps_of_equal_numbers_are_uniform_and_start_so(name: str) -> None:
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_derivatives_are_those_of_finite_differences(alpha: float) -> None:
     rng = np.random.default_rng(1)
-    with jax.enable_x64():
+    with double_precision():
         logits, move = (jnp.asarray(rng.normal(size=(40, 3))) for _ in range(2))
         weigh = jnp.asarray(rng.normal(size=(40, 3)))
         _, slope = jax.jvp(lambda x: entmax(x, alpha), (logits,), (move,))
@@ -141,7 +152,7 @@ def test_relu_weights_have_a_derivative_where_nothing_is_positive() -> None:
 )
 def test_the_preconditioned_step_moves_attention_as_the_linear_one(name: str, alpha: float) -> None:
     """To first order in the rate, from weights that are all positive."""
-    with jax.enable_x64():
+    with double_precision():
         task = scbjax.random_task(jax.random.key(0), num_tokens=3, context_length=12, sparsity=3)
         task = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), task)
         noise = 0.01 * jax.random.normal(jax.random.key(1), (12, 3), jnp.float64)

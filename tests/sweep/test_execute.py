@@ -740,6 +740,7 @@ def run_process(
     )
 
 
+@pytest.mark.slow  # which is how programs are compiled for users: bits are theirs
 def test_eight_devices_give_the_same_bits_and_send_nothing(tmp_path: Path, cut: Kept) -> None:
     found = run_process(tmp_path, "axes.seed={range=[0, 8]}", devices=8)
     assert found.stdout == "8 ((8, 2, 1),) False\nTrue []\n", found.stderr
