@@ -55,6 +55,8 @@ MODULES = (
     "scbjax.sharding",
     "scbjax.parallel",
     "scbjax.experiments.of_parts",
+    "scbjax.experiments.maps",
+    "scbjax.lazily",
     "scbjax.sweep.python",
     "scbjax.sweep.study.own",
     "scbjax.sweep.study.experiments",
