@@ -253,11 +253,16 @@ def _elsewhere(name: str, experiment: Experiment) -> str:
     if experiment not in own:
         return ""
     having = [
-        other.name
+        other
         for other in own
         if any(name in (parameter.path, parameter.short) for parameter in other.parameters)
     ]
-    return "".join(f'; experiment = "{known}" has it' for known in having[:1])
+    if not having:
+        return ""
+    # Of several the one that is most like this one.
+    paths = {parameter.path for parameter in experiment.parameters}
+    nearest_one = max(having, key=lambda other: len(paths & {p.path for p in other.parameters}))
+    return f'; experiment = "{nearest_one.name}" has it'
 
 
 def _names_used(experiment: Experiment) -> frozenset[str]:
