@@ -75,7 +75,13 @@ MISSHAPEN: dict[str, tuple[Batch, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", list(OF_BATCHES))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n.startswith("simulated") else ())
+        for n in OF_BATCHES
+    ],
+)
 def test_a_drawn_batch_is_right(name: str) -> None:
     OF_BATCHES[name](BATCH)
     OF_BATCHES[name](Batch(*(np.asarray(array) for array in BATCH)))  # type: ignore[arg-type]

@@ -412,6 +412,7 @@ def test_streams_that_fail_cost_no_work(
     assert not list((checkout / "results").rglob("lock"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stdout", pytest.param("stderr", marks=pytest.mark.slow)])
 def test_a_reader_that_goes_away_in_mid_run_costs_no_work(
     checkout: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -1038,7 +1039,7 @@ def test_a_system_without_locks(
 NO_DEVICE = "scbjax: JAX finds no device to run on: "
 
 
-@pytest.mark.parametrize("name", ["abacus", "cuda"])
+@pytest.mark.parametrize("name", ["abacus", pytest.param("cuda", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+# All of them look at what one process with many devices takes a minute to compute.
+pytestmark = pytest.mark.slow
+
 DEVICES, BATCH = 8, 7
 NUM_TOKENS = (3, 40)
 # In float64, where the order of sums shows in the last digits and a different draw does not.
@@ -127,7 +130,6 @@ def assert_same(pair: tuple[list[Any], list[Any]]) -> None:
         np.testing.assert_allclose(split, whole, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.slow
 def test_the_same_task_is_drawn(report: dict[str, Any]) -> None:
     assert_same(report["task"])
 
@@ -198,7 +200,6 @@ print(json.dumps(report))
 """
 
 
-@pytest.mark.slow
 def test_two_processes_share_a_trajectory() -> None:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

@@ -309,7 +309,7 @@ def brute_force_refits(attention: Array, task: Task, keys: jax.Array, num_sample
     return np.stack(values)
 
 
-@pytest.mark.parametrize("support", [2, 64])
+@pytest.mark.parametrize("support", [pytest.param(2, marks=pytest.mark.slow), 64])
 def test_refit_has_the_law_of_a_refit_on_whole_contexts(support: int) -> None:
     numbers, num_samples, repeats = Numbers(10), 300, 400
     attention, task = sparse_attention(numbers), numbers.task()

@@ -93,7 +93,7 @@ def task() -> Task:
 # Random tasks
 
 
-@pytest.mark.parametrize("num_tokens", [3, 5, 20])
+@pytest.mark.parametrize("num_tokens", [3, 5, pytest.param(20, marks=pytest.mark.slow)])
 def test_random_tasks_meet_the_assumption(num_tokens: int) -> None:
     skew = 2.0
     sparsity = np.arange(DRAWS) % 9 + 1

@@ -517,7 +517,7 @@ def test_fig6_has_a_column_for_each_vocabulary(dataset: xr.Dataset) -> None:
         assert not [item for item in axes.lines if str(item.get_gid()).startswith("real")]
 
 
-@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("same", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_fig6_draws_real_runs_of_the_same_settings(
     dataset: xr.Dataset, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
 ) -> None:

@@ -97,6 +97,7 @@ def test_random_words_are_drawn_once_for_all_learners(
 # ---------------------------------------------------------------------------- compilations
 
 
+@pytest.mark.slow
 def test_a_mixed_grid_compiles_a_program_for_each_static_combination() -> None:
     axes = "axes.batch_size=[2, 3, 4]", "axes.seed={range=[0, 8]}", f"axes.l1={[*range(8)]}"
     study = parse_study(TEXT, "study", axes)
