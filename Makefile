@@ -14,7 +14,7 @@ PINS := exact
 # Old releases meet newer ones of what they depend on and warn about it: not our errors.
 WARNINGS := $(if $(filter oldest,$(PINS)),-W default)
 # A file's tests stay in one process and share what they compile.
-# One more than there are cores, since a quarter of the time is waited for processes and files.
+# One more than there are cores: some of the time is waited for other processes and for files.
 PYTEST := $(BIN)/python -m pytest -n $(shell n=$$(nproc 2>/dev/null || echo 3); \
 	echo $$((n < 4 ? n + 1 : 4))) --dist loadfile $(WARNINGS)
 # What `make test-versions` runs the tests with.

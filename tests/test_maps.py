@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ import scipy.optimize
 import scipy.special
 
 import scbjax
+from scbjax.base import StudyError
 from scbjax.experiments import maps
 from scbjax.experiments.maps import entmax, map_weights, relu_weights
 from scbjax.losses import population_grad
@@ -84,11 +86,16 @@ def test_sparsemax_is_the_projection_onto_the_simplex(dtype: str) -> None:
     np.testing.assert_array_equal(found == 0, expected == 0)
 
 
-@pytest.mark.parametrize("name", ["softmax", "entmax", "sparsemax", "relu"])
-def test_maps_of_equal_numbers_are_uniform_and_start_so(name: str) -> None:
-    for length in (1, 2, 1000):
-        start = jnp.full((length, 2), maps.start_of(name, length))
-        np.testing.assert_allclose(map_weights(name, start, 1.5), 1.0 / length, rtol=1e-5)
+@pytest.mark.parametrize("name", maps.MAPS)
+def test_every_map_starts_at_uniform_attention(name: str) -> None:
+    model = maps.model_of({"attention_map": name, "value_path": "linear"})
+    for length in (2, 1000):
+        task = scbjax.random_task(
+            jax.random.key(0), num_tokens=3, context_length=length, sparsity=2
+        )
+        params = model.readout(model.init(jax.random.key(1), task), {"alpha": jnp.asarray(1.5)})
+        np.testing.assert_allclose(params.attention, 1.0 / length, rtol=1e-5)
+        np.testing.assert_allclose(params.value, jnp.tile(task.stationary[:, None], 3))
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -135,7 +142,9 @@ def test_derivatives_are_finite_at_the_start_and_far_from_it(alpha: float) -> No
 
 @pytest.mark.parametrize("alpha", [0.5, 2.5, math.nan])
 def test_alphas_out_of_range_are_refused(alpha: float) -> None:
-    with pytest.raises(ValueError, match=r"alpha is .*; it must be between 1 and 2"):
+    with pytest.raises(
+        ValueError, match=r"alpha is .*; it must be between 1 and 2: below 1 no weight"
+    ):
         entmax(jnp.zeros((3, 1)), alpha)
 
 
@@ -157,7 +166,7 @@ def test_the_preconditioned_step_moves_attention_as_the_linear_one(name: str, al
         task = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), task)
         noise = 0.01 * jax.random.normal(jax.random.key(1), (12, 3), jnp.float64)
         noise = noise - noise.mean(axis=0, keepdims=True)  # columns of the linear map sum to one
-        parameter = maps.start_of(name, 12) + noise
+        parameter = (1 / 12 if name == "linear" else 0.0) + noise
         value = task.stationary[:, None] + 0.3 * (task.transition - task.stationary[:, None])
         attention = map_weights(name, parameter, alpha)
         assert float(attention.min()) > 0
@@ -236,7 +245,8 @@ def test_an_mlp_takes_the_place_of_v() -> None:
 def test_a_small_sweep_learns_with_every_map() -> None:
     study = {
         "experiment": "maps",
-        "task": {"context_length": 20, "sparsity": 2},
+        "task": {"num_tokens": 3, "context_length": 20, "sparsity": 2},
+        "record": {"variables": ["excess_loss"]},
         "train": {"steps": 200, "record_every": 50, "data": "population", "rate": 0.5},
         "zip": [
             {
@@ -250,3 +260,33 @@ def test_a_small_sweep_learns_with_every_map() -> None:
     start, end = (found.excess_loss.isel(step=at).median("seed") for at in (0, -1))
     assert (end < 0.7 * start).all()
     assert not (found.diverged_at >= 0).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task.num_tokens": 1}, "task.num_tokens must be an integer from 2 to 2147483647, got 1"),
+        ({"task.sparsity": 30}, "task.sparsity = 30 is larger than task.context_length = 20"),
+        ({"model.alpha": 0.5}, "model.alpha must be a number from 1.0 to 2.0, got 0.5"),
+        (
+            {"train.optimizer": "preconditioned", "model.attention_map": "relu"},
+            "train.optimizer = 'preconditioned' has no meaning with model.attention_map = 'relu'",
+        ),
+        (
+            {"model.value_path": "mlp", "record.variables": ["excess_loss"]},
+            "excess_loss, which has no closed form with model.value_path = 'mlp'",
+        ),
+        (
+            {"train.data": "population", "record.variables": ["samples"]},
+            "samples, of which train.data = 'population' uses none",
+        ),
+    ],
+)
+def test_what_has_no_meaning_is_one_sentence(changes: dict[str, Any], message: str) -> None:
+    study = {
+        "experiment": "maps",
+        "task": {"num_tokens": 3, "context_length": 20, "sparsity": 2},
+        "train": {"steps": 2, "record_every": 1},
+    }
+    with pytest.raises(StudyError, match=re.escape(message)):
+        scbjax.sweep.run(study, set=changes, axes={"seed": range(2)}, progress=False)

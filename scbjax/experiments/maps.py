@@ -43,7 +43,9 @@ from typing import TYPE_CHECKING, Any
 import scbjax
 from scbjax.base import FLOAT32_MAX, INT32_MAX, Choice, Interval, Parameter, Relation
 from scbjax.experiments.of_parts import learning
+from scbjax.experiments.scb_common import SPARSITY_FITS
 from scbjax.lazily import Lazily
+from scbjax.parameters import TASK, TRAIN
 from scbjax.parts import Model, Observable, Source
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ MAPS = ("linear", "softmax", "entmax", "sparsemax", "relu")
 _ALPHA = {"softmax": 1.0, "sparsemax": 2.0}
 _STEPS_TO_NORMALISE = 40  # Newton's; three to ten are taken
 _SERIES = 0.5  # up to where a series is more exact than the formula
+_LEAST_SHARE = 1e-3  # of a uniform weight, for a weight to be moved
 _BINS = 4  # of the weights of true positions, by their size
 
 # ---------------------------------------------------------------------------------------- the maps
@@ -81,8 +84,13 @@ def entmax(logits: jax.Array, alpha: jax.Array | float) -> jax.Array:
         >>> entmax(jnp.array([[0.0], [0.5], [1.0]]), 2.0).ravel().tolist()
         [0.0, 0.25, 0.75]
     """
-    if not isinstance(alpha, jax.core.Tracer) and not 1.0 <= float(alpha) <= 2.0:
-        raise ValueError(f"alpha is {float(alpha)}; it must be between 1 and 2")
+    from scbjax.arguments import Numbers, check_number
+
+    try:
+        check_number("alpha", alpha, Numbers(1.0, 2.0))
+    except ValueError as error:
+        reason = "below 1 no weight is ever zero, above 2 the derivative has no bound"
+        raise ValueError(f"{error}: {reason}") from None
     weights: jax.Array = _entmax()(logits, jnp.asarray(alpha, logits.dtype))
     return weights
 
@@ -187,11 +195,6 @@ def map_weights(name: str, parameter: jax.Array, alpha: jax.Array | float) -> ja
     return entmax(parameter, _ALPHA.get(name, alpha))
 
 
-def start_of(name: str, context_length: int) -> float:
-    """The number that makes A uniform where every entry of W is it."""
-    return 1.0 / context_length if name in ("linear", "relu") else 0.0
-
-
 # ------------------------------------------------------------------------------ the learner's parts
 
 
@@ -200,22 +203,19 @@ def model_of(static: Mapping[str, Any]) -> Model:
     name, is_mlp = static["attention_map"], static["value_path"] == "mlp"
 
     def init(key: jax.Array, task: scbjax.Task) -> dict[str, Any]:
-        num_tokens, length = task.num_tokens, task.context_length
-        start = jnp.full((length, num_tokens), start_of(name, length), task.stationary.dtype)
-        attention = jax.lax.optimization_barrier(start)
+        # Every entry of W is the same: 1/T for the maps that keep it so, and any number for others.
+        uniform = scbjax.init_params(task, "linear" if name in ("linear", "relu") else "softmax")
         if not is_mlp:
-            uniform = jnp.broadcast_to(task.stationary[:, None], (num_tokens, num_tokens))
-            return {"value": uniform, "attention": attention}
-        width = static["width"]
+            return uniform._asdict()
+        width, num_tokens, dtype = static["width"], task.num_tokens, task.stationary.dtype
         first, bias = jax.random.split(key)
-        hidden = jax.random.normal(first, (width, num_tokens), task.stationary.dtype)
         value = {
-            "hidden": hidden,
-            "bias": jax.random.normal(bias, (width,), task.stationary.dtype),
-            "output": jnp.zeros((num_tokens, width), task.stationary.dtype),
+            "hidden": jax.random.normal(first, (width, num_tokens), dtype),
+            "bias": jax.random.normal(bias, (width,), dtype),
+            "output": jnp.zeros((num_tokens, width), dtype),
             "mean": task.stationary,
         }
-        return {"value": value, "attention": attention}
+        return {"value": value, "attention": uniform.attention}
 
     def readout(params: Mapping[str, Any], values: Mapping[str, Any]) -> scbjax.Params:
         attention = map_weights(name, params["attention"], values["alpha"])
@@ -278,21 +278,21 @@ def preconditioned(
         rate: eta_V.
         attention_rate: eta_A.
         alpha: of ``entmax``.
-        l1: threshold of eq. 6; of use for the linear map alone.
+        l1: threshold of eq. 6, for the linear map, whose step is the paper's
+            (:func:`scbjax.scb_proximal`).
     """
-    from scbjax.optim import soft_threshold, value_descent
+    from scbjax.optim import scb_proximal, value_descent
 
-    stationary = task.stationary
-    value = value_descent(stationary, rate)
+    if name == "linear":
+        return scb_proximal(task.stationary, rate, attention_rate, l1)
+    value, order = value_descent(task.stationary, rate), _ALPHA.get(name, alpha)
 
     def direction(gradient: jax.Array, parameter: jax.Array) -> jax.Array:
         weights = map_weights(name, parameter, alpha)
-        order = 2.0 if name == "linear" else _ALPHA.get(name, alpha)
         # Weights far below uniform ones stay as they are: their gradients are all rounding.
-        floor = 1e-3 / weights.shape[-2]
-        lives = (weights > floor) if name != "linear" else jnp.ones_like(weights, bool)
-        speed = jnp.where(lives, jnp.where(lives, jnp.abs(weights), 1.0) ** (2.0 - order), 1.0)
-        pulled = jnp.where(lives, gradient / speed, 0.0) / stationary[None, :]
+        lives = weights > _LEAST_SHARE / weights.shape[-2]
+        speed = jnp.where(lives, _speed(weights, order), 1.0)
+        pulled = jnp.where(lives, gradient / speed, 0.0) / task.stationary[None, :]
         count = jnp.sum(lives, axis=0, keepdims=True, dtype=weights.dtype)
         count = jnp.maximum(count, 1.0)
         centred = pulled - jnp.sum(pulled, axis=0, keepdims=True) / count
@@ -303,28 +303,24 @@ def preconditioned(
 
     def update(grads: Any, state: Any, params: Any, **_: object) -> Any:  # noqa: ANN401
         moved, state = value.update(grads["value"], state, params["value"])
-        turned = -attention_rate * direction(grads["attention"], params["attention"])
-        if name == "linear":
-            kept = soft_threshold(params["attention"] + turned, l1)
-            missing = 1.0 - jnp.sum(kept, axis=0, keepdims=True)
-            turned = kept + missing / kept.shape[0] - params["attention"]
-        return {"value": moved, "attention": turned}, state
+        turned = direction(grads["attention"], params["attention"])
+        return {"value": moved, "attention": -attention_rate * turned}, state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def optimizer_of(static: Mapping[str, Any]) -> Callable[[Any, Any, Any], Any]:
     """The optimiser that the static values name, as :func:`scbjax.learner` takes it."""
+    from scbjax.algorithm import per_signal
 
     def make(task: scbjax.Task, values: Mapping[str, jax.Array], _: object) -> Any:  # noqa: ANN401
         rate, ratio = values["rate"], values["attention_rate_ratio"]
         if static["optimizer"] == "preconditioned":
             # In the units of the theory, as the paper's arms.
-            rates = (rate / scbjax.pattern_signal(task), rate * ratio)
-            rates = (rates[0], rates[1] / scbjax.transition_signal(task))
-            return preconditioned(
-                static["attention_map"], task, *rates, values["alpha"], values["l1"]
-            )
+            value = per_signal(rate, scbjax.pattern_signal(task))
+            attention = per_signal(rate * ratio, scbjax.transition_signal(task))
+            name, alpha = static["attention_map"], values["alpha"]
+            return preconditioned(name, task, value, attention, alpha, values["l1"])
         kind = optax.sgd if static["optimizer"] == "sgd" else optax.adam
         parts = {"value": kind(rate), "attention": kind(rate * ratio)}
         return optax.partition(parts, {"value": "value", "attention": "attention"})
@@ -404,13 +400,11 @@ RECORD = (
 )  # fmt: skip
 
 _SIZE, _RATE = Interval(1, INT32_MAX), Interval(0.0, FLOAT32_MAX)
+_DECLARED = {parameter.path: parameter for parameter in (*TASK, *TRAIN)}
 PARAMETERS = (
-    Parameter("task.num_tokens", int, 3, "static", "outer", "Vocabulary size N", _SIZE),
-    Parameter(
-        "task.context_length", int, 1000, "static", "outer", "Context length T", _SIZE,
-        symbol="$T$",
-    ),
-    Parameter("task.sparsity", int, 4, "static", "outer", "Nonzero weights in a column", _SIZE),
+    _DECLARED["task.num_tokens"],
+    _DECLARED["task.context_length"],
+    replace(_DECLARED["task.sparsity"], kind="static", layer="outer", draws=False),
     Parameter(
         "train.data", str, "fresh", "static", "outer",
         "Gradients: of fresh mini-batches, or expected ones (population)",
@@ -436,14 +430,8 @@ PARAMETERS = (
     Parameter(
         "train.rate", float, 0.1, "traced", "inner", "Rate of V", _RATE, symbol=r"$\eta$"
     ),
-    Parameter(
-        "train.attention_rate_ratio", float, 1.0, "traced", "inner", "Rate of W over V's", _RATE
-    ),
-    Parameter(
-        "train.l1", float, 0.0, "traced", "inner",
-        "Threshold of eq. 6, for the linear map with the preconditioned step", _RATE,
-        symbol=r"$\lambda$",
-    ),
+    _DECLARED["train.attention_rate_ratio"],
+    replace(_DECLARED["train.l1"], default=0.0),
 )  # fmt: skip
 
 _RELATIONS = (
@@ -464,21 +452,30 @@ _RELATIONS = (
         "train.data = '{}' has no closed form with model.value_path = '{}'",
     ),
     Relation(
-        ("task.sparsity", "task.context_length"),
-        lambda sparsity, length: sparsity <= length,
-        "task.sparsity = {} is larger than task.context_length = {}",
+        ("record.variables", "model.value_path"),
+        lambda names, path: path == "linear" or "excess_loss" not in names,
+        "record.variables has excess_loss, which has no closed form with model.value_path = '{1}'",
     ),
+    Relation(
+        ("record.variables", "train.data"),
+        lambda names, data: data == "fresh" or "samples" not in names,
+        "record.variables has samples, of which train.data = '{1}' uses none",
+    ),
+    SPARSITY_FITS,
 )
 
+_LEARNING = learning(
+    "maps",
+    _source,
+    _learner,
+    record=RECORD,
+    parameters=PARAMETERS,
+    lengths={"weight_bin": _BINS},
+)
 EXPERIMENT = replace(
-    learning(
-        "maps",
-        _source,
-        _learner,
-        record=RECORD,
-        parameters=PARAMETERS,
-        lengths={"weight_bin": _BINS},
-    ),
+    _LEARNING,
     relations=_RELATIONS,
+    # Without what some learners don't have.
+    default_record=tuple(n for n in _LEARNING.variables if n not in ("excess_loss", "samples")),
 )
 """Attention maps side by side."""

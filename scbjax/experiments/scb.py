@@ -12,7 +12,6 @@ from scbjax.base import (
     Experiment,
     Functions,
     Relation,
-    SearchRules,
     Values,
     Variable,
 )
@@ -22,6 +21,7 @@ from scbjax.experiments.scb_common import (
     OF_MU,
     OF_P,
     OF_Q,
+    SEARCH,
     SPARSITY_FITS,
     SWITCH_HAS_A_STEP,
     TOO_MANY_SAMPLES,
@@ -123,14 +123,8 @@ EXPERIMENT = Experiment(
     dtype=lambda values: str(values.get("task.dtype", "float32")),
     lowering=LOWERING,
     cost=COST,
-    search=SearchRules(
-        size="task.context_length",
-        batch_size="train.batch_size",
-        samples="samples",
-        stage="stage",
-        goal="rounded_attention_distance",
-        multiples=_pretraining_fits,
-        reads=("train.start", "transfer.pretraining_steps"),
+    search=SEARCH._replace(
+        multiples=_pretraining_fits, reads=("train.start", "transfer.pretraining_steps")
     ),
 )
 """The sparse contextual bigram and its one-layer linear transformer."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from scbjax.base import INT32_MAX, Lowering, Relation, Values, Variable
+from scbjax.base import INT32_MAX, Lowering, Relation, SearchRules, Values, Variable
 from scbjax.recorded import RECORDED
 
 # What parts of a task depend on, beside its seed.
@@ -75,3 +75,12 @@ def _lowered(values: Values) -> dict[str, Any]:
 
 LOWERING = Lowering(frozenset({"train.optimizer"}), frozenset(_SGD_AS_PROXIMAL), _lowered)
 """Preconditioned SGD as an arm of the proximal program."""
+
+SEARCH = SearchRules(
+    size="task.context_length",
+    batch_size="train.batch_size",
+    samples="samples",
+    stage="stage",
+    goal="rounded_attention_distance",
+)
+"""What searches need to know of both."""

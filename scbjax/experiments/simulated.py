@@ -20,7 +20,6 @@ from scbjax.base import (
     Interval,
     Parameter,
     Relation,
-    SearchRules,
     StudyError,
     Values,
 )
@@ -28,6 +27,7 @@ from scbjax.experiments.scb_common import (
     LIVE,
     LOWERING,
     OF_Q,
+    SEARCH,
     SPARSITY_FITS,
     SWITCH_HAS_A_STEP,
     TOO_MANY_SAMPLES,
@@ -117,12 +117,6 @@ EXPERIMENT = Experiment(
     dtype=lambda values: str(values.get("task.dtype", "float32")),
     lowering=LOWERING,
     cost=COST,
-    search=SearchRules(
-        size="task.context_length",
-        batch_size="train.batch_size",
-        samples="samples",
-        stage="stage",
-        goal="rounded_attention_distance",
-    ),
+    search=SEARCH,
 )
 """The learner of `scb`, with a few positions that stand for all of a context."""
