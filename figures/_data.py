@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 SEED_FIELDS: Final = frozenset({"seed", "task_seed", "data_seed", "init_seed"})
+PROBE: Final = "probe"  # what a search tried
 # Of matrices: never an axis of a study.
 MATRIX_DIMS: Final = frozenset({"snapshot", "token_out", "token_in", "position", "query"})
 POPULATION: Final[Mapping[str, str]] = {
@@ -63,7 +65,7 @@ def _with_all_axes(stored: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
 
     What a task is depends on some of the axes, and is stored along those.
     """
-    axes = {name: n for name, n in stored.sizes.items() if name not in {"step", *MATRIX_DIMS}}
+    axes = {name: stored.sizes[name] for name in study_axes(stored)}
     whole = {
         name: stored[name]
         .expand_dims({axis: n for axis, n in axes.items() if axis not in stored[name].dims})
@@ -72,6 +74,20 @@ def _with_all_axes(stored: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
     }
     along = {name: item for name, item in stored.coords.items() if {*item.dims} <= {*axes}}
     return xr.Dataset(whole, attrs=stored.attrs).assign_coords(along).load()
+
+
+def study_axes(dataset: xr.Dataset) -> list[Hashable]:
+    """List the dimensions of a dataset that are axes of its study.
+
+    The others are steps, matrices, and what an experiment records arrays along.
+    """
+    dims = [name for name in dataset.dims if name not in {"step", *MATRIX_DIMS}]
+    if "study" not in dataset.attrs:
+        return dims
+    study = tomllib.loads(dataset.attrs["study"])
+    named = {path.rpartition(".")[2] for path in study.get("axes", {})}
+    named |= {item["name"] for item in study.get("zip", [])} | {PROBE}
+    return [name for name in dims if name in named]
 
 
 def check_finite(dataset: xr.Dataset, study: str) -> None:
@@ -106,15 +122,15 @@ def tidy(dataset: xr.Dataset, panels: Sequence[str] = ()) -> xr.Dataset:
     Returns:
         The dataset with dimensions (arm, run, *panels) and, where a variable has it, step.
     """
-    dataset = dataset.rename(
-        {name: f"{name}_axis" for name in ("run", "arm") if name in dataset.dims}
-    )
+    renamed = {name: f"{name}_axis" for name in ("run", "arm") if name in dataset.dims}
+    own = [renamed.get(str(name), name) for name in study_axes(dataset)]
+    dataset = dataset.rename(renamed)
     for name in panels:
         if name not in dataset.coords:
             dataset = dataset.expand_dims(name)
         elif name not in dataset.dims:  # the field is part of a zip
             dataset = dataset.swap_dims({dataset[name].dims[0]: name})
-    axes = [name for name in dataset.dims if name not in {"step", *panels, *MATRIX_DIMS}]
+    axes = [name for name in own if name in dataset.dims and name not in panels]
     runs = [name for name in axes if _fields_along(dataset, name) <= SEED_FIELDS]
     arms = [name for name in axes if name not in runs]
     for name, parts in (("run", runs), ("arm", arms)):

@@ -52,8 +52,10 @@ class Estimate(NamedTuple):
     high: float
 
 
-def share_interval(hits: int, runs: int) -> Interval:
+def share_interval(hits: float, runs: int) -> Interval:
     """Interval of a share by Wilson's score: p with (hits / runs - p)^2 <= z^2 p (1 - p) / runs.
+
+    Parts of a hit count as such: of a mean of shares it is an interval that is wide enough.
 
     >>> low, high = share_interval(32, 32)
     >>> round(low, 3), high

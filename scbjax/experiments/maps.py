@@ -385,6 +385,7 @@ def _kept_by_size(view: scbjax.View) -> jax.Array:
 
 RECORD = (
     "attention_distance",
+    "attention_similarity",
     "value_distance",
     "excess_loss",
     Observable(_support_mass, "attention on the true positions", name="support_mass"),
