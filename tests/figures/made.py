@@ -274,6 +274,50 @@ def projector_tasks() -> xr.Dataset:
     )
 
 
+def maps() -> xr.Dataset:
+    """Half of the mass after 3 T^(2 - alpha) steps, or 50 log T; half of the runs lose a quarter."""
+    lengths, orders = (64, 256, 1024), (1.0, 1.5, 2.0)
+    rows = [("entmax", alpha, "population", "sgd", n) for alpha in orders for n in lengths]
+    rows += [("linear", 1.0, "population", "preconditioned", n) for n in lengths]
+    rows += [("linear", 1.0, "fresh", "preconditioned", 64), ("softmax", 1.0, "fresh", "adam", 64)]
+    rows += [("entmax", 2.0, "fresh", "preconditioned", n) for n in (64, 256)]
+    name, alpha, kind, optimizer, length = (np.array(column) for column in zip(*rows, strict=True))
+    power = np.where(name == "linear", 2.0, alpha)
+    need = np.where(power == 2.0, 50 * np.log(length), 3.0 * length ** (2.0 - power))
+    spread = np.linspace(0.9, 1.1, SEEDS)[:, None]
+    step = np.arange(401) * 10
+    share = np.minimum(step / (2 * spread * need)[..., None], 1.0)  # a straight line to one
+    sizes = share[..., None] * np.linspace(0.7, 1.0, 4)
+    lost = np.where((np.arange(SEEDS) % 2)[:, None, None], 0.25, 0.0) * np.ones_like(share)
+    dims, ones = ("seed", "case", "step"), np.ones(len(rows))
+    settings = {"task.sparsity": 4, "train.batch_size": 8, "model.value_path": "linear"}
+    return xr.Dataset(
+        {
+            "support_mass": (dims, share),
+            "attention_similarity": (dims, share),
+            "value_distance": (dims, 1 - share),
+            "dead_share": (dims, lost),
+            "kept_by_size": ((*dims, "weight_bin"), sizes),
+        },
+        coords={
+            "seed": np.arange(SEEDS),
+            "step": step,
+            "context_length": ("case", length),
+            "attention_map": ("case", name),
+            "alpha": ("case", alpha),
+            "data": ("case", kind),
+            "optimizer": ("case", optimizer),
+            "rate": ("case", np.where(length == 256, 0.02, 0.01)),
+            "attention_rate_ratio": ("case", ones),
+            "l1": ("case", 0 * ones),
+        },
+        attrs={
+            "settings": json.dumps(settings),
+            "study": "[axes]\nseed = [0]\n[[zip]]\nname = 'case'\n",
+        },
+    )
+
+
 def fig5(dataset: xr.Dataset) -> xr.Dataset:
     """The shared dataset with a vocabulary in the place of the sparsity, and a loss."""
     data = dataset.rename({"sparsity": "num_tokens"})
@@ -288,6 +332,7 @@ MADE: dict[str, Callable[[], xr.Dataset]] = {
     "stage1": stage1,
     "factors": factors,
     "projector_tasks": projector_tasks,
+    "maps": maps,
 }
 
 

@@ -103,6 +103,25 @@ def tables_of(name: str, dataset: xr.Dataset) -> list[list[Row]]:
     return read(load(name).tables(suited(name, dataset)))
 
 
+def test_maps_have_the_powers_and_shares_that_were_made() -> None:
+    powers, times, ends, small, lost = read(load("maps").tables(made.maps()))
+    assert [row["map"] for row in powers] == ["alpha = 1", "alpha = 1.5", "alpha = 2", "linear"]
+    # The median of a spread that is the same everywhere: the power of the law itself.
+    expected = [1.0, 0.5, *column(powers, "predicted")[2:]]
+    assert column(powers, "power") == close(expected)
+    assert column(powers, "predicted")[:2] == [1.0, 0.5]
+    assert column(times, "time")[:3] == pytest.approx(
+        [192 * 0.01, 768 * 0.02, 3072 * 0.01], rel=0.01
+    )
+    assert [row["learner"] for row in ends] == ["linear, proximal", "softmax, Adam"]
+    assert column(small, "q = 0.59/Q") == close([0.35] * 4)
+    assert column(lost, "share") == close([0.125, 0.125])
+    # Wilson: (s - p)^2 = z^2 p (1 - p) / n, solved for p.
+    share, weight = 0.125, 1.959964**2 / made.SEEDS
+    ends_of_it = sorted(np.roots([1 + weight, -2 * share - weight, share**2]))
+    assert [float(lost[0][f"share, {end}"]) for end in ("from", "to")] == close(ends_of_it)
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_figure_gives_its_numbers_by_command(
     name: str, dataset: xr.Dataset, store: Store
