@@ -275,7 +275,7 @@ def projector_tasks() -> xr.Dataset:
 
 
 def maps() -> xr.Dataset:
-    """Half of the mass after 3 T^(2 - alpha) steps, or 50 log T; half of the runs lose a quarter."""
+    """Half of the mass after 3 T^(2 - alpha) steps, or 50 log T; half of the runs lose 1 of 4."""
     lengths, orders = (64, 256, 1024), (1.0, 1.5, 2.0)
     rows = [("entmax", alpha, "population", "sgd", n) for alpha in orders for n in lengths]
     rows += [("linear", 1.0, "population", "preconditioned", n) for n in lengths]
