@@ -276,6 +276,7 @@ def test_a_small_sweep_learns_with_every_map() -> None:
             {"model.value_path": "mlp", "record.variables": ["excess_loss"]},
             "excess_loss, which has no closed form with model.value_path = 'mlp'",
         ),
+        ({"record.final": True}, "record.final has nothing to keep: experiment = 'maps' declares"),
         (
             {"train.data": "population", "record.variables": ["samples"]},
             "samples, of which train.data = 'population' uses none",

@@ -13,14 +13,12 @@ from typing import Any
 from scbjax.base import (
     INT32_MAX,
     REQUIRED,
-    CheckedStudy,
     Choice,
     Experiment,
     Functions,
     Interval,
     Parameter,
     Relation,
-    StudyError,
     Values,
 )
 from scbjax.experiments.scb_common import (
@@ -83,16 +81,6 @@ _RELATIONS = (
 )
 
 
-def _check_nothing_kept(study: CheckedStudy) -> None:
-    """Every study can ask for matrices; that there are none is to be said."""
-    for path in ("record.final", "record.truth", "record.snapshots"):
-        if study.base[path]:
-            raise StudyError(
-                f"{path} has nothing to keep: a simulation leaves most rows of A and Q out; "
-                'experiment = "scb" has them'
-            )
-
-
 def _build(fixed: Values, varying: Mapping[str, tuple[Any, ...]]) -> Functions:
     from scbjax.experiments.simulated_functions import functions
 
@@ -111,7 +99,6 @@ EXPERIMENT = Experiment(
     constants=constants(OF_Q | {_TAGGED.path}),
     live=LIVE,
     relations=_RELATIONS,
-    check=_check_nothing_kept,
     warn=lambda study: rate_warnings(study, _FIXED),
     cause=lambda values, found: likely_cause({**_FIXED, **values}, found),
     dtype=lambda values: str(values.get("task.dtype", "float32")),

@@ -580,7 +580,10 @@ SIMULATED = 'experiment = "simulated"\n' + MINIMAL
         (["attention_map=softmax"], "'attention_map'; experiment = \"scb\" has it"),
         (["transfer.theta=0.5"], "'transfer.theta'; experiment = \"scb\" has it"),
         (["record.variables=['initial_noise_mu']"], "record.variables must be one of"),
-        (["tagged_positions=9", "record.final=true"], "record.final has nothing to keep: a sim"),
+        (
+            ["tagged_positions=9", "record.final=true"],
+            "record.final has nothing to keep: exp",
+        ),
         (["tagged_positions=9", "record.truth=true"], "record.truth has nothing to keep"),
         (["tagged_positions=9", "record.snapshots=[10]"], "record.snapshots has nothing to keep"),
     ],

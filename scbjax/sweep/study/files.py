@@ -409,6 +409,18 @@ def _check_study(study: Study) -> None:
 
 
 def _check_kept(study: Study) -> None:
+    experiment = study.experiment
+    for path, kinds in (
+        ("record.final", experiment.kept),
+        ("record.truth", experiment.truth),
+        ("record.snapshots", experiment.kept),
+    ):
+        # Every study can ask for matrices; that there are none is to be said.
+        if study.base[path] and not kinds:
+            raise StudyError(
+                f"{path} has nothing to keep: experiment = '{experiment.name}' declares no "
+                "matrices of its own"
+            )
     steps, every = study.base[STEPS.path], study.base[RECORD_EVERY.path]
     for step in study.snapshots:
         if step > steps or step % every:
