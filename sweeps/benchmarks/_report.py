@@ -247,6 +247,20 @@ def first_table(payload: Payload) -> str:
     return table(header, rows)
 
 
+def learners_table(payload: Payload) -> str:
+    """Speeds of the learners beyond the paper, of the linear one and of plain JAX."""
+    rows = []
+    for size in payload["sizes"]:
+        rates = {row["name"]: row["rate"] for row in size["rows"]}
+        for name, times in size["times_plain"].items():
+            plain = next(rates[other] for other in rates if other.startswith(f"{name}, plain"))
+            cells = (told(rates[name], 1e-6), told(plain, 1e-6), told(times))
+            linear = told(size["times_linear"][name])
+            rows.append((str(size["num_tokens"]), name, *cells, linear))
+    header = ("N", "", "million tokens/s", "plain JAX", "times plain JAX", "times the linear one")
+    return table(header, rows)
+
+
 def memory_table(payload: Payload) -> str:
     """Peak memory of every case beside the planner's estimate."""
     rows = []
@@ -277,6 +291,7 @@ TABLES: dict[str, tuple[str, Callable[[Payload], str]]] = {
     "mapping": ("mapping", mapping_table),
     "first": ("first", first_table),
     "memory": ("memory", memory_table),
+    "learners": ("learners", learners_table),
 }
 PICTURED = frozenset(TABLES) - {"parts", "grid", "split"}
 
