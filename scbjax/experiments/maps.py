@@ -435,7 +435,7 @@ PARAMETERS = (
     replace(_DECLARED["train.l1"], default=0.0),
 )  # fmt: skip
 
-_RELATIONS = (
+RELATIONS = (
     Relation(
         ("train.optimizer", "model.attention_map"),
         lambda optimizer, name: optimizer != "preconditioned" or name != "relu",
@@ -475,7 +475,7 @@ _LEARNING = learning(
 )
 EXPERIMENT = replace(
     _LEARNING,
-    relations=_RELATIONS,
+    relations=RELATIONS,
     # Without what some learners don't have.
     default_record=tuple(n for n in _LEARNING.variables if n not in ("excess_loss", "samples")),
 )
