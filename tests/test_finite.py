@@ -62,20 +62,24 @@ def test_every_value_path_begins_at_the_same_values(path: str, theta: float) -> 
     np.testing.assert_allclose(data.related @ data.task.stationary, data.task.stationary, atol=1e-5)
 
 
+def by_law(rng: np.random.Generator, laws: np.ndarray) -> np.ndarray:
+    """One draw for each column of probabilities [m, n]."""
+    shares = np.cumsum(laws / laws.sum(axis=0), axis=0)
+    return np.asarray((rng.random(laws.shape[1]) > shares).sum(axis=0))
+
+
 def test_a_dense_fit_has_the_loss_that_theory_expects() -> None:
     """Least squares in float64, with V = P and columns that sum to one, over many data sets."""
     data = drawn(most_samples=1)
     task = jax.tree.map(lambda x: np.asarray(x, float), data.task)
     rng = np.random.default_rng(0)
     tokens, length = task.transition.shape[0], task.pattern.shape[0]
-    n, found = 4000, []
+    n, found = 2000, []
     for _ in range(60):
-        contexts = rng.choice(tokens, p=task.stationary, size=(n, length))
-        query = rng.choice(tokens, p=task.stationary, size=n)
-        place = np.array([rng.choice(length, p=task.pattern[:, k] / task.pattern[:, k].sum())
-                          for k in query])  # fmt: skip
-        source = contexts[np.arange(n), place]
-        label = np.array([rng.choice(tokens, p=task.transition[:, m]) for m in source])
+        contexts = rng.choice(tokens, p=task.stationary / task.stationary.sum(), size=(n, length))
+        query = by_law(rng, np.tile(task.stationary[:, None], n))
+        place = by_law(rng, task.pattern[:, query])
+        label = by_law(rng, task.transition[:, contexts[np.arange(n), place]])
         total = 0.0
         centred = task.transition - task.stationary[:, None]
         spread = np.trace((centred * task.stationary) @ centred.T)
@@ -85,9 +89,8 @@ def test_a_dense_fit_has_the_loss_that_theory_expects() -> None:
             target = np.eye(tokens)[label[chosen]] - task.stationary
             fit = np.einsum("bnt,bns->ts", read, read)
             # The sum of a column is fixed by a multiplier.
-            whole = np.block(
-                [[fit, np.ones((length, 1))], [np.ones((1, length)), np.zeros((1, 1))]]
-            )
+            ones = np.ones((length, 1))
+            whole = np.block([[fit, ones], [ones.T, np.zeros((1, 1))]])
             right = np.append(np.einsum("bnt,bn->t", read, target), 1.0)
             column = np.linalg.solve(whole, right)[:length]
             away = column - task.pattern[:, k]

@@ -157,9 +157,9 @@ def dense_excess(task: scbjax.Task, samples: jax.Array | float) -> jax.Array:
     centred = task.transition - mu[:, None]
     spread = (centred * mu[None, :]) @ centred.T
     label = jnp.diag(mu) - jnp.outer(mu, mu)
-    squares = jnp.sum(task.pattern**2, axis=0)
+    squares = jnp.sum(task.pattern**2, axis=0)  # of every query
     noise = jnp.sum(spread * label) - squares * jnp.sum(spread * spread)
-    return jnp.sum(noise) / (2.0 * jnp.trace(spread) * samples)
+    return jnp.sum(noise) / (2.0 * jnp.trace(spread) * jnp.asarray(samples, mu.dtype))
 
 
 # -------------------------------------------------------------------------------- what is recorded
