@@ -56,8 +56,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import scbjax
-from scbjax.base import FLOAT32_MAX, INT32_MAX, Choice, Interval, Parameter, Relation
+from scbjax.base import (
+    FLOAT32_MAX,
+    INT32_MAX,
+    Choice,
+    Cost,
+    Interval,
+    Parameter,
+    Relation,
+    Values,
+)
 from scbjax.experiments.of_parts import learning
+from scbjax.experiments.scb_cost import COST
 from scbjax.lazily import Lazily
 from scbjax.parameters import TASK, TRAIN
 from scbjax.parts import Model, Observable, Source, Stage, Track
@@ -121,7 +131,8 @@ def hierarchical_pattern(
         return random_pattern(own, size, block_sparsity, skew, block_sparsity, dtype)
 
     within = jax.lax.map(within_block, jax.random.split(of_positions, count))
-    return (blocks[:, None, :] * within).reshape(context_length, num_tokens)
+    pattern: jax.Array = (blocks[:, None, :] * within).reshape(context_length, num_tokens)
+    return pattern
 
 
 def block_sums(weights: jax.Array, block_length: int) -> jax.Array:
@@ -349,7 +360,8 @@ def keep_blocks(blocks: jax.Array, active: int) -> jax.Array:
     places = jax.lax.top_k(blocks.T, active)[1]
     rows = jnp.arange(blocks.shape[0], dtype=places.dtype)[None, None, :]
     kept = jnp.where(jnp.any(places[:, :, None] == rows, axis=1).T, blocks, 0.0)
-    return kept / jnp.sum(kept, axis=0, keepdims=True)
+    total: jax.Array = jnp.sum(kept, axis=0, keepdims=True)
+    return kept / total
 
 
 def stages_of(static: Mapping[str, Any]) -> tuple[Stage, ...]:
@@ -362,7 +374,7 @@ def stages_of(static: Mapping[str, Any]) -> tuple[Stage, ...]:
         state = view.state
         blocks, variance = state.params["blocks"], state.opt_state.variance
         found = standing_out(blocks, variance, view.task.stationary, length, active)
-        return found >= view.values["switch_level"]
+        return jnp.asarray(found >= view.values["switch_level"])
 
     def at_end(state: Any, _: scbjax.Task, __: object) -> Any:  # noqa: ANN401 - of the learner
         params = {**state.params, "blocks": keep_blocks(state.params["blocks"], active)}
@@ -543,7 +555,7 @@ _PREDICTED = {
     "predicted_within_samples": "samples for the positions within the true blocks, in theory",
     "predicted_switch_samples": "samples at which the true blocks stand out, in theory",
 }
-RECORD = (
+RECORD: tuple[str | Observable, ...] = (
     *(
         Observable(_progress(name), words, units="samples", dtype="int32", name=name)
         for name, words in _FOUND.items()
@@ -625,8 +637,28 @@ _RELATIONS = (
     ),
 )
 
+
+def _like_the_paper(function: Callable[..., Any], factor: int = 1) -> Callable[..., Any]:
+    """An estimate of what a trajectory of the paper's learner takes, as one for those of ours."""
+
+    def estimate(values: Values, *shape: Any) -> Any:  # noqa: ANN401 - of numbers
+        return factor * function({"train.optimizer": "proximal", **values}, *shape)
+
+    return estimate
+
+
 EXPERIMENT = replace(
     learning("hierarchy", _source, _learner, record=RECORD, parameters=PARAMETERS),
     relations=_RELATIONS,
+    # A step is the paper's; with two levels w stands beside the A that is made of it.
+    cost=Cost(
+        shared_bytes=_like_the_paper(COST.shared_bytes),
+        kept_bytes=_like_the_paper(COST.kept_bytes, 2),
+        temporary_bytes=_like_the_paper(COST.temporary_bytes, 2),
+        step_bytes=_like_the_paper(COST.step_bytes, 2),
+        run_seconds=_like_the_paper(COST.run_seconds, 2),
+        tokens=_like_the_paper(COST.tokens),
+        is_taken_singly=_like_the_paper(COST.is_taken_singly),
+    ),
 )
 """Blocks of positions: an attention of two levels beside a flat one."""
