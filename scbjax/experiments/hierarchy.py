@@ -632,8 +632,8 @@ _RELATIONS = (
     ),
     Relation(
         ("task.active_blocks", "task.context_length", "task.block_length"),
-        lambda active, context, block: active < max(context // block, 2),
-        "task.active_blocks = {} leaves no other block: task.context_length = {} has blocks of {}",
+        lambda active, context, block: active < context // block,
+        "task.active_blocks = {} leaves no block of task.context_length = {} over, in blocks of {}",
     ),
 )
 
