@@ -200,11 +200,13 @@ def draw_bars(
 
 
 def spread(values: Values) -> Values:
-    """10th percentile, median and 90th of runs, of which some may be infinite: two of them each."""
-    if not np.isfinite(values).any():
+    """10th percentile, median and 90th of runs, some of them infinite; NaN for none."""
+    own = values[~np.isnan(values)]
+    if own.size == 0:
         return np.full(3, np.nan)
-    ordered = np.where(np.isnan(values), np.inf, values)
-    return np.asarray(np.quantile(ordered, (0.1, 0.5, 0.9), method="nearest"), float)
+    # Between a number and infinity there is nothing to interpolate.
+    low, high = np.quantile(own, (0.1, 0.9), method="nearest")
+    return np.array([low, np.median(own), high])
 
 
 def finish_gains(axes: Axes, gains: Mapping[int, Sequence[Gain]]) -> None:
@@ -300,9 +302,8 @@ def gain_table(gains: Mapping[int, Sequence[Gain]], context: str) -> Table:
 
 
 def middle(values: Values) -> tuple[float, float, float]:
-    """Give the median of runs, some infinite, with its interval."""
-    ordered = np.where(np.isnan(values), np.inf, values)
-    return float(np.median(ordered)), *quantile_interval(ordered)
+    """Give the median of runs, some of them infinite, with its interval."""
+    return float(spread(values)[1]), *quantile_interval(values)
 
 
 def crossing_table(gains: Mapping[int, Sequence[Gain]]) -> Table:
@@ -345,9 +346,8 @@ def power_and_crossing(x: Values, gains: Values) -> tuple[Estimate, Estimate]:
         x: [points].
         gains: [points, runs].
     """
-    ordered = np.where(np.isnan(gains), np.inf, gains)
-    value = fit(x, np.median(ordered, axis=1))
-    drawn = np.median(ordered[:, resampled_runs(ordered.shape[1], lost=0)], axis=-1)
+    value = fit(x, np.median(gains, axis=1))
+    drawn = np.median(gains[:, resampled_runs(gains.shape[1], lost=0)], axis=-1)
     found = fit(x, drawn.T)
     power, crossing = (
         Estimate(float(value[place]), *interval_of(found[:, place])) for place in (0, 1)
