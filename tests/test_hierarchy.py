@@ -16,6 +16,7 @@ import scbjax
 from scbjax.base import StudyError
 from scbjax.experiments import hierarchy
 from scbjax.experiments.hierarchy import block_sums, spread
+from scbjax.once import LIGHTEST, compiled_quickly
 from scbjax.sweep.study.files import load_study
 
 Array = np.ndarray
@@ -42,8 +43,7 @@ def double_precision() -> Iterator[None]:
 @cache
 def drawer(active_blocks: int) -> Callable[..., scbjax.Task]:
     source = hierarchy._source({**SIZES, "active_blocks": active_blocks})
-    draw: Callable[..., scbjax.Task] = jax.jit(source.draw)
-    return draw
+    return compiled_quickly(source.draw, level=lambda *_: LIGHTEST)
 
 
 def task_of(seed: int = 0, active_blocks: int = 2) -> scbjax.Task:
@@ -76,7 +76,7 @@ def random_params(attention: str, seed: int = 1) -> dict[str, jax.Array]:
 
 
 def soft(x: Array, level: float | Array) -> Array:
-    return np.sign(x) * np.maximum(np.abs(x) - level, 0.0)
+    return np.asarray(np.sign(x) * np.maximum(np.abs(x) - level, 0.0))
 
 
 # ---------------------------------------------------------------------------------------- the task
@@ -150,7 +150,9 @@ def test_a_step_on_blocks_is_that_of_a_attention_averaged_over_blocks(l1: float)
         step = hierarchy.block_step(jnp.asarray(mu), jnp.asarray(rate), l1, 8)
         grad = jax.grad(lambda b: jnp.sum(jnp.repeat(b, 8, axis=0) / 8 * g))(jnp.asarray(b))
         update, _ = step.update(grad, step.init(jnp.asarray(b)), jnp.asarray(b))
-    np.testing.assert_allclose(b + np.asarray(update), moved.reshape(6, 8, 3).sum(axis=1), rtol=1e-9)
+    np.testing.assert_allclose(
+        b + np.asarray(update), moved.reshape(6, 8, 3).sum(axis=1), rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("l1", [0.0, 0.004])
@@ -242,14 +244,12 @@ def test_blocks_are_kept_once_they_stand_out() -> None:
     variance = 2e-4
     second = np.sort(b, axis=0)[-2]
     expected = ((second - 1 / 6) / np.sqrt(8 * variance / mu)).min()
-    as_arrays = [jnp.asarray(x, jnp.float32) for x in (b, variance, mu)]
-    found = hierarchy.standing_out(*as_arrays, 8, 2)
+    blocks, noise, law = (jnp.asarray(x, jnp.float32) for x in (b, variance, mu))
+    found = hierarchy.standing_out(blocks, noise, law, 8, 2)
     assert float(found) == pytest.approx(expected, rel=1e-4)
-    assert float(hierarchy.standing_out(as_arrays[0], jnp.zeros(()), as_arrays[2], 8, 2)) == 0.0
+    assert float(hierarchy.standing_out(blocks, jnp.zeros(()), law, 8, 2)) == 0.0
     kept = np.where(b >= second, b, 0.0)
-    np.testing.assert_allclose(
-        hierarchy.keep_blocks(as_arrays[0], 2), kept / kept.sum(axis=0), rtol=1e-5
-    )
+    np.testing.assert_allclose(hierarchy.keep_blocks(blocks, 2), kept / kept.sum(axis=0), rtol=1e-5)
 
 
 # --------------------------------------------------------------------------------------- the theory
@@ -331,13 +331,13 @@ def test_the_probability_to_lead_and_its_median_are_those_of_quadrature(level: s
     def exact(samples: float) -> float:
         return lead_by_quadrature(task, weights, rivals, length, samples)
 
-    probability = jax.jit(partial(hierarchy.lead_probability, own))
+    probability = compiled_quickly(partial(hierarchy.lead_probability, own))
     median = optimize.brentq(lambda n: exact(np.exp(n)) - 0.5, 2, 12, xtol=1e-4)
     for samples in np.exp(median) * np.array([0.3, 1.0, 2.5]):
         found = float(probability(jnp.asarray(samples, jnp.float32)))
         assert found == pytest.approx(exact(samples), abs=5e-3)
     sizes = {name: SIZES[name] for name in ("block_length", "active_blocks", "block_sparsity")}
-    predicted = hierarchy.predictions(task, **sizes)
+    predicted = compiled_quickly(partial(hierarchy.predictions, **sizes))(task)
     assert float(predicted[name]) == pytest.approx(np.exp(median), rel=0.01)
 
 
@@ -351,9 +351,7 @@ def test_without_rivals_of_other_number_the_ratio_is_that_of_the_noise() -> None
         # With the variance of a null row throughout.
         second = v + weight * mean**2
         own = hierarchy.Contest(weights, 20, length, mean, v, second, mu)
-        until[length] = float(
-            hierarchy.samples_until(lambda n, own=own: hierarchy.lead_probability(own, n))
-        )
+        until[length] = float(hierarchy.samples_until(partial(hierarchy.lead_probability, own)))
     assert until[1] / until[8] == pytest.approx(9 / 8, rel=1e-3)
 
 
