@@ -10,7 +10,7 @@ and fewer rivals.
 from __future__ import annotations
 
 from _statistics import Estimate, interval_of, quantile_interval, resampled_runs, share_interval
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,7 @@ from _render import DOUBLE_COLUMN, main, render
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter, NullLocator
 
 STUDY: Final = "hierarchy"
 BLOCKS, POSITIONS, SWITCH = "block_samples", "position_samples", "switch_samples"
@@ -143,27 +144,40 @@ def plot(dataset: xr.Dataset) -> Figure:
     finish_gains(left, gains)
     middle = list(gains)[len(gains) // 2] if gains else 0
     draw_samples(right, cells, middle, LOOKS[min(len(gains) // 2, len(LOOKS) - 1)])
-    for axes in (left, right):
-        axes.set(xscale="log", yscale="log")
-        axes.xaxis.set_major_formatter("{x:g}")
-    right.set_xlabel(f"active positions $s$ in a block of {middle}")
+    shown = [gain.cell for own in gains.values() for gain in own]
+    scale(left, {cell.ratio for cell in shown})
+    scale(right, {float(cell.sparsity) for cell in shown if cell.length == middle})
+    right.set_xlabel(f"$s$, active positions in a block of {middle}")
     right.set_ylabel("samples until found")
-    right.set_title(f"$L$ = {middle}", fontsize=8)
+    right.set_title(f"samples, blocks of $L$ = {middle}", fontsize=8)
     add_legend(figure, list(gains))
     return figure
+
+
+def scale(axes: Axes, ticks: Collection[float]) -> None:
+    """Make both axes logarithmic, with ticks where something was measured."""
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_gains(
     axes: Axes, gains: Sequence[Gain], name: str, look: tuple[str, str], shift: float
 ) -> None:
-    """Draw what two levels gain, over the runs, and what theory says."""
+    """Draw what two levels gain, over the runs, and what theory says.
+
+    Of blocks all of whose positions are active nothing is left to find within.
+    """
     colour, marker = look
+    length = gains[0].cell.length
+    if name == POSITIONS:
+        gains = [gain for gain in gains if gain.cell.sparsity < length]
     x = np.array([gain.cell.ratio for gain in gains])
-    bars = np.array([spread(gain.measured(name)) for gain in gains])
+    bars = np.array([spread(gain.measured(name)) for gain in gains]).reshape(-1, 3)
     hollow = name == POSITIONS
-    draw_bars(
-        axes, x * shift, bars, colour, marker, hollow=hollow, gid=f"{name} {gains[0].cell.length}"
-    )
+    draw_bars(axes, x * shift, bars, colour, marker, hollow=hollow, gid=f"{name} {length}")
     theory = [gain.expected(name) for gain in gains]
     axes.plot(x, theory, color=colour, linewidth=1.0, linestyle=DASHES if hollow else "-", zorder=2)
 
@@ -218,8 +232,8 @@ def finish_gains(axes: Axes, gains: Mapping[int, Sequence[Gain]]) -> None:
     axes.axhline(1.0, color="#999999", linewidth=0.7, zorder=0.5)
     axes.axvline(1.0, color="#999999", linewidth=0.7, zorder=0.5)
     axes.set_xlabel(r"$s/\sqrt{L}$ ($s$ active positions in a block of $L$)")
-    axes.set_ylabel("samples of the flat attention\nover those of two levels")
-    axes.set_title("above 1: blocks first need fewer samples", fontsize=8)
+    axes.set_ylabel("samples for the positions, flat,\nover those of two levels")
+    axes.set_title("above 1: two levels need fewer", fontsize=8)
 
 
 def draw_samples(axes: Axes, cells: Sequence[Cell], length: int, look: tuple[str, str]) -> None:
@@ -246,8 +260,6 @@ def draw_samples(axes: Axes, cells: Sequence[Cell], length: int, look: tuple[str
             draw_bars(axes, x, bars, shade, form, hollow=hollow, gid=gid)
             medians = [np.median(values) for values in theory]
             axes.plot(x, medians, color=shade, linewidth=1.0, linestyle=line, zorder=2)
-    axes.set_xticks(sorted(shown), [f"{s:g}" for s in sorted(shown)])
-    axes.minorticks_off()
 
 
 def add_legend(figure: Figure, lengths: Sequence[int]) -> None:
@@ -258,11 +270,11 @@ def add_legend(figure: Figure, lengths: Sequence[int]) -> None:
             [], [], color=colour, marker=marker, linestyle="", markersize=SIZE
         )
     grey: dict[str, Any] = {"color": GREY, "marker": "o", "markersize": SIZE, "linewidth": 1.0}
-    entries["the block is found"] = Line2D([], [], **grey)
-    entries["its positions are, blocks first"] = Line2D(
+    entries["block found"] = Line2D([], [], **grey)
+    entries["positions found, blocks first"] = Line2D(
         [], [], **grey, markerfacecolor="white", linestyle=DASHES
     )
-    entries["positions, flat"] = Line2D([], [], color="black", marker="x", markersize=SIZE)
+    entries["positions found, flat"] = Line2D([], [], color="black", marker="x", markersize=SIZE)
     entries["lines: theory"] = Line2D([], [], color=GREY, linewidth=1.0)
     entries[r"$(s/\sqrt{L})^2$"] = Line2D([], [], **PLAIN)
     figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4)
@@ -362,7 +374,8 @@ def sample_table(cells: Sequence[Cell]) -> Table:
         two = cell.attention != FLAT
         positions = cell.two_levels if two else cell.theory[POSITIONS]
         row: list[object] = [cell.attention, cell.length, cell.sparsity]
-        row += [*middle(cell.found[BLOCKS]), np.median(cell.theory[BLOCKS])]
+        # A flat learner ends when it has its positions, which may be before it has their block.
+        row += [*middle(cell.found[BLOCKS]), np.median(cell.theory[BLOCKS])] if two else [""] * 4
         row += [np.median(cell.found[SWITCH]), np.median(cell.theory[SWITCH])] if two else ["", ""]
         row += [*middle(cell.found[POSITIONS]), np.median(positions)]
         hits = np.isfinite(cell.found[POSITIONS])
