@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import integrate, optimize, stats
+from scipy import integrate, optimize, special
 
 import scbjax
 from scbjax.base import StudyError
@@ -130,8 +130,8 @@ def test_loss_and_gradient_are_those_of_plain_jax() -> None:
         error = attended @ params["value"].T - jax.nn.one_hot(batch.label, 3)
         return 0.5 * jnp.mean(jnp.sum(error**2, axis=1))
 
-    expected, slopes = jax.value_and_grad(plain)(params)
-    found, grads = jax.value_and_grad(model.loss)(params, batch)
+    expected, slopes = compiled_quickly(jax.value_and_grad(plain))(params)
+    found, grads = compiled_quickly(jax.value_and_grad(model.loss))(params, batch)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     for name, grad in grads.items():
         np.testing.assert_allclose(grad, slopes[name], rtol=1e-4, atol=1e-6, err_msg=name)
@@ -180,12 +180,21 @@ def test_a_step_within_blocks_is_that_of_a_on_their_positions(l1: float) -> None
     assert not np.asarray(update)[still].any()
 
 
-def step_of(attention: str, params: dict[str, jax.Array], batch: scbjax.Batch) -> Any:  # noqa: ANN401
+@cache
+def stepper(attention: str) -> Callable[..., Any]:
     static = {**STATIC, "attention": attention}
+
+    def step(task: scbjax.Task, values: Any, params: Any, batch: scbjax.Batch) -> Any:  # noqa: ANN401
+        optimizer = hierarchy.optimizer_of(static)(task, values, ())
+        grads = jax.grad(hierarchy.model_of(static).loss)(params, batch)
+        return optimizer.update(grads, optimizer.init(params), params)
+
+    return compiled_quickly(step, level=lambda *_: LIGHTEST)
+
+
+def step_of(attention: str, params: dict[str, jax.Array], batch: scbjax.Batch) -> Any:  # noqa: ANN401
     values = {name: jnp.asarray(value) for name, value in VALUES.items()}
-    optimizer = hierarchy.optimizer_of(static)(task_of(), values, ())
-    grads = jax.grad(hierarchy.model_of(static).loss)(params, batch)
-    return optimizer.update(grads, optimizer.init(params), params)
+    return stepper(attention)(task_of(), values, params, batch)
 
 
 def test_the_sums_over_blocks_of_the_flat_attention_are_the_other_s_blocks() -> None:
@@ -308,8 +317,9 @@ def lead_by_quadrature(
         r = np.sqrt(1 + more / (length * v))
 
         def inside(x: float, z: Array = z, r: Array = r) -> float:
-            density = rivals * stats.norm.cdf(x) ** (rivals - 1) * stats.norm.pdf(x)
-            return float(density * np.prod(stats.norm.sf((x - z) / r)))
+            density = np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi)
+            density *= rivals * special.ndtr(x) ** (rivals - 1)
+            return float(density * np.prod(special.ndtr((z - x) / r)))
 
         whole *= integrate.quad(inside, -6, 9, limit=200)[0]
     return whole
@@ -362,7 +372,7 @@ def test_the_end_of_the_first_level_is_predicted() -> None:
 
     def share(log_samples: float) -> float:
         z = np.sqrt(np.exp(log_samples) * mu) * (b - 1 / 6) * mean / np.sqrt(8 * v)
-        return float(np.prod(stats.norm.cdf((z - 4.0)[b > 0])) - 0.5)
+        return float(np.prod(special.ndtr((z - 4.0)[b > 0])) - 0.5)
 
     expected = np.exp(optimize.brentq(share, 0, 15))
     found = float(hierarchy.predicted_switch(task, jnp.asarray(4.0), 8, 2))
