@@ -347,7 +347,7 @@ def test_the_probability_to_lead_and_its_median_are_those_of_quadrature(level: s
         found = float(probability(jnp.asarray(samples, jnp.float32)))
         assert found == pytest.approx(exact(samples), abs=5e-3)
     sizes = {name: SIZES[name] for name in ("block_length", "active_blocks", "block_sparsity")}
-    predicted = compiled_quickly(partial(hierarchy.predictions, **sizes))(task)
+    predicted = compiled_quickly(lambda task: hierarchy.predictions(task, **sizes))(task)
     assert float(predicted[name]) == pytest.approx(np.exp(median), rel=0.01)
 
 
