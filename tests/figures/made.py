@@ -318,6 +318,42 @@ def maps() -> xr.Dataset:
     )
 
 
+def hierarchy() -> xr.Dataset:
+    """Positions take 100 s^2 samples flat, blocks 100 L, and positions by blocks 200 L + 50 s^2."""
+    cells = [("flat", 64, s) for s in (1, 4, 16, 64)]
+    cells += [("two_level", 16, s) for s in (1, 4, 16)]
+    cells += [("two_level", 64, s) for s in (4, 16, 64)]
+    attention, length, level = (np.array(column) for column in zip(*cells, strict=True))
+    two, spread = (attention == "two_level")[:, None], np.linspace(0.8, 1.2, SEEDS)[None, :]
+    blocks, squares = 100.0 * length[:, None] * spread, level[:, None] ** 2 * spread
+    found = {
+        "block_samples": blocks,
+        "position_samples": np.where(two, 2 * blocks + 50 * squares, 100 * squares),
+        "switch_samples": np.where(two, 2 * blocks, -1.0),
+    }
+    found["position_samples"][-1, 0] = -1  # one run of the last cell never finds them
+    theory = {
+        "predicted_block_samples": blocks,
+        "predicted_position_samples": 100 * squares,
+        "predicted_switch_samples": 2 * blocks,
+        "predicted_within_samples": 50 * squares,
+    }
+    dims = ("cell", "seed", "step")
+    late = {name: np.stack([np.full_like(x, -1), x], axis=-1) for name, x in found.items()}
+    same = {name: np.stack([x, x], axis=-1) for name, x in theory.items()}
+    return xr.Dataset(
+        {name: (dims, values) for name, values in (late | same).items()},
+        coords={
+            "attention": ("cell", attention),
+            "block_length": ("cell", length),
+            "block_sparsity": ("cell", level),
+            "seed": np.arange(SEEDS),
+            "step": [0, 10],
+        },
+        attrs=settings(context_length=512),
+    )
+
+
 def fig5(dataset: xr.Dataset) -> xr.Dataset:
     """The shared dataset with a vocabulary in the place of the sparsity, and a loss."""
     data = dataset.rename({"sparsity": "num_tokens"})
@@ -333,6 +369,7 @@ MADE: dict[str, Callable[[], xr.Dataset]] = {
     "factors": factors,
     "projector_tasks": projector_tasks,
     "maps": maps,
+    "hierarchy": hierarchy,
 }
 
 

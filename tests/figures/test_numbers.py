@@ -734,3 +734,37 @@ def test_projector_tasks_draw_the_median_at_one_half() -> None:
     figure = load("projector_tasks").plot(made.projector_tasks())
     dots = [line for line in figure.axes[1].lines if line.get_gid() == "median"]
     assert [float(np.asarray(dot.get_xdata())[0]) for dot in dots] == close([75.75, 101.0])
+
+
+def test_gains_of_blocks_are_beside_theory_and_cross_one_where_noise_is_signal(
+    dataset: xr.Dataset,
+) -> None:
+    gains, crossings, samples = tables_of("hierarchy", dataset)
+    assert [row["L"] for row in gains] == ["16"] * 3 + ["64"] * 3
+    s, length = (np.array(column(gains, name)) for name in ("s", "L"))
+    assert column(gains, "s / sqrt(L)") == close((s / np.sqrt(length)).tolist())
+    for name in ("gain for the block", "theory for the block"):
+        assert column(gains, name) == close((s**2 / length).tolist())
+    by_blocks = 100 * s**2 / (200 * length + 50 * s**2)
+    assert column(gains, "gain for the positions") == close(by_blocks.tolist())
+    # Where s is L the positions come with the block.
+    whole = np.where(s == length, s**2 / length, by_blocks)
+    assert column(gains, "theory for the positions") == close(whole.tolist())
+    for row in crossings:
+        assert float(row["power"]) == close(2.0)
+        assert float(row["gain 1 at"]) == close(1.0)
+    assert column(crossings, "positions gain from") == close([4.0, 8.0])
+    shares = column(samples, "share that found them")
+    assert shares == close([1.0] * 9 + [0.9])
+    assert samples[0]["second level"] == ""
+    assert float(samples[-1]["positions, to"]) > 0
+
+
+def test_gains_of_blocks_are_drawn_where_they_are() -> None:
+    figure = load("hierarchy").plot(made.hierarchy())
+    left, right = figure.axes
+    found = {line.get_gid(): np.asarray(line.get_ydata()) for line in left.lines}
+    assert found["block_samples 16"] == close([1 / 16, 1.0, 16.0])
+    assert found["position_samples 64"][:2] == close([16 / 136, 1.0])
+    found = {line.get_gid(): np.asarray(line.get_ydata()) for line in right.lines}
+    assert found["samples block_samples two_level"] == close([6400.0] * 3)
