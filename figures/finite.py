@@ -20,6 +20,7 @@ from _runs import band, median
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter, NullLocator
 
 STUDY: Final = "finite"
 VARIABLES: Final = ("test_excess", "train_excess", "entry_excess", "attention_similarity")
@@ -153,6 +154,8 @@ def draw_passes(axes: Axes, data: xr.Dataset, learners: list[Learner], way: str)
         axes.fill_between(passes[1:], low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(passes[1:], middle, color=colour)
     axes.set(xscale="log", yscale="log", xlabel="passes over the data")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title(f"{way}, $n$ = {size}", fontsize=8)
 
 
@@ -175,6 +178,9 @@ def draw_samples(axes: Axes, data: xr.Dataset, learners: list[Learner], way: str
         x, y = np.array(sorted(set(lines))).T.reshape(2, -1)
         axes.plot(x, entries * y, **THEORY, linestyle=dashes, zorder=1)
     axes.set(xscale="log", yscale="log", xlabel="samples $n$")
+    axes.set_xticks(sorted({x.samples for x in learners}), minor=False)
+    axes.xaxis.set_major_formatter(lambda n, _: f"{n:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title(way, fontsize=8)
 
 

@@ -20,7 +20,8 @@ VALUES = {"theta": jnp.float32(0.3), "correlation": jnp.float32(0.6), "alpha": j
 
 
 def drawn(seed: int = 0, samples: int = 40, **changes: int) -> finite.Data:
-    return finite.draw(jax.random.key(seed), {"samples": samples}, {**STATIC, **changes})
+    values = {"samples": jnp.asarray(samples)}
+    return finite.draw(jax.random.key(seed), values, {**STATIC, **changes})
 
 
 def test_fewer_samples_are_the_first_of_more() -> None:

@@ -354,6 +354,38 @@ def hierarchy() -> xr.Dataset:
     )
 
 
+def finite() -> xr.Dataset:
+    """Test losses fall as 100 passes / n, and rise by half of it after the middle record."""
+    learners = [("linear", 0.0), ("linear", 1e-4), ("softmax", 0.0)]
+    seed, samples, theta, kind, step = np.meshgrid(
+        np.arange(SEEDS), [64, 256], [0.0, 0.5], np.arange(3), np.arange(5), indexing="ij"
+    )
+    scale = (1 + 0.01 * seed) * (kind + 1) / samples
+    falling = scale * np.array([4.0, 2.0, 1.0, 1.25, 1.5])[step] * np.where(theta > 0, 0.5, 1.0)
+    dims = ("seed", "samples", "theta", "learner", "step")
+    settings = {
+        "task.context_length": 9, "task.sparsity": 3, "train.batch_size": 8,
+        "model.value_path": "linear",
+    }  # fmt: skip
+    return xr.Dataset(
+        {
+            "test_excess": (dims, falling),
+            "train_excess": (dims, falling - 1 / samples),
+            "entry_excess": (dims, 0.1 / samples),
+            "attention_similarity": (dims, np.full(falling.shape, 0.9)),
+        },
+        coords={
+            "seed": np.arange(SEEDS),
+            "samples": [64, 256],
+            "theta": [0.0, 0.5],
+            "step": np.arange(5) * 10,
+            "attention_map": ("learner", [name for name, _ in learners]),
+            "l1": ("learner", [weight for _, weight in learners]),
+        },
+        attrs={"settings": json.dumps(settings)},
+    )
+
+
 def fig5(dataset: xr.Dataset) -> xr.Dataset:
     """The shared dataset with a vocabulary in the place of the sparsity, and a loss."""
     data = dataset.rename({"sparsity": "num_tokens"})
@@ -369,6 +401,7 @@ MADE: dict[str, Callable[[], xr.Dataset]] = {
     "factors": factors,
     "projector_tasks": projector_tasks,
     "maps": maps,
+    "finite": finite,
     "hierarchy": hierarchy,
 }
 

@@ -768,3 +768,17 @@ def test_gains_of_blocks_are_drawn_where_they_are() -> None:
     assert found["position_samples 64"][:2] == close([16 / 136, 1.0])
     found = {line.get_gid(): np.asarray(line.get_ydata()) for line in right.lines}
     assert found["samples block_samples two_level"] == close([6400.0] * 3)
+
+
+def test_finite_data_have_losses_at_the_end_and_at_best(dataset: xr.Dataset) -> None:
+    losses, gains, theory = tables_of("finite", dataset)
+    assert [row["learner"] for row in losses[:3]] == ["linear, no l1", "linear, lambda = 0.0001",
+                                                      "softmax, Adam"]  # fmt: skip
+    middle = 1 + 0.01 * 4.5
+    row = next(r for r in losses if (r["learner"], r["start"], r["n"]) ==
+               ("softmax, Adam", "transfer", "256"))  # fmt: skip
+    assert float(row["test, best"]) == close(0.5 * 3 * middle / 256)
+    assert float(row["test, end"]) == close(1.5 * 0.5 * 3 * middle / 256)
+    assert column(gains, "ratio") == close([1.5] * 12)
+    assert column(theory, "8 free entries a column") == close([0.8 / 64, 0.8 / 256])
+    assert column(theory, "2 free entries a column") == close([0.2 / 64, 0.2 / 256])
