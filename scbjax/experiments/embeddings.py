@@ -194,7 +194,7 @@ def parts_of(matrix: jax.Array, modes: Modes, stationary: jax.Array) -> jax.Arra
     from scbjax.task import product
 
     weighted = (matrix * jnp.sqrt(stationary)[None, :]).astype(modes.tokens.dtype)
-    return jnp.where(modes.sizes > 0, product(weighted, modes.tokens.T), 0.0)
+    return jnp.where((modes.sizes > 0)[None, :], product(weighted, modes.tokens.T), 0.0)
 
 
 def mode_signals(task: scbjax.Task, modes: Modes) -> jax.Array:
@@ -366,8 +366,8 @@ def descent(
         if learned:
             state = state._replace(modes=modes_of(params["embedding"], mu))
         u = state.modes.directions
-        turned = product(grads["value"], u) * inverse_power(state.modes, values["power"])
-        value = product(turned, u.T)
+        scale = inverse_power(state.modes, values["power"])
+        value = product(product(grads["value"], u) * scale[None, :], u.T)
         value = value - jnp.mean(value, axis=0, keepdims=True)
         attention, _ = attention_step.update(grads["attention"], (optax.EmptyState(),) * 2)
         moved = jnp.zeros_like(grads["embedding"])
@@ -466,7 +466,8 @@ def _out_of_reach(view: scbjax.View) -> jax.Array:
 
 def _condition(view: scbjax.View) -> jax.Array:
     sizes = view.state.tracked.modes.sizes
-    return (sizes[0] / jnp.min(jnp.where(sizes > 0, sizes, jnp.inf))) ** 2
+    ratio: jax.Array = sizes[0] / jnp.min(jnp.where(sizes > 0, sizes, jnp.inf))
+    return ratio**2
 
 
 RECORD = (
