@@ -21,7 +21,7 @@ import xarray as xr
 from _data import Values, setting, tidy
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
-from _runs import median
+from _runs import band, median
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -40,6 +40,11 @@ LEVEL: Final = 0.5  # of its loss is what the slowest mode has to lose
 SPREAD: Final = (0.1, 0.5, 0.9)  # quantiles over runs
 BLACK: Final[dict[str, Any]] = {"color": "black", "linewidth": 0.9}
 TICKS: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
+LOWEST: Final = 0.22  # d / N, or N / d, of the law
+NEAREST: Final = 0.94
+NODES: Final = 100  # of the law of eigenvalues
+LAW_RATE: Final = 0.2
+LAW_STEPS: Final = 5000
 SMALLEST: Final = 1e-6  # share of a mode's loss; below it all is rounding
 
 Key = tuple[str, bool, str, float]  # embedding, whether it is correlated, data, power
@@ -156,20 +161,22 @@ def crossings(clock: Values, left: Values, level: float = LEVEL) -> Values:
         level: above 0, below 1.
 
     Returns:
-        [runs]; infinite for runs that never do.
+        [runs]; infinite for runs that never do, and NaN for those that diverge before.
 
     >>> crossings(np.array([0.0, 2.0, 4.0]), np.array([[1.0, 0.25, 0.1], [1.0, 0.9, 0.8]]))
     array([ 1., inf])
     """
-    logs = np.log(np.maximum(left, SMALLEST) / level)
-    below = logs <= 0
+    finite = np.isfinite(left)
+    logs = np.log(np.maximum(np.where(finite, left, 1.0), SMALLEST) / level)
+    below = (logs <= 0) & np.logical_and.accumulate(finite, axis=1)
     first = np.maximum(below.argmax(axis=1), 1)
     rows = np.arange(len(left))
     before, after = logs[rows, first - 1], logs[rows, first]
     with np.errstate(invalid="ignore", divide="ignore"):
         share = before / (before - after)
     times = clock[first - 1] + share * (clock[first] - clock[first - 1])
-    return np.asarray(np.where(below.any(axis=1), times, np.inf), float)
+    never = np.where(finite.all(axis=1), np.inf, np.nan)
+    return np.asarray(np.where(below.any(axis=1), times, never), float)
 
 
 def all_crossings(clocks: Sequence[Values], left: Values) -> Values:
@@ -177,50 +184,87 @@ def all_crossings(clocks: Sequence[Values], left: Values) -> Values:
     return np.stack([crossings(*pair) for pair in zip(clocks, left, strict=True)])
 
 
+def sizes_of(dataset: xr.Dataset) -> dict[str, float]:
+    """Give the sizes of the task that the `law` needs."""
+    names = {"length": "context_length", "sparsity": "sparsity"}
+    return {name: float(str(setting(dataset, field))) for name, field in names.items()}
+
+
 def quantiles(times: Values) -> Values:
-    """Give the quantiles of `SPREAD` of times [points, runs], of which some may be infinite."""
-    found: Values = np.quantile(times, SPREAD, axis=1, method="inverted_cdf")
-    return found
+    """Give the quantiles of `SPREAD` of times [points, runs], [3, points]."""
+    return np.array([[quantile(own, share) for own in times] for share in SPREAD])
 
 
-def law(ratio: Values, start: float = 0.0) -> Values:
-    """Time of the slowest mode for many tokens (Marchenko & Pastur 1967), infinite at d = N.
+def quantile(times: Values, share: float) -> float:
+    """Give a quantile of times [runs], one of them, of which some may be infinite.
+
+    >>> quantile(np.array([2.0, np.inf, 1.0, np.nan]), 0.5)
+    2.0
+    """
+    known = times[~np.isnan(times)]
+    return float(np.quantile(known, share, method="inverted_cdf")) if known.size else np.nan
+
+
+def law(gamma: Values, *, length: float, sparsity: float) -> Values:
+    """Time of the slowest mode for many tokens: the recursion on the law of Marchenko & Pastur.
+
+    Eigenvalues are ``1 + gamma + 2 sqrt(gamma) cos(theta)``, with the density ``sin^2(theta)`` over
+    the eigenvalue; all modes have equal parts of the signal, and Q has equal weights.
 
     Args:
-        ratio: d / N.
-        start: time that all modes take, before and beside it.
+        gamma: the smaller of d / N and N / d, below 1, [points].
+        length: T.
+        sparsity: Q.
+
+    Returns:
+        [points]; infinite for what takes more than `LAW_STEPS` steps.
     """
-    root = np.sqrt(np.minimum(ratio, 1 / ratio))
-    with np.errstate(divide="ignore"):
-        condition = ((1 + root) / (1 - root)) ** 2
-    times: Values = start + np.log(2) / 2 * (condition - 1)
+    theta = (np.arange(NODES) + 0.5) * np.pi / NODES
+    root = np.sqrt(gamma)[:, None]
+    values = 1 + root**2 + 2 * root * np.cos(theta)
+    weights = np.sin(theta) ** 2 / values
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    # The slowest mode is at the edge, and has no weight.
+    values = np.concatenate([values, (1 - root) ** 2], axis=1) / (1 + root) ** 2
+    weights = np.concatenate([weights, np.zeros_like(root)], axis=1)
+    signal, uniform = 1 / sparsity - 1 / length, 1 / length
+    alpha, has = np.zeros_like(root), np.zeros_like(values)
+    before, times = np.ones(len(gamma)), np.full(len(gamma), np.inf)
+    for step in range(LAW_STEPS):
+        overlap, size = alpha * signal + uniform, alpha**2 * signal + uniform
+        pull = (weights * has * (1 - alpha * has)).sum(axis=1, keepdims=True)
+        has = has + LAW_RATE / signal * values * (overlap - size * has)
+        alpha = alpha + LAW_RATE * pull
+        edge, whole = has[:, -1], signal + uniform
+        overlap, size = (alpha * signal + uniform)[:, 0], (alpha**2 * signal + uniform)[:, 0]
+        left = 1 + (edge**2 * size - 2 * edge * overlap) / whole
+        now = np.isinf(times) & (left <= LEVEL)
+        times[now] = LAW_RATE * (step + (before - LEVEL) / np.maximum(before - left, SMALLEST))[now]
+        before = left
+        if np.isfinite(times).all():
+            break
     return times
-
-
-def waiting(curves: Sequence[Curve]) -> float:
-    """Give the median time of preconditioned steps; NaN where the study has none."""
-    own = [curve.times for curve in curves if curve.key == FIXED]
-    return median(own[0]) if own else np.nan
 
 
 def plot(dataset: xr.Dataset) -> Figure:
     """Make the figure from the study's dataset."""
     curves = curves_of(dataset)
-    figure = Figure(figsize=(DOUBLE_COLUMN, 3.5))
+    figure = Figure(figsize=(DOUBLE_COLUMN, 3.6))
     left, right = figure.subplots(1, 2, width_ratios=(1.45, 1))
-    draw_times(left, curves)
+    draw_times(left, curves, sizes_of(dataset))
     draw_rest(right, curves, int(str(setting(dataset, "num_tokens"))))
     for axes in (left, right):
-        axes.set(xscale="log", xlabel="numbers an embedding has over tokens, $d / N$")
+        axes.set(xscale="log", xlabel="embedding dimension over tokens, $d / N$")
         axes.xaxis.set_minor_locator(NullLocator())
         ticks = [tick for tick in TICKS if axes is right or tick >= TICKS[1]]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    left.set_xlim(0.22, 4.5)
+    left.set_xlim(LOWEST, 1 / LOWEST)
+    right.set_xlabel("$d / N$")
     add_legend(figure, curves)
     return figure
 
 
-def draw_times(axes: Axes, curves: Sequence[Curve]) -> None:
+def draw_times(axes: Axes, curves: Sequence[Curve], sizes: Mapping[str, float]) -> None:
     """Draw the times of the slowest mode, and the theory over them."""
     for place, curve in enumerate(curves):
         if curve.key == LEARNED:
@@ -234,14 +278,16 @@ def draw_times(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 1.0), high)
-    start = waiting(curves)
-    if np.isfinite(start):
-        x = np.geomspace(0.22, 4.5, 801)
-        near = np.abs(np.log(x)) > 0.002
-        times = np.where(near, law(x, start), np.nan)
-        axes.plot(
-            x, np.where(times < high, times, np.nan), **BLACK, linestyle="--", gid="law", zorder=2
-        )
+    x, times = drawn_law(sizes)
+    axes.plot(x, np.where(times < high, times, np.nan), **BLACK, linestyle="--", gid="law")
+
+
+def drawn_law(sizes: Mapping[str, float]) -> tuple[Values, Values]:
+    """Give d / N and the times of the `law`, with NaN at d = N, where it has a pole."""
+    gamma = np.geomspace(LOWEST, NEAREST, 24)
+    times = law(gamma, **sizes)
+    x = np.concatenate([gamma, [1.0], 1 / gamma[::-1]])
+    return x, np.concatenate([times, [np.nan], times[::-1]])
 
 
 def draw_curve(axes: Axes, curve: Curve, place: int) -> None:
@@ -257,10 +303,10 @@ def draw_curve(axes: Axes, curve: Curve, place: int) -> None:
         curve.ratio[known], middle[known], marker=look.marker, markersize=size, **mark,
         zorder=zorder, gid=f"median {look.label}",
     )  # fmt: skip
-    top = np.where(np.isfinite(high), high, curve.end)
+    top, late = np.where(np.isfinite(high), high, curve.end), np.isposinf(middle)
     axes.vlines(curve.ratio[known], low[known], top[known], colors=look.colour, linewidth=1.0)
     axes.plot(
-        curve.ratio[~known], curve.end[~known], marker=r"$\uparrow$", markersize=8, **mark,
+        curve.ratio[late], curve.end[late], marker=r"$\uparrow$", markersize=8, **mark,
         zorder=zorder, gid=f"late {look.label}",
     )  # fmt: skip
     if curve.key[2] == "population":
@@ -280,14 +326,14 @@ def draw_rest(axes: Axes, curves: Sequence[Curve], tokens: int) -> None:
         if curve.key not in (FIXED, LEARNED):
             continue
         look = curve.look
-        low, middle, high = np.quantile(curve.left, SPREAD, axis=1)
+        low, middle, high = band(curve.left.T)
         axes.vlines(curve.ratio, low, high, colors=look.colour, linewidth=1.0)
         axes.plot(
             curve.ratio, middle, look.marker, color=look.colour, markersize=4.5,
             gid=f"left {look.label}", zorder=4,
         )  # fmt: skip
         if curve.key == LEARNED:
-            floor = np.median(curve.missed[1], axis=1)
+            floor = [median(own) for own in curve.missed[1]]
             axes.plot(curve.ratio, floor, **BLACK, linestyle=":", gid="floor", zorder=5)
     axes.set(ylabel="excess loss left at the end,\nas a share of its start", ylim=(-0.03, 1.0))
 
@@ -306,7 +352,8 @@ def add_legend(figure: Figure, curves: Sequence[Curve]) -> None:
     entries[r"$N \to \infty$, random embeddings"] = Line2D([], [], **BLACK, linestyle="--")
     if any(curve.key == LEARNED for curve in curves):
         entries["best $d$ directions"] = Line2D([], [], **BLACK, linestyle=":")
-    note = f"markers: median, 10\u201390% of {runs} runs; lines: recursion" if runs > 1 else None
+    runs_shown = f"median, 10\u201390% of {runs} runs" if runs > 1 else "one run"
+    note = rf"markers: {runs_shown} ($\uparrow$ not by the end); coloured lines: exact recursion"
     figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=3, title=note)
 
 
@@ -316,13 +363,13 @@ def add_legend(figure: Figure, curves: Sequence[Curve]) -> None:
 def tables(dataset: xr.Dataset) -> list[Table]:
     """Tabulate the times, how far they are from theory, and what is left of the loss."""
     curves = curves_of(dataset)
-    return [times_table(curves), peaks_table(curves), rest_table(curves, dataset)]
+    theory = drawn_law(sizes_of(dataset))
+    return [times_table(curves, theory), peaks_table(curves), rest_table(curves, dataset)]
 
 
-def times_table(curves: Sequence[Curve]) -> Table:
+def times_table(curves: Sequence[Curve], theory: tuple[Values, Values]) -> Table:
     """Times of every kind and d: medians with intervals, beside the recursion and the law."""
     rows = []
-    start = waiting(curves)
     for curve in curves:
         if curve.key == LEARNED:
             continue
@@ -332,10 +379,10 @@ def times_table(curves: Sequence[Curve]) -> Table:
             both = np.isfinite(own) & np.isfinite(expected)
             off = np.abs(own[both] / expected[both] - 1)
             rows.append([
-                curve.look.label, ratio, *told(own),
+                curve.look.label, ratio, told(own),
                 *(limited(x) for x in quantile_interval(own)),
-                int(np.isfinite(own).sum()), told(expected)[0],
-                float(law(np.array(ratio), start)) if is_plain and ratio != 1 else np.nan,
+                int(np.isfinite(own).sum()), told(expected),
+                float(np.interp(ratio, *theory)) if is_plain else np.nan,
                 median(curve.condition[place]), off.max() if off.size else np.nan,
             ])  # fmt: skip
     return Table(
@@ -347,9 +394,9 @@ def times_table(curves: Sequence[Curve]) -> Table:
     )
 
 
-def told(times: Values) -> list[object]:
+def told(times: Values) -> object:
     """Give the median of times, in words where half of them are infinite."""
-    return [limited(float(np.quantile(times, 0.5, method="inverted_cdf")))]
+    return limited(quantile(times, 0.5))
 
 
 def limited(time: float) -> object:
@@ -364,13 +411,16 @@ def peaks_table(curves: Sequence[Curve]) -> Table:
         if curve.key == LEARNED:
             continue
         middle = quantiles(curve.times)[1]
+        known = middle[~np.isnan(middle)]
+        spread = float(known.max() / known.min()) if np.isfinite(known).any() else np.nan
         place = int(np.abs(curve.ratio - 1).argmin())
-        ratio = curve.times[place] / curve.times[-1]
-        at = curve.ratio[int(middle.argmax())]
+        with np.errstate(invalid="ignore"):
+            ratio = curve.times[place] / curve.times[-1]
+        at = curve.ratio[int(np.nanargmax(middle))] if np.isfinite(middle).any() else np.nan
         near = curve.ratio[place] == 1
-        ends = [told(ratio)[0], *(limited(x) for x in quantile_interval(ratio))]
+        ends = [told(ratio), *(limited(x) for x in quantile_interval(ratio))]
         rows.append([
-            curve.look.label, limited(float(middle.max() / middle.min())), at,
+            curve.look.label, limited(spread), at,
             *(ends if near else [np.nan] * 3),
         ])  # fmt: skip
     return Table(

@@ -29,13 +29,21 @@ has of a mode stays ``V u_i s_i = w_i p_i``, and with ``A = alpha Q + (1 - alpha
 where rates are in units of the largest eigenvalue, the largest that a plain step can stand. That is
 exact (:func:`path_step`), for any embedding.
 
-**Plain steps** (power 0): a mode waits in proportion to ``s_1^2 / s_i^2``; once A is learned, half
-of its loss is gone after ``ln(2) / 2`` of that, in units of ``1 / eta``. For random embeddings
+**Plain steps** (power 0): a mode waits in proportion to ``s_1^2 / s_i^2``: with A = Q for ``ln(2) /
+2`` of that until half of its loss is gone, in units of ``1 / eta``. For random embeddings
 eigenvalues fill ``(1 -+ sqrt(gamma))^2``, ``gamma = min(d / N, N / d)`` (Marchenko & Pastur 1967),
-so that the slowest mode takes ``ln(2) / 2 ((1 + sqrt(gamma)) / (1 - sqrt(gamma)))^2``, which has a
-pole at d = N; there the smallest of N eigenvalues is of order ``1 / N^2`` of the largest (Edelman
-1988) and varies from one embedding to the next. Columns that are correlated, ``rho^|m - n|``,
-multiply that by up to ``((1 + rho) / (1 - rho))^2``. Orthogonal ones have the eigenvalues of mu.
+so that the largest is ``kappa = ((1 + sqrt(gamma)) / (1 - sqrt(gamma)))^2`` times the smallest: a
+pole at d = N. There the smallest of N is of order ``1 / N^2`` of the largest (Edelman 1988) and
+varies from one embedding to the next. Columns that are correlated, ``rho^|m - n|``, multiply that
+by up to ``((1 + rho) / (1 - rho))^2``. Orthogonal ones have the eigenvalues of mu, and no pole.
+
+A takes over part of what V lacks: up to terms in eta and 1/T the recursion keeps
+
+    alpha^2 sum_i |p_i|^2 = sum_i |p_i|^2 w_i^2 (s_1^2 / s_i^2)^(1 - power),
+
+and ends at ``w_i = 1 / alpha``, so that ``alpha^4`` is the mean of ``s_1^2 / s_i^2``, for random
+embeddings ``(1 + sqrt(gamma)) / (1 - sqrt(gamma)) = sqrt(kappa)``. With ``|A|^2`` so much larger
+the slowest mode takes between ``kappa^(3/4)`` and kappa.
 
 **Preconditioned steps** (power 1) multiply by the pseudo-inverse of ``S = E diag(mu) E^T - E mu
 mu^T E^T`` (of embeddings that are not centred): all modes are alike, ``w_i = alpha_V``, and what is

@@ -305,7 +305,7 @@ def embeddings() -> xr.Dataset:
                 for name, own in zip(names, zip(*rows, strict=True), strict=True)
             },
         },
-        attrs=settings(num_tokens=64, data="population"),
+        attrs=settings(num_tokens=64, context_length=16, sparsity=2, data="population"),
     )
 
 
