@@ -32,6 +32,7 @@ from scbjax.experiments.embeddings import (
 from scbjax.losses import excess_loss
 
 N, T, Q = 6, 7, 2
+SMALL_AND_LARGE = [3, pytest.param(11, marks=pytest.mark.slow)]  # d; compiled one by one
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -72,7 +73,7 @@ def plain_loss(params: dict[str, Any], batch: scbjax.Batch) -> jax.Array:
     return 0.5 * jnp.mean(jnp.sum(errors**2, axis=1))
 
 
-@pytest.mark.parametrize("dim", [3, 11])
+@pytest.mark.parametrize("dim", SMALL_AND_LARGE)
 def test_loss_and_gradients_are_those_of_one_hot_code(task: scbjax.Task, dim: int) -> None:
     params, batch = params_of(task, dim), scbjax.sample_batch(jax.random.key(4), task, 9)
     expected, wanted = jax.jit(jax.value_and_grad(plain_loss))(params, batch)
@@ -96,7 +97,7 @@ def test_expected_loss_is_the_mean_of_mini_batches(task: scbjax.Task) -> None:
 
 
 @pytest.mark.parametrize("kind", ["orthogonal", "random"])
-@pytest.mark.parametrize("dim", [3, 12])
+@pytest.mark.parametrize("dim", SMALL_AND_LARGE)
 def test_embeddings_have_the_law_that_is_named(kind: str, dim: int) -> None:
     keys = jax.random.split(jax.random.key(0), 4000 if kind != "orthogonal" else 4)
     drawn = np.asarray(
@@ -178,58 +179,59 @@ def test_steps_in_float32_are_those_in_float64(task: scbjax.Task, exponent: int)
     np.testing.assert_allclose(found, expected, atol=size * 3e-6 * 10.0**exponent)
 
 
-def test_preconditioned_steps_are_the_paper_s_where_tokens_are_apart(task: scbjax.Task) -> None:
+@pytest.mark.parametrize("dim", [N - 1, pytest.param(3 * N, marks=pytest.mark.slow)])
+def test_preconditioned_steps_are_the_paper_s_where_tokens_are_apart(
+    task: scbjax.Task, dim: int
+) -> None:
     """For d >= N - 1, mini-batch by mini-batch, whatever the embedding is."""
     one_hot = scbjax.scb_sgd(
         task.stationary,
         0.1 / scbjax.pattern_signal(task),
         0.1 / scbjax.transition_signal(task),
     )
-    for dim in (N - 1, 3 * N):
-        params = params_of(task, dim)
-        params["value"] = params["value"] - params["value"].mean(axis=0, keepdims=True)
-        params["attention"] = jnp.full((T, N), 1 / T)
-        paper = as_one_hot(params)
-        batch = scbjax.sample_batch(jax.random.key(8), task, 20)
-        step = descent(task, values_of())
-        updates, _ = step.update(jax.grad(embedded_loss)(params, batch), step.init(params), params)
-        wanted, _ = one_hot.update(jax.grad(scbjax.loss)(paper, batch), one_hot.init(paper), paper)
-        moved = updates["value"] @ params["embedding"]
-        np.testing.assert_allclose(moved, wanted.value, rtol=2e-3, atol=2e-4)
-        np.testing.assert_allclose(updates["attention"], wanted.attention, rtol=1e-3, atol=1e-5)
+    params = params_of(task, dim)
+    params["value"] = params["value"] - params["value"].mean(axis=0, keepdims=True)
+    params["attention"] = jnp.full((T, N), 1 / T)
+    paper = as_one_hot(params)
+    batch = scbjax.sample_batch(jax.random.key(8), task, 20)
+    step = descent(task, values_of())
+    grads, wanted = jax.jit(
+        lambda p, q, b: (jax.grad(embedded_loss)(p, b), jax.grad(scbjax.loss)(q, b))
+    )(params, paper, batch)
+    updates, _ = jax.jit(lambda g, p: step.update(g, step.init(p), p))(grads, params)
+    wanted, _ = one_hot.update(wanted, one_hot.init(paper), paper)
+    moved = updates["value"] @ params["embedding"]
+    np.testing.assert_allclose(moved, wanted.value, rtol=2e-3, atol=2e-4)
+    np.testing.assert_allclose(updates["attention"], wanted.attention, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("dim", [3, 9])
-def test_the_recursion_is_exact_for_population_steps(
-    task: scbjax.Task, power: float, dim: int
-) -> None:
+@pytest.mark.parametrize("dim", SMALL_AND_LARGE)
+def test_the_recursion_is_exact_for_population_steps(task: scbjax.Task, dim: int) -> None:
     static = {
         "num_tokens": N, "context_length": T, "sparsity": Q,
         "data": "population", "embedding": "random", "embedding_dim": dim,
     }  # fmt: skip
-    values = {**values_of(power=power, rate=0.3), "correlation": 0.4, "transition_signal": 0.3}
     own = embeddings._learner(
-        embeddings._source(static), static, batch_size=1, record_every=10, record=("batch_loss",)
+        embeddings._source(static), static, batch_size=1, record_every=60, record=("batch_loss",)
     )
-    state = jax.jit(own.train, static_argnames="steps")(
-        jax.random.key(2), task, values, steps=60
-    ).state
-    path = state.tracked
-    found = as_one_hot(state.params)
-    np.testing.assert_allclose(found.value.sum(axis=0), 1.0, atol=1e-5)
-    # w_i p_i from V E itself, and alpha from A.
-    mu = np.asarray(task.stationary, float)
-    v = np.asarray(path.modes.tokens, float)
-    wanted = (np.asarray(task.transition, float) - mu[:, None]) * np.sqrt(mu) @ v.T
-    got = (np.asarray(found.value, float) - mu[:, None]) * np.sqrt(mu) @ v.T
-    assert 0.05 < float(path.weights.min()) <= float(path.weights.max()) < 1.5
-    np.testing.assert_allclose(got, wanted * np.asarray(path.weights), atol=2e-5)
-    q = np.asarray(task.pattern, float)
-    attention = 1 / T + float(path.attention) * (q - 1 / T)
-    np.testing.assert_allclose(found.attention, attention, atol=2e-5)
-    if power == 1.0:
-        np.testing.assert_allclose(path.weights, path.weights[0], rtol=1e-5)
+    fixed = {"correlation": jnp.asarray(0.4), "transition_signal": jnp.asarray(0.3)}
+    train = jax.jit(lambda values: own.train(jax.random.key(2), task, values, steps=60).state)
+    for power in (0.0, 0.5, 1.0):
+        state = train({**values_of(power=power, rate=0.3), **fixed})
+        path = state.tracked
+        value = np.asarray(state.params["value"], float) @ np.asarray(state.params["embedding"])
+        np.testing.assert_allclose(value.sum(axis=0), 0.0, atol=1e-5)
+        # w_i p_i from V E itself, and alpha from A.
+        mu = np.asarray(task.stationary, float)
+        v = np.asarray(path.modes.tokens, float)
+        wanted = (np.asarray(task.transition, float) - mu[:, None]) * np.sqrt(mu) @ v.T
+        got = value * np.sqrt(mu) @ v.T
+        assert 0.05 < float(path.weights.min()) <= float(path.weights.max()) < 1.5
+        np.testing.assert_allclose(got, wanted * np.asarray(path.weights), atol=2e-5)
+        q = np.asarray(task.pattern, float)
+        attention = 1 / T + float(path.attention) * (q - 1 / T)
+        np.testing.assert_allclose(state.params["attention"], attention, atol=2e-5)
+    np.testing.assert_allclose(path.weights, float(path.weights[0]), rtol=1e-5)
 
 
 def test_a_step_of_the_path_is_the_formula_by_loops(task: scbjax.Task) -> None:
