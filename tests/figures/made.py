@@ -386,6 +386,41 @@ def finite() -> xr.Dataset:
     )
 
 
+def embeddings() -> xr.Dataset:
+    """Slowest modes are halved at known times, at d = N with plain steps never; N = 64."""
+    kinds = [("random", 0.0, 0.5), ("random", 1.0, 0.25), ("learned", 1.0, 0.5)]
+    times = [[20.0, np.inf, 10.0], [4.0, 4.0, 4.0], [4.0, 4.0, 4.0]]
+    rows = [(*kind, d) for kind in kinds for d in (16, 64, 256)]
+    step, spread = np.arange(81), np.linspace(1.0, 1.2, SEEDS)[:, None]
+    halved = np.ravel(times)[:, None, None] * spread
+    clock = np.array([rate for _, _, rate, _ in rows])[:, None, None] * step
+    left = 0.5 ** (clock / halved)
+    share = np.array([max(1 - d / 63, 0.0) for *_, d in rows])[:, None, None] * np.ones_like(left)
+    floor = 0.5 * share
+    learned = np.array([kind == "learned" for kind, *_ in rows])[:, None, None]
+    dims = ("arm", "seed", "step")
+    names = ("embedding", "power", "rate", "embedding_dim")
+    return xr.Dataset(
+        {
+            "slowest_mode": (dims, left),
+            "slowest_mode_on_path": (dims, 0.5 ** (clock / halved / 1.01)),
+            "excess_share": (dims, np.where(learned, floor, share)),
+            "out_of_reach": (dims, share),
+            "rank_floor": (dims, floor),
+            "condition": (dims, np.full_like(left, 30.0)),
+        },
+        coords={
+            "seed": np.arange(SEEDS),
+            "step": step,
+            **{
+                name: ("arm", list(own))
+                for name, own in zip(names, zip(*rows, strict=True), strict=True)
+            },
+        },
+        attrs=settings(num_tokens=64, context_length=16, sparsity=2, data="population"),
+    )
+
+
 def fig5(dataset: xr.Dataset) -> xr.Dataset:
     """The shared dataset with a vocabulary in the place of the sparsity, and a loss."""
     data = dataset.rename({"sparsity": "num_tokens"})
@@ -403,6 +438,7 @@ MADE: dict[str, Callable[[], xr.Dataset]] = {
     "maps": maps,
     "finite": finite,
     "hierarchy": hierarchy,
+    "embeddings": embeddings,
 }
 
 

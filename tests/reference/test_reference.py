@@ -20,7 +20,7 @@ from scbjax.sweep.study.locating import find_studies  # noqa: E402
 
 KEPT, PROVENANCE = reference.read()
 QUICK = "sparsity"
-NEWER = {"factors", "finite", "hierarchy", "maps", "projector_tasks"}
+NEWER = {"embeddings", "factors", "finite", "hierarchy", "maps", "projector_tasks"}
 """Studies that the commit did not have."""
 
 
