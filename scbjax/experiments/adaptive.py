@@ -5,10 +5,10 @@ step (eqs. 4 to 6) on V and A, from the uniform start, with a threshold ``lambda
 of A. A position counts as found where its entry is not thresholded to zero before the column sum is
 restored.
 
-**The noise of a step.** Let r = V X a - e_label, ``S_V = (V - mu 1^T) diag(mu) (V - mu 1^T)^T``, and x_t
-the token of a position off the support. It is independent of r (but for its own small weight),
-so that its preconditioned gradient, the mean of ``(V^T r)[x_t] - r^T mu`` over the samples of query
-k, of which there are about B mu_k, has the variance ``s_k^2 / (B mu_k)`` with
+**The noise of a step.** Let ``r = V X a - e_label``, ``S_V = (V - mu 1^T) diag(mu) (V - mu
+1^T)^T``, and x_t the token of a position off the support. It is independent of r (but for its own
+small weight), so that its preconditioned gradient, the mean of ``(V^T r)[x_t] - r^T mu`` over the
+samples of query k, of which there are about B mu_k, has the variance ``s_k^2 / (B mu_k)`` with
 
     s_k^2 = Tr(S_V R_k),   R_k = diag(mu) - mu mu^T + |a|^2 S_V - <q, a> (C + C^T),
     C = (P - mu 1^T) diag(mu) (V - mu 1^T)^T.
@@ -38,6 +38,12 @@ soft threshold, ``kappa = lambda_k / sigma_k``, ``rho = eta_A K_V``, and, in uni
 * *Until then l1 does nothing.* Where all entries of a column are above lambda, thresholding moves
   all of them and restoring the sum moves them back: a column is sparse only from ``(1 - alpha_A) /
   T < lambda`` on. So there is no first stage without l1 here.
+
+**V must not grow.** The loss knows the product of V and A alone, and l1 acts on A: A shrinks, V
+grows, and all of the above is overtaken. The paper stops early; here V is projected on ``K_V <=
+K_P`` after each step (ours; the algorithm knows K_P, by which its rates are scaled), so that
+supports can be looked at where they have settled. Entries then live at ``q - lambda / (eta_A
+K_P)``.
 
 **Four learners.** One threshold, in units of the noise of a query of frequency 1/N (``adapt`` = 0);
 a threshold a query (``adapt`` = 1); a path of thresholds from large to small, each warm-started
@@ -77,7 +83,7 @@ else:
 _STREAM = 7  # of a task's key, for its supports
 _BELOW, _ABOVE = 12, 28  # nodes of the chain's density, on either side of zero
 _DEVIATIONS = 6.5  # up to where the density is followed; with a mean above that it is never zero
-_ITERATIONS = 100  # of the chain; it forgets by 1 - rho a step
+_ITERATIONS = 64  # of the chain; it forgets by 1 - rho a step
 _LEAST_DECAY = 0.1
 _MOST = 32  # nonzeros of a column
 
@@ -229,10 +235,12 @@ class Progress(NamedTuple):
     Attributes:
         step: steps done, int32.
         batch_size: B, in the dtype of the parameters.
+        support: which entries of A the last threshold left, booleans [M, T, N].
     """
 
     step: jax.Array
     batch_size: jax.Array
+    support: jax.Array
 
 
 class Candidates(NamedTuple):
@@ -241,14 +249,12 @@ class Candidates(NamedTuple):
     Attributes:
         value: V [M, N, N].
         attention: A [M, T, N].
-        support: which entries of A the last threshold left, booleans [M, T, N].
         losses: running means of the loss of each query on batches before they were learned from,
             [M, N].
     """
 
     value: jax.Array
     attention: jax.Array
-    support: jax.Array
     losses: jax.Array
 
 
@@ -271,7 +277,7 @@ def model_of(static: Mapping[str, Any]) -> Model:
         params = scbjax.init_params(task)
         value, attention = (jnp.broadcast_to(p[None], (count, *p.shape)) for p in params)
         losses = jnp.zeros((count, task.num_tokens), value.dtype)
-        return Candidates(value, attention, jnp.ones(attention.shape, bool), losses)
+        return Candidates(value, attention, losses)
 
     def readout(params: Candidates) -> scbjax.Params:
         # V has no column of a query's own: that of the candidate with the least loss in all.
@@ -351,6 +357,13 @@ def proximal_step(
     return kept + missing / kept.shape[0], kept != 0
 
 
+def bounded(value: jax.Array, stationary: jax.Array, largest: jax.Array) -> jax.Array:
+    """V [N, N], projected on ``K_V <= largest`` in the mu-norm, by shrinking ``V - mu 1^T``."""
+    away = value - stationary[:, None]
+    signal = jnp.maximum(jnp.sum(away**2 * stationary[None, :]), jnp.finfo(value.dtype).tiny)
+    return stationary[:, None] + away * jnp.minimum(1.0, jnp.sqrt(largest / signal))
+
+
 def background(attention: jax.Array, support: jax.Array) -> jax.Array:
     """What entries off the support share, [N]; 0 where there are none."""
     off = jnp.sum(~support, axis=0, dtype=attention.dtype)
@@ -417,6 +430,7 @@ def step_candidates(
     """
     from scbjax.losses import unchecked_loss
     from scbjax.optim import value_descent
+    from scbjax.task import transition_signal
 
     mu, (rate, attention_rate) = task.stationary, rates_of(task, values)
     descent = value_descent(mu, rate)
@@ -433,14 +447,15 @@ def step_candidates(
             held_out = losses_by_query(relaxed(own, support, mu, shrinkage), batch)
         moved, kept = proximal_step(attention, grads.attention, mu, attention_rate, lambdas)
         update, _ = descent.update(grads.value, descent.init(value), value)
-        return loss, grads, value + update, moved, kept, held_out
+        value = bounded(value + update, mu, values["value_bound"] * transition_signal(task))
+        return loss, grads, value, moved, kept, held_out
 
-    found = jax.vmap(one)(params.value, params.attention, params.support, levels)
+    found = jax.vmap(one)(params.value, params.attention, progress.support, levels)
     loss, grads, value, attention, support, (fresh, samples) = found
     weight = 1.0 / jnp.minimum(progress.step.astype(mu.dtype) + 1.0, values["memory"])
     losses = params.losses + jnp.where(samples > 0, (fresh - params.losses) * weight, 0.0)
-    moved = Candidates(value, attention, support, losses)
-    return (jnp.mean(loss), grads), moved, progress._replace(step=progress.step + 1)
+    progress = progress._replace(step=progress.step + 1, support=support)
+    return (jnp.mean(loss), grads), Candidates(value, attention, losses), progress
 
 
 def rates_of(task: scbjax.Task, values: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
@@ -463,7 +478,7 @@ def _learner(source: Source, static: Mapping[str, Any], **given: Any) -> scbjax.
 
     def init(params: Candidates, *_: object) -> Progress:
         size = jnp.asarray(given["batch_size"], params.value.dtype)
-        return Progress(jnp.zeros((), jnp.int32), size)
+        return Progress(jnp.zeros((), jnp.int32), size, jnp.ones(params.attention.shape, bool))
 
     return scbjax.learner(source, model_of(static), Move(init, step_candidates), **given)
 
@@ -509,15 +524,14 @@ def columns_of(view: scbjax.View) -> Column:
         same = jnp.ones_like(mu)
         return Column(lambdas, noise, drift, rate * truth * same, rate * own * same)
 
-    all_of_them = jax.vmap(one)(params.value, params.attention, params.support, levels)
+    all_of_them = jax.vmap(one)(params.value, params.attention, progress.support, levels)
     best = best_candidates(params)
     return Column(*(chosen(array, best) for array in all_of_them))
 
 
 def _support(view: scbjax.View) -> jax.Array:
     """Which entries of A [T, N] the last threshold left."""
-    params = view.state.params
-    return chosen(params.support, best_candidates(params))
+    return chosen(view.state.opt_state.support, best_candidates(view.state.params))
 
 
 def _sizes(view: scbjax.View) -> jax.Array:
@@ -623,6 +637,10 @@ RECORD = (
         _weight_level, "threshold over the step of a mean weight",
         r"$\lambda_k Q_k / (\eta_A K_{VP})$", dims=_A_QUERY, name="weight_level",
     ),
+    Observable(
+        lambda view: view.task.stationary, "frequency of a query", r"$\mu_k$", dims=_A_QUERY,
+        name="frequency",
+    ),
     Observable(_sizes, "nonzeros of a column", "$Q_k$", dims=_A_QUERY, name="column_size"),
     Observable(_queries_recovered, "queries with the exact support", name="queries_recovered"),
     Observable(_recovery_expected, "chance of all supports by the chain", name="recovery_expected"),
@@ -672,6 +690,10 @@ PARAMETERS = (
         "train.path_steps", float, 100.0, "traced", "inner", "Steps of the path", _POSITIVE
     ),
     Parameter(
+        "train.value_bound", float, 1.0, "traced", "inner",
+        "Largest K_V over K_P that V is projected on", _POSITIVE,
+    ),
+    Parameter(
         "train.candidates", int, 1, "static", "inner",
         "Thresholds side by side, of which each query takes that with the least held-out loss",
         Interval(1, INT32_MAX),
@@ -693,5 +715,7 @@ PARAMETERS = (
 EXPERIMENT = replace(
     learning("adaptive", _source, _learner, record=RECORD, parameters=PARAMETERS),
     relations=(SPARSITY_FITS,),
+    # Of what is static, queries are all that records have an axis of.
+    size_paths=("task.num_tokens",),
 )
 """Queries of different sparsity, and thresholds for each."""
