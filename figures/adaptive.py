@@ -9,8 +9,8 @@ for all has to suit the rarest query and the smallest weight at once.
 
 from __future__ import annotations
 
-from _statistics import share_interval
-from collections.abc import Callable, Sequence
+from _statistics import NORMAL, share_interval
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,7 @@ from _render import DOUBLE_COLUMN, main, render
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 STUDY: Final = "adaptive"
 VARIABLES: Final = (
@@ -31,8 +32,8 @@ VARIABLES: Final = (
     "recovery_expected", "samples",
 )  # fmt: skip
 # By what sets an arm apart: adapt, path_ratio > 1, candidates > 1 and relax.
-ONE, EACH, PATH = "one threshold, the best of {}", "a threshold a query", "a path, best end of {}"
-PLAIN, RELAXED = "by held-out loss", "by held-out loss without shrinkage"
+ONE, EACH, PATH = "one λ, the best of {}", "a λ for each query", "a path of λ, the best of {} ends"
+PLAIN, RELAXED = "λ by held-out loss", "λ by held-out loss, unshrunk"
 LOOKS: Final[dict[str, tuple[str, Any, str]]] = {
     ONE: ("#D55E00", (0, (4, 1.2)), "s"),
     PATH: ("#E69F00", (0, (1, 1)), "^"),
@@ -42,8 +43,9 @@ LOOKS: Final[dict[str, tuple[str, Any, str]]] = {
 }
 GROUPS: Final = ("#56B4E9", "#CC79A7", "#009E73")
 MARKERS: Final = ("o", "s", "^")
-BINS: Final = 14  # of the logarithm of a threshold
-LEAST: Final = 40  # columns in a bin that is drawn
+EDGES: Final = np.geomspace(0.05, 20.0, 31)  # of thresholds
+LEAST: Final = 5  # columns in a bin that is drawn
+FEW: Final = 7.0  # noises, above which there are no false positives
 FOUND: Final = 0.9  # of the runs, for what a learner costs
 
 
@@ -134,9 +136,18 @@ def learners_of(data: xr.Dataset) -> list[Learner]:
 
 @dataclass(frozen=True)
 class Columns:
-    """What became of single columns of A: [columns] each."""
+    """What became of single columns of A: [columns] each.
+
+    Attributes:
+        level: the threshold, in the units in which theory is one curve.
+        bare: the same without what is the query's own; NaN where each query has its threshold.
+        wrong: share of the positions that are wrong.
+        expected: what theory says of it.
+        group: of the query, from 0.
+    """
 
     level: Values
+    bare: Values
     wrong: Values
     expected: Values
     group: Values
@@ -155,22 +166,28 @@ def columns_of(data: xr.Dataset, error: str) -> Columns:
     name, grouped = level if error == "false_positives" else by
     values = own[grouped].to_numpy().ravel()
     edges = np.quantile(values, [1 / 3, 2 / 3]) if error == "false_positives" else (2.5, 5.5)
+    sizes = own[grouped].to_numpy().astype(float)
+    mean = sizes.mean(axis=-1, keepdims=True)
+    unit = np.sqrt(sizes / mean) if error == "false_positives" else sizes / mean
+    whose = own.adapt.to_numpy()[None, :, None, None]
+    bare = np.where(whose > 0, np.nan, own[name].to_numpy() / unit).ravel()
     columns = [own[n].to_numpy().astype(float).ravel() for n in (name, error, f"{error}_expected")]
     fine = np.isfinite(columns).all(axis=0) & (columns[0] > 0)
-    return Columns(*(c[fine] for c in columns), np.digitize(values, edges)[fine])
+    level, wrong, expected = (c[fine] for c in columns)
+    return Columns(level, bare[fine], wrong, expected, np.digitize(values, edges)[fine])
 
 
-def binned(columns: Columns, chosen: Values, values: Values) -> tuple[Values, Values, Values]:
-    """Average values in bins of the threshold: middles, means and their standard errors."""
-    edges = np.geomspace(*np.quantile(columns.level, [0.005, 0.995]), BINS + 1)
-    place = np.digitize(columns.level, edges) - 1
+def binned(level: Values, values: Values) -> tuple[Values, Values, Values]:
+    """Average values in bins of the threshold: middles, means and halves of 95% intervals."""
+    place = np.digitize(level, EDGES)
     rows = []
-    for bin_ in range(BINS):
-        own = chosen & (place == bin_)
-        if own.sum() >= min(LEAST, max(1, columns.level.size // 50)):
-            spread = values[own].std() / np.sqrt(own.sum())
-            rows.append((np.exp(np.log(columns.level[own]).mean()), values[own].mean(), spread))
-    return tuple(np.array(rows).reshape(-1, 3).T)  # type: ignore[return-value]
+    for bin_ in range(1, len(EDGES)):
+        own = values[place == bin_]
+        if own.size >= LEAST:
+            half = NORMAL * own.std() / np.sqrt(own.size)
+            rows.append((np.exp(np.log(level[place == bin_]).mean()), own.mean(), half))
+    middles, means, halves = np.array(rows).reshape(-1, 3).T
+    return middles, means, halves
 
 
 def plot(dataset: xr.Dataset) -> Figure:
@@ -181,39 +198,51 @@ def plot(dataset: xr.Dataset) -> Figure:
     positives, negatives = (columns_of(data, f"false_{n}") for n in ("positives", "negatives"))
     draw_errors(left, positives, ("rarest third of queries", "middle third", "most frequent third"))
     draw_errors(middle, negatives, ("$Q_k$ = 1 and 2", "3 to 5", "6 to 8"))
-    floor = 0.3 / (len(positives.level) / BINS * float(setting(dataset, "context_length", 500)))
-    left.set(yscale="log", ylim=(max(floor, 1e-6), 2.0), title="(a) false positives")
+    left.set(yscale="log", ylim=(2e-5, 3.0), xlim=(0.0, FEW), title="(a) false positives")
     left.set(xlabel=r"threshold / noise, $\lambda\sqrt{B\mu_k}\,/\,(\eta_A s_k)$")
     left.set(ylabel="share of positions")
-    middle.set(ylim=(-0.03, 1.03), title="(b) false negatives")
+    middle.set(ylim=(-0.03, 1.03), xlim=(0.0, 2.0), title="(b) false negatives")
     middle.set(xlabel=r"threshold / step, $\lambda Q_k\,/\,(\eta_A K_{VP})$")
     learners = learners_of(data)
     for learner in learners:
         draw_shares(right, learner)
     right.set(xscale="log", ylim=(-0.03, 1.03), title="(c) every support found")
     right.set(xlabel=r"samples (batch size $\times$ steps)", ylabel="share of runs")
+    right.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+    right.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
+    right.xaxis.set_minor_locator(NullLocator())
     handles = [
         Line2D([], [], color=LOOKS[own.kind][0], linestyle=LOOKS[own.kind][1],
                marker=LOOKS[own.kind][2], markersize=4, label=own.label)
         for own in learners
     ]  # fmt: skip
-    theory = Line2D([], [], color="black", linewidth=1.0, label="theory, nothing fitted: (a), (b)")
-    dotted = Line2D([], [], color="#444444", linewidth=0.9, linestyle=":", label="theory: (c)")
-    figure.legend(handles=[*handles, theory, dotted], loc="outside lower center", ncols=3)
+    theory = Line2D([], [], color="black", linewidth=1.0, label="(a), (b): theory, nothing fitted")
+    bare = Line2D(
+        [], [], color="#444444", marker="o", linestyle="", markersize=3, fillstyle="none",
+        label=r"(a), (b): against $\lambda$ alone",
+    )  # fmt: skip
+    dotted = Line2D([], [], color="#444444", linewidth=0.9, linestyle=":", label="(c): theory")
+    handles += [theory, bare, dotted]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
 
 def draw_errors(axes: Axes, columns: Columns, names: Sequence[str]) -> None:
     """Draw the share of errors against the threshold for groups of queries, and theory."""
     for group, (name, colour, marker) in enumerate(zip(names, GROUPS, MARKERS, strict=True)):
-        x, y, spread = binned(columns, columns.group == group, columns.wrong)
-        axes.errorbar(
-            x, y, 1.96 * spread, fmt=marker, color=colour, markersize=3.5, elinewidth=0.8,
-            label=name, gid=f"group {group}",
+        own = columns.group == group
+        x, y, half = binned(columns.bare[own], columns.wrong[own])
+        axes.plot(
+            x, y, marker, color=colour, markersize=3, fillstyle="none", markeredgewidth=0.6,
+            alpha=0.6, gid=f"bare {group}",
         )  # fmt: skip
-    x, y, _ = binned(columns, np.ones(columns.level.shape, bool), columns.expected)
+        x, y, half = binned(columns.level[own], columns.wrong[own])
+        axes.errorbar(
+            x, y, np.minimum(half, y) if y.size else half, fmt=marker, color=colour, markersize=3.5,
+            elinewidth=0.8, label=name, gid=f"group {group}",
+        )  # fmt: skip
+    x, y, _ = binned(columns.level, columns.expected)
     axes.plot(x, y, color="black", linewidth=1.0, zorder=1, gid="theory")
-    axes.set_xscale("log")
     axes.legend(fontsize=7, handletextpad=0.2, borderaxespad=0.3)
 
 
@@ -273,13 +302,10 @@ def collapse_table(data: xr.Dataset, error: str) -> Table:
     rows = []
     for group in range(len(GROUPS)):
         own = columns.group == group
-        measured: Callable[[Values], tuple[Values, Values, Values]] = lambda v, o=own: binned(  # noqa: E731
-            columns, o, v
-        )
-        for x, y, spread, theory in zip(
-            *measured(columns.wrong), measured(columns.expected)[1], strict=True
-        ):
-            rows.append([group + 1, x, y, y - 1.96 * spread, y + 1.96 * spread, theory])
+        measured = binned(columns.level[own], columns.wrong[own])
+        theory = binned(columns.level[own], columns.expected[own])[1]
+        for x, y, half, said in zip(*measured, theory, strict=True):
+            rows.append([group + 1, x, y, max(y - half, 0.0), y + half, said])
     name = error.replace("_", " ")
     return Table(
         f"Share of {name} by the third of the queries and the threshold, with 95% intervals",

@@ -359,8 +359,11 @@ def test_the_study_s_small_form_is_one() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task.sparsity": 30}, "task.sparsity = 30 is larger than task.context_length = 20"),
-        ({"task.sparsity": 40}, "task.sparsity must be an integer from 1 to 32, got 40"),
+        (
+            {"task.sparsity": 12, "task.context_length": 10},
+            "task.sparsity = 12 is larger than task.context_length = 10",
+        ),
+        ({"task.sparsity": 40}, "task.sparsity must be an integer from 1 to 16, got 40"),
         ({"train.adapt": 1.5}, "train.adapt must be a number from 0.0 to 1.0, got 1.5"),
         (
             {"train.path_ratio": 0.5},

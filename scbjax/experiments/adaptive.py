@@ -59,9 +59,9 @@ relaxed lasso of Meinshausen 2007), a false positive costs at least as much as s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -85,7 +85,7 @@ _BELOW, _ABOVE = 12, 28  # nodes of the chain's density, on either side of zero
 _DEVIATIONS = 6.5  # up to where the density is followed; with a mean above that it is never zero
 _ITERATIONS = 64  # of the chain; it forgets by 1 - rho a step
 _LEAST_DECAY = 0.1
-_MOST = 32  # nonzeros of a column
+_MOST = 16  # nonzeros of a column
 
 # ----------------------------------------------------------------------------------------- the task
 
@@ -504,6 +504,20 @@ class Column(NamedTuple):
     decay: jax.Array
 
 
+def _once(function: Callable[[scbjax.View], Any]) -> Callable[[scbjax.View], Any]:
+    """What several observables share of a view, computed once for it, as views do of their own."""
+    name = f"_adaptive_{function.__name__}"
+
+    @wraps(function)
+    def of_view(view: scbjax.View) -> Any:  # noqa: ANN401 - the function's own
+        if name not in vars(view):
+            vars(view)[name] = function(view)
+        return vars(view)[name]
+
+    return of_view
+
+
+@_once
 def columns_of(view: scbjax.View) -> Column:
     """The numbers of the candidate that each query takes."""
     from scbjax.task import mu_inner
@@ -592,23 +606,22 @@ def false_negative_theory(columns: Column, pattern: jax.Array, largest: int) -> 
     return jnp.where(weights > 0, zeros, 0.0)
 
 
-def _false_positives_expected(view: scbjax.View) -> jax.Array:
-    return false_positive_theory(columns_of(view))
+@_once
+def _expected(view: scbjax.View) -> tuple[jax.Array, jax.Array]:
+    """By the chain: false positives a position [N], and how often each weight is zero [.., N]."""
+    columns, largest = columns_of(view), min(_MOST, view.task.context_length)
+    lost = false_negative_theory(columns, view.task.pattern, largest)
+    return false_positive_theory(columns), lost
 
 
 def _false_negatives_expected(view: scbjax.View) -> jax.Array:
-    largest = min(_MOST, view.task.context_length)
-    zeros = false_negative_theory(columns_of(view), view.task.pattern, largest)
-    return jnp.sum(zeros, axis=0) / _sizes(view)
+    return jnp.sum(_expected(view)[1], axis=0) / _sizes(view)
 
 
 def _recovery_expected(view: scbjax.View) -> jax.Array:
     """The chance that no entry is wrong, if entries were independent."""
-    columns, pattern = columns_of(view), view.task.pattern
-    below_one = 1.0 - float(jnp.finfo(pattern.dtype).eps)
-    wrong = jnp.minimum(false_positive_theory(columns), below_one)
-    largest = min(_MOST, view.task.context_length)
-    lost = jnp.minimum(false_negative_theory(columns, pattern, largest), below_one)
+    below_one = 1.0 - float(jnp.finfo(view.task.pattern.dtype).eps)
+    wrong, lost = (jnp.minimum(share, below_one) for share in _expected(view))
     off = view.task.context_length - _sizes(view)
     return jnp.exp(jnp.sum(off * jnp.log1p(-wrong)) + jnp.sum(jnp.log1p(-lost)))
 
@@ -622,7 +635,7 @@ RECORD = (
         _false_negatives, "false negatives a position", dims=_A_QUERY, name="false_negatives"
     ),
     Observable(
-        _false_positives_expected, "false positives of the chain", dims=_A_QUERY,
+        lambda view: _expected(view)[0], "false positives of the chain", dims=_A_QUERY,
         name="false_positives_expected",
     ),
     Observable(

@@ -26,7 +26,7 @@ def test_learners_are_told_apart_and_given_their_best_threshold(data: xr.Dataset
     learners = {own.kind: own for own in script.learners_of(script.arranged(data))}
     assert set(learners) == set(script.LOOKS)
     one, each = learners[ONE], learners[EACH]
-    assert one.label == "one threshold, the best of 2"
+    assert one.label == "one λ, the best of 2"
     assert one.level.tolist() == [3.0, 6.0]
     assert one.recovered.mean(axis=1).tolist() == [0.0, 1.0]
     assert np.isinf(one.first[0]).all()
@@ -71,17 +71,17 @@ def test_tables_say_shares_costs_and_theory(data: xr.Dataset) -> None:
     assert len(shares.rows) == 10
     label, samples, level, share, low, high, theory, first = shares.rows[1]
     assert (label, samples, level, share, high) == (
-        "one threshold, the best of 2", 1024 * 40, 6.0, 1.0, 1.0
+        "one λ, the best of 2", 1024 * 40, 6.0, 1.0, 1.0
     )  # fmt: skip
     assert low == pytest.approx(share_interval(made.SEEDS, made.SEEDS).low)
     assert theory == pytest.approx(0.9)
     assert first == 1024 * 20
     assert dict(costs.rows) == {
-        "one threshold, the best of 2": 1024 * 40,
-        "a path, best end of 1": 512 * 40,
-        "a threshold a query": 512 * 40,
-        "by held-out loss without shrinkage": 512 * 40,
-        "by held-out loss": np.inf,
+        "one λ, the best of 2": 1024 * 40,
+        "a path of λ, the best of 1 ends": 512 * 40,
+        "a λ for each query": 512 * 40,
+        "λ by held-out loss, unshrunk": 512 * 40,
+        "λ by held-out loss": np.inf,
     }
     assert {row[0] for row in positives.rows} == {row[0] for row in negatives.rows} == {1, 2, 3}
 
