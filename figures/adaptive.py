@@ -173,8 +173,8 @@ def columns_of(data: xr.Dataset, error: str) -> Columns:
     bare = np.where(whose > 0, np.nan, own[name].to_numpy() / unit).ravel()
     columns = [own[n].to_numpy().astype(float).ravel() for n in (name, error, f"{error}_expected")]
     fine = np.isfinite(columns).all(axis=0) & (columns[0] > 0)
-    level, wrong, expected = (c[fine] for c in columns)
-    return Columns(level, bare[fine], wrong, expected, np.digitize(values, edges)[fine])
+    at, wrong, expected = (c[fine] for c in columns)
+    return Columns(at, bare[fine], wrong, expected, np.digitize(values, edges)[fine])
 
 
 def binned(level: Values, values: Values) -> tuple[Values, Values, Values]:

@@ -272,7 +272,8 @@ def test_losses_of_queries_are_means_over_their_samples(
         error = v @ np.eye(4)[:, context] @ a[:, k] - np.eye(4)[label]
         losses[k].append(float(error @ error) / 2)
     assert count.tolist() == [len(own) for own in losses]
-    np.testing.assert_allclose(found, [np.mean(own) if own else 0 for own in losses], rtol=1e-5)
+    expected = np.array([np.mean(own) if own else 0.0 for own in losses])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_relaxing_gives_back_what_l1_takes_where_noise_is_none(task: scbjax.Task) -> None:

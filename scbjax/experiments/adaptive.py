@@ -223,7 +223,8 @@ def zero_share(level: jax.Array, drift: jax.Array, decay: jax.Array) -> jax.Arra
         return dense, jnp.clip(1.0 - jnp.sum(weights * dense), 0.0, 1.0)
 
     start = (jnp.zeros_like(nodes), jnp.ones((), dtype))
-    return jax.lax.fori_loop(0, _ITERATIONS, step, start)[1]
+    zero: jax.Array = jax.lax.fori_loop(0, _ITERATIONS, step, start)[1]
+    return zero
 
 
 # -------------------------------------------------------------------------------------- the learner
@@ -302,11 +303,12 @@ def levels_at(values: Mapping[str, Any], count: int, step: jax.Array) -> jax.Arr
     share = jnp.minimum(jnp.asarray(step, jnp.float32) / values["path_steps"], 1.0)
     on_path = values["level"] * jnp.asarray(values["path_ratio"], jnp.float32) ** (1.0 - share)
     places = jnp.arange(count, dtype=jnp.float32)
-    return on_path * jnp.asarray(values["candidate_ratio"], jnp.float32) ** -places
+    levels: jax.Array = on_path * jnp.asarray(values["candidate_ratio"], jnp.float32) ** -places
+    return levels
 
 
 def thresholds(
-    level: jax.Array,
+    level: jax.Array | float,
     value: jax.Array,
     stationary: jax.Array,
     rate: jax.Array,
@@ -574,13 +576,15 @@ def _queries_recovered(view: scbjax.View) -> jax.Array:
 def _noise_level(view: scbjax.View) -> jax.Array:
     """``lambda_k / sigma_k`` [N]."""
     columns = columns_of(view)
-    return columns.lambdas / _positive(columns.noise)
+    level: jax.Array = columns.lambdas / _positive(columns.noise)
+    return level
 
 
 def _weight_level(view: scbjax.View) -> jax.Array:
     """``lambda_k Q_k / (eta_A K_VP)`` [N]."""
     columns = columns_of(view)
-    return columns.lambdas * _sizes(view) / _positive(columns.pull)
+    level: jax.Array = columns.lambdas * _sizes(view) / _positive(columns.pull)
+    return level
 
 
 def _positive(array: jax.Array) -> jax.Array:
