@@ -23,7 +23,7 @@ from _render import DOUBLE_COLUMN, main, render
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
 STUDY: Final = "adaptive"
 VARIABLES: Final = (
@@ -32,7 +32,7 @@ VARIABLES: Final = (
     "recovery_expected", "samples",
 )  # fmt: skip
 # By what sets an arm apart: adapt, path_ratio > 1, candidates > 1 and relax.
-ONE, EACH, PATH = "one λ, the best of {}", "a λ for each query", "a path of λ, the best of {} ends"
+ONE, EACH, PATH = "one λ, the best of {}", "a λ for each query", "a path of λ, the best of {}"
 PLAIN, RELAXED = "λ by held-out loss", "λ by held-out loss, unshrunk"
 LOOKS: Final[dict[str, tuple[str, Any, str]]] = {
     ONE: ("#D55E00", (0, (4, 1.2)), "s"),
@@ -196,8 +196,8 @@ def plot(dataset: xr.Dataset) -> Figure:
     figure = Figure(figsize=(DOUBLE_COLUMN, 2.9))
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.25))
     positives, negatives = (columns_of(data, f"false_{n}") for n in ("positives", "negatives"))
-    draw_errors(left, positives, ("rarest third of queries", "middle third", "most frequent third"))
-    draw_errors(middle, negatives, ("$Q_k$ = 1 and 2", "3 to 5", "6 to 8"))
+    draw_errors(left, positives, ("rare queries", "middle third", "frequent"), "lower left")
+    draw_errors(middle, negatives, ("$Q_k$ = 1 and 2", "3 to 5", "6 to 8"), "upper left")
     left.set(yscale="log", ylim=(2e-5, 3.0), xlim=(0.0, FEW), title="(a) false positives")
     left.set(xlabel=r"threshold / noise, $\lambda\sqrt{B\mu_k}\,/\,(\eta_A s_k)$")
     left.set(ylabel="share of positions")
@@ -208,8 +208,8 @@ def plot(dataset: xr.Dataset) -> Figure:
         draw_shares(right, learner)
     right.set(xscale="log", ylim=(-0.03, 1.03), title="(c) every support found")
     right.set(xlabel=r"samples (batch size $\times$ steps)", ylabel="share of runs")
-    right.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
-    right.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
+    ticks = np.unique(np.concatenate([own.samples for own in learners]))
+    right.set_xticks(ticks, [f"{tick / 1000:.0f}k" for tick in ticks])
     right.xaxis.set_minor_locator(NullLocator())
     handles = [
         Line2D([], [], color=LOOKS[own.kind][0], linestyle=LOOKS[own.kind][1],
@@ -227,7 +227,7 @@ def plot(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-def draw_errors(axes: Axes, columns: Columns, names: Sequence[str]) -> None:
+def draw_errors(axes: Axes, columns: Columns, names: Sequence[str], place: str) -> None:
     """Draw the share of errors against the threshold for groups of queries, and theory."""
     for group, (name, colour, marker) in enumerate(zip(names, GROUPS, MARKERS, strict=True)):
         own = columns.group == group
@@ -243,7 +243,7 @@ def draw_errors(axes: Axes, columns: Columns, names: Sequence[str]) -> None:
         )  # fmt: skip
     x, y, _ = binned(columns.level, columns.expected)
     axes.plot(x, y, color="black", linewidth=1.0, zorder=1, gid="theory")
-    axes.legend(fontsize=7, handletextpad=0.2, borderaxespad=0.3)
+    axes.legend(loc=place, fontsize=7, handletextpad=0.2, borderaxespad=0.3)
 
 
 def draw_shares(axes: Axes, learner: Learner) -> None:

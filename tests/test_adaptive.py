@@ -333,7 +333,7 @@ def test_a_query_takes_the_candidate_with_the_least_running_loss(
 STUDY = {
     "experiment": "adaptive",
     "task": {"num_tokens": 4, "context_length": 20, "sparsity": 3},
-    "train": {"steps": 40, "record_every": 20, "batch_size": 512, "rate": 0.25},
+    "train": {"steps": 40, "record_every": 20, "batch_size": 4096, "rate": 0.25},
 }
 
 

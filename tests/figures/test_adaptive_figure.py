@@ -63,7 +63,7 @@ def test_the_figure_draws_shares_with_wilson_intervals(
     low, high = (share_interval(hits, made.SEEDS) for hits in (0, made.SEEDS))
     np.testing.assert_allclose(ends, [low, high])
     words = {item.get_text() for item in figure.findobj(Text)}
-    assert "rarest third of queries" in words
+    assert "rare queries" in words
 
 
 def test_tables_say_shares_costs_and_theory(data: xr.Dataset) -> None:
@@ -78,7 +78,7 @@ def test_tables_say_shares_costs_and_theory(data: xr.Dataset) -> None:
     assert first == 1024 * 20
     assert dict(costs.rows) == {
         "one λ, the best of 2": 1024 * 40,
-        "a path of λ, the best of 1 ends": 512 * 40,
+        "a path of λ, the best of 1": 512 * 40,
         "a λ for each query": 512 * 40,
         "λ by held-out loss, unshrunk": 512 * 40,
         "λ by held-out loss": np.inf,
