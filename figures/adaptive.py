@@ -13,7 +13,7 @@ from _statistics import NORMAL, share_interval
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import xarray as xr
@@ -44,6 +44,7 @@ LOOKS: Final[dict[str, tuple[str, Any, str]]] = {
 GROUPS: Final = ("#56B4E9", "#CC79A7", "#009E73")
 MARKERS: Final = ("o", "s", "^")
 EDGES: Final = np.geomspace(0.05, 20.0, 31)  # of thresholds
+Place = Literal["lower left", "upper left"]
 LEAST: Final = 5  # columns in a bin that is drawn
 FEW: Final = 7.0  # noises, above which there are no false positives
 FOUND: Final = 0.9  # of the runs, for what a learner costs
@@ -227,7 +228,7 @@ def plot(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-def draw_errors(axes: Axes, columns: Columns, names: Sequence[str], place: str) -> None:
+def draw_errors(axes: Axes, columns: Columns, names: Sequence[str], place: Place) -> None:
     """Draw the share of errors against the threshold for groups of queries, and theory."""
     for group, (name, colour, marker) in enumerate(zip(names, GROUPS, MARKERS, strict=True)):
         own = columns.group == group

@@ -558,7 +558,8 @@ def _sizes(view: scbjax.View) -> jax.Array:
 def _false_positives(view: scbjax.View) -> jax.Array:
     """Share of the positions off the support of Q that are not zero, [N]."""
     wrong = jnp.sum(_support(view) & (view.task.pattern == 0), axis=0, dtype=jnp.float32)
-    return wrong / (view.task.context_length - _sizes(view))
+    share: jax.Array = wrong / jnp.maximum(view.task.context_length - _sizes(view), 1.0)
+    return share
 
 
 def _false_negatives(view: scbjax.View) -> jax.Array:
