@@ -421,6 +421,59 @@ def embeddings() -> xr.Dataset:
     )
 
 
+def adaptive() -> xr.Dataset:
+    """Queries of four frequencies and sizes; all learners but that of held-out loss find supports.
+
+    One threshold does so with the larger batch and the second level alone. Errors are those of
+    theory, but that the rarest third of the queries has twice as many.
+    """
+    rng = np.random.default_rng(0)
+    arms = {
+        "adapt": [0.0, 0.0, 1.0, 0.0, 0.0, 0.0],
+        "level": [3.0, 6.0, 5.0, 6.0, 9.0, 9.0],
+        "path_ratio": [1.0, 1.0, 1.0, 4.0, 1.0, 1.0],
+        "candidates": [1, 1, 1, 1, 5, 5],
+        "relax": [1.0, 1.0, 1.0, 1.0, 0.0, 1.0],
+    }
+    shape, queries = (SEEDS, 2, 6, 3), 8
+    samples = np.array([512, 1024])[:, None, None] * np.array([0, 20, 40]) * np.ones((6, 1), int)
+    frequency = np.linspace(0.05, 0.2, queries) * np.ones((*shape, 1))
+    size = (1 + np.arange(queries)) * np.ones((*shape, 1))
+    noise_level = np.sqrt(queries * frequency) * np.array(arms["level"])[:, None, None]
+    weight_level = 0.05 * size * np.array(arms["level"])[:, None, None]
+    expected = np.exp(-(noise_level**2) / 2), np.clip(weight_level - 0.5, 0.0, 1.0)
+    wrong = expected[0] * np.where(np.arange(queries) < 3, 2.0, 1.0)
+    found = np.ones(shape)
+    found[:, :, [0, 4]], found[:, 0, 1], found[..., 0] = 0.9, 0.9, 0.0
+    found[0, :, 2, 1] = 0.5  # the first task is later than the others
+    dims = ("seed", "batch_size", "arm", "step")
+    by_query: dict[str, Any] = {
+        "false_positives": wrong,
+        "false_negatives": np.clip(expected[1] + rng.normal(0, 1e-3, expected[1].shape), 0, 1),
+        "false_positives_expected": expected[0],
+        "false_negatives_expected": expected[1],
+        "noise_level": noise_level,
+        "weight_level": weight_level,
+        "frequency": frequency,
+        "column_size": size,
+    }
+    return xr.Dataset(
+        {
+            **{name: ((*dims, "query"), values) for name, values in by_query.items()},
+            "queries_recovered": (dims, found),
+            "recovery_expected": (dims, 0.9 * (found == 1.0)),
+            "samples": (dims, np.broadcast_to(samples, shape)),
+        },
+        coords={
+            "seed": np.arange(SEEDS),
+            "batch_size": [512, 1024],
+            "step": [0, 20, 40],
+            **{name: ("arm", values) for name, values in arms.items()},
+        },
+        attrs=settings(),
+    )
+
+
 def fig5(dataset: xr.Dataset) -> xr.Dataset:
     """The shared dataset with a vocabulary in the place of the sparsity, and a loss."""
     data = dataset.rename({"sparsity": "num_tokens"})
@@ -439,6 +492,7 @@ MADE: dict[str, Callable[[], xr.Dataset]] = {
     "finite": finite,
     "hierarchy": hierarchy,
     "embeddings": embeddings,
+    "adaptive": adaptive,
 }
 
 
