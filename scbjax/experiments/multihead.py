@@ -50,7 +50,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import scbjax
 from scbjax.base import (
@@ -140,19 +140,23 @@ def random_heads(
         ((2, 9, 3), [0.6669999957084656, 0.3330000042915344])
     """
     of_first, of_others, of_supports, of_weights = jax.random.split(key, 4)
-    sizes = {"num_tokens": num_tokens, "context_length": sparsity, "sparsity": sparsity}
-    first = scbjax.random_task(of_first, **sizes)
+
+    def draw(key: jax.Array) -> scbjax.Task:  # of as many positions as its support has
+        return scbjax.random_task(
+            key, num_tokens=num_tokens, context_length=sparsity, sparsity=sparsity
+        )
+
+    first = draw(of_first)
 
     def other(key: jax.Array) -> jax.Array:
         return scbjax.related_task(key, first, correlation=correlation).transition
 
-    others = [jax.vmap(other)(jax.random.split(of_others, true_heads - 1))] if true_heads > 1 else []
+    others = (
+        [jax.vmap(other)(jax.random.split(of_others, true_heads - 1))] if true_heads > 1 else []
+    )
     transition = jnp.concatenate([first.transition[None], *others])
 
-    def pattern(key: jax.Array) -> jax.Array:  # the weights alone [Q, N]: there are Q positions
-        return scbjax.random_task(key, **sizes).pattern
-
-    dense = jax.vmap(pattern)(jax.random.split(of_weights, true_heads))
+    dense = jax.vmap(lambda key: draw(key).pattern)(jax.random.split(of_weights, true_heads))
     scores = jax.random.uniform(of_supports, (context_length, num_tokens))
     order = jnp.argsort(scores, axis=0)[: true_heads * sparsity].reshape(true_heads, sparsity, -1)
     heads = jnp.arange(true_heads, dtype=jnp.int32)[:, None, None]
@@ -160,7 +164,10 @@ def random_heads(
     empty = jnp.zeros((true_heads, context_length, num_tokens), dense.dtype)
     ranks = jnp.arange(1, true_heads + 1, dtype=dense.dtype) ** -jnp.asarray(decay, dense.dtype)
     return HeadsTask(
-        transition, first.stationary, empty.at[heads, order, columns].set(dense), ranks / ranks.sum()
+        transition,
+        first.stationary,
+        empty.at[heads, order, columns].set(dense),
+        ranks / ranks.sum(),
     )
 
 
@@ -415,7 +422,8 @@ def model_of(static: Mapping[str, Any]) -> Model:
         scale = jnp.where(values["head_steps"] > 0, 0.0, values["start_scale"]) * there
         k_p, k_q = signals(task)
         noise, spread = (
-            x * (scale * jnp.sqrt(k) * jax.lax.rsqrt(jnp.sum(x**2 * mu, axis=(1, 2), keepdims=True)))
+            x
+            * (scale * jnp.sqrt(k) * jax.lax.rsqrt(jnp.sum(x**2 * mu, axis=(1, 2), keepdims=True)))
             for x, k in ((noise, k_p), (spread, k_q))
         )
         even = there * mu[:, None] / values["heads"]
@@ -424,7 +432,10 @@ def model_of(static: Mapping[str, Any]) -> Model:
         return {"value": even + noise, "attention": uniform + spread / slope}
 
     def readout(params: Mapping[str, jax.Array]) -> scbjax.Params:
-        return scbjax.Params(params["value"], map_weights(name, params["attention"], 1.0))
+        logits = params["attention"]
+        if name == "softmax":  # quicker than as one of a family
+            return scbjax.Params(params["value"], jax.nn.softmax(logits, axis=-2))
+        return scbjax.Params(params["value"], map_weights(name, logits, 1.0))
 
     def loss(params: Mapping[str, jax.Array], batch: Any) -> jax.Array:  # noqa: ANN401
         both = readout(params)
@@ -449,7 +460,14 @@ def optimizer_of(static: Mapping[str, Any]) -> Callable[[Any, Any, Any], Any]:
         if static["optimizer"] == "preconditioned":
             k_p, k_q = signals(task)
             name, both = static["attention_map"], (per_signal(rate, k_q), per_signal(rate, k_p))
-            own = preconditioned(name, task, both[0], both[1] * ratio, 1.0, values["l1"])
+            own = preconditioned(
+                name,
+                cast("Any", task),  # of which mu is used
+                both[0],
+                both[1] * ratio,
+                1.0,
+                values["l1"],
+            )
             return _some_heads(_over_heads(own), values)
         kind = optax.sgd if static["optimizer"] == "sgd" else optax.adam
         parts = {"value": kind(rate), "attention": kind(rate * ratio)}
@@ -462,7 +480,11 @@ def optimizer_of(static: Mapping[str, Any]) -> Callable[[Any, Any, Any], Any]:
 
 def _over_heads(own: Any) -> optax.GradientTransformationExtraArgs:  # noqa: ANN401
     """A transformation of matrices as one of all heads' [H', ...], whose state they share."""
-    each = jax.vmap(lambda *given: own.update(*given), in_axes=(0, None, 0), out_axes=(0, None))
+
+    def of_one(grads: Any, state: Any, params: Any) -> Any:  # noqa: ANN401
+        return own.update(grads, state, params)
+
+    each = jax.vmap(of_one, in_axes=(0, None, 0), out_axes=(0, None))
 
     def init(params: Any) -> Any:  # noqa: ANN401
         return own.init(jax.tree.map(lambda leaf: leaf[0], params))
@@ -648,6 +670,7 @@ _RELATIONS = (
     ),
 )
 
+_SIZE_PATHS = ("task.true_heads", "model.max_heads")
 _DRAWS = frozenset(p.path for p in PARAMETERS if p.table == "task")
 _LEARNING = learning("multihead", _source, _learner, record=RECORD, parameters=PARAMETERS)
 
@@ -656,17 +679,19 @@ def _build(fixed: Values, varying: Mapping[str, tuple[Any, ...]]) -> Functions:
     return _LEARNING.build(fixed, varying)._replace(truth=_truth)
 
 
+def _sizes(values: Values) -> dict[str, int]:
+    true, own = (int(str(values[path])) for path in _SIZE_PATHS)
+    return {"head": true, "other_head": true, "own_head": own, "other_own_head": own}
+
+
 EXPERIMENT = replace(
     _LEARNING,
     build=_build,
     relations=_RELATIONS,
     default_record=tuple(name for name in _LEARNING.variables if name != "samples"),
     dims={**_LEARNING.dims, "other_head": Variable("another head of the task")},
-    sizes=lambda values: {
-        **dict.fromkeys(("head", "other_head"), values["task.true_heads"]),
-        **dict.fromkeys(("own_head", "other_own_head"), values["model.max_heads"]),
-    },
-    size_paths=("task.true_heads", "model.max_heads"),
+    sizes=_sizes,
+    size_paths=_SIZE_PATHS,
     truth={
         "head_weights": Variable("weights of the heads", "$w$", dims=("head",), depends_on=_DRAWS),
         "transition_products": Variable(

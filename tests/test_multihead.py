@@ -1,0 +1,339 @@
+"""Several heads: against sums over all contexts, plain JAX, Monte Carlo and singular values."""
+
+import itertools
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray
+
+import scbjax
+from scbjax.base import StudyError
+from scbjax.experiments import multihead
+from scbjax.experiments.multihead import (
+    HeadsTask,
+    heads_excess_loss,
+    heads_loss,
+    heads_population_loss,
+    is_trained,
+    random_heads,
+)
+
+Array = np.ndarray
+SIZES = {"true_heads": 2, "num_tokens": 3, "context_length": 5, "sparsity": 2}
+
+
+def in_double(tree: Any) -> Any:  # noqa: ANN401 - any tree
+    return jax.tree.map(lambda leaf: np.asarray(leaf, float), tree)
+
+
+def make_task(seed: int = 0, **changes: Any) -> HeadsTask:  # noqa: ANN401
+    return random_heads(jax.random.key(seed), **{**SIZES, "decay": 0.7, **changes})
+
+
+def make_params(task: HeadsTask, heads: int, seed: int = 1) -> scbjax.Params:
+    """No invariant holds of them."""
+    rng = np.random.default_rng(seed)
+    value, attention = (
+        jnp.asarray(rng.normal(size=(heads, *x.shape[1:])), jnp.float32)
+        for x in (task.transition, task.pattern)
+    )
+    return scbjax.Params(value, attention)
+
+
+def outputs(params: Any, hot: Array, query: int) -> Array:  # noqa: ANN401 - of any arrays
+    """``sum_j V_j X a_j`` of a context [T, N], in plain loops."""
+    total = np.zeros(hot.shape[1])
+    for value, attention in zip(*params, strict=True):
+        total += value @ hot.T @ attention[:, query]
+    return total
+
+
+def over_contexts(task: HeadsTask, params: Any) -> tuple[float, float]:  # noqa: ANN401
+    """The loss and the excess loss in expectation: sums over all contexts, queries and labels."""
+    transition, mu, pattern, weights = in_double(task)
+    truth = (weights[:, None, None] * transition, pattern)
+    loss = excess = 0.0
+    length, size = pattern.shape[1:]
+    for context in itertools.product(range(size), repeat=length):
+        hot, chance = np.eye(size)[list(context)], np.prod(mu[list(context)])
+        for query in range(size):
+            output, label = (outputs(of, hot, query) for of in (in_double(params), truth))
+            error = ((output[None] - np.eye(size)) ** 2).sum(axis=1)
+            loss += chance * mu[query] * (label @ error) / 2
+            excess += chance * mu[query] * ((output - label) ** 2).sum() / 2
+    return float(loss), float(excess)
+
+
+def plain_loss(params: scbjax.Params, batch: scbjax.Batch) -> jax.Array:
+    """The loss as one writes it first: one-hot contexts, einsum, and JAX's own derivative."""
+    size = params.value.shape[-1]
+    hot = jax.nn.one_hot(batch.tokens, size)  # [B, T, N]
+    weights = params.attention[:, :, batch.query]  # [H', T, B]
+    output = jnp.einsum("jnm,btm,jtb->bn", params.value, hot, weights, precision="highest")
+    error = output - jax.nn.one_hot(batch.label, size)
+    return jnp.mean(jnp.sum(error**2, axis=1)) / 2.0
+
+
+# ----------------------------------------------------------------------------------------- the task
+
+
+def test_a_task_is_what_is_asked_for() -> None:
+    task = in_double(make_task(3, true_heads=3, context_length=20, num_tokens=4, decay=1.5))
+    assert task.transition.shape == (3, 4, 4)
+    np.testing.assert_allclose(task.transition.sum(axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(task.transition @ task.stationary, [task.stationary] * 3, rtol=1e-4)
+    assert np.ptp(task.stationary) > 0.01
+    np.testing.assert_allclose(task.pattern.sum(axis=1), 1.0, rtol=1e-5)
+    assert ((task.pattern > 0).sum(axis=1) == 2).all()
+    assert ((task.pattern > 0).sum(axis=0) <= 1).all()  # disjoint
+    power = np.arange(1, 4) ** -1.5
+    np.testing.assert_allclose(task.weights, power / power.sum(), rtol=1e-5)
+    # Columns have supports, and heads weights and matrices, of their own.
+    assert len({tuple(np.flatnonzero(column)) for column in task.pattern[0].T}) > 1
+    assert np.abs(task.transition[0] - task.transition[1]).max() > 0.05
+
+
+def test_the_correlation_makes_transition_matrices_equal() -> None:
+    apart, half, same = (make_task(correlation=rho).transition for rho in (0.0, 0.5, 1.0))
+    np.testing.assert_allclose(half[1], (apart[0] + apart[1]) / 2, atol=1e-6)
+    np.testing.assert_allclose(same[1], same[0], atol=1e-6)
+    assert np.abs(np.asarray(apart[1] - apart[0])).max() > 0.05
+
+
+def test_batches_follow_the_law() -> None:
+    """Of the label given query and all tokens, and of these: sums over 200000 samples."""
+    task, count = make_task(4, context_length=4), 200_000
+    source = multihead.heads_source(**{**SIZES, "context_length": 4})
+    assert source.keys is not None
+    seed = source.keys(jax.random.key(7))(jnp.int32(3))
+    batch = jax.jit(source.sample, static_argnums=2)(seed, source.prepare(task), count)
+    tokens, query, label = (np.asarray(x) for x in batch)
+    transition, mu, pattern, weights = in_double(task)
+    for drawn in (*tokens.T, query):
+        frequency = np.bincount(drawn, minlength=3) / count
+        np.testing.assert_allclose(frequency, mu, atol=5 * math.sqrt(0.25 / count))
+    # How often a label n comes with query k and token m at position t: exact by the other tokens.
+    expected = np.zeros((3, 3, 4, 3))
+    for k, t in itertools.product(range(3), range(4)):
+        mixed = weights * pattern[:, t, k]
+        joint = np.einsum("h,hnm->nm", mixed, transition)
+        joint += (1 - mixed.sum()) * mu[:, None]  # from another position
+        expected[:, k, t] = joint * mu[None, :] * mu[k]
+    found = np.zeros_like(expected)
+    for t in range(4):
+        np.add.at(found[:, :, t], (label, query, tokens[:, t]), 1 / count)
+    np.testing.assert_allclose(found, expected, atol=5 * math.sqrt(expected.max() / count))
+    assert np.abs(expected - expected.mean(axis=2, keepdims=True)).max() > 0.005
+
+
+# ----------------------------------------------------------------------------------------- the loss
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_expected_losses_are_sums_over_all_contexts(heads: int) -> None:
+    task = make_task()
+    params = make_params(task, heads)
+    loss, excess = over_contexts(task, params)
+    assert float(heads_population_loss(params, task)) == pytest.approx(loss, rel=1e-4)
+    assert float(heads_excess_loss(params, task)) == pytest.approx(excess, rel=1e-4)
+
+
+def test_the_truth_has_no_excess_loss_and_no_gradient() -> None:
+    task = make_task()
+    truth = scbjax.Params(task.weights[:, None, None] * task.transition, task.pattern)
+    assert 0.0 <= float(heads_excess_loss(truth, task)) < 1e-12
+    for leaf in jax.grad(heads_population_loss)(truth, task):
+        np.testing.assert_allclose(leaf, 0.0, atol=2e-6)
+
+
+def test_the_gradient_of_a_batch_is_that_of_plain_jax() -> None:
+    task = make_task(2, num_tokens=5, context_length=9)
+    source = multihead.heads_source(**{**SIZES, "num_tokens": 5, "context_length": 9})
+    assert source.keys is not None
+    seed = source.keys(jax.random.key(0))(jnp.int32(0))
+    batch = source.sample(seed, source.prepare(task), 32)
+    params = make_params(task, 3)
+    found, expected = (jax.value_and_grad(f)(params, batch) for f in (heads_loss, plain_loss))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    for a, b in zip(found[1], expected[1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+
+
+def test_the_expected_gradient_is_the_mean_of_those_of_batches() -> None:
+    task, count = make_task(5), 400_000
+    source = multihead.heads_source(**SIZES)
+    assert source.keys is not None
+    batch = source.sample(source.keys(jax.random.key(1))(jnp.int32(0)), source.prepare(task), count)
+    params = make_params(task, 2)
+    expected = jax.grad(heads_population_loss)(params, task)
+    found = jax.jit(jax.grad(heads_loss))(params, batch)
+    for a, b in zip(found, expected, strict=True):
+        scale = float(jnp.max(jnp.abs(b)))
+        np.testing.assert_allclose(a, b, atol=0.02 * scale)
+
+
+# ------------------------------------------------------------------------------ what heads identify
+
+
+@pytest.mark.parametrize("matrix", [[[1.7, -0.7], [-0.4, 1.4]], [[0.7, 0.3], [0.2, 0.8]]])
+def test_the_loss_identifies_a_span_alone_also_on_the_simplex(matrix: list[list[float]]) -> None:
+    """``A -> R A`` with ``R 1 = 1``; the second R leaves attention on the simplex."""
+    task, mix = make_task(), jnp.asarray(matrix)
+    value = jnp.einsum(
+        "hj,hnm->jnm", jnp.linalg.inv(mix), task.weights[:, None, None] * task.transition
+    )
+    mixed = scbjax.Params(value, jnp.einsum("jh,htk->jtk", mix, task.pattern))
+    np.testing.assert_allclose(mixed.attention.sum(axis=1), 1.0, rtol=1e-5)
+    assert (float(mixed.attention.min()) >= 0) == (min(map(min, matrix)) >= 0)
+    assert 0.0 <= float(heads_excess_loss(mixed, task)) < 1e-11
+
+
+def test_what_few_heads_leave_is_the_singular_values_behind() -> None:
+    """The best of one head, from the singular vectors of C, has the loss of the second value."""
+    task = make_task(6, context_length=7)
+    transition, mu, pattern, weights = in_double(task)
+    root = np.sqrt(mu)
+    left = np.stack([((p - mu[:, None]) * root).ravel() for p in transition])
+    right = np.stack([(q * root).ravel() for q in pattern])
+    u, sizes, v = np.linalg.svd((weights[:, None] * left).T @ right)
+    attention = (v[0].reshape(pattern.shape[1:]) / root).copy()
+    sums = attention.sum(axis=0)
+    np.testing.assert_allclose(sums, sums[0], rtol=1e-5)  # as any row of the span has them
+    value = sizes[0] * sums[0] * u[:, 0].reshape(3, 3) / root + mu[:, None]
+    best = scbjax.Params(*(jnp.asarray(x, jnp.float32)[None] for x in (value, attention / sums[0])))
+    assert float(heads_excess_loss(best, task)) == pytest.approx(
+        (sizes[1:] ** 2).sum() / 2, rel=1e-3
+    )
+    # The values follow from the products that a dataset has.
+    truth = in_double(multihead._truth(task))
+    gram = truth["pattern_products"] + 1 / 7
+    root_of = np.linalg.cholesky(gram)
+    moment = root_of.T @ (np.outer(weights, weights) * truth["transition_products"]) @ root_of
+    np.testing.assert_allclose(np.linalg.eigvalsh(moment)[::-1], sizes[:2] ** 2, rtol=1e-3)
+
+
+def run(axes: dict[str, Any], **changes: Any) -> xarray.Dataset:  # noqa: ANN401
+    study = {
+        "experiment": "multihead",
+        "task": {"num_tokens": 4, "context_length": 12, "sparsity": 1, "true_heads": 2},
+        "model": {"attention_map": "linear", "max_heads": 2, "heads": 2},
+        "record": {"truth": True},
+        "train": {
+            "steps": 400,
+            "record_every": 200,
+            "data": "population",
+            "optimizer": "preconditioned",
+            "rate": 0.3,
+        },
+    }
+    return scbjax.sweep.run(study, set=changes, axes={"seed": range(4), **axes}, progress=False)
+
+
+def test_a_sweep_of_linear_heads_is_what_theory_says() -> None:
+    found = run({"heads": [1, 2], "correlation": [0.0, 1.0], "start_scale": [0.0, 0.1]})
+    loss = found.heads_excess_loss.isel(step=-1).transpose(
+        "seed", "correlation", "start_scale", "heads"
+    )
+    apart, equal = loss.values[:, 0], loss.values[:, 1]
+    start = found.heads_excess_loss.isel(step=0).values.min()
+    one, two = apart[:, 1].T
+    assert (two < 1e-3 * one).all()  # as many heads as there are
+    np.testing.assert_allclose(apart[:, 0, 1], apart[:, 0, 0], rtol=0.02)  # equal heads: as one
+    assert (equal < 2e-3 * start).all()  # equal P_h: one is enough
+    # One head leaves the second singular value.
+    weights = found.head_weights.isel(correlation=0).values.astype(float)
+    p, q = (
+        found[name].isel(correlation=0).values.astype(float)
+        for name in ("transition_products", "pattern_products")
+    )
+    root = np.linalg.cholesky(q + 1 / 12)
+    moment = np.swapaxes(root, 1, 2) @ (weights[:, :, None] * p * weights[:, None, :]) @ root
+    np.testing.assert_allclose(one, np.linalg.eigvalsh(moment)[:, 0] / 2, rtol=0.02)
+
+
+def test_heads_one_after_the_other_find_the_patterns_of_different_weights() -> None:
+    found = run({"head_steps": [0, 200]}, **{"task.decay": 2.0, "train.steps": 600}).isel(step=-1)
+    overlap = found.attention_overlap.values
+    own, true = (
+        np.diagonal(found[name].values, axis1=-2, axis2=-1)
+        for name in ("attention_products", "pattern_products")
+    )
+    cosines = np.abs(overlap) / np.sqrt(own[..., None] * true[:, None, None, :])
+    pairs = (
+        np.maximum(cosines[..., 0, 0] + cosines[..., 1, 1], cosines[..., 0, 1] + cosines[..., 1, 0])
+        / 2
+    )
+    assert (pairs[:, 1] > 0.98).all()
+    assert np.median(pairs[:, 0]) < 0.95
+
+
+def test_heads_that_are_not_trained_stay_as_they_are() -> None:
+    assert is_trained(jnp.int32(3), jnp.int32(0), jnp.int32(5), 4).tolist() == [True] * 3 + [False]
+    shown = [
+        is_trained(jnp.int32(2), jnp.int32(7), jnp.int32(t), 3).tolist() for t in (6, 7, 13, 14)
+    ]
+    assert shown == [
+        [True, False, False],
+        [False, True, False],
+        [False, True, False],
+        [True, True, False],
+    ]
+    data = run({}, **{"train.head_steps": 200, "train.steps": 200, "model.max_heads": 3})
+    own = np.diagonal(data.attention_products.isel(step=-1).values, axis1=-2, axis2=-1)
+    assert (own[:, 0] > 0.1).all()
+    assert (own[:, 1:] < 1e-10).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["softmax", "sparsemax"])
+@pytest.mark.parametrize("data", ["fresh", "population"])
+def test_heads_on_the_simplex_learn(name: str, data: str) -> None:
+    found = run(
+        {},
+        **{
+            "model.attention_map": name,
+            "train.data": data,
+            "train.optimizer": "adam",
+            "train.rate": 0.01,
+            "train.attention_rate_ratio": 5.0,
+            "train.steps": 1000,
+            "train.record_every": 500,
+        },
+    )
+    start, end = (found.heads_excess_loss.isel(step=at).values for at in (0, -1))
+    assert (end < 0.3 * start).all()
+
+
+@pytest.mark.parametrize("study", ["multihead", "multihead_scaling"])
+def test_the_studies_load(study: str) -> None:
+    from scbjax.sweep.study.files import load_study
+
+    for small in (False, True):
+        assert load_study(study, small=small).experiment.name == "multihead"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.heads": 3}, "model.heads = 3 is larger than model.max_heads = 2"),
+        ({"task.sparsity": 7}, "task.true_heads = 2 times task.sparsity = 7 is larger than task"),
+        (
+            {"train.l1": 1e-4, "model.attention_map": "softmax"},
+            "train.l1 = 0.0001 has no meaning with model.attention_map = 'softmax'",
+        ),
+        ({"task.correlation": 1.5}, "task.correlation must be a number from 0.0 to 1.0, got 1.5"),
+        ({"model.attention_map": "relu"}, "model.attention_map must be one of 'linear'"),
+        (
+            {"record.variables": ["samples"]},
+            "samples, of which train.data = 'population' uses none",
+        ),
+    ],
+)
+def test_what_has_no_meaning_is_one_sentence(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudyError, match=re.escape(message)):
+        run({}, **changes)
