@@ -12,7 +12,7 @@ from __future__ import annotations
 from _statistics import quantile_interval
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -48,16 +48,16 @@ LINEAR, SIMPLEX, LOSS = range(3)
 TITLES: Final = ("linear attention", "softmax attention", "what is left of the loss")
 # By what sets an arm apart: see `kind_of`.
 LOOKS: Final[Mapping[str, Look]] = {
-    "linear": Look("together", "#0072B2", "o", (LINEAR, LOSS)),
-    "linear l1": Look("together, with $l_1$", "#E69F00", "s", (LINEAR,)),
+    "linear": Look("linear, together", "#0072B2", "o", (LINEAR, LOSS)),
+    "softmax": Look("softmax, together", "#D55E00", "o", (SIMPLEX, LOSS)),
+    "softmax metric": Look("softmax, in its metric", "#CC79A7", "s", (SIMPLEX,)),
+    "linear l1": Look("linear, with $l_1$", "#E69F00", "s", (LINEAR,)),
     "linear in turn": Look("one after the other", "#009E73", "^", (LINEAR,)),
-    "linear fresh": Look("together, mini-batches", "#56B4E9", "v", (LINEAR,)),
-    "linear same": Look("linear, heads that begin equal", "#000000", "x", (LOSS,)),
-    "linear equal": Look("linear, all $P_h$ equal", "#CC79A7", "P", (LOSS,)),
-    "softmax": Look("together, plain gradient", "#D55E00", "o", (SIMPLEX, LOSS)),
-    "softmax in turn": Look("one after the other, plain gradient", "#009E73", "^", (SIMPLEX,)),
-    "softmax metric": Look("together, in the metric", "#0072B2", "s", (SIMPLEX,)),
-    "softmax fresh": Look("together, mini-batches", "#56B4E9", "v", (SIMPLEX,)),
+    "softmax in turn": Look("one after the other", "#009E73", "^", (SIMPLEX,)),
+    "linear fresh": Look("from mini-batches", "#56B4E9", "v", (LINEAR,)),
+    "softmax fresh": Look("from mini-batches", "#56B4E9", "v", (SIMPLEX,)),
+    "linear same": Look("linear, equal starts", "#000000", "x", (LOSS,)),
+    "linear equal": Look("linear, equal $P_h$", "#882255", "P", (LOSS,)),
 }
 SPAN: Final = {"color": "#666666", "linestyle": "--", "linewidth": 1.0}
 THEORY: Final = {"color": "black", "linestyle": ":", "linewidth": 1.0}
@@ -100,7 +100,7 @@ def arranged(dataset: xr.Dataset) -> xr.Dataset:
     return data.transpose("decay", "arm", "heads", "seed", "step", ...)
 
 
-# ------------------------------------------------------------------------------- heads, side by side
+# ------------------------------------------------------------------------------ heads, side by side
 
 
 def matched(cosines: Values) -> Values:
@@ -201,7 +201,7 @@ def found_by(data: xr.Dataset, arm: int) -> Found:
     return Found(kind_of(data, arm), *several, loss[..., 1] / loss[..., 0])
 
 
-# --------------------------------------------------------------------------------------- predictions
+# -------------------------------------------------------------------------------------- predictions
 
 
 class Modes(NamedTuple):
@@ -268,7 +268,7 @@ def predictions(data: xr.Dataset, arm: int) -> Values:
     return result
 
 
-# ---------------------------------------------------------------------------------------- the figure
+# --------------------------------------------------------------------------------------- the figure
 
 
 def plot(dataset: xr.Dataset) -> Figure:
@@ -284,15 +284,9 @@ def plot(dataset: xr.Dataset) -> Figure:
         row[LOSS].set_ylabel("excess loss, of\nthat at the start")
     for axes, title in zip(grid[0], TITLES, strict=True):
         axes.set_title(title)
-    for axes in grid[-1]:
-        axes.set_xlabel("heads of the learner (the task has 4)".replace("4", true_heads(data)))
+    grid[-1][1].set_xlabel(f"heads of the learner, of a task that has {data.sizes['head']}")
     add_legend(figure, data)
     return figure
-
-
-def true_heads(data: xr.Dataset) -> str:
-    """Give how many heads the task has."""
-    return str(data.sizes["head"])
 
 
 def draw_row(row: Sequence[Axes], data: xr.Dataset) -> None:
@@ -300,9 +294,9 @@ def draw_row(row: Sequence[Axes], data: xr.Dataset) -> None:
     heads = data["heads"].to_numpy().astype(float)
     found = [found_by(data, arm) for arm in range(data.sizes["arm"])]
     for place, own in enumerate(found):
-        look = LOOKS.get(own.kind)
-        for column in look.columns if look else ():
-            values = own.loss if column == LOSS else own.attention
+        look = LOOKS[own.kind]
+        for column in look.columns:
+            values = np.maximum(own.loss, FLOOR) if column == LOSS else own.attention
             draw_points(row[column], heads + 0.06 * (place % 5 - 2), values, look)
     for column, kind in ((LINEAR, "linear"), (SIMPLEX, "softmax metric")):
         spans = [own.span for own in found if own.kind == kind]
@@ -323,35 +317,35 @@ def draw_row(row: Sequence[Axes], data: xr.Dataset) -> None:
         axes.xaxis.set_major_locator(FixedLocator(heads.tolist()))
 
 
-def draw_points(axes: Axes, x: Values, values: Values, look: Look | None) -> None:
+def draw_points(axes: Axes, x: Values, values: Values, look: Look) -> None:
     """Draw medians over runs [heads, runs], with bars for the 80% band."""
-    assert look is not None
     low, middle, high = band(values.T)
-    hollow: dict[str, Any] = {"markersize": 3.5, "linewidth": 1.0, "elinewidth": 0.8}
-    floored = [np.maximum(line, FLOOR) if axes.get_yscale() == "log" else line for line in (low, middle, high)]
-    low, middle, high = floored
     axes.errorbar(
-        x, middle, [middle - low, high - middle], color=look.colour, marker=look.marker, **hollow
-    )
+        x, middle, [middle - low, high - middle], color=look.colour, marker=look.marker,
+        markersize=3.5, linewidth=1.0, elinewidth=0.8,
+    )  # fmt: skip
 
 
 def add_legend(figure: Figure, data: xr.Dataset) -> None:
-    """Put the legend above the panels: an entry for each arm, by column, and the lines of theory."""
+    """Put the legend above the panels: an entry for each look, and the lines."""
     kinds = [kind_of(data, arm) for arm in range(data.sizes["arm"])]
-    looks = [LOOKS[kind] for kind in LOOKS if kind in kinds]
-    prefix = {LINEAR: "linear, ", SIMPLEX: "softmax, "}
     entries = {
-        prefix.get(look.columns[0], "") + look.name: Line2D(
-            [], [], color=look.colour, marker=look.marker, markersize=3.5, linewidth=1.0
+        LOOKS[kind].name: Line2D(
+            [], [], color=LOOKS[kind].colour, marker=LOOKS[kind].marker, markersize=3.5, linewidth=1
         )
-        for look in looks
+        for kind in LOOKS
+        if kind in kinds
     }
+    if (runs := data.sizes["seed"]) > 1:
+        entries[f"median, 10\u201390% of {runs} runs"] = Line2D(
+            [], [], color="#666666", linestyle="", marker="|", markersize=9, markeredgewidth=1.1
+        )
     entries["cosine of the spans"] = Line2D([], [], **SPAN)
-    entries["predicted (linear)"] = Line2D([], [], **THEORY)
-    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=3, fontsize=7)
+    entries["predicted for linear"] = Line2D([], [], **THEORY)
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4)
 
 
-# ---------------------------------------------------------------------------------------- the numbers
+# -------------------------------------------------------------------------------------- the numbers
 
 
 def tables(dataset: xr.Dataset) -> list[Table]:
@@ -380,7 +374,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     return [
         Table(
             f"Cosines of matched patterns and transition matrices, of the spans of the patterns, "
-            f"and the excess loss over that at the start: medians of {runs} runs with 95% intervals",
+            f"and the excess loss over that at the start: medians of {runs} runs, 95% intervals",
             ("arm", "beta", "heads", *ranged("patterns", "matrices", "spans", "loss")),
             rows,
         ),

@@ -136,12 +136,12 @@ def found_in(dataset: xr.Dataset) -> list[Found]:
     """Measure losses and slopes and predict them, for every power of the weights."""
     if "decay" not in dataset.dims:
         dataset = dataset.expand_dims({"decay": [float(str(setting(dataset, "decay", 0.0)))]})
-    steps, result = dataset["step"].to_numpy().astype(float), []
+    steps = dataset["step"].to_numpy().astype(float)
+    result = []
     for decay in dataset["decay"].to_numpy():
         own = dataset.sel(decay=decay)
-        loss, theory = own[LOSS].transpose("seed", "step").to_numpy().astype(float), []
-        for seed in own["seed"].to_numpy():
-            theory.append(predict(dataset, own.sel(seed=seed)))
+        loss = own[LOSS].transpose("seed", "step").to_numpy().astype(float)
+        theory = [predict(dataset, own.sel(seed=seed)) for seed in own["seed"].to_numpy()]
         predicted = np.stack([each.loss for each in theory])
         fits = [
             [slope_between(steps, row, each.times) for row, each in zip(rows, theory, strict=True)]

@@ -296,15 +296,15 @@ def _heads_loss() -> Callable[[Any, Any], jax.Array]:
 
 
 def centred(matrices: jax.Array, stationary: jax.Array) -> jax.Array:
-    """``V - (V mu) 1^T`` of each of [..., N, N]."""
-    return matrices - jnp.sum(matrices * stationary, axis=-1, keepdims=True)
+    """``V - (V mu) 1^T`` of each of [m, N, N]."""
+    return matrices - jnp.sum(matrices * stationary[None, None, :], axis=-1, keepdims=True)
 
 
 def inner_products(left: jax.Array, right: jax.Array, stationary: jax.Array) -> jax.Array:
     """``<L_i, R_j>_mu`` [m, n] of matrices [m, d, N] and [n, d, N]."""
     from scbjax.task import product
 
-    rows = (left * stationary).reshape(left.shape[0], -1)
+    rows = (left * stationary[None, None, :]).reshape(left.shape[0], -1)
     return product(rows, right.reshape(right.shape[0], -1).T)
 
 
@@ -334,14 +334,14 @@ def heads_population_loss(params: scbjax.Params, task: HeadsTask) -> jax.Array:
     square = inner_products(value, value, mu) * inner_products(
         params.attention, params.attention, mu
     )
-    return 0.5 + flat - jnp.sum(cross * task.weights) + 0.5 * jnp.sum(square)
+    return 0.5 + flat - jnp.sum(cross * task.weights[None, :]) + 0.5 * jnp.sum(square)
 
 
 def _mean_output(params: scbjax.Params, stationary: jax.Array) -> jax.Array:
     """``sum_j (1^T a_j^(k)) V_j mu``, [N, N] with a column for each query."""
     from scbjax.task import product
 
-    means = jnp.sum(params.value * stationary, axis=-1)
+    means = jnp.sum(params.value * stationary[None, None, :], axis=-1)
     return product(means.T, jnp.sum(params.attention, axis=1))
 
 
@@ -360,9 +360,9 @@ def heads_excess_loss(params: scbjax.Params, task: HeadsTask) -> jax.Array:
     """
     from scbjax.task import product
 
-    mu, num_tokens = task.stationary, task.num_tokens
+    mu = task.stationary
     truth = centred(task.transition, mu) * task.weights[:, None, None]
-    factors = jnp.concatenate([centred(params.value, mu), -truth]) * jnp.sqrt(mu)
+    factors = jnp.concatenate([centred(params.value, mu), -truth]) * jnp.sqrt(mu)[None, None, :]
     factors = factors.reshape(factors.shape[0], -1)
     weights = jnp.concatenate([params.attention, task.pattern])
 
@@ -370,7 +370,7 @@ def heads_excess_loss(params: scbjax.Params, task: HeadsTask) -> jax.Array:
         return jnp.sum(product(own.T, factors) ** 2)
 
     by_query = jax.lax.map(of_query, jnp.moveaxis(weights, -1, 0))
-    mean = _mean_output(params, mu) - mu[:, None] * jnp.ones((1, num_tokens), mu.dtype)
+    mean = _mean_output(params, mu) - mu[:, None]
     return 0.5 * jnp.sum(mu * (by_query + jnp.sum(mean**2, axis=0)))
 
 
@@ -380,7 +380,7 @@ def heads_excess_loss(params: scbjax.Params, task: HeadsTask) -> jax.Array:
 def signals(task: HeadsTask) -> tuple[jax.Array, jax.Array]:
     """``K_P = |P_h|^2 - |mu|^2`` and ``K_Q = |Q_h|^2 - 1/T``, each a mean over the true heads."""
     mu = task.stationary
-    both = (jnp.sum(x**2 * mu, axis=(1, 2)) for x in (task.transition, task.pattern))
+    both = (jnp.sum(x**2 * mu[None, None, :], axis=(1, 2)) for x in (task.transition, task.pattern))
     transition, pattern = (jnp.mean(x) for x in both)
     return transition - jnp.sum(mu**2), pattern - 1.0 / task.context_length
 
@@ -423,10 +423,14 @@ def model_of(static: Mapping[str, Any]) -> Model:
         k_p, k_q = signals(task)
         noise, spread = (
             x
-            * (scale * jnp.sqrt(k) * jax.lax.rsqrt(jnp.sum(x**2 * mu, axis=(1, 2), keepdims=True)))
+            * (
+                scale
+                * jnp.sqrt(k)
+                * jax.lax.rsqrt(jnp.sum(x**2 * mu[None, None, :], axis=(1, 2), keepdims=True))
+            )
             for x, k in ((noise, k_p), (spread, k_q))
         )
-        even = there * mu[:, None] / values["heads"]
+        even = there * mu[None, :, None] / jnp.asarray(values["heads"], mu.dtype)
         uniform = 1.0 / length if name == "linear" else 0.0
         slope = 1.0 if name == "linear" else _flat_slope(name, length)
         return {"value": even + noise, "attention": uniform + spread / slope}
