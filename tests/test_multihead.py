@@ -1,15 +1,20 @@
 """Several heads: against sums over all contexts, plain JAX, Monte Carlo and singular values."""
 
 import functools
+import importlib
 import itertools
+import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
+import scipy.optimize
 import xarray
 
 import scbjax
@@ -25,6 +30,7 @@ from scbjax.experiments.multihead import (
 )
 
 Array = np.ndarray
+FIGURES = Path(__file__).resolve().parents[1] / "figures"
 N, T = 4, 5
 SIZES = {"true_heads": 2, "num_tokens": N, "context_length": T, "sparsity": 2}
 _draw = jax.jit(functools.partial(random_heads, **SIZES))  # type: ignore[arg-type]
@@ -317,6 +323,91 @@ def test_heads_on_the_simplex_learn(name: str, data: str) -> None:
     )
     start, end = (found.heads_excess_loss.isel(step=at).values for at in (0, -1))
     assert (end < 0.3 * start).all()
+
+
+# ----------------------------------------------------------------------------------- the figures
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    monkeypatch.syspath_prepend(str(FIGURES))
+    return tuple(importlib.import_module(name) for name in ("multihead", "multihead_scaling"))
+
+
+def test_heads_are_matched_as_scipy_matches_them(scripts: tuple[Any, Any]) -> None:
+    cosines = np.random.default_rng(0).random((20, 6, 4))
+    for own in (1, 3, 4, 6):  # the others are nothing
+        several = np.where(np.arange(6)[:, None] < own, cosines, 0.0)
+        expected = [c[scipy.optimize.linear_sum_assignment(-c)].sum() for c in several]
+        np.testing.assert_allclose(scripts[0].matched(several), expected)
+
+
+def test_spans_have_the_principal_angles_of_scipy(scripts: tuple[Any, Any]) -> None:
+    rng = np.random.default_rng(1)
+    true, rest = rng.normal(size=(3, 9)), rng.normal(size=(2, 9))
+    own = np.concatenate([true[:1] + 2 * true[1:2], rest, np.zeros((1, 9))])
+    found = scripts[0].span_cosines(own @ own.T, own @ true.T, true @ true.T)
+    angles = scipy.linalg.subspace_angles(own[:3].T, true.T)
+    np.testing.assert_allclose(np.sort(found), np.sort(np.cos(angles)), atol=1e-6)
+    cosines = scripts[0].cosines_of(own @ own.T, own @ true.T, true @ true.T)
+    assert (cosines[-1] == 0).all()
+    shown = abs(own[1] @ true[2]) / np.linalg.norm(own[1]) / np.linalg.norm(true[2])
+    assert cosines[1, 2] == pytest.approx(shown)
+
+
+def test_predictions_are_those_of_the_moment_itself(scripts: tuple[Any, Any]) -> None:
+    task = make_task(8)
+    transition, mu, pattern, weights = in_double(task)
+    root = np.sqrt(mu)
+    left = np.stack([((p - mu[:, None]) * root).ravel() for p in transition])
+    right = np.stack([(q * root).ravel() for q in pattern])
+    _, sizes, v = np.linalg.svd((weights[:, None] * left).T @ right)
+    truth = in_double(multihead._truth(task))
+    arrays = weights, truth["transition_products"], truth["pattern_products"]
+    modes = scripts[0].modes_of(*arrays, T)
+    np.testing.assert_allclose(modes.sizes, sizes[:2], rtol=1e-3)
+    np.testing.assert_allclose(np.abs(modes.mixtures @ right), np.abs(v[:2]), atol=2e-3)
+    gram = truth["pattern_products"] + 1 / T
+    np.testing.assert_allclose(scripts[1].mode_sizes(*arrays[:2], gram), sizes[:2], rtol=1e-3)
+    centred = (pattern - pattern.mean(axis=1, keepdims=True)) * root
+    flat = centred.reshape(2, -1)
+    own = modes.mixtures @ flat
+    cosines = np.abs(own @ flat.T) / np.outer(*(np.linalg.norm(x, axis=1) for x in (own, flat)))
+    best = max(np.trace(cosines), np.trace(cosines[::-1])) / 2
+    together, in_turn, loss = scripts[0].predict(modes, 2)
+    assert in_turn == pytest.approx(best, rel=1e-4)
+    assert 0.6 < together < 1.0
+    assert loss == 0.0
+    assert scripts[0].predict(modes, 1)[2] == pytest.approx(sizes[1] ** 2 / 2, rel=2e-3)
+
+
+def test_a_mode_grows_as_the_differential_equation_says(scripts: tuple[Any, Any]) -> None:
+    """Of one head, by the recursion of its two factors from a balanced start."""
+    rate, scale, sizes = 0.01, 1e-2, np.array([1.0])
+    values = {
+        "train.rate": rate, "train.start_scale": scale, "model.heads": 1,
+        "task.num_tokens": 3, "task.context_length": 5,
+    }  # fmt: skip
+    steps = np.arange(0, 1500, 50)
+    dataset = xarray.Dataset(coords={"step": steps}, attrs={"settings": json.dumps(values)})
+    names = ("head_weights", "transition_products", "pattern_products")
+    task = xarray.Dataset(
+        {
+            name: (("head", "other_head")[: x.ndim], x)
+            for name, x in zip(names, (sizes, np.eye(1), np.eye(1)), strict=True)
+        }
+    )
+    found = scripts[1].predict(dataset, task)
+    start = scale**2 / 4 * (1 / 4 + 1 / 12)
+    factors, losses = np.full(2, math.sqrt(start)), []
+    for step in range(1500):
+        if step % 50 == 0:
+            losses.append(0.5 * (1 - factors.prod()) ** 2)
+        factors = factors + rate * (1 - factors.prod()) * factors[::-1]
+    np.testing.assert_allclose(found.loss, losses, rtol=0.1, atol=1e-4)
+    assert scripts[1].slope_between(steps[1:], steps[1:] ** -1.5, np.array([50.0, 900.0])) == (
+        pytest.approx(-1.5, abs=0.02)
+    )
 
 
 @pytest.mark.parametrize("study", ["multihead", "multihead_scaling"])

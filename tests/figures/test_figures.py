@@ -35,8 +35,8 @@ NAMES = (*CURVES, "fig2", "fig4", "projector", "simulation")
 PANELS = {"quickstart": ("sparsity",), "scale": ("num_tokens",), "fig6": ("num_tokens",)}
 # Not against the iteration; tested in files of their own.
 RECOVERY = (
-    "complexity", "factors", "fig5", "phase_rates", "phase_samples", "projector_tasks", "sparsity",
-    "stage1",
+    "complexity", "factors", "fig5", "multihead", "multihead_scaling", "phase_rates",
+    "phase_samples", "projector_tasks", "sparsity", "stage1",
 )  # fmt: skip
 OTHERS = ("transfer", "transfer_correlation", *RECOVERY)
 
