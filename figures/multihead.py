@@ -12,7 +12,7 @@ from __future__ import annotations
 from _statistics import quantile_interval
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -59,13 +59,13 @@ LOOKS: Final[Mapping[str, Look]] = {
     "linear same": Look("linear, equal starts", "#000000", "x", (LOSS,)),
     "linear equal": Look("linear, equal $P_h$", "#882255", "P", (LOSS,)),
 }
-SPAN: Final = {"color": "#666666", "linestyle": "--", "linewidth": 1.0}
-THEORY: Final = {"color": "black", "linestyle": ":", "linewidth": 1.0}
+SPAN: Final[Mapping[str, Any]] = {"color": "#666666", "linestyle": "--", "linewidth": 1.0}
+THEORY: Final[Mapping[str, Any]] = {"color": "black", "linestyle": ":", "linewidth": 1.0}
 
 
 def kind_of(data: xr.Dataset, arm: int) -> str:
     """Say what an arm is, as a key of `LOOKS`."""
-    own = {
+    own: dict[str, Any] = {
         name: data[name][arm].item() if name in data.coords else setting(data, name, default)
         for name, default in (
             ("attention_map", "softmax"),
@@ -194,11 +194,9 @@ def found_by(data: xr.Dataset, arm: int) -> Found:
     span = span_cosines(products, overlap, pattern)
     heads = np.arange(span.shape[-1]) < pairs[..., None]
     loss = own["heads_excess_loss"].transpose(..., "step").to_numpy().astype(float)
-    several = [
-        np.where(broken, np.nan, values)
-        for values in (attention, value, (span * heads).sum(axis=-1) / pairs)
-    ]
-    return Found(kind_of(data, arm), *several, loss[..., 1] / loss[..., 0])
+    angles = (span * heads).sum(axis=-1) / pairs
+    attention, value, angles = (np.where(broken, np.nan, x) for x in (attention, value, angles))
+    return Found(kind_of(data, arm), attention, value, angles, loss[..., 1] / loss[..., 0])
 
 
 # -------------------------------------------------------------------------------------- predictions
@@ -233,7 +231,8 @@ def mixed_cosine(modes: Modes, mixing: Values) -> Values:
     overlap = own @ modes.patterns
     products = overlap @ np.swapaxes(own, -1, -2)
     pairs = min(own.shape[-2], modes.patterns.shape[0])
-    return matched(cosines_of(products, overlap, modes.patterns)) / pairs
+    cosines: Values = matched(cosines_of(products, overlap, modes.patterns)) / pairs
+    return cosines
 
 
 def predict(modes: Modes, heads: int) -> tuple[float, float, float]:
@@ -262,7 +261,8 @@ def predictions(data: xr.Dataset, arm: int) -> Values:
     result = np.empty((3, *start.shape))
     for place, heads in enumerate(data["heads"].to_numpy()):
         for run in range(start.shape[1]):
-            modes = modes_of(*(array[place, run] for array in arrays), length)
+            weights, transitions, patterns = (array[place, run] for array in arrays)
+            modes = modes_of(weights, transitions, patterns, length)
             result[:, place, run] = predict(modes, int(heads))
     result[2] /= start
     return result

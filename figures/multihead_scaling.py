@@ -9,8 +9,9 @@ along the predicted staircase, and in the slope of one; 48 heads are far from in
 from __future__ import annotations
 
 from _statistics import quantile_interval
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -31,7 +32,7 @@ COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 LEAST: Final = 2e-4  # of the loss at the start: below it what is left of learned heads shows
 COMPARED: Final = 1e-3  # and above it losses are compared
 FITTED: Final = (1 / 12, 1 / 2)  # of the heads: slopes are of the time from one to the other
-THEORY: Final = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
+THEORY: Final[Mapping[str, Any]] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
 
 
 class Theory(NamedTuple):
@@ -169,7 +170,7 @@ def plot(dataset: xr.Dataset) -> Figure:
     )
     left.set_ylim(max(LEAST, 0.5 * float(np.nanmin(shown))), 2)
     runs = dataset.sizes.get("seed", 1)
-    entries: dict[str, object] = {
+    entries: dict[str, Any] = {
         rf"$w_h \propto h^{{-{own.decay:g}}}$": Line2D([], [], color=colour)
         for own, colour in zip(found, COLOURS, strict=False)
     }

@@ -338,9 +338,9 @@ def multihead_scaling() -> xr.Dataset:
     start = heads / 4 * scale**2 * unit * (1 / (tokens - 1) ** 2 + 1 / ((length - 1) * tokens))
     # The form of the logistic function that the script does not use.
     pace = np.where(seeds % 2, rate, 1.5 * rate)[:, None, None, None]
-    grown = (1 + pace * weights[None, :, None]) ** (2.0 * steps[None, None, :, None])
+    shrunk = (1 + pace * weights[None, :, None]) ** (-2.0 * steps[None, None, :, None])
     sizes = unit * weights[None, :, None]
-    strength = sizes * start * grown / (sizes + start * (grown - 1))
+    strength = sizes * start / (start + (sizes - start) * shrunk)
     loss = 0.5 * ((sizes - strength) ** 2).sum(axis=-1)
     truth = np.broadcast_to(unit * np.eye(heads), (SEEDS, len(decays), heads, heads))
     values = {
