@@ -205,9 +205,9 @@ def draw_slopes(axes: Axes, found: list[Found]) -> None:
             markerfacecolor="none", gid=f"expected {own.decay:g}",
         )  # fmt: skip
     grid = np.linspace(decays.min() - 0.1, decays.max() + 0.1, 50)
-    axes.plot(grid, limit(1.0) * (2 * grid - 1) / grid, "--", color="#666666", linewidth=0.9)
-    line = r"$\infty$ heads: $-(2\beta-1)/\beta$"
-    axes.text(0.98, 0.97, line, transform=axes.transAxes, ha="right", va="top", fontsize=7)
+    label = r"$\infty$ heads: $-(2\beta-1)/\beta$"
+    line = limit(1.0) * (2 * grid - 1) / grid
+    axes.plot(grid, line, "--", color="#666666", linewidth=0.9, label=label)
     axes.plot([], [], "D", color="black", markersize=5, markerfacecolor="none", label="predicted")
     axes.plot([], [], "o", color="#666666", markersize=2.5, label="measured, each run")
     axes.legend(loc="lower left", fontsize=7)
@@ -216,7 +216,7 @@ def draw_slopes(axes: Axes, found: list[Found]) -> None:
         xlabel=r"power $\beta$ of the weights",
         ylabel=r"slope $d\,\log L / d\,\log t$",
         xticks=decays,
-        ylim=(lowest - 0.5, max(-0.4, limit(float(grid[0])) + 0.3)),
+        ylim=(lowest - 0.75, max(-0.4, limit(float(grid[0])) + 0.3)),
     )
 
 

@@ -28,8 +28,9 @@ and it is 1 for every R without negative entries: l1 makes R nonnegative, and no
 onto the simplex does the same by itself, and ``U = R^-T (w P~)`` has no such constraint. So neither
 the loss nor the map identifies the heads: *how* a map moves does. A plain gradient step on the
 logits of a softmax moves a weight at a speed of its square (:mod:`scbjax.experiments.maps`), so
-that what a head attends to already wins. The preconditioned step in the metric of the map takes
-that away, and leaves mixtures.
+that what a head attends to already wins: heads become pure. Of different weights several may take
+the strongest, and a weak one be left over, for as long as nobody comes to it. The preconditioned
+step in the metric of the map takes that away, and leaves mixtures.
 
 **Heads that begin equal stay equal**: their gradients are equal, and they do what one head does.
 
