@@ -137,8 +137,8 @@ def random_heads(
     Example:
         >>> task = random_heads(jax.random.key(0), true_heads=2, num_tokens=3, context_length=9,
         ...     sparsity=2, decay=1.0)
-        >>> task.pattern.shape, task.weights.round(3).tolist()
-        ((2, 9, 3), [0.6669999957084656, 0.3330000042915344])
+        >>> task.pattern.shape, (3 * task.weights).round(3).tolist()
+        ((2, 9, 3), [2.0, 1.0])
     """
     of_first, of_others, of_supports, of_weights = jax.random.split(key, 4)
 
