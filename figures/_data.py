@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 SEED_FIELDS: Final = frozenset({"seed", "task_seed", "data_seed", "init_seed"})
 PROBE: Final = "probe"  # what a search tried
 # Of matrices: never an axis of a study.
-MATRIX_DIMS: Final = frozenset({"snapshot", "token_out", "token_in", "position", "query"})
+MATRIX_DIMS: Final = frozenset(
+    {
+        *("snapshot", "token_out", "token_in", "position", "query"),
+        *("head", "other_head", "own_head", "other_own_head"),
+    }
+)
 POPULATION: Final[Mapping[str, str]] = {
     "alpha_value": "population_alpha_value",
     "alpha_attention": "population_alpha_attention",

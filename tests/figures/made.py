@@ -474,6 +474,86 @@ def adaptive() -> xr.Dataset:
     )
 
 
+HEADS = (1, 2, 3)
+
+
+def _products(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Inner products of two matrices that are nearly orthogonal [..., 2, 2]."""
+    near = np.array([[0, 1], [1, 0]]) * rng.uniform(-0.05, 0.05, (*shape, 1, 1))
+    return np.asarray(0.4 * np.eye(2) + near)
+
+
+def multihead() -> xr.Dataset:
+    """Own heads are known mixtures of two true ones: of all kinds, and the true ones in turn."""
+    rng, settings_of = np.random.default_rng(3), {"task.context_length": 12, "train.rate": 0.3}
+    decays, seeds, room = [0.0, 1.0], np.arange(SEEDS), max(HEADS)
+    grid = (SEEDS, len(decays), len(HEADS), 3)
+    truth = {name: _products(rng, grid[:2]) for name in ("transition_products", "pattern_products")}
+    mixing = rng.normal(size=(*grid, room, 2))
+    mixing[..., 2, :, :] = np.eye(room, 2) * 0.7
+    there = np.arange(room) < np.array(HEADS)[:, None]
+    mixing *= there[None, None, :, None, :, None]
+    data: dict[str, Any] = {}
+    dims = ("seed", "decay", "heads", "arm")
+    for what, name in (("attention", "pattern_products"), ("value", "transition_products")):
+        overlap = mixing @ truth[name][:, :, None, None]
+        products = overlap @ np.swapaxes(mixing, -1, -2)
+        for kind, values, own in (
+            ("overlap", overlap, ("own_head", "head")),
+            ("products", products, ("own_head", "other_own_head")),
+        ):
+            at_both = np.stack([0.01 * values, values], axis=4)
+            data[f"{what}_{kind}"] = ((*dims, "step", *own), at_both)
+        data[name] = (("seed", "decay", "head", "other_head"), truth[name])
+    weights = np.array([[0.5, 0.5], [2 / 3, 1 / 3]])
+    data["head_weights"] = (("seed", "decay", "head"), np.tile(weights, (SEEDS, 1, 1)))
+    loss = np.stack([np.full(grid, 0.01), 10.0 ** rng.uniform(-5, -3, grid)], axis=4)
+    data["heads_excess_loss"] = ((*dims, "step"), loss)
+    coords = {
+        "seed": seeds,
+        "decay": decays,
+        "heads": list(HEADS),
+        "step": [0, 100],
+        "attention_map": ("arm", ["linear", "softmax", "linear"]),
+        "optimizer": ("arm", ["preconditioned", "sgd", "preconditioned"]),
+        "data": ("arm", ["population"] * 3),
+        "head_steps": ("arm", [0, 0, 40]),
+    }
+    return xr.Dataset(data, coords, {"settings": json.dumps(settings_of)})
+
+
+def multihead_scaling() -> xr.Dataset:
+    """The predicted loss itself, of orthogonal heads; seeds that are even learn faster by half."""
+    heads, length, tokens, rate, scale = 12, 24, 6, 0.5, 1e-4
+    steps, decays, seeds = np.arange(0, 2001, 5), [0.75, 1.5], np.arange(SEEDS)
+    unit = 0.4
+    weights = np.arange(1.0, heads + 1)[None] ** -np.array(decays)[:, None]
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    start = heads / 4 * scale**2 * unit * (1 / (tokens - 1) ** 2 + 1 / ((length - 1) * tokens))
+    # The form of the logistic function that the script does not use.
+    pace = np.where(seeds % 2, rate, 1.5 * rate)[:, None, None, None]
+    shrunk = (1 + pace * weights[None, :, None]) ** (-2.0 * steps[None, None, :, None])
+    sizes = unit * weights[None, :, None]
+    strength = sizes * start / (start + (sizes - start) * shrunk)
+    loss = 0.5 * ((sizes - strength) ** 2).sum(axis=-1)
+    truth = np.broadcast_to(unit * np.eye(heads), (SEEDS, len(decays), heads, heads))
+    values = {
+        "train.rate": rate, "train.start_scale": scale, "model.heads": heads,
+        "task.num_tokens": tokens, "task.context_length": length,
+    }  # fmt: skip
+    dims = ("seed", "decay")
+    return xr.Dataset(
+        {
+            "heads_excess_loss": ((*dims, "step"), loss),
+            "head_weights": ((*dims, "head"), np.broadcast_to(weights, (SEEDS, *weights.shape))),
+            "transition_products": ((*dims, "head", "other_head"), truth),
+            "pattern_products": ((*dims, "head", "other_head"), truth),
+        },
+        coords={"seed": seeds, "decay": decays, "step": steps},
+        attrs={"settings": json.dumps(values)},
+    )
+
+
 def fig5(dataset: xr.Dataset) -> xr.Dataset:
     """The shared dataset with a vocabulary in the place of the sparsity, and a loss."""
     data = dataset.rename({"sparsity": "num_tokens"})
@@ -493,6 +573,8 @@ MADE: dict[str, Callable[[], xr.Dataset]] = {
     "hierarchy": hierarchy,
     "embeddings": embeddings,
     "adaptive": adaptive,
+    "multihead": multihead,
+    "multihead_scaling": multihead_scaling,
 }
 
 

@@ -36,7 +36,8 @@ PANELS = {"quickstart": ("sparsity",), "scale": ("num_tokens",), "fig6": ("num_t
 # Not against the iteration; tested in files of their own.
 RECOVERY = (
     "adaptive", "complexity", "embeddings", "factors", "fig5", "finite", "hierarchy", "maps",
-    "phase_rates", "phase_samples", "projector_tasks", "sparsity", "stage1",
+    "multihead", "multihead_scaling", "phase_rates", "phase_samples", "projector_tasks", "sparsity",
+    "stage1",
 )  # fmt: skip
 OTHERS = ("transfer", "transfer_correlation", *RECOVERY)
 

@@ -20,7 +20,19 @@ from scbjax.sweep.study.locating import find_studies  # noqa: E402
 
 KEPT, PROVENANCE = reference.read()
 QUICK = "sparsity"
-NEWER = {"embeddings", "factors", "finite", "hierarchy", "maps", "projector_tasks"}
+NEWER = {
+    "adaptive",
+    "embeddings",
+    "factors",
+    "few_shot",
+    "finite",
+    "hierarchy",
+    "maps",
+    "multihead",
+    "multihead_scaling",
+    "projector_tasks",
+    "two_hop",
+}
 """Studies that the commit did not have."""
 
 
