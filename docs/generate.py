@@ -56,6 +56,7 @@ MODULES = (
     "scbjax.parallel",
     "scbjax.experiments.of_parts",
     "scbjax.experiments.maps",
+    "scbjax.experiments.hops",
     "scbjax.lazily",
     "scbjax.sweep.python",
     "scbjax.sweep.study.own",

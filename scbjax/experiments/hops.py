@@ -34,22 +34,25 @@ for every query is its best, and what is left is
     1/2 K_P K_R |Q|_mu^2,   K_P = |P~|_mu^2,   K_R = |R~|_mu^2 = |R|_mu^2 - |r|^2.
 
 **From scratch.** Patterns are not negative, so that ``r`` cannot vanish; ``|r|^2`` is about
-``1 / (N Q)``. That is a stairway: V and a are learned first, as in stage 1 of a one-hop SCB, and
+``|R|_mu^2 / N``. That is a stairway: V and a are learned first, as in stage 1 of a one-hop SCB, and
 the loss comes down to that of one layer. From there on V is known, and A~ and A_1 are the factors
-of a matrix: another saddle of order two, which uniform attention, with an overlap of 1/T with Q,
-is on its way down from. Nowhere is there a saddle of order three, which would take ``T^3`` samples.
+of a matrix, which is another saddle of order two. Uniform attention has an overlap of 1/T with what
+is to be found, and so is on its way down from either. Nowhere is there a saddle of order three with
+nothing to start from, as there is where averages tell nothing: with hidden permutations, samples
+grow exponentially with the number of hops for any learner by statistical queries, unless easier
+tasks are among them (Wang et al., arXiv 2505.23683).
 
-**Samples.** A mean over n samples shows a factorisation of matrices of sizes d_1 and d_2 from
-about ``(d_1 + d_2) / (n signal) < 1`` on. That gives
+**Samples.** With rates over the signals (:func:`rates_of`) the number of steps is a sum of
+logarithms of T, one for each saddle, over the rates at which signals grow there:
 
-    from scratch      (T + N^2) / (K_P |r|^2)   and then   T N / (K_P K_R |Q|^2);
-    after one hop     (T N + N^2) / (K_P |R|^2) and then   T N / (K_P K_R |Q|^2),
+    from scratch      log T / (eta g) + log T / (eta |Q|_mu),   g^2 = |r|^2 / (|r|^2 + K_R |Q|^2);
+    after one hop     log T / eta + a number,
 
 where one hop is the task ``(P, R)`` by itself, with the query in the place of the token that is
-retrieved. With ``|r|^2 = |R|^2 / N`` the first terms are alike as long as ``N^2`` is below T: both
-grow like T. In a vocabulary above ``sqrt(T)`` they part: ``N^3`` from scratch, and ``N^2`` or N T
-after one hop. Statistical queries need samples exponential in the number of hops where the averages
-tell nothing, as with hidden permutations (Wang et al., arXiv 2505.23683); that is large N.
+retrieved: it teaches V and A_2, with which A_1 is a linear regression. The noise of A_1 and A_2 is
+that of ``2 T N`` numbers, and needs ``eta`` below about ``B / (T N)``. So both need ``T N log T``
+samples, and one hop first saves a factor: for large T ``1/g + 1/|Q|``, which is 2.5 to 3 for N = 4
+and Q = 2 and grows like the root of N, as the stairway gets lower.
 
 **The path.** On ``V~ = v P~``, ``a = 1/T + b (r - 1/T)``, ``A~ = s R~``, ``A_1 = 1/T + f (Q -
 1/T)`` the expected preconditioned gradients of both tasks are recursions of four numbers
@@ -553,6 +556,12 @@ class HopProgress(NamedTuple):
     steps: jax.Array
     reached: jax.Array
 
+    def after(self, excess: jax.Array, task: HopTask) -> HopProgress:
+        """What it is after one more step, to an excess loss; the goal is half of the floor."""
+        steps = self.steps + 1
+        meets = (self.reached < 0) & (excess <= _GOAL * one_layer_floor(task))
+        return HopProgress(steps, jnp.where(meets, steps, self.reached))
+
 
 def _start_progress(*_: object) -> HopProgress:
     return HopProgress(jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32))
@@ -575,25 +584,33 @@ def _step(
     turned = directions(grads, task.stationary)
     scales = HopParams(rates["value"], rates["first"], rates["second"])
     moved = jax.tree.map(lambda old, rate, turn: old - rate * turn, params, scales, turned)
-    steps, level = progress.steps + 1, _GOAL * one_layer_floor(task)
-    meets = (progress.reached < 0) & (own_excess(moved, task, values["layers"]) <= level)
-    return (loss, grads), moved, HopProgress(steps, jnp.where(meets, steps, progress.reached))
+    excess = own_excess(moved, task, values["layers"])
+    return (loss, grads), moved, progress.after(excess, task)
 
 
-def _track_start(params: HopParams, *_: object) -> HopPath:
+class HopTrack(NamedTuple):
+    """The population path beside a trajectory, and when it was first at the goal."""
+
+    at: HopPath
+    progress: HopProgress
+
+
+def _track_start(params: HopParams, *_: object) -> HopTrack:
     zero = jnp.zeros((), params.value.dtype)
-    return HopPath(zero, zero, zero, zero)
+    return HopTrack(HopPath(zero, zero, zero, zero), _start_progress())
 
 
 def _track_step(
-    at: HopPath, rates: Mapping[str, Any], task: HopTask, values: Mapping[str, Any]
-) -> HopPath:
-    after = path_step(at, rates, constants(task), task.first.shape[0], rates["easy"])
+    tracked: HopTrack, rates: Mapping[str, Any], task: HopTask, values: Mapping[str, Any]
+) -> HopTrack:
+    own, length = constants(task), task.first.shape[0]
+    after = path_step(tracked.at, rates, own, length, rates["easy"])
     # One layer has V and a alone, of which V is not pulled by A~ = 0.
     both = values["layers"] == 2
-    return after._replace(
+    after = after._replace(
         second=jnp.where(both, after.second, 0.0), first=jnp.where(both, after.first, 0.0)
     )
+    return HopTrack(after, tracked.progress.after(path_excess(after, own, length), task))
 
 
 @cache
@@ -647,12 +664,10 @@ def _excess(view: scbjax.View) -> jax.Array:
 
 def _path_excess(view: scbjax.View) -> jax.Array:
     own = constants(view.task)
-    return path_excess(view.state.tracked, own, view.task.first.shape[0])
+    return path_excess(view.state.tracked.at, own, view.task.first.shape[0])
 
 
-def _samples_to_goal(view: scbjax.View) -> jax.Array:
-    progress = view.state.opt_state
-    # Whatever was counted, the samples of a step are those of the others.
+def _samples_to_goal(progress: HopProgress, view: scbjax.View) -> jax.Array:
     each = view.samples // jnp.maximum(progress.steps, 1)
     return jnp.where(progress.reached < 0, -1, progress.reached * each)
 
@@ -670,8 +685,13 @@ RECORD = (
         "excess loss on one hop, over that of the start", name="easy_share",
     ),
     Observable(
-        _samples_to_goal, "samples until the loss is half of the least of one layer; -1 for never",
+        lambda view: _samples_to_goal(view.state.opt_state, view),
+        "samples until the excess loss is half of the least of one layer; -1 for never",
         dtype="int32", name="samples_to_goal",
+    ),
+    Observable(
+        lambda view: _samples_to_goal(view.state.tracked.progress, view),
+        "the same on the population path", dtype="int32", name="path_samples_to_goal",
     ),
     Observable(
         _distance("value", "transition"), "distance of V to P", r"$\|V - P\|_\mu$",

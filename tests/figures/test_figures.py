@@ -36,7 +36,7 @@ PANELS = {"quickstart": ("sparsity",), "scale": ("num_tokens",), "fig6": ("num_t
 # Not against the iteration; tested in files of their own.
 RECOVERY = (
     "complexity", "factors", "fig5", "phase_rates", "phase_samples", "projector_tasks", "sparsity",
-    "stage1",
+    "stage1", "two_hop",
 )  # fmt: skip
 OTHERS = ("transfer", "transfer_correlation", *RECOVERY)
 

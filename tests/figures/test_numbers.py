@@ -715,3 +715,35 @@ def test_projector_tasks_draw_the_median_at_one_half() -> None:
     figure = load("projector_tasks").plot(made.projector_tasks())
     dots = [line for line in figure.axes[1].lines if line.get_gid() == "median"]
     assert [float(np.asarray(dot.get_xdata())[0]) for dot in dots] == close([75.75, 101.0])
+
+
+# ------------------------------------------------------------------------------ two look-ups
+
+
+def test_two_hop_losses_samples_powers_and_ratios(dataset: xr.Dataset) -> None:
+    losses, samples, powers, ratios, rates = tables_of("two_hop", dataset)
+    data = made.two_hop()
+    spread = 1 + 0.01 * np.arange(made.SEEDS)
+    for row in losses:
+        place = np.flatnonzero(
+            (data["context_length"] == int(row["T"])) & (data["num_tokens"] == int(row["N"]))
+        )[0]
+        arm = {"one layer": 0, "two layers, from scratch": 1, "two layers, after one hop": 3}
+        own = data.isel(size=place, arm=arm[row["way"]], step=-1)
+        assert float(row["loss"]) == close(np.median(own["excess"] / own["floor"]))
+    # Of ten runs the fifth, at the higher rate, which needs half of the samples.
+    for row in samples:
+        whole = 40 * int(row["T"]) * int(row["N"]) * (0.5 if "scratch" in row["way"] else 0.25)
+        assert float(row["samples"]) == close(whole * spread[4])
+        assert float(row["on the path"]) == close(1.02 * whole)
+        assert float(row["rate"]) == 0.04
+    assert [row["of"] for row in powers] == ["T", "T", "N", "N"]
+    assert column(powers, "power") == close([1.0] * 4)
+    assert column(ratios, "ratio") == close([2.0] * 5)
+    never = {row["way"]: set() for row in rates}
+    for row in rates:
+        never[row["way"]].add((row["rate"], row["never"]))
+    assert never["one layer"] == {("0.02", "10")}
+    assert never["two layers, from scratch"] == {("0.02", "0"), ("0.04", "1")}
+    easy = [row for row in rates if "after" in row["way"] and row["rate"] == "0.02"]
+    assert all(0 < float(row["of one hop"]) < float(row["samples"]) for row in easy)
