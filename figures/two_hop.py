@@ -14,6 +14,7 @@ from _statistics import (
     power_estimate,
     quantile_interval,
     samples_for_share,
+    slope,
 )
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,8 @@ GOAL: Final = 0.5  # of the least loss of one layer, as the study counts samples
 SHARE: Final = 0.5  # of the runs: the median
 LOWEST: Final = 0.05  # of the loss that is drawn
 PATH: Final[dict[str, Any]] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
-GUIDE: Final[dict[str, Any]] = {"color": "#666666", "linewidth": 0.8, "linestyle": (0, (1, 2))}
+LETTERS: Final = {"context_length": "T", "num_tokens": "N"}
+ROOM: Final = 12.0  # for the legends above the samples, a factor
 SPREAD: Final = 0.04  # of the logarithm, between the dots of two ways
 
 
@@ -74,16 +76,17 @@ def plot(dataset: xr.Dataset) -> Figure:
     """Make the figure from the study's dataset."""
     data = arranged(dataset)
     growths = growths_of(data)
-    figure = Figure(figsize=(DOUBLE_COLUMN, 2.9))
+    figure = Figure(figsize=(DOUBLE_COLUMN, 3.2))
     panels = np.atleast_1d(figure.subplots(1, 1 + len(growths)))
     draw_losses(panels[0], data, shown_size(data))
     for axes, growth in zip(panels[1:], growths, strict=True):
         draw_growth(axes, data, growth)
-    if len(growths) > 1:
-        low = min(axes.get_ylim()[0] for axes in panels[1:])
-        high = max(axes.get_ylim()[1] for axes in panels[1:])
-        for axes in panels[1:]:
-            axes.set_ylim(low, high)
+    limits = np.array([axes.get_ylim() for axes in panels[1:]])
+    for axes in panels[1:]:
+        axes.set_ylim(float(limits[:, 0].min()), ROOM * float(limits[:, 1].max()))
+        axes.legend(loc="upper left", fontsize=7)
+    if growths:
+        panels[1].set_ylabel("samples to the goal")
     handles = [
         Line2D([], [], color=way.colour, linestyle=way.linestyle, marker=way.marker, markersize=4,
                label=way.label)
@@ -153,7 +156,8 @@ def best(samples: Values, of: Values | None = None) -> Values:
         of: what is taken at that rate; the same if left out.
     """
     chosen = samples_for_share(samples, SHARE).argmin(axis=1)
-    return (samples if of is None else of)[np.arange(len(samples)), chosen]
+    found: Values = (samples if of is None else of)[np.arange(len(samples)), chosen]
+    return found
 
 
 def relative(data: xr.Dataset, name: str, size: int, arm: int) -> Values:
@@ -184,7 +188,7 @@ def draw_losses(axes: Axes, data: xr.Dataset, size: int) -> None:
     # What comes after all ways have got to where they stay is the same for ever.
     right = min(x[-1], 2.0 * max(ends[1:] or ends))
     axes.set(yscale="log", xlim=(0, right), ylim=(LOWEST, 3.0))
-    axes.text(right, 1.04, r"$\frac{1}{2}K_P K_R|Q|_\mu^2$ ", ha="right", va="bottom", fontsize=7)
+    axes.text(right, 0.97, r"$\frac{1}{2}K_P K_R|Q|_\mu^2$ ", ha="right", va="top", fontsize=7)
     axes.text(right, GOAL * 0.97, "goal ", ha="right", va="top", fontsize=7)
     axes.set_xlabel("samples (thousands)")
     axes.set_ylabel("excess loss over the least\nof one layer")
@@ -196,59 +200,48 @@ def draw_losses(axes: Axes, data: xr.Dataset, size: int) -> None:
 
 
 def draw_growth(axes: Axes, data: xr.Dataset, growth: Growth) -> None:
-    """Draw the samples to the goal of both ways with two layers, at the best rate of each size."""
+    """Draw the samples to the goal of both ways with two layers.
+
+    At the lowest rate, with the population path beside it, and at the best rate of each size.
+    """
     for place, way in enumerate((SCRATCH, HOPS)):
         if not arms_of(data, way):
             continue
         tried = samples_to_goal(data, way, growth.places)
-        chosen = best(tried)
-        dots = np.where(np.isfinite(chosen), chosen, np.nan)
-        shifted = growth.x * np.exp((place - 0.5) * SPREAD)
-        axes.plot(shifted, dots, ".", color=way.colour, markersize=2, alpha=0.4)
-        costs = samples_for_share(chosen, SHARE)
-        fit = power_estimate(growth.x, tried, SHARE)
-        path = samples_to_goal(data, way, growth.places, "path_samples_to_goal")
-        axes.plot(growth.x, np.median(best(tried, path), axis=1), **PATH, zorder=6)
-        axes.plot(
-            growth.x, np.where(np.isfinite(costs), costs, np.nan), color=way.colour,
-            linestyle=way.linestyle, linewidth=1.0, marker=way.marker, markersize=4.5,
-            label=worded_power(growth, fit), gid=f"cost {growth.field} {way.label}",
-        )  # fmt: skip
+        path = samples_to_goal(data, way, growth.places, "path_samples_to_goal")[:, 0]
+        axes.plot(growth.x, np.median(path, axis=1), **PATH, zorder=6, gid=f"path {way.label}")
+        shift = np.exp((place - 0.5) * SPREAD)
+        for name, chosen, look in (
+            ("", tried[:, 0], {"linestyle": way.linestyle, "linewidth": 1.0}),
+            ("best rate: ", best(tried), {"linewidth": 0.5, "markerfacecolor": "white"}),
+        ):
+            settings = tried if name else tried[:, :1]
+            fit = power_estimate(growth.x, settings, SHARE)
+            costs = samples_for_share(chosen, SHARE)
+            dots = np.where(np.isfinite(chosen), chosen, np.nan)
+            axes.plot(growth.x * shift, dots, ".", color=way.colour, markersize=1.5, alpha=0.4)
+            axes.plot(
+                growth.x, np.where(np.isfinite(costs), costs, np.nan), color=way.colour,
+                marker=way.marker, markersize=4.5, label=name + worded_power(growth, fit),
+                gid=f"{name or 'cost '}{growth.field} {way.label}", **look,
+            )  # fmt: skip
     fixed = {"context_length": "num_tokens", "num_tokens": "context_length"}[growth.field]
-    value, name = int(data[fixed][growth.places[0]]), {"num_tokens": "N"}.get(fixed, "T")
-    draw_guide(axes, growth, data)
+    value, letter = int(data[fixed][growth.places[0]]), LETTERS[fixed]
     axes.set(xscale="log", yscale="log", xlabel=growth.symbol)
-    axes.set_ylabel("samples to the goal")
-    axes.set_title(f"${name} = {value}$: median and single runs")
+    rate = float(data["rate"][arms_of(data, SCRATCH)[0]])
+    axes.set_title(f"${letter} = {value}$; filled: rate {rate:g}; dots: runs")
     axes.set_xticks(growth.x, [f"{x:g}" for x in growth.x])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.legend(loc="upper left", fontsize=7)
-
-
-def draw_guide(axes: Axes, growth: Growth, data: xr.Dataset) -> None:
-    """Draw proportional growth below the samples of the way that needs the fewest."""
-    costs = [
-        samples_for_share(best(samples_to_goal(data, way, growth.places)), SHARE)
-        for way in (SCRATCH, HOPS)
-        if arms_of(data, way)
-    ]
-    low = np.min(costs, axis=0)
-    seen = np.isfinite(low)
-    if seen.any():
-        level = 0.6 * float(np.min(low[seen] / growth.x[seen]))
-        letter = {"context_length": "T", "num_tokens": "N"}[growth.field]
-        axes.plot(growth.x, level * growth.x, **GUIDE, label=f"slope of ${letter}$", gid="guide")
 
 
 def worded_power(growth: Growth, fit: Estimate) -> str:
     """Write a fitted power with its interval, for the legend of a panel."""
     if not np.isfinite(fit.value):
         return "no power fits"
-    letter = {"context_length": "T", "num_tokens": "N"}[growth.field]
-    return f"${letter}^{{{fit.value:.2f}}}$ ({fit.low:.2f} to {fit.high:.2f})"
+    return f"${LETTERS[growth.field]}^{{{fit.value:.2f}}}$ ({fit.low:.2f} to {fit.high:.2f})"
 
 
 # ------------------------------------------------------------------------------- the numbers
@@ -277,7 +270,7 @@ def loss_table(data: xr.Dataset) -> Table:
 
 
 def growth_tables(data: xr.Dataset) -> list[Table]:
-    """Tabulate the samples at the best rates, and the fitted powers."""
+    """Tabulate the samples at the lowest rate and at the best ones, and the fitted powers."""
     rows, fits = [], []
     for growth in growths_of(data):
         for way in (SCRATCH, HOPS):
@@ -285,43 +278,53 @@ def growth_tables(data: xr.Dataset) -> list[Table]:
                 continue
             tried = samples_to_goal(data, way, growth.places)
             path = samples_to_goal(data, way, growth.places, "path_samples_to_goal")
-            theory = np.median(best(tried, path), axis=1)
-            costs = samples_for_share(best(tried), SHARE)
-            around = cost_intervals(tried, SHARE)
             rates = data["rate"].to_numpy()[arms_of(data, way)]
-            chosen = rates[samples_for_share(tried, SHARE).argmin(axis=1)]
-            for place, *told in zip(growth.places, costs, around, theory, chosen, strict=True):
-                rows.append([*sizes(data, place), way.label, told[0], *told[1], *told[2:]])
-            power = power_estimate(growth.x, tried, SHARE)
-            fits.append([{"num_tokens": "N"}.get(growth.field, "T"), way.label, *power])
+            for name, own in (("lowest", tried[:, :1]), ("best", tried)):
+                theory = np.median(best(own, path), axis=1)
+                costs = samples_for_share(best(own), SHARE)
+                around = cost_intervals(own, SHARE)
+                chosen = rates[samples_for_share(own, SHARE).argmin(axis=1)]
+                for place, *told in zip(growth.places, costs, around, theory, chosen, strict=True):
+                    here = [*sizes(data, place), way.label, name]
+                    rows.append([*here, told[0], *told[1], *told[2:]])
+                letter = LETTERS[growth.field]
+                fits.append([letter, way.label, name, *power_estimate(growth.x, own, SHARE)])
+                fits[-1].append(float(slope(growth.x, theory)))
     return [
         Table(
             "Samples until half of the runs are at half of the least loss of one layer, at the "
-            "best rate, with 95% intervals over tasks and rates",
-            ("T", "N", "way", *ranged("samples"), "on the path", "rate"),
+            "lowest rate and at the best one, with 95% intervals over tasks and rates",
+            ("T", "N", "way", "rates", *ranged("samples"), "on the path", "rate"),
             rows,
         ),
         Table(
             "Fitted powers, with 95% intervals over tasks and rates",
-            ("of", "way", *ranged("power")),
+            ("of", "way", "rates", *ranged("power"), "on the path"),
             fits,
         ),
     ]
 
 
 def ratio_table(data: xr.Dataset) -> Table:
-    """Tabulate how many times more samples a run needs from scratch, each at its best rate."""
+    """Tabulate how many times more samples a run needs from scratch than after one hop."""
     rows = []
     if arms_of(data, SCRATCH) and arms_of(data, HOPS):
         for size in range(data.sizes["size"]):
-            one, two = (best(samples_to_goal(data, way, [size]))[0] for way in (SCRATCH, HOPS))
-            with np.errstate(invalid="ignore"):
-                times = one / two
-            rows.append([*sizes(data, size), median(times), *quantile_interval(times)])
+            one, two = (samples_to_goal(data, way, [size]) for way in (SCRATCH, HOPS))
+            paths = [
+                np.median(samples_to_goal(data, way, [size], "path_samples_to_goal")[0, 0])
+                for way in (SCRATCH, HOPS)
+            ]
+            row: list[float] = [*sizes(data, size)]
+            for pair in ((one[0, 0], two[0, 0]), (best(one)[0], best(two)[0])):
+                with np.errstate(invalid="ignore"):
+                    times = pair[0] / pair[1]
+                row += [median(times), *quantile_interval(times)]
+            rows.append([*row, paths[0] / paths[1]])
     return Table(
-        "Samples from scratch over those after one hop, run by run at the best rates, medians with "
-        "95% intervals",
-        ("T", "N", *ranged("ratio")),
+        "Samples from scratch over those after one hop, run by run at the lowest rate and at the "
+        "best ones, medians with 95% intervals",
+        ("T", "N", *ranged("at the lowest", "at the best"), "on the path, lowest"),
         rows,
     )
 
