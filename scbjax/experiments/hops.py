@@ -49,14 +49,16 @@ logarithms of T, one for each saddle, over the rates at which signals grow there
     after one hop     log T / eta + a number,
 
 where one hop is the task ``(P, R)`` by itself, with the query in the place of the token that is
-retrieved: it teaches V and A_2, with which A_1 is a linear regression. The noise of A_1 and A_2 is
-that of ``2 T N`` numbers, and needs ``eta`` below about ``B / (T N)``. So both need ``T N log T``
-samples, and one hop first saves a factor: for large T ``1/g + 1/|Q|``, which is 2.5 to 3 for N = 4
-and Q = 2 and grows like the root of N, as the stairway gets lower.
+retrieved: it teaches V and A_2, with which A_1 is a linear regression. With eta in proportion to
+``B / (T N)``, which is what the noise of ``2 T N`` attention weights asks for, both need
+``T N log T`` samples, and one hop first saves a factor: for large T ``1/g + 1/|Q|``, which is 2.5
+to 3 for N = 4 and Q = 2 and grows like the root of N, as the stairway gets lower; at the T of a
+study, less.
 
 **The path.** On ``V~ = v P~``, ``a = 1/T + b (r - 1/T)``, ``A~ = s R~``, ``A_1 = 1/T + f (Q -
 1/T)`` the expected preconditioned gradients of both tasks are recursions of four numbers
-(:func:`path_step`), up to the term of order 1/T.
+(:func:`path_step`), up to the term of order 1/T. That term also pushes A_1 off the path, onto
+positions of R, where a token would point to itself, for as long as V and a are not learned.
 """
 
 from __future__ import annotations
