@@ -273,6 +273,7 @@ SMALL: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_two_layers_get_below_the_floor_and_one_does_not() -> None:
     found = scbjax.sweep.run(SMALL, axes={"seed": range(3)}, progress=False)
     share = (found.excess / found.floor).isel(step=-1).transpose("arm", "seed").to_numpy()
