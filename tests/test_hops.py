@@ -84,7 +84,7 @@ def plain_loss(params: HopParams, batch: HopBatch, direct: bool) -> jax.Array:
     return jnp.mean(jnp.sum((output - target) ** 2, axis=1)) / 2.0
 
 
-@pytest.mark.parametrize("num_tokens", [4, 40])
+@pytest.mark.parametrize("num_tokens", [4, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("direct", [False, True])
 def test_loss_and_gradient_are_those_of_plain_jax(num_tokens: int, direct: bool) -> None:
     with double_precision():
@@ -146,6 +146,7 @@ def test_no_function_of_single_tokens_is_below_the_floor() -> None:
         assert float(hops.one_layer_excess(best, task)) == pytest.approx(floor, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_labels_are_drawn_by_two_hops_and_easy_ones_by_one() -> None:
     """What a label has beyond its expectation is uncorrelated with pairs of tokens."""
     task = hops.random_hops(
