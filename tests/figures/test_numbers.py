@@ -782,3 +782,38 @@ def test_finite_data_have_losses_at_the_end_and_at_best(dataset: xr.Dataset) -> 
     assert column(gains, "ratio") == close([1.5] * 12)
     assert column(theory, "8 free entries a column") == close([0.8 / 64, 0.8 / 256])
     assert column(theory, "2 free entries a column") == close([0.2 / 64, 0.2 / 256])
+
+
+# ------------------------------------------------------------------------------ two look-ups
+
+
+def test_two_hop_losses_samples_powers_and_ratios(dataset: xr.Dataset) -> None:
+    losses, samples, powers, ratios, rates = tables_of("two_hop", dataset)
+    data = made.two_hop()
+    spread = 1 + 0.01 * np.arange(made.SEEDS)
+    for row in losses:
+        place = np.flatnonzero(
+            (data["context_length"] == int(row["T"])) & (data["num_tokens"] == int(row["N"]))
+        )[0]
+        arm = {"one layer": 0, "two layers, from scratch": 1, "two layers, after one hop": 3}
+        own = data.isel(size=place, arm=arm[row["way"]], step=-1)
+        assert float(row["loss"]) == close(np.median(own["excess"] / own["floor"]))
+    # Of ten runs the fifth; the higher rate needs half of the samples and is the best.
+    for row in samples:
+        whole = 40 * int(row["T"]) * int(row["N"]) * (1.0 if "scratch" in row["way"] else 0.5)
+        whole *= {"lowest": 1.0, "best": 0.5}[row["rates"]]
+        assert float(row["samples"]) == close(whole * spread[4])
+        assert float(row["on the path"]) == close(1.02 * whole)
+        assert float(row["rate"]) == {"lowest": 0.02, "best": 0.04}[row["rates"]]
+    assert [row["of"] for row in powers] == ["T"] * 4 + ["N"] * 4
+    for name in ("power", "on the path"):
+        assert column(powers, name) == close([1.0] * 8)
+    for name in ("at the lowest", "at the best", "on the path, lowest"):
+        assert column(ratios, name) == close([2.0] * 5)
+    never = {row["way"]: set() for row in rates}
+    for row in rates:
+        never[row["way"]].add((row["rate"], row["never"]))
+    assert never["one layer"] == {("0.02", "10")}
+    assert never["two layers, from scratch"] == {("0.02", "0"), ("0.04", "1")}
+    easy = [row for row in rates if "after" in row["way"] and row["rate"] == "0.02"]
+    assert all(0 < float(row["of one hop"]) < float(row["samples"]) for row in easy)
