@@ -107,7 +107,8 @@ def _list_row(study: Study) -> tuple[str, ...]:
         parts, rounds = first_studies(study), study.base["search.rounds"]
     plans = [make_plan(part) for part in parts]
     count = rounds * sum(plan.num_trajectories for plan in plans)
-    tokens = readable_count(rounds * sum(plan.tokens for plan in plans))
+    total = rounds * sum(plan.tokens for plan in plans)
+    tokens = readable_count(total) if total else ""  # experiments need not say
     seconds = readable_seconds(rounds * sum(plan.seconds for plan in plans))
     return study.name, str(count), tokens, f"~{seconds}", study.title
 
