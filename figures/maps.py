@@ -22,6 +22,7 @@ from _runs import band, median
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 STUDY: Final = "maps"
 VARIABLES: Final = (
@@ -163,21 +164,24 @@ def predicted_growth(order: float, lengths: Values) -> Values:
 def draw_plateaus(axes: Axes, data: xr.Dataset) -> None:
     """Draw times until half of the mass against T, with what is predicted through the last one."""
     for group in growing(cases_of(data)):
-        lengths = np.array([case.length for case in group], float)
+        own = np.array([case.length for case in group], float)
         times = np.stack([times_to_half(data, case) * case.speed for case in group])
         low, middle, high = band(times.T)
         colour = group[0].colour
-        axes.vlines(lengths, low, high, color=colour, linewidth=1.2)
-        axes.plot(lengths, middle, "o", color=colour, markersize=4)
+        axes.vlines(own, low, high, color=colour, linewidth=1.2)
+        axes.plot(own, middle, "o", color=colour, markersize=4)
         if len(group) > 1 and np.isfinite(middle[-1]):
-            shape = predicted_growth(group[0].order, lengths)
-            axes.plot(lengths, middle[-1] * shape / shape[-1], **{**DASHED, "color": colour})
+            shape = predicted_growth(group[0].order, own)
+            axes.plot(own, middle[-1] * shape / shape[-1], **{**DASHED, "color": colour})
         if np.isfinite(middle[-1]):
             axes.annotate(
-                group[0].label, (lengths[-1], middle[-1]), (6, 0), textcoords="offset points",
+                group[0].label, (own[-1], middle[-1]), (6, 0), textcoords="offset points",
                 va="center", fontsize=7, color=colour,
             )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="context length $T$")
+    lengths = sorted({case.length for group in growing(cases_of(data)) for case in group})
+    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylabel(r"time to half of the mass, steps $\times\sqrt{\eta_V\eta_A}$")
     axes.set_title("expected gradients; dashed: $T^{2-\\alpha}$, $\\log T$", fontsize=8)
     axes.margins(x=0.05)
@@ -286,8 +290,11 @@ def draw_small_weights(axes: Axes, data: xr.Dataset) -> None:
 
 def draw_lost(axes: Axes, data: xr.Dataset) -> None:
     """Draw the share of true positions without attention at the end against the rate."""
-    for group in over_rates(cases_of(data)):
-        rates = np.array([case.rate for case in group])
+    groups = over_rates(cases_of(data))
+    for place, group in enumerate(groups):
+        # Side by side, so that no bar hides another one.
+        shift = 1.06 ** (place - (len(groups) - 1) / 2)
+        rates = np.array([case.rate for case in group]) * shift
         lost = [lost_share(data, case) for case in group]
         middle = [float(values.mean()) for values in lost]
         bounds = np.array([mean_interval(values) for values in lost]).T
@@ -301,8 +308,8 @@ def draw_lost(axes: Axes, data: xr.Dataset) -> None:
     axes.set(xscale="log", xlabel=r"rate $\eta$ of the preconditioned step", ylim=(-0.03, 1.03))
     axes.set_ylabel("share of true positions lost")
     axes.set_title("fresh mini-batches, at the end", fontsize=8)
-    if over_rates(cases_of(data)):
-        axes.legend(fontsize=6.5, loc="upper left")
+    if groups:
+        axes.legend(fontsize=6.5, loc="upper left", handlelength=3)
 
 
 def lost_share(data: xr.Dataset, case: Case) -> Values:

@@ -6,13 +6,16 @@ import sys
 
 # Before JAX is imported: tests run on the CPU whatever else the machine has.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of the time of the tests is the compiler's, which takes a third less with the older of its
-# two ways to make loops. Tests marked slow are compiled as users have it. An option that a release
-# does not know would end the process. Workers have what the process that started them has.
+# Most of the time of the tests is the compiler's, which takes half of it with the older of its two
+# ways to make loops and without optimising them. Tests marked slow are compiled as users have it. An
+# option that a release does not know would end the process. Workers have what the process that
+# started them has.
 _STARTED = "PYTEST_XDIST_WORKER" in os.environ
 _KNOWN = importlib.metadata.version("jaxlib").startswith("0.10.")
 if _KNOWN and not _STARTED and "slow" not in sys.argv:
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
+    )
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402

@@ -337,6 +337,7 @@ STUDY = {
 }
 
 
+@pytest.mark.slow
 def test_a_small_sweep_finds_supports_and_knows_how_well() -> None:
     names = ("false_positives", "false_negatives", "queries_recovered", "recovery_expected")
     study = {**STUDY, "record": {"variables": [*names, "noise_level", "column_size"]}}

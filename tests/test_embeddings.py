@@ -350,6 +350,7 @@ def study(**train: Any) -> dict[str, Any]:  # noqa: ANN401
     }
 
 
+@pytest.mark.slow
 def test_a_small_sweep_shows_what_theory_says() -> None:
     """At d = N plain steps are slow and preconditioned ones are not; both follow the recursion."""
     found = scbjax.sweep.run(

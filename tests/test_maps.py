@@ -242,6 +242,7 @@ def test_an_mlp_takes_the_place_of_v() -> None:
     assert float(model.loss(params, batch, values)) == pytest.approx(total / 7, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_small_sweep_learns_with_every_map() -> None:
     study = {
         "experiment": "maps",
