@@ -7,7 +7,7 @@ import sys
 # Before JAX is imported: tests run on the CPU whatever else the machine has.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the time of the tests is the compiler's, which takes half of it with the older of its two
-# ways to make loops and without optimising them. Tests marked slow are compiled as users have it. An
+# ways to make loops and no optimisation. Tests marked slow are compiled as users have it. An
 # option that a release does not know would end the process. Workers have what the process that
 # started them has.
 _STARTED = "PYTEST_XDIST_WORKER" in os.environ
