@@ -87,3 +87,40 @@ def mlp_behind(weigh: Weigh) -> Loss:
         return squared_error(value["mean"] + hidden @ value["output"].T, batch.label)
 
     return loss
+
+
+def embedded(params: Any, batch: Batch) -> jax.Array:  # noqa: ANN401 - the learner's own
+    """The loss of V [N, d] behind embeddings of all tokens of all contexts, [B, T, d]."""
+    size = params["mean"].shape[0]
+    hot = jax.nn.one_hot(batch.tokens, size, dtype=params["value"].dtype)
+    vectors = jnp.einsum("dn,btn->btd", params["embedding"], hot)
+    weights = params["attention"].T[batch.query]
+    read = jnp.einsum("btd,bt->bd", vectors, weights)
+    mean = jnp.sum(weights, axis=1, keepdims=True) * params["mean"]
+    return squared_error(mean + read @ params["value"].T, batch.label)
+
+
+def several_heads(params: Any, batch: Batch) -> jax.Array:  # noqa: ANN401 - the learner's own
+    """The loss of V [H, N, N] and A [H, T, N]."""
+    value, attention = params
+    hot = jax.nn.one_hot(batch.tokens, value.shape[-1], dtype=value.dtype)
+    weights = attention[:, :, batch.query]
+    output = jnp.einsum("jnm,btm,jtb->bn", value, hot, weights)
+    return squared_error(output, batch.label)
+
+
+def two_levels(params: Any, batch: Batch) -> jax.Array:  # noqa: ANN401 - the learner's own
+    """The loss of V, b [M, N] and w [T, N]."""
+    within, blocks = params["within"], params["blocks"]
+    attention = jnp.repeat(blocks, within.shape[0] // blocks.shape[0], axis=0) * within
+    read = attended(attention, batch, params["value"].shape[0])
+    return squared_error(read @ params["value"].T, batch.label)
+
+
+def two_layers(params: Any, batch: Any) -> jax.Array:  # noqa: ANN401 - the learner's own
+    """The loss of V and two layers of attention, of which the second reads what the first found."""
+    value, first, second = params
+    hot = jax.nn.one_hot(batch.tokens, value.shape[0], dtype=value.dtype)
+    found = jnp.einsum("btn,bt->bn", hot, first.T[batch.query])
+    weights = jnp.einsum("tn,bn->bt", second, found)
+    return squared_error(jnp.einsum("btn,bt->bn", hot, weights) @ value.T, batch.label)

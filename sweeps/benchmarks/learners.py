@@ -18,17 +18,31 @@ import jax.numpy as jnp
 import numpy as np
 from _measure import Contender, Payload, effort, race, ratio, run_script, say, speed
 from _pictures import new_figure
-from _plain import Loss, behind, entmax15, mlp_behind, relu, softmax, sparsemax
+from _plain import (
+    Loss,
+    behind,
+    embedded,
+    entmax15,
+    mlp_behind,
+    relu,
+    several_heads,
+    softmax,
+    sparsemax,
+    two_layers,
+    two_levels,
+)
 from matplotlib.figure import Figure
 
 import scbjax
-from scbjax.experiments import maps
+from scbjax.experiments import embeddings, hierarchy, hops, maps, multihead
 from scbjax.sampling import draw_batch, draw_step, fold_in, make_sampler, make_seed
 
 LINEAR: Final = "linear"
 PLAIN: Final = ", plain JAX"
 BATCHES: Final = 4  # drawn beforehand
 SPARSITY: Final = 2
+HEADS: Final = 4
+BLOCK: Final = 10  # positions; divides T
 TINY: Final = 1e-6  # of the parameters, so that what is timed does not run away
 TOLERANCE: Final = 2e-4  # of the largest entry; float32 against another order of sums
 
@@ -78,27 +92,67 @@ def scb_batches(
     return (draw_step(words, sampler, batch_size) if packed else plain), plain
 
 
+def moved(params: Any, key: jax.Array, length: int) -> Any:  # noqa: ANN401 - a pytree
+    """Parameters away from a start, so that sparse maps have some zeros and not only those."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    sizes = [0.3 * jnp.std(leaf) + 0.1 / length for leaf in leaves]
+    noise = [jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    both = zip(leaves, sizes, noise, strict=True)
+    return jax.tree.unflatten(tree, [leaf + size * more for leaf, size, more in both])
+
+
 def mapped(name: str, kind: str, plain: Loss, alpha: float = 1.5, path: str = "linear") -> Learner:
     """A learner of the experiment `maps`."""
     model = maps.model_of({"attention_map": kind, "value_path": path, "width": 64})
     values = {"alpha": jnp.float32(alpha)}
 
     def params(key: jax.Array, task: scbjax.Task) -> Any:  # noqa: ANN401 - a pytree
-        start = model.init(key, task)
-        leaves, tree = jax.tree.flatten(start)
-        keys = jax.random.split(key, len(leaves))
-        # Of the size of what is there: some entries of sparse maps become zero, not all.
-        moved = [
-            leaf + 0.3 * jnp.std(leaf) * jax.random.normal(k, leaf.shape)
-            + 0.1 * jax.random.normal(k, leaf.shape) / task.context_length
-            for k, leaf in zip(keys, leaves, strict=True)
-        ]  # fmt: skip
-        return jax.tree.unflatten(tree, moved)
+        return moved(model.init(key, task), key, task.context_length)
 
     def own(params: Any, batch: Any) -> jax.Array:  # noqa: ANN401 - the learner's own
         return model.loss(params, batch, values)
 
     return Learner(name, params, partial(scb_batches, packed=path == "linear"), own, plain)
+
+
+def own_start(module: Any, static: dict[str, Any], values: dict[str, float]) -> Callable[..., Any]:  # noqa: ANN401 - a module
+    """Parameters of a module's model, moved away from its start."""
+
+    def params(key: jax.Array, task: scbjax.Task) -> Any:  # noqa: ANN401 - a pytree
+        sizes = {"embedding_dim": max(2, task.num_tokens // 2)}
+        start = module.model_of({**sizes, **static}).init(key, task, values)
+        return moved(start, key, task.context_length)
+
+    return params
+
+
+def head_params(key: jax.Array, task: scbjax.Task) -> scbjax.Params:
+    """V [H, N, N] and A [H, T, N] of several heads."""
+    one = scbjax.init_params(task)
+    start = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], HEADS, axis=0) / HEADS, one)
+    params: scbjax.Params = moved(start, key, task.context_length)
+    return params
+
+
+def hop_params(key: jax.Array, task: scbjax.Task) -> hops.HopParams:
+    """V, A_1 and A_2 of two layers."""
+    one = scbjax.init_params(task)
+    start = hops.HopParams(one.value, one.attention, one.attention)
+    params: hops.HopParams = moved(start, key, task.context_length)
+    return params
+
+
+def hop_batches(key: jax.Array, task: scbjax.Task, batch_size: int) -> tuple[Any, Any]:
+    """A batch of two look-ups, by the same pattern."""
+    sampler = make_sampler(task)
+    batch = hops.sample_hops(fold_in(make_seed(key), 0), (sampler, sampler), batch_size)
+    return batch, batch
+
+
+def hierarchy_loss(params: Any, batch: Any) -> jax.Array:  # noqa: ANN401 - the learner's own
+    """That of the two-level learner."""
+    return hierarchy.model_of({"attention": "two_level", "block_length": BLOCK}).loss(params, batch)
 
 
 LEARNERS: Final = (
@@ -108,6 +162,28 @@ LEARNERS: Final = (
     mapped("sparsemax", "sparsemax", behind(sparsemax)),
     mapped("ReLU", "relu", behind(relu)),
     mapped("softmax, MLP", "softmax", mlp_behind(softmax), path="mlp"),
+    Learner(
+        "embeddings, d = N/2",
+        own_start(embeddings, {"embedding": "random"}, {"correlation": 0.0}),
+        scb_batches,
+        embeddings.embedded_loss,
+        embedded,
+    ),
+    Learner(
+        f"{HEADS} heads",
+        head_params,
+        partial(scb_batches, packed=False),
+        multihead.heads_loss,
+        several_heads,
+    ),
+    Learner(
+        f"blocks of {BLOCK}",
+        own_start(hierarchy, {"attention": "two_level", "block_length": BLOCK}, {"theta": 0.02}),
+        scb_batches,
+        hierarchy_loss,
+        two_levels,
+    ),
+    Learner("two layers, two look-ups", hop_params, hop_batches, hops.hop_loss, two_layers),
 )
 
 
