@@ -55,6 +55,7 @@ MODULES = (
     "scbjax.sharding",
     "scbjax.parallel",
     "scbjax.experiments.of_parts",
+    "scbjax.experiments.fewshot",
     "scbjax.experiments.maps",
     "scbjax.lazily",
     "scbjax.sweep.python",
