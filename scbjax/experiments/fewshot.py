@@ -9,28 +9,37 @@ the Q largest entries of a column.
 
 **New Q, P kept** (``kept = "transition"``). Let ``Pi = P - mu 1^T``, of squared norm K_P, and let
 ``D = V - mu 1^T`` be what the mean has beyond mu. At uniform A the step has the expectation
-``<D, Pi>_mu (q_t - 1/T)`` (Lemma B.8), and off the support of column k a sample's share in it is
-``d_x . (e_y - mu)`` with x and the label y independent, so that n samples leave a variance of
+``<D, Pi>_mu (q_t - 1/T)`` (Lemma B.8). A sample's share in it is ``d_x . (e_y - mu)`` with x the
+token at t and y the label, times ``1 / mu_k`` for its query k. It has the second moment G(D) where
+the label has nothing to do with x, and S(D) where it comes from x,
 
-    G(D) / (n mu_k),      G(D) = sum_x mu_x d_x^T (diag(mu) - mu mu^T) d_x.
+    G(D) = sum_x mu_x sum_y mu_y (D - mu^T D)_yx^2,
+    S(D) = sum_x mu_x sum_y P_yx (D - mu^T D)_yx^2,
 
-G is quadratic as the norm is, and so is the square of the signal: the scale of V cancels (theta of
-Theorem 4.1 too). The mean has the signal ``c K_P`` with ``c = rho + (1 - rho) xi / ((N - 1) sqrt
-M)``, xi of mean 0 and variance near 1, since P' has (N - 1)^2 directions of which Pi is one; and
-the norm ``K_P (c^2 + s^2 / M)``, ``s = 1 - rho``. With ``x = s^2 / (rho^2 M)``, samples grow as
+and ``v = q S + (1 - q) G`` at a position of weight q. So n samples leave, in columns scaled to a
+sum of one,
 
-    n / n_1 = (1 + x) / (1 + xi sqrt(x) / (N - 1))^2,
+    E |A - Q|_mu^2 = sum_k sum_t [(1 - q_t)^2 v_t + q_t^2 sum_{u != t} v_u] / (n <D, Pi>_mu^2).
 
-where n_1 is what P itself (rho = 1) needs. The median, xi = 0, is a straight line in 1/M with slope
-s^2 / rho^2, the same for every T. A share of the tasks has ``xi < -z`` and needs more: it never
-learns once ``x >= ((N - 1) / z)^2``, where the mean of the M matrices points the wrong way. So the
-line of the median holds down to M = 1 and that for 90% of the runs, z = 1.28, ends at
-``x = 0.6 (N - 1)^2``.
+All of it is quadratic in D as the signal's square is: the scale of V (theta of Theorem 4.1)
+cancels. The mean is ``D = c Pi + (s / sqrt M) R`` with ``s = 1 - rho`` and R of norm K_P across Pi.
+Hence, with n_1 what P itself (rho = 1) needs,
 
-What T does to n_1: the least weight q of a column has to exceed the largest of N T noises, ``n_1 ~
-2 log(N T) G / (mu_k K_P^2 q^2)``, and weights come within a distance d of Q after ``N G / (K_P^2
-d^2)`` samples, whatever T is. With n = 0 nothing of Q is known: zero-shot is impossible. P with
-uniform A has only ``K_P / (2 T)`` less loss than the start has (eq. 3 at ``A = 1 1^T / T``).
+    n / n_1 = 1 + gamma s^2 / (c^2 M),      gamma = (S + G)(R) / (S + G)(Pi):
+
+a straight line in 1/M. For finding the supports alone, the largest of N T noises G / (n mu_k) has
+to stay below the least weight, gamma is nearly one and ``n_1 ~ 2 log(N T) G / (mu_k K_P^2 q^2)``;
+for distances S counts too, which for P itself is larger, gamma is below one (0.45 at N = 6, K_P =
+0.4), and n_1 does not depend on T.
+
+Where the line ends: ``c = rho (1 + xi sqrt(x) / (N - 1))`` with ``x = s^2 / (rho^2 M)`` and xi of
+mean 0 and variance near 1, since P' has (N - 1)^2 directions of which Pi is one. The median task,
+xi = 0, is on the line down to M = 1. A share of the tasks has ``xi < -z`` and never learns once
+``x >= ((N - 1) / z)^2``, where the mean of the M matrices points the wrong way: 90% of the runs
+(z = 1.28) have a line up to ``x = 0.6 (N - 1)^2``.
+
+With n = 0 nothing of Q is known: zero-shot is impossible. P with uniform A has only
+``K_P / (2 T)`` less loss than the start has (the expected loss at ``A = 1 1^T / T``).
 
 **New P, Q kept** (``kept = "pattern"``). At ``V = mu 1^T`` a step on V has the expectation
 ``<A, Q>_mu Pi``, and the noise of a sample has the squared norm ``(1 - |mu|^2) (N - 1) |A|_mu^2``.
@@ -38,8 +47,8 @@ V is off its path by d times its signal after
 
     n_2 = (1 - |mu|^2) (N - 1) |A|_mu^2 / (<A, Q>_mu^2 d^2)
 
-samples, with ``|A|^2 / <A, Q>^2 = (1 + x) / |Q|^2``: the same straight line, flat in T. Here no
-run is lost, since weights are not negative: a mean of patterns never points the wrong way. More
+samples, with ``|A|^2 / <A, Q>^2 = (1 + x) / |Q|^2``: the same line with gamma = 1, flat in T. Here
+no run is lost, since weights are not negative: a mean of patterns never points the wrong way. More
 than that: once ``M > (1 - rho) max q' / (rho min q)`` rounding the mean gives Q with no sample.
 """
 
@@ -206,11 +215,22 @@ def moved(kept: str, params: Mapping[str, Any], task: scbjax.Task) -> scbjax.Par
 
 
 def attention_noise(value: jax.Array, task: scbjax.Task) -> jax.Array:
-    """``G(D) / mu_k`` [N]: variance of a sample's part in an entry of the step on A, off Q."""
-    mu = task.stationary
+    """``n E |A - Q|_mu^2 <D, Pi>_mu^2`` of the step on A, its columns scaled to a sum of one.
+
+    Of n samples, to first order, if every position of the pattern is found; a scalar.
+
+    Args:
+        value: V [N, N], with ``V mu = mu``.
+        task: the task.
+    """
+    mu, weights = task.stationary, task.pattern
     excess = value - mu[:, None]
-    square = jnp.sum(mu[:, None] * excess**2, axis=0) - jnp.sum(mu[:, None] * excess, axis=0) ** 2
-    return jnp.sum(mu * square) / mu
+    square = (excess - jnp.sum(mu[:, None] * excess, axis=0, keepdims=True)) ** 2
+    elsewhere = jnp.sum(mu * jnp.sum(mu[:, None] * square, axis=0))
+    here = jnp.sum(mu * jnp.sum(task.transition * square, axis=0))
+    moment = jnp.where(weights > 0, weights * here + (1.0 - weights) * elsewhere, 0.0)
+    others = jnp.sum(moment, axis=0, keepdims=True) - moment
+    return jnp.sum((1.0 - weights) ** 2 * moment + weights**2 * others)
 
 
 def value_noise(attention: jax.Array, task: scbjax.Task) -> jax.Array:
@@ -316,6 +336,31 @@ def _learner(source: Source, static: Mapping[str, Any], **given: Any) -> scbjax.
 # -------------------------------------------------------------------------------- what is recorded
 
 
+def noise_to_signal(kept: str, start: scbjax.Params, task: scbjax.Task) -> jax.Array:
+    """Root mean square error that one sample leaves, n of them leave it over sqrt n; a scalar.
+
+    Of the distance of A to Q, or of V off its path in units of its signal.
+    """
+    from scbjax.task import mu_inner
+
+    mu = task.stationary
+    if kept == "transition":
+        excess = start.value - mu[:, None]
+        signal = mu_inner(excess, task.transition, mu)
+        noise = attention_noise(start.value, task)
+    else:
+        signal = mu_inner(start.attention, task.pattern, mu)
+        noise = value_noise(start.attention, task)
+    return jnp.sqrt(noise) / jnp.abs(signal)
+
+
+def _noise_to_signal(view: scbjax.View) -> jax.Array:
+    params = view.state.params
+    # What is averaged has the shape of what is new.
+    is_attention = params["mean"].shape == params["start"].attention.shape
+    return noise_to_signal("transition" if is_attention else "pattern", params["start"], view.task)
+
+
 def _columns_found(view: scbjax.View) -> jax.Array:
     """Share of the columns whose rounded attention is where the pattern is."""
     right = jnp.all((view.params.attention > 0) == (view.task.pattern > 0), axis=0)
@@ -328,6 +373,7 @@ RECORD = (
     "alpha_value",
     "delta_value",
     Observable(_columns_found, "share of columns whose support is found", name="columns_found"),
+    Observable(_noise_to_signal, "error that one sample leaves, predicted", name="noise_to_signal"),
     "batch_loss",
     "samples",
 )

@@ -1,0 +1,250 @@
+"""Few-shot learning after many tasks: against NumPy, one-hot autodiff and Monte Carlo."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import scbjax
+from scbjax.base import StudyError
+from scbjax.experiments import fewshot
+from scbjax.losses import population_grad, population_loss
+from scbjax.patterns import random_pattern
+
+Array = np.ndarray
+KINDS = ("transition", "pattern")
+
+
+def make_task(seed: int = 0, length: int = 50, tokens: int = 4) -> scbjax.Task:
+    return scbjax.random_task(
+        jax.random.key(seed), num_tokens=tokens, context_length=length, sparsity=2
+    )
+
+
+def as_numpy(task: scbjax.Task) -> tuple[Array, Array, Array]:
+    p, mu, q = (np.asarray(array, float) for array in task)
+    return p, mu, q
+
+
+def inner(a: Array, b: Array, mu: Array) -> float:
+    return float(np.sum(a * b * mu[None, :]))
+
+
+def started(kept: str, task: scbjax.Task, count: int = 3) -> dict[str, Any]:
+    model = fewshot.model_of({"kept": kept, "sparsity": 2})
+    values = {"correlation": jnp.asarray(0.4), "num_tasks": jnp.asarray(count)}
+    found: dict[str, Any] = model.init(jax.random.key(5), task, values | {"skew": jnp.asarray(2.0)})
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_mean_of_m_tasks_is_that_of_single_draws(count: int) -> None:
+    task, key = make_task(), jax.random.key(5)
+    p, mu, q = as_numpy(task)
+    keys = [jax.random.fold_in(key, number) for number in range(count)]
+    others = [scbjax.related_task(own, task, correlation=0.0).transition for own in keys]
+    patterns = [random_pattern(own, (50, 4), 2, 2.0, 2, jnp.float32) for own in keys]
+    for kept, own, drawn, of in (
+        ("transition", p, others, "value"),
+        ("pattern", q, patterns, "attention"),
+    ):
+        start = jax.jit(lambda m, kept=kept: started(kept, task, m)["start"])(jnp.asarray(count))
+        mean = np.mean([np.asarray(array, float) for array in drawn], axis=0)
+        np.testing.assert_allclose(getattr(start, of), 0.4 * own + 0.6 * mean, atol=2e-6)
+    start = started("transition", task, count)["start"]
+    np.testing.assert_allclose(start.value @ mu, mu, atol=1e-5)
+    np.testing.assert_allclose(start.attention, 1 / 50, rtol=1e-6)
+
+
+def test_with_correlation_one_the_start_is_the_task_s_own() -> None:
+    task, values = make_task(), {"correlation": jnp.asarray(1.0), "num_tasks": jnp.asarray(7)}
+    for kept, of, own in (
+        ("transition", "value", task.transition),
+        ("pattern", "attention", task.pattern),
+    ):
+        model = fewshot.model_of({"kept": kept, "sparsity": 2})
+        start = model.init(jax.random.key(0), task, values | {"skew": jnp.asarray(2.0)})["start"]
+        np.testing.assert_array_equal(getattr(start, of), own)
+
+
+def test_related_matrices_overlap_by_one_over_n_minus_one() -> None:
+    """Of independent matrices of one mu: mean near 0 and deviation near 1/(N - 1)."""
+    task = scbjax.random_task(
+        jax.random.key(3), num_tokens=6, context_length=9, sparsity=2, skew=1.3,
+        transition_signal=0.4,
+    )  # fmt: skip
+    p, mu, _ = as_numpy(task)
+    keys = jax.random.split(jax.random.key(1), 64)
+    drawn = jax.vmap(lambda key: scbjax.related_task(key, task, correlation=0.0).transition)(keys)
+    pi = p - mu[:, None]
+    found = [inner(np.asarray(o, float) - mu[:, None], pi, mu) / inner(pi, pi, mu) for o in drawn]
+    # Three standard errors of 64 draws: 0.2 * 3 / 8 for the mean, 27% for the deviation.
+    assert abs(np.mean(found)) < 0.075
+    assert np.std(found) == pytest.approx(0.2, rel=0.3)
+
+
+@pytest.mark.parametrize("kept", KINDS)
+def test_the_expected_step_is_lemma_b8(kept: str) -> None:
+    task = make_task(1)
+    p, mu, q = as_numpy(task)
+    params = started(kept, task)
+    grads = population_grad(params["start"], task)
+    params["mean"] = grads.attention if kept == "transition" else grads.value
+    after = fewshot.moved(kept, params, task)
+    v, a = (np.asarray(array, float) for array in params["start"])
+    if kept == "transition":
+        signal = inner(v - mu[:, None], p - mu[:, None], mu)
+        np.testing.assert_allclose(after.attention, 1 / 50 + signal * (q - 1 / 50), atol=2e-6)
+        np.testing.assert_allclose(after.value, v, atol=1e-6)
+    else:
+        share = inner(a, q, mu) / inner(a, a, mu)
+        expected = mu[:, None] + share * (p - mu[:, None])
+        np.testing.assert_allclose(after.value, expected, atol=1e-5)
+        np.testing.assert_allclose(after.attention, a, atol=1e-6)
+
+
+def plain_loss(params: scbjax.Params, tokens: Array, query: Array, label: Array) -> jax.Array:
+    hot = jax.nn.one_hot(tokens, params.value.shape[0])
+    attended = jnp.einsum("btn,tb->bn", hot, params.attention[:, query])
+    error = jax.nn.one_hot(label, params.value.shape[0]) - attended @ params.value.T
+    return 0.5 * jnp.mean(jnp.sum(error**2, axis=-1))
+
+
+@pytest.mark.parametrize("kept", KINDS)
+def test_steps_average_plain_gradients_at_the_start(kept: str) -> None:
+    task = make_task(2)
+    params, move = started(kept, task), fewshot.averaging(kept)
+    start, count = params["start"], move.init(params)
+    total = 0.0
+    for seed in range(3):
+        batch = scbjax.sample_batch(jax.random.key(seed), task, 6)
+        (loss, _), params, count = move.step(params, count, batch)
+        parts = (np.asarray(batch.tokens), np.asarray(batch.query), np.asarray(batch.label))
+        expected, grads = jax.value_and_grad(plain_loss)(start, *parts)
+        assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+        total = total + (grads.attention if kept == "transition" else grads.value)
+    np.testing.assert_allclose(params["mean"], total / 3, atol=1e-6)
+    np.testing.assert_array_equal(params["start"].value, start.value)
+
+
+def test_keep_largest_keeps_and_normalises() -> None:
+    rng = np.random.default_rng(0)
+    attention = rng.normal(size=(30, 5)).astype(np.float32)
+    attention[:, 4] = -np.abs(attention[:, 4])
+    found = np.asarray(fewshot.keep_largest(jnp.asarray(attention), 3))
+    for column, kept in zip(attention.T, found.T, strict=True):
+        order = np.argsort(-column)[:3]
+        expected = np.zeros(30)
+        expected[order] = np.maximum(column[order], 0)
+        if expected.sum() > 0:
+            expected /= expected.sum()
+        else:
+            expected[order[0]] = 1.0
+        np.testing.assert_allclose(kept, expected, rtol=1e-5, atol=1e-7)
+
+
+def per_sample(start: scbjax.Params, task: scbjax.Task, count: int) -> tuple[Array, ...]:
+    """Tokens, queries, attended vectors and residuals V h - e_y of samples, in float64."""
+    batch = scbjax.sample_batch(jax.random.key(9), task, count)
+    tokens, query, label = (np.asarray(x).astype(int) for x in batch)
+    v, a = (np.asarray(array, float) for array in start)
+    attended = np.zeros((count, len(v)))
+    for token in range(len(v)):
+        attended[:, token] = np.sum((tokens == token) * a[:, query].T, axis=1)
+    return tokens, query, attended, attended @ v.T - np.eye(len(v))[label]
+
+
+@pytest.mark.parametrize("count", [1, 64])
+def test_the_noise_of_a_step_on_a_is_that_of_samples(count: int) -> None:
+    task = make_task(3, length=300)
+    p, mu, q = as_numpy(task)
+    start = started("transition", task, count)["start"]
+    tokens, query, _, residual = per_sample(start, task, 20_000)
+    v = np.asarray(start.value, float)
+    signal = inner(v - mu[:, None], p - mu[:, None], mu)
+    total = 0.0
+    for k in range(4):
+        rows, own = np.flatnonzero(q[:, k]), query == k
+        pulled = -np.take_along_axis((residual @ v)[own], tokens[own][:, rows], axis=1)
+        # What all positions of the context have in common is projected out.
+        pulled = pulled + ((residual @ v)[own] @ mu)[:, None]
+        scaled = pulled - q[rows, k] * pulled.sum(axis=1, keepdims=True)
+        total += np.mean(scaled**2, axis=0).sum()
+    noise = float(fewshot.attention_noise(start.value, task))
+    # Two percent of Monte Carlo, and terms of order 1/T that the formula leaves out.
+    assert noise == pytest.approx(total, rel=0.08)
+    found = float(fewshot.noise_to_signal("transition", start, task))
+    assert found == pytest.approx(np.sqrt(noise) / abs(signal), rel=1e-4)
+
+
+def test_the_noise_of_a_step_on_v_is_that_of_samples() -> None:
+    task = make_task(4, length=300)
+    _, mu, q = as_numpy(task)
+    start = started("pattern", task, 4)["start"]
+    _, _, attended, residual = per_sample(start, task, 20_000)
+    # |r|^2 |h / mu - 1|^2 in the mu-norm: the outer product of a sample, preconditioned.
+    square = np.sum(residual**2, axis=1) * np.sum((attended / mu - 1) ** 2 * mu, axis=1)
+    noise = float(fewshot.value_noise(start.attention, task))
+    assert noise == pytest.approx(square.mean(), rel=0.05)
+    overlap = inner(np.asarray(start.attention, float), q, mu)
+    found = float(fewshot.noise_to_signal("pattern", start, task))
+    assert found == pytest.approx(np.sqrt(noise) / overlap, rel=1e-4)
+
+
+def test_a_known_p_alone_gains_a_loss_of_order_one_over_t() -> None:
+    for length in (50, 800):
+        task = make_task(5, length=length)
+        p, mu, _ = as_numpy(task)
+        start = scbjax.init_params(task)
+        gain = population_loss(start, task) - population_loss(
+            start._replace(value=task.transition), task
+        )
+        expected = (inner(p, p, mu) - np.sum(mu**2)) / (2 * length)
+        assert float(gain) == pytest.approx(expected, rel=0.02)
+
+
+STUDY: dict[str, Any] = {
+    "experiment": "fewshot",
+    "task": {"num_tokens": 4, "context_length": 60, "sparsity": 2, "transition_signal": 0.4},
+    "train": {"batch_size": 64, "steps": 60, "record_every": 20},
+    "transfer": {"correlation": 0.6},
+}
+
+
+def test_a_small_sweep_learns_what_is_new() -> None:
+    study = STUDY | {"zip": [{"name": "case", "kept": [*KINDS], "num_tasks": [64, 64]}]}
+    found = scbjax.sweep.run(study, axes={"seed": range(3)}, progress=False)
+    a, v = found.isel(case=0), found.isel(case=1)
+    assert (a.columns_found.isel(step=0) < 1).all()
+    assert (a.columns_found.isel(step=-1) == 1).all()
+    assert (a.rounded_attention_distance.isel(step=-1) < 0.2).all()
+    assert (a.rounded_value_distance.isel(step=-1) < 0.2).all()
+    # The signal of what is kept stays, that of what is new comes up.
+    np.testing.assert_allclose(a.alpha_value, a.alpha_value.isel(step=[0] * 4), rtol=1e-5)
+    assert (abs(a.alpha_value - 0.6) < 0.2).all()
+    np.testing.assert_allclose(v.alpha_value.isel(step=0), 0.0, atol=1e-5)
+    off = v.delta_value / v.alpha_value
+    assert (off.isel(step=-1) < 0.2).all()
+    # Of n samples the error is the predicted one over sqrt n, within what single runs scatter.
+    expected = v.noise_to_signal / np.sqrt(v.samples)
+    share = (off / expected).isel(step=[2, 3])
+    assert ((share > 0.4) & (share < 2)).all()
+    # Rounding the mean of 64 patterns gives the pattern's support.
+    assert (v.columns_found == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"transfer.num_tasks": 65}, "transfer.num_tasks must be an integer from 1 to 64, got 65"),
+        ({"transfer.correlation": 1.5}, "transfer.correlation must be a number from 0.0 to 1.0"),
+        ({"transfer.kept": "mu"}, "transfer.kept must be one of transition, pattern, got 'mu'"),
+        ({"task.sparsity": 70}, "task.sparsity = 70 is larger than task.context_length = 60"),
+    ],
+)
+def test_what_has_no_meaning_is_one_sentence(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudyError, match=re.escape(message)):
+        scbjax.sweep.run(STUDY, set=changes, axes={"seed": range(2)}, progress=False)
