@@ -40,23 +40,24 @@ def started(kept: str, task: scbjax.Task, count: int = 3) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_the_mean_of_m_tasks_is_that_of_single_draws(count: int) -> None:
+def test_the_mean_of_m_tasks_is_that_of_single_draws() -> None:
     task, key = make_task(), jax.random.key(5)
     p, mu, q = as_numpy(task)
-    keys = [jax.random.fold_in(key, number) for number in range(count)]
+    keys = [jax.random.fold_in(key, number) for number in range(3)]
     others = [scbjax.related_task(own, task, correlation=0.0).transition for own in keys]
     patterns = [random_pattern(own, (50, 4), 2, 2.0, 2, jnp.float32) for own in keys]
     for kept, own, drawn, of in (
         ("transition", p, others, "value"),
         ("pattern", q, patterns, "attention"),
     ):
-        start = jax.jit(lambda m, kept=kept: started(kept, task, m)["start"])(jnp.asarray(count))
-        mean = np.mean([np.asarray(array, float) for array in drawn], axis=0)
-        np.testing.assert_allclose(getattr(start, of), 0.4 * own + 0.6 * mean, atol=2e-6)
-    start = started("transition", task, count)["start"]
-    np.testing.assert_allclose(start.value @ mu, mu, atol=1e-5)
-    np.testing.assert_allclose(start.attention, 1 / 50, rtol=1e-6)
+        start_of = jax.jit(lambda m, kept=kept: started(kept, task, m)["start"])
+        for count in (1, 3):
+            start = start_of(jnp.asarray(count))
+            mean = np.mean([np.asarray(array, float) for array in drawn[:count]], axis=0)
+            np.testing.assert_allclose(getattr(start, of), 0.4 * own + 0.6 * mean, atol=2e-6)
+            if kept == "transition":
+                np.testing.assert_allclose(start.value @ mu, mu, atol=1e-5)
+                np.testing.assert_allclose(start.attention, 1 / 50, rtol=1e-6)
 
 
 def test_with_correlation_one_the_start_is_the_task_s_own() -> None:
@@ -241,7 +242,7 @@ def test_a_small_sweep_learns_what_is_new() -> None:
     [
         ({"transfer.num_tasks": 65}, "transfer.num_tasks must be an integer from 1 to 64, got 65"),
         ({"transfer.correlation": 1.5}, "transfer.correlation must be a number from 0.0 to 1.0"),
-        ({"transfer.kept": "mu"}, "transfer.kept must be one of transition, pattern, got 'mu'"),
+        ({"transfer.kept": "mu"}, "transfer.kept must be one of 'transition', 'pattern', got 'mu'"),
         ({"task.sparsity": 70}, "task.sparsity = 70 is larger than task.context_length = 60"),
     ],
 )

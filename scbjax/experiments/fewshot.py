@@ -178,7 +178,7 @@ def keep_largest(attention: jax.Array, count: int) -> jax.Array:
     values, rows = largest_rows(attention, count)
     values = jnp.maximum(values, 0.0)
     total = jnp.sum(values, axis=0, keepdims=True)
-    first = (jnp.arange(values.shape[0]) == 0)[:, None]
+    first = (jnp.arange(values.shape[0]) == 0)[:, None].astype(values.dtype)
     shares = jnp.where(total > 0, values / jnp.where(total > 0, total, 1.0), first)
     columns = jnp.arange(attention.shape[1])[None, :]
     kept: jax.Array = jnp.zeros_like(attention).at[rows, columns].set(shares)
