@@ -29,6 +29,7 @@ from _render import DOUBLE_COLUMN, main, render
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
 STUDY: Final = "few_shot"
 VARIABLES: Final = (
@@ -275,7 +276,7 @@ def add_legend(figure: Figure, groups: list[Runs], colours: dict[float, str]) ->
     for group in groups:
         look = marker(group, groups, "#444444")
         entries[f"median, $T$ = {group.length}"] = Line2D([], [], **look)
-    triangle = {"color": "#444444", "marker": "^", "linestyle": "", "markersize": 4}
+    triangle: dict[str, Any] = {"color": "#444444", "marker": "^", "linestyle": "", "markersize": 4}
     entries[f"{SUCCESS:.0%} of the runs"] = Line2D([], [], **triangle)
     entries["predicted: median"] = Line2D([], [], **LINE)
     entries[f"predicted: {SUCCESS:.0%}"] = Line2D([], [], **LATE)
@@ -351,7 +352,7 @@ def growth_table(groups: list[Runs], tokens: int) -> Table:
         drawn = resampled_runs(ends[0].shape[1], 200, lost=0)
         found = interval_of(np.array([growth(ends, one) for one in drawn]))
         logs = [np.log(tokens * own[place].length) for place in (-1, 0)]
-        everyone = np.arange(ends[0].shape[1])
+        everyone = np.arange(ends[0].shape[1], dtype=np.int64)
         rows.append([name, own[0].length, own[-1].length, growth(ends, everyone), *found,
                      logs[0] / logs[1]])  # fmt: skip
     return Table(
@@ -362,9 +363,9 @@ def growth_table(groups: list[Runs], tokens: int) -> Table:
     )
 
 
-def growth(ends: list[Values], runs: Values) -> float:
+def growth(ends: list[Values], runs: NDArray[np.int64]) -> float:
     """Geometric mean over cases of the ratio of medians at two T, [cases, runs] each."""
-    low, high = (np.median(values[:, runs.astype(int)], axis=1) for values in ends)
+    low, high = (np.median(values[:, runs], axis=1) for values in ends)
     fine = np.isfinite(low) & np.isfinite(high)
     return float(np.exp(np.mean(np.log(high[fine] / low[fine])))) if fine.any() else np.nan
 

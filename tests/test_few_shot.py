@@ -209,7 +209,7 @@ def test_a_known_p_alone_gains_a_loss_of_order_one_over_t() -> None:
 
 STUDY: dict[str, Any] = {
     "experiment": "fewshot",
-    "task": {"num_tokens": 4, "context_length": 60, "sparsity": 2, "transition_signal": 0.4},
+    "task": {"num_tokens": 4, "context_length": 60, "sparsity": 2, "skew": 1.3},
     "train": {"batch_size": 64, "steps": 60, "record_every": 20},
     "transfer": {"correlation": 0.6},
 }
@@ -225,7 +225,7 @@ def test_a_small_sweep_learns_what_is_new() -> None:
     assert (a.rounded_value_distance.isel(step=-1) < 0.2).all()
     # The signal of what is kept stays, that of what is new comes up.
     np.testing.assert_allclose(a.alpha_value, a.alpha_value.isel(step=[0] * 4), rtol=1e-5)
-    assert (abs(a.alpha_value - 0.6) < 0.2).all()
+    assert ((a.alpha_value > 0.3) & (a.alpha_value < 1)).all()
     np.testing.assert_allclose(v.alpha_value.isel(step=0), 0.0, atol=1e-5)
     off = v.delta_value / v.alpha_value
     assert (off.isel(step=-1) < 0.2).all()

@@ -145,7 +145,7 @@ def mean_pattern(
     """
     from scbjax.patterns import random_pattern
 
-    shape, dtype = task.pattern.shape, task.pattern.dtype
+    shape, dtype = (task.context_length, task.num_tokens), task.pattern.dtype
     weights = _weights(num_tasks, dtype)
     rho = jnp.asarray(correlation, dtype)
 
@@ -204,11 +204,12 @@ def moved(kept: str, params: Mapping[str, Any], task: scbjax.Task) -> scbjax.Par
     gradient = jax.tree.map(jnp.zeros_like, start)
     mean, mu = params["mean"], task.stationary
     if kept == "transition":
-        gradient, rates = gradient._replace(attention=mean), (0.0, 1.0)
+        gradient = gradient._replace(attention=mean)
+        step = scb_sgd(mu, 0.0, 1.0)
     else:
         size = mu_inner(start.attention, start.attention, mu)
-        gradient, rates = gradient._replace(value=mean), (1.0 / size, 0.0)
-    step = scb_sgd(mu, *rates)
+        gradient = gradient._replace(value=mean)
+        step = scb_sgd(mu, 1.0 / size, 0.0)
     updates, _ = step.update(gradient, step.init(start), start)
     after: scbjax.Params = jax.tree.map(jnp.add, start, updates)
     return after
