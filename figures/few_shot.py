@@ -38,6 +38,7 @@ VARIABLES: Final = (
 )  # fmt: skip
 COLOURS: Final = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")  # by correlation
 NINETY: Final = 1.2815515655446004  # the quantile of the standard normal law for `SUCCESS`
+MUCH: Final = 1e9  # samples, above every axis
 LINE: Final[dict[str, Any]] = {"color": "black", "linewidth": 1.0}
 LATE: Final[dict[str, Any]] = {"color": "#777777", "linewidth": 1.0, "linestyle": (0, (4, 2))}
 NEW: Final = {"transition": "new $Q$, $P$ kept", "pattern": "new $P$, $Q$ kept"}
@@ -207,15 +208,20 @@ def draw_lines(axes: Axes, groups: list[Runs], colours: dict[float, str]) -> Non
             x, runs = 1 / group.tasks[here], group.samples[here]
             middle = np.median(runs, axis=1)
             ends = np.array([quantile_interval(row) for row in runs])
-            shown = np.isfinite(middle) & np.isfinite(ends).all(axis=1)
-            axes.vlines(x[shown], *ends[shown].T, color=colour, linewidth=0.8, alpha=0.6)
             finite = np.isfinite(middle)
+            # Where fewer runs recover than an interval needs, it has no end.
+            low, high = np.where(np.isfinite(ends), ends, [0.0, MUCH]).T
+            axes.vlines(
+                x[finite], low[finite], high[finite], color=colour, linewidth=0.8, alpha=0.6
+            )
             axes.plot(x[finite], middle[finite], **marker(group, groups, colour))
             line = np.array([0.0, 1.0])
             rise = group.gamma * ((1 - rho) / rho) ** 2
             axes.plot(line, group.unit * (1 + line * rise), color=colour, linewidth=1.0)
     axes.set(xlabel="$1/M$, one over the number of related tasks", ylabel="samples to recovery")
-    axes.set_ylim(bottom=0)
+    own = [group for group in groups if group.kept == "transition"]
+    top = max(group.unit * (1 + group.gamma * group.excess.max()) for group in own)
+    axes.set_ylim(0, 2 * top)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
     axes.set_title(f"{NEW['transition']}: median runs\nlines: $n_1(1 + \\gamma x)$, nothing fitted")
 
@@ -246,25 +252,27 @@ def draw_collapse(
         axes.axvline(((tokens - 1) / NINETY) ** 2, color="#777777", linewidth=0.8, linestyle=":")
     axes.set(xscale="log", yscale="log", xlabel=r"$x = (1-\rho)^2/(\rho^2 M)$")
     axes.set_ylim(0.6, 60.0)
-    axes.set_ylabel(r"samples, in units of those with $\rho = 1$")
+    axes.set_ylabel(r"samples over those with $\rho = 1$")
     axes.set_title(rf"{NEW[kept]}: line $1 + {own[0].gamma:.2f}\,x$")
 
 
 def draw_shares(axes: Axes, groups: list[Runs], tokens: int, budget: float) -> None:
     """Draw the share of the runs that recover at all against x."""
-    for kept, colour in (("transition", "#000000"), ("pattern", "#56B4E9")):
+    # The two kinds stand side by side.
+    for kept, colour, aside in (("transition", "#000000", 0.95), ("pattern", "#56B4E9", 1.05)):
         for group in (one for one in groups if one.kept == kept):
             found = np.isfinite(group.samples)
             ends = [share_interval(int(row.sum()), row.size) for row in found]
-            axes.vlines(group.excess, *np.array(ends).T, color=colour, linewidth=0.7, alpha=0.5)
-            axes.plot(group.excess, found.mean(axis=1), **marker(group, groups, colour))
+            x = aside * group.excess
+            axes.vlines(x, *np.array(ends).T, color=colour, linewidth=0.7, alpha=0.5)
+            axes.plot(x, found.mean(axis=1), **marker(group, groups, colour))
         first = next(one for one in groups if one.kept == kept)
         x = np.geomspace(0.5 * groups[0].excess.min(), 1.6 * groups[0].excess.max(), 400)
         share = predicted_share(x, tokens, first, budget / first.unit)
         axes.plot(x, share, color=colour, linewidth=1.0, label=NEW[kept])
     axes.set(xscale="log", xlabel=r"$x = (1-\rho)^2/(\rho^2 M)$", ylim=(-0.03, 1.05))
-    axes.set_ylabel(f"share recovered with {budget / 1000:.0f}k samples")
-    axes.set_title("few and unlike tasks: means that mislead")
+    axes.set_ylabel("share of runs recovered")
+    axes.set_title(f"where it ends: runs recovered within {budget / 1000:.0f}k samples")
     axes.legend(loc="lower left", title="lines: predicted")
 
 
