@@ -3,7 +3,8 @@
 The dataset comes from `scbjax run few_shot`. What theory expects is in the text of
 `scbjax/experiments/fewshot.py`: with x = (1 - rho)^2 / (rho^2 M) samples grow as 1 + gamma x, a
 straight line in 1/M, in units of what the task's own P (or Q) needs. Nothing is fitted: that unit
-is measured on the same tasks with rho = 1, and gamma is computed from their matrices.
+is measured on the same tasks with rho = 1, and gamma is computed from their matrices for weights of
+A, and is one for its supports and for V.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Runs(NamedTuple):
         supports: samples until all supports are right, [cases, runs].
         rounded: distance of the rounded A to Q before the first sample, [cases, runs].
         expected: samples by the closed form, of the cases and of rho = 1, [1 + cases, runs].
-        gamma: slope over x by the closed form.
+        gamma: slope over x by the closed form, once supports are found.
     """
 
     kept: str
@@ -137,25 +138,26 @@ def closed_slope(closed: Values, signal: Values, rho: Values, tasks: Values) -> 
     return float(np.median(excess * (tasks / (1 - rho) ** 2)[:, None]))
 
 
-def predicted(x: Values, tokens: int, group: Runs, deviations: float = 0.0) -> Values:
+def predicted(x: Values, tokens: int, kept: str, gamma: float, deviations: float = 0.0) -> Values:
     """Samples in units of those with rho = 1; infinity where the mean points the wrong way.
 
     Args:
         x: (1 - rho)^2 / (rho^2 M).
         tokens: N.
-        group: of which gamma is taken; patterns never point the wrong way.
+        kept: what pretraining has found; patterns never point the wrong way.
+        gamma: slope over x.
         deviations: of the signal below its mean, in standard deviations over tasks.
     """
-    lost = deviations if group.kept == "transition" else 0.0
+    lost = deviations if kept == "transition" else 0.0
     signal = 1.0 - lost * np.sqrt(x) / (tokens - 1)
-    excess = group.gamma * x / np.where(signal > 0, signal, 1.0) ** 2
+    excess = gamma * x / np.where(signal > 0, signal, 1.0) ** 2
     return np.where(signal > 0, 1 + excess, np.inf)
 
 
-def predicted_share(x: Values, tokens: int, group: Runs, budget: float) -> Values:
+def predicted_share(x: Values, tokens: int, kept: str, gamma: float, budget: float) -> Values:
     """Share of the runs that recover within `budget`, in units of the samples with rho = 1."""
-    room = 1.0 - np.sqrt(group.gamma * x / max(budget - 1.0, 1e-9))
-    if group.kept == "pattern":
+    room = 1.0 - np.sqrt(gamma * x / max(budget - 1.0, 1e-9))
+    if kept == "pattern":
         return np.asarray((room >= 0).astype(float))
     at = np.sqrt(0.5) * room * (tokens - 1) / np.sqrt(x)
     return np.array([0.5 * (1 + erf(value)) for value in at])
@@ -173,7 +175,7 @@ def plot(dataset: xr.Dataset) -> Figure:
     figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
     grid = figure.subplots(2, 2)
     colours = colours_of(groups)
-    draw_lines(grid[0, 0], groups, colours)
+    draw_lines(grid[0, 0], groups, tokens, colours)
     for axes, kept in ((grid[0, 1], "transition"), (grid[1, 0], "pattern")):
         draw_collapse(axes, groups, kept, tokens, colours)
     draw_shares(grid[1, 1], groups, tokens, budget)
@@ -200,30 +202,34 @@ def marker(group: Runs, groups: list[Runs], colour: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def draw_lines(axes: Axes, groups: list[Runs], colours: dict[float, str]) -> None:
-    """Draw median samples against 1/M with the straight lines that are predicted, P kept."""
-    for group in (one for one in groups if one.kept == "transition"):
-        for rho, colour in colours.items():
+def draw_lines(axes: Axes, groups: list[Runs], tokens: int, colours: dict[float, str]) -> None:
+    """Draw median samples over log(N T) against 1/M with the predicted straight lines, P kept."""
+    own = [group for group in groups if group.kept == "transition"]
+    logs = [float(np.log(tokens * group.length)) for group in own]
+    unit = float(np.mean([group.unit / log for group, log in zip(own, logs, strict=True)]))
+    for rho, colour in colours.items():
+        line = np.array([0.0, 1.0])
+        rise = line * ((1 - rho) / rho) ** 2
+        bounds = [unit * (1 + gamma * rise) for gamma in (own[0].gamma, 1.0)]
+        axes.fill_between(line, *bounds, color=colour, alpha=0.15, linewidth=0)
+        for bound in bounds:
+            axes.plot(line, bound, color=colour, linewidth=0.8)
+        for place, (group, log) in enumerate(zip(own, logs, strict=True)):
             here = group.correlation == rho
-            x, runs = 1 / group.tasks[here], group.samples[here]
+            x, runs = 1 / group.tasks[here] + 0.01 * place, group.samples[here] / log
             middle = np.median(runs, axis=1)
-            ends = np.array([quantile_interval(row) for row in runs])
             finite = np.isfinite(middle)
+            ends = np.array([quantile_interval(row) for row in runs])
             # Where fewer runs recover than an interval needs, it has no end.
             low, high = np.where(np.isfinite(ends), ends, [0.0, MUCH]).T
             axes.vlines(
                 x[finite], low[finite], high[finite], color=colour, linewidth=0.8, alpha=0.6
             )
             axes.plot(x[finite], middle[finite], **marker(group, groups, colour))
-            line = np.array([0.0, 1.0])
-            rise = group.gamma * ((1 - rho) / rho) ** 2
-            axes.plot(line, group.unit * (1 + line * rise), color=colour, linewidth=1.0)
-    axes.set(xlabel="$1/M$, one over the number of related tasks", ylabel="samples to recovery")
-    own = [group for group in groups if group.kept == "transition"]
-    top = max(group.unit * (1 + group.gamma * group.excess.max()) for group in own)
-    axes.set_ylim(0, 2 * top)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
-    axes.set_title(f"{NEW['transition']}: median runs\nlines: $n_1(1 + \\gamma x)$, nothing fitted")
+    top = unit * (1 + max(group.excess.max() for group in own))
+    axes.set(xlabel="$1/M$, one over the number of related tasks", ylim=(0, 1.1 * top))
+    axes.set_ylabel(r"samples to recovery / $\log(NT)$")
+    axes.set_title(f"{NEW['transition']}, medians\nlines: $1 + \\gamma x$, nothing fitted")
 
 
 def draw_collapse(
@@ -244,16 +250,25 @@ def draw_collapse(
                 shown = here & np.isfinite(values)
                 axes.plot(group.excess[shown], values[shown], **look)
     x = np.geomspace(0.5 * own[0].excess.min(), 1.6 * own[0].excess.max(), 400)
-    line = predicted(x, tokens, own[0])
-    axes.plot(x, line, **LINE, zorder=1)
+    slopes = (own[0].gamma, 1.0)
+    draw_between(axes, x, [predicted(x, tokens, kept, gamma) for gamma in slopes], LINE)
     if kept == "transition":
-        late_line = predicted(x, tokens, own[0], NINETY)
-        axes.plot(x, np.where(np.isfinite(late_line), late_line, np.nan), **LATE, zorder=1)
+        late_lines = [predicted(x, tokens, kept, gamma, NINETY) for gamma in slopes]
+        draw_between(axes, x, late_lines, LATE)
         axes.axvline(((tokens - 1) / NINETY) ** 2, color="#777777", linewidth=0.8, linestyle=":")
     axes.set(xscale="log", yscale="log", xlabel=r"$x = (1-\rho)^2/(\rho^2 M)$")
     axes.set_ylim(0.6, 60.0)
     axes.set_ylabel(r"samples over those with $\rho = 1$")
-    axes.set_title(rf"{NEW[kept]}: line $1 + {own[0].gamma:.2f}\,x$")
+    told = "" if kept == "pattern" else rf", $\gamma$ = {own[0].gamma:.2f} to 1"
+    axes.set_title(rf"{NEW[kept]}: $1 + \gamma x${told}" if told else f"{NEW[kept]}: $1 + x$")
+
+
+def draw_between(axes: Axes, x: Values, lines: list[Values], look: dict[str, Any]) -> None:
+    """Draw two lines and a shade between them; where one is infinite it has ended."""
+    low, high = (np.where(np.isfinite(line), line, np.nan) for line in lines)
+    axes.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0, zorder=0.8)
+    for line in (low, high):
+        axes.plot(x, line, **look, zorder=1)
 
 
 def draw_shares(axes: Axes, groups: list[Runs], tokens: int, budget: float) -> None:
@@ -268,8 +283,12 @@ def draw_shares(axes: Axes, groups: list[Runs], tokens: int, budget: float) -> N
             axes.plot(x, found.mean(axis=1), **marker(group, groups, colour))
         first = next(one for one in groups if one.kept == kept)
         x = np.geomspace(0.5 * groups[0].excess.min(), 1.6 * groups[0].excess.max(), 400)
-        share = predicted_share(x, tokens, first, budget / first.unit)
-        axes.plot(x, share, color=colour, linewidth=1.0, label=NEW[kept])
+        shares = [
+            predicted_share(x, tokens, kept, gamma, budget / first.unit)
+            for gamma in (first.gamma, 1.0)
+        ]
+        draw_between(axes, x, shares, {"color": colour, "linewidth": 1.0})
+        axes.plot([], [], color=colour, linewidth=1.0, label=NEW[kept])
     axes.set(xscale="log", xlabel=r"$x = (1-\rho)^2/(\rho^2 M)$", ylim=(-0.03, 1.05))
     axes.set_ylabel("share of runs recovered")
     axes.set_title(f"where it ends: runs recovered within {budget / 1000:.0f}k samples")
@@ -335,12 +354,13 @@ def slope_table(groups: list[Runs]) -> Table:
 
             drawn = resampled_runs(runs.shape[1], 200, lost=0)
             ends = interval_of(np.array([fit(runs[:, one]) for one in drawn]))
-            expected = group.gamma * ((1 - rho) / rho) ** 2
-            rows.append([PLAIN[group.kept], group.length, rho, fit(runs), *ends, expected])
+            rise = ((1 - rho) / rho) ** 2
+            told = [PLAIN[group.kept], group.length, rho, fit(runs), *ends]
+            rows.append([*told, group.gamma * rise, rise])
     return Table(
         "Slope b of the straight line n = a (1 + b/M) through the medians, with 95% intervals over "
-        "tasks; predicted",
-        ("new and kept", "T", "rho", *ranged("slope"), "predicted"),
+        "tasks; predicted for the weights of A (or V), and for supports",
+        ("new and kept", "T", "rho", *ranged("slope"), "predicted", "for supports"),
         rows,
     )
 
@@ -384,8 +404,9 @@ def case_table(groups: list[Runs], tokens: int, budget: float) -> Table:
     for group in groups:
         rhos, tasks = np.append(1.0, group.correlation), np.append(1.0, group.tasks)
         x = np.maximum(((1 - rhos) / rhos) ** 2 / tasks, 1e-12)  # positive for the share
-        shares = predicted_share(x, tokens, group, budget / group.unit)
-        lines = group.unit * predicted(x, tokens, group)
+        law = (x, tokens, group.kept, group.gamma)
+        shares = predicted_share(*law, budget / group.unit)
+        lines = group.unit * predicted(*law)
         every = np.vstack([group.own, group.samples])
         for place, runs in enumerate(every):
             found = np.isfinite(runs)

@@ -27,10 +27,12 @@ Hence, with n_1 what P itself (rho = 1) needs,
 
     n / n_1 = 1 + gamma s^2 / (c^2 M),      gamma = (S + G)(R) / (S + G)(Pi):
 
-a straight line in 1/M. For finding the supports alone, the largest of N T noises G / (n mu_k) has
-to stay below the least weight, gamma is nearly one and ``n_1 ~ 2 log(N T) G / (mu_k K_P^2 q^2)``;
-for distances S counts too, which for P itself is larger, gamma is below one (0.45 at N = 6, K_P =
-0.4), and n_1 does not depend on T.
+a straight line in 1/M. That is for the weights, once supports are found: n_1 does not depend on T
+and gamma is below one (about a half at N = 6, K_P = 0.4), because S, the noise of true positions,
+is larger for P itself than for what has nothing to do with it. Supports are found when the largest
+of N T noises G / (n mu_k) is below the least weight: ``n_1 ~ 2 log(N T) G / (mu_k K_P^2 q^2)``,
+and ``gamma = G(R) / G(Pi)`` is nearly one. Samples to recovery are the larger of the two, with a
+slope between them: that of the weights at small T, that of the supports at large T.
 
 Where the line ends: ``c = rho (1 + xi sqrt(x) / (N - 1))`` with ``x = s^2 / (rho^2 M)`` and xi of
 mean 0 and variance near 1, since P' has (N - 1)^2 directions of which Pi is one. The median task,

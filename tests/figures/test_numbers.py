@@ -129,6 +129,7 @@ def test_few_shot_has_the_lines_that_were_made() -> None:
     # A slope of gamma (1 - rho)^2 / rho^2, with gamma of the closed form; samples come by forties.
     expected = [8.0, 0.5, 8.0, 0.5, 16.0, 1.0, 16.0, 1.0]
     assert column(slopes, "predicted") == close(expected)
+    assert column(slopes, "for supports") == close([16.0, 1.0] * 4)
     assert column(slopes, "slope") == pytest.approx(expected, rel=0.15, abs=0.05)
     assert [row["new and kept"] for row in grown] == [*kinds, f"{kinds[0]}: supports alone"]
     assert column(grown, "growth")[:2] == close([1.0, 1.0])
