@@ -95,7 +95,7 @@ def runs_of_study(dataset: xr.Dataset) -> list[Runs]:
     near = (data["alpha_value"] > 0) & (data["delta_value"] < RECOVERED * data["alpha_value"])
     of_value = samples.where(near, np.inf).min("step")
     supports = samples.where(data["columns_found"] == 1, np.inf).min("step")
-    found = xr.where(data["kept"] == "transition", samples_to_recovery(data), of_value)
+    found = samples_to_recovery(data).where(data["kept"] == "transition", of_value)
     rounded = data["rounded_attention_distance"].isel(step=0)
     expected = (data["noise_to_signal"].isel(step=0) / RECOVERED) ** 2
     signal = data["alpha_value"].isel(step=0)
@@ -210,9 +210,9 @@ def draw_lines(axes: Axes, groups: list[Runs], tokens: int, colours: dict[float,
     for rho, colour in colours.items():
         line = np.array([0.0, 1.0])
         rise = line * ((1 - rho) / rho) ** 2
-        bounds = [unit * (1 + gamma * rise) for gamma in (own[0].gamma, 1.0)]
-        axes.fill_between(line, *bounds, color=colour, alpha=0.15, linewidth=0)
-        for bound in bounds:
+        low, high = (unit * (1 + gamma * rise) for gamma in (own[0].gamma, 1.0))
+        axes.fill_between(line, low, high, color=colour, alpha=0.15, linewidth=0)
+        for bound in (low, high):
             axes.plot(line, bound, color=colour, linewidth=0.8)
         for place, (group, log) in enumerate(zip(own, logs, strict=True)):
             here = group.correlation == rho

@@ -44,8 +44,8 @@ With n = 0 nothing of Q is known: zero-shot is impossible. P with uniform A has 
 ``K_P / (2 T)`` less loss than the start has (the expected loss at ``A = 1 1^T / T``).
 
 **New P, Q kept** (``kept = "pattern"``). At ``V = mu 1^T`` a step on V has the expectation
-``<A, Q>_mu Pi``, and the noise of a sample has the squared norm ``(1 - |mu|^2) (N - 1) |A|_mu^2``.
-V is off its path by d times its signal after
+``<A, Q>_mu Pi``, and the noise of a sample has the squared norm ``(1 - |mu|^2) (N - 1) |A|_mu^2``
+for a uniform mu, most of it across Pi. V is off its path by d times its signal after
 
     n_2 = (1 - |mu|^2) (N - 1) |A|_mu^2 / (<A, Q>_mu^2 d^2)
 
@@ -237,11 +237,23 @@ def attention_noise(value: jax.Array, task: scbjax.Task) -> jax.Array:
 
 
 def value_noise(attention: jax.Array, task: scbjax.Task) -> jax.Array:
-    """``(1 - |mu|^2) (N - 1) |A|_mu^2``: squared norm of a sample's noise in the step on V."""
+    """Squared mu-norm of a sample's part in the step on V, in expectation; a scalar.
+
+    ``(1 - |mu|^2) (N - 1) |A|_mu^2``, and for a mu that is not uniform a small term more, since the
+    label goes with the token that it comes from:
+    ``2 (N |mu|^2 - sum_x mu . P_x) sum_k mu_k sum_t q_t a_t^2``.
+
+    Args:
+        attention: A [T, N], its columns with a sum of one.
+        task: the task.
+    """
     from scbjax.task import mu_inner, stationary_norm
 
-    size = mu_inner(attention, attention, task.stationary)
-    return (1.0 - stationary_norm(task)) * (task.num_tokens - 1) * size
+    mu, norm = task.stationary, stationary_norm(task)
+    size = mu_inner(attention, attention, mu)
+    here = mu_inner(attention**2, task.pattern, mu)
+    tilt = 2.0 * (task.num_tokens * norm - jnp.sum(mu[:, None] * task.transition))
+    return (1.0 - norm) * (task.num_tokens - 1) * size + tilt * here
 
 
 # ----------------------------------------------------------------------------- the learner's parts
