@@ -56,6 +56,7 @@ MODULES = (
     "scbjax.parallel",
     "scbjax.experiments.of_parts",
     "scbjax.experiments.maps",
+    "scbjax.experiments.fewshot",
     "scbjax.experiments.hops",
     "scbjax.experiments.multihead",
     "scbjax.experiments.adaptive",

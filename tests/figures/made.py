@@ -598,6 +598,52 @@ def two_hop() -> xr.Dataset:
     )
 
 
+def few_shot() -> xr.Dataset:
+    """Recovery after 400 (1 + gamma x) samples, gamma 1/2 of a new Q and 1 of a new P, at both T.
+
+    Supports take half as many samples, 1.5 times as many at the larger T; with M = 64 the rounded
+    mean is the pattern in half of the runs.
+    """
+    rho = np.array([1.0, 0.2, 0.2, 0.2, 0.5, 0.5, 0.5])
+    tasks = np.array([1, 1, 8, 64, 1, 8, 64])
+    samples = np.arange(250) * 40
+    excess = ((1 - rho) / rho) ** 2 / tasks
+    gamma = np.array([0.5, 1.0])[:, None, None, None]
+    shape = (2, 2, len(rho), SEEDS)
+    law = 400 * (1 + gamma * excess[:, None]) * np.ones(shape)
+    need = law * np.linspace(0.9, 1.1, SEEDS)
+    late = need / 2 * np.array([1.0, 1.5])[:, None, None]
+    after = samples >= need[..., None]
+    signal = np.broadcast_to(rho[:, None, None], after.shape)
+    first = np.where(np.arange(SEEDS) % 2 == 0, 0.01, 1.0) + (tasks < 64)[:, None]
+    start = np.where(np.arange(250) == 0, first[..., None], 1.0)
+    axes = ("kept", "context_length", "case", "seed", "step")
+    return xr.Dataset(
+        {
+            "samples": (axes, np.broadcast_to(samples, after.shape)),
+            "rounded_attention_distance": (axes, np.where(after, 0.05, start)),
+            "rounded_value_distance": (axes, np.where(after, 0.05, 1.0)),
+            "alpha_value": (axes, signal),
+            "delta_value": (axes, np.where(after, 0.05, 0.2) * signal),
+            "columns_found": (axes, (samples >= late[..., None]).astype(float)),
+            "noise_to_signal": (axes, 0.1 * np.sqrt(law)[..., None] * np.ones(len(samples))),
+        },
+        coords={
+            "kept": ["transition", "pattern"],
+            "context_length": [1000, 16000],
+            "correlation": ("case", rho),
+            "num_tasks": ("case", tasks),
+            "seed": np.arange(SEEDS),
+            "step": np.arange(250),
+        },
+        attrs={
+            "settings": json.dumps({"task.num_tokens": 6, "train.batch_size": 40}),
+            "study": "[axes]\nseed = [0]\nkept = ['transition']\ncontext_length = [1000]\n"
+            "[[zip]]\nname = 'case'\n",
+        },
+    )
+
+
 def fig5(dataset: xr.Dataset) -> xr.Dataset:
     """The shared dataset with a vocabulary in the place of the sparsity, and a loss."""
     data = dataset.rename({"sparsity": "num_tokens"})
@@ -620,6 +666,7 @@ MADE: dict[str, Callable[[], xr.Dataset]] = {
     "multihead": multihead,
     "multihead_scaling": multihead_scaling,
     "two_hop": two_hop,
+    "few_shot": few_shot,
 }
 
 

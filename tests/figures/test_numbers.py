@@ -122,6 +122,25 @@ def test_maps_have_the_powers_and_shares_that_were_made() -> None:
     assert [float(lost[0][f"share, {end}"]) for end in ("from", "to")] == close(ends_of_it)
 
 
+def test_few_shot_has_the_lines_that_were_made() -> None:
+    slopes, grown, cases, rounded = read(load("few_shot").tables(made.few_shot()))
+    kinds = ["new Q, P kept", "new P, Q kept"]
+    assert [row["new and kept"] for row in slopes] == [kinds[0]] * 4 + [kinds[1]] * 4
+    # A slope of gamma (1 - rho)^2 / rho^2, with gamma of the closed form; samples come by forties.
+    expected = [8.0, 0.5, 8.0, 0.5, 16.0, 1.0, 16.0, 1.0]
+    assert column(slopes, "predicted") == close(expected)
+    assert column(slopes, "for supports") == close([16.0, 1.0] * 4)
+    assert column(slopes, "slope") == pytest.approx(expected, rel=0.15, abs=0.05)
+    assert [row["new and kept"] for row in grown] == [*kinds, f"{kinds[0]}: supports alone"]
+    assert column(grown, "growth")[:2] == close([1.0, 1.0])
+    assert column(grown, "growth")[2] == pytest.approx(1.5, rel=0.05)
+    assert column(grown, "log(N T)") == close([np.log(96000) / np.log(6000)] * 3)
+    assert column(cases, "median") == pytest.approx(column(cases, "predicted"), rel=0.06)
+    assert column(cases, "closed form") == pytest.approx(column(cases, "predicted"), rel=0.06)
+    assert set(column(cases, "share recovered")) == {1.0}
+    assert column(rounded, "share") == close([0.0, 0.0, 0.5] * 4)
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_figure_gives_its_numbers_by_command(
     name: str, dataset: xr.Dataset, store: Store
