@@ -33,7 +33,7 @@ OTHERS: Final = {
     ("softmax", "linear"): ("softmax, Adam", "#000000"),
     ("softmax", "mlp"): ("softmax, MLP, Adam", "#D55E00"),
 }
-THEORY: Final[dict[str, Any]] = {"color": "#777777", "linewidth": 0.9}
+THEORY: Final[dict[str, Any]] = {"color": "#CC79A7", "linewidth": 1.4}
 
 
 class Learner(NamedTuple):
@@ -176,7 +176,7 @@ def draw_samples(axes: Axes, data: xr.Dataset, learners: list[Learner], way: str
     for entries, dashes in theory_entries(data).items():
         lines = [(x.samples, median(values_of(data, "entry_excess", x)[:, 0])) for x in learners]
         x, y = np.array(sorted(set(lines))).T.reshape(2, -1)
-        axes.plot(x, entries * y, **THEORY, linestyle=dashes, zorder=1)
+        axes.plot(x, entries * y, **THEORY, linestyle=dashes, zorder=5)
     axes.set(xscale="log", yscale="log", xlabel="samples $n$")
     axes.set_xticks(sorted({x.samples for x in learners}), minor=False)
     axes.xaxis.set_major_formatter(lambda n, _: f"{n:g}")
