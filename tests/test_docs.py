@@ -218,14 +218,15 @@ def agrees(number: str, values: list[float]) -> bool:
 def values_behind(names: list[str], text: str) -> list[float]:
     """What a text on some figures may quote: their numbers and the settings of their studies.
 
-    Shares may be quoted in per cent, and samples in thousands where the text has that word.
+    Shares may be quoted in per cent and samples in thousands, where the text has those words.
     """
     page = generate.sections((ROOT / "docs" / "numbers.md").read_text(encoding="utf-8"))
     tables = "".join(text for title, text in page.items() if title.partition(",")[0] in names)
     found = [float(number) for number in NUMBER.findall(tables)]
     if "thousand" in text:
         found += [value / 1000 for value in found if value >= 1000]
-    found += [100 * value for value in found if value <= 1]
+    if "%" in text:
+        found += [100 * value for value in found if value <= 1]
     studies = {study_of(find_figure(name)) for name in names}
     studies |= {f"{study}_printed" for study in studies & {"stage1"}}
     texts = [(ROOT / "sweeps" / f"{study}.toml").read_text(encoding="utf-8") for study in studies]
