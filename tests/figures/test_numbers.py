@@ -829,7 +829,7 @@ def test_two_hop_losses_samples_powers_and_ratios(dataset: xr.Dataset) -> None:
         assert column(powers, name) == close([1.0] * 8)
     for name in ("at the lowest", "at the best", "on the path, lowest"):
         assert column(ratios, name) == close([2.0] * 5)
-    never = {row["way"]: set() for row in rates}
+    never: dict[str, set[tuple[str, str]]] = {row["way"]: set() for row in rates}
     for row in rates:
         never[row["way"]].add((row["rate"], row["never"]))
     assert never["one layer"] == {("0.02", "10")}
