@@ -108,7 +108,7 @@ def random_embedding(
 
     Example:
         >>> columns = random_embedding(jax.random.key(0), "orthogonal", (8, 3))
-        >>> jnp.round(columns.T @ columns, 5).tolist()
+        >>> jnp.abs(jnp.round(columns.T @ columns, 5)).tolist()
         [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
     from scbjax.task import product

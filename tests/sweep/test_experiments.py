@@ -147,7 +147,7 @@ def test_a_study_is_its_text_and_the_file(study: Study, heads: tuple[Experiment,
     text = to_toml(study)
     assert 'experiment = "heads"' in text
     assert parse_study(text, study.name, experiments=heads) == study
-    with pytest.raises(StudyError, match=r"no experiment 'heads' .* comes with --experiment FILE"):
+    with pytest.raises(StudyError, match=r"no experiment 'heads'.* comes with --experiment FILE"):
         parse_study(text, study.name)
     recipe = Recipe.of(plan_with_layout(study, [(2, 2, 1)]))
     assert recipe.plan().fingerprint == fingerprint(study)
