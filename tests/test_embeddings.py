@@ -368,7 +368,7 @@ def test_a_small_sweep_shows_what_theory_says() -> None:
 @pytest.mark.slow
 def test_learned_embeddings_come_to_the_best_directions() -> None:
     found = scbjax.sweep.run(
-        study(steps=3000, record_every=500, embedding_rate_ratio=0.3),
+        study(steps=4000, record_every=500, rate=0.1, embedding_rate_ratio=0.3),
         set={"embedding_dim": 3, "embedding": "learned"},
         axes={"seed": range(4)},
         progress=False,
