@@ -109,8 +109,13 @@ def _list_row(study: Study) -> tuple[str, ...]:
     count = rounds * sum(plan.num_trajectories for plan in plans)
     total = rounds * sum(plan.tokens for plan in plans)
     tokens = readable_count(total) if total else ""  # experiments need not say
-    seconds = readable_seconds(rounds * sum(plan.seconds for plan in plans))
-    return study.name, str(count), tokens, f"~{seconds}", study.title
+    seconds = _told(study, rounds * sum(plan.seconds for plan in plans))
+    return study.name, str(count), tokens, seconds, study.title
+
+
+def _told(study: Study, seconds: float) -> str:
+    """An estimate of a time; nothing where the experiment does not say what its steps take."""
+    return "" if study.experiment.cost is None else f"~{readable_seconds(seconds)}"
 
 
 def _describe_study(study: Study) -> list[str]:
@@ -147,8 +152,9 @@ def _describe_plan(plan: Plan) -> list[str]:
         ("CPU devices", str(max(program.devices for program in plan.programs))),
         ("memory", f"~{readable_bytes(plan.memory_bytes)}"),
         *([("tokens", readable_count(plan.tokens))] if plan.tokens else []),
-        ("time", f"~{readable_seconds(plan.seconds)} on two CPU cores, with compilation"),
     ]
+    if time := _told(plan.study, plan.seconds):
+        total.append(("time", f"{time} on two CPU cores, with compilation"))
     lines = ["plan", *(f"  {line}" for line in aligned(total))]
     if len(plan.programs) > 1:
         lines += ["", "programs", *_table(_program_rows(plan))]
@@ -178,12 +184,13 @@ def _describe_search(study: Study) -> list[str]:
                 str(cell.study.base[STEPS.path]),
                 str(rounds * plan.num_trajectories),
                 readable_count(rounds * plan.tokens),
-                f"~{readable_seconds(rounds * plan.seconds)}",
+                _told(study, rounds * plan.seconds),
             )
         )
-    total = readable_seconds(rounds * sum(plan.seconds for plan in plans))
+    total = _told(study, rounds * sum(plan.seconds for plan in plans))
     size = f"{counted(rounds, 'round')} in {counted(len(cells), 'cell')}"
-    return [f"search: {size}, ~{total} on two CPU cores", *_table(rows)]
+    time = f", {total} on two CPU cores" if total else ""
+    return [f"search: {size}{time}", *_table(rows)]
 
 
 def _program_rows(plan: Plan) -> list[tuple[str, ...]]:
@@ -197,7 +204,7 @@ def _program_rows(plan: Plan) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [(*static, "trajectories", "chunks", "memory", "time")]
     for program in plan.programs:
         chunks = sum(chunk.program == program.index for chunk in plan.chunks)
-        cost = (f"~{readable_bytes(program.memory_bytes)}", f"~{readable_seconds(program.seconds)}")
+        cost = (f"~{readable_bytes(program.memory_bytes)}", _told(plan.study, program.seconds))
         values = (str(program.fixed[path]) for path in static)
         rows.append((*values, str(program.positions.size), str(chunks), *cost))
     return rows
