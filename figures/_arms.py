@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from _data import setting
+from _data import along_arms, setting
 
 SMALL: Final = 1e-3  # smaller numbers are written with an exponent
 MAX_ARMS: Final = 4  # in one panel
@@ -91,19 +91,13 @@ def arms_of(dataset: xr.Dataset, group: str | None = None) -> list[Arm]:
 
 def optimizers_of(dataset: xr.Dataset) -> list[str]:
     """Give the optimizer of each arm of a tidy dataset."""
-    return _along_arms(dataset, "optimizer", "proximal")
+    return [str(name) for name in along_arms(dataset, "optimizer", "proximal")]
 
 
 def kinds_of(dataset: xr.Dataset) -> list[Kind]:
     """Give what the look of each arm stands for: its attention map and its optimizer."""
-    maps = _along_arms(dataset, "attention_map", "linear")
+    maps = map(str, along_arms(dataset, "attention_map", "linear"))
     return list(zip(maps, optimizers_of(dataset), strict=True))
-
-
-def _along_arms(dataset: xr.Dataset, field: str, default: str) -> list[str]:
-    """Give a field's value in every arm, whether the study varies it or not."""
-    same = [str(setting(dataset, field, default))] * dataset.sizes["arm"]
-    return [str(value) for value in np.asarray(dataset.coords.get(field, same)).ravel()]
 
 
 def _names_of(kind: Kind, kinds: Sequence[Kind]) -> list[str]:

@@ -9,7 +9,7 @@ import json
 import tomllib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
@@ -18,12 +18,7 @@ from numpy.typing import NDArray
 SEED_FIELDS: Final = frozenset({"seed", "task_seed", "data_seed", "init_seed"})
 PROBE: Final = "probe"  # what a search tried
 # Of matrices: never an axis of a study.
-MATRIX_DIMS: Final = frozenset(
-    {
-        *("snapshot", "token_out", "token_in", "position", "query"),
-        *("head", "other_head", "own_head", "other_own_head"),
-    }
-)
+MATRIX_DIMS: Final = frozenset({"snapshot", "token_out", "token_in", "position", "query"})
 POPULATION: Final[Mapping[str, str]] = {
     "alpha_value": "population_alpha_value",
     "alpha_attention": "population_alpha_attention",
@@ -159,6 +154,13 @@ def setting(dataset: xr.Dataset, field: str, default: object = None) -> object:
         if path.rpartition(".")[2] == field:
             return value
     return default
+
+
+def along_arms(dataset: xr.Dataset, field: str, default: object = None) -> list[Any]:
+    """Give a field's value in every arm of a tidy dataset, whether the study varies it or not."""
+    if field in dataset.coords:
+        return list(np.broadcast_to(dataset[field].to_numpy(), dataset.sizes["arm"]).tolist())
+    return [setting(dataset, field, default)] * dataset.sizes["arm"]
 
 
 def symbol(dataset: xr.Dataset, variable: str) -> str:

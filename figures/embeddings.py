@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from _data import Values, setting, tidy
+from _data import Values, along_arms, setting, tidy
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import band, median
@@ -110,7 +110,7 @@ def curves_of(dataset: xr.Dataset) -> list[Curve]:
     """Read the kinds of runs of the study, in the order of their looks."""
     data = tidy(dataset)
     tokens = float(str(setting(dataset, "num_tokens")))
-    fields = {name: field_of(data, name, default) for name, default in FIELDS.items()}
+    fields = {name: np.array(along_arms(data, name, each)) for name, each in FIELDS.items()}
     keys = [
         (str(kind), bool(correlation), str(source), float(power))
         for kind, correlation, source, power in zip(
@@ -142,14 +142,6 @@ def curves_of(dataset: xr.Dataset) -> list[Curve]:
     if not curves:
         raise ValueError("the study has none of the kinds of runs that the figure shows")
     return curves
-
-
-def field_of(data: xr.Dataset, name: str, default: object) -> Any:  # noqa: ANN401 - of NumPy
-    """Give a field's value in every arm, whether the study varies it or not."""
-    same = np.full(data.sizes["arm"], setting(data, name, default))
-    return np.broadcast_to(
-        data.coords[name].to_numpy() if name in data.coords else same, same.shape
-    )
 
 
 def crossings(clock: Values, left: Values, level: float = LEVEL) -> Values:

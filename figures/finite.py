@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xarray as xr
-from _data import Values, setting, tidy
+from _data import Values, along_arms, setting, tidy
 from _numbers import Table, intervals_table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import band, median
@@ -66,12 +66,7 @@ class Learner(NamedTuple):
 
 def learners_of(data: xr.Dataset) -> list[Learner]:
     """Give the arms of a tidy dataset."""
-    columns = []
-    for field in FIELDS:
-        values = (
-            data[field].to_numpy() if field in data.coords else np.asarray(setting(data, field))
-        )
-        columns.append(np.broadcast_to(values, data.sizes["arm"]).tolist())
+    columns = [along_arms(data, field) for field in FIELDS]
     return [Learner(place, *row) for place, row in enumerate(zip(*columns, strict=True))]
 
 

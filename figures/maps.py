@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xarray as xr
-from _data import Values, setting, tidy
+from _data import Values, along_arms, setting, tidy
 from _numbers import Table, intervals_table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import band, median
@@ -88,17 +88,16 @@ class Case(NamedTuple):
 
 def cases_of(data: xr.Dataset) -> list[Case]:
     """Give the points of a tidy dataset."""
-    columns = []
-    for field in FIELDS:
-        one = setting(data, field)
-        values = data[field].to_numpy() if field in data.coords else np.asarray(one)
-        columns.append(np.broadcast_to(values, data.sizes["arm"]).tolist())
-    cases = [Case(index, *row) for index, row in enumerate(zip(*columns, strict=True))]
-    named = {1.0: "softmax", 2.0: "sparsemax"}
-    return [
-        case._replace(name=named.get(case.alpha, "entmax") if case.name == "entmax" else case.name)
-        for case in (c._replace(alpha=ALPHAS.get(c.name, c.alpha)) for c in cases)
-    ]
+    columns = [along_arms(data, field) for field in FIELDS]
+    cases = [Case(place, *row) for place, row in enumerate(zip(*columns, strict=True))]
+    return [case if case.name not in ENTMAX else _of_family(case) for case in cases]
+
+
+def _of_family(case: Case) -> Case:
+    """Name a point of the entmax family by its alpha, which softmax and sparsemax have by name."""
+    alpha = ALPHAS.get(case.name, case.alpha)
+    names = {order: name for name, order in ALPHAS.items()}
+    return case._replace(alpha=alpha, name=names.get(alpha, "entmax"))
 
 
 def growing(cases: Iterable[Case]) -> list[list[Case]]:

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xarray as xr
-from _data import Values, setting
+from _data import Values, along_arms, setting
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import band, least, median
@@ -66,7 +66,7 @@ THEORY: Final[Mapping[str, Any]] = {"color": "black", "linestyle": ":", "linewid
 def kind_of(data: xr.Dataset, arm: int) -> str:
     """Say what an arm is, as a key of `LOOKS`."""
     own: dict[str, Any] = {
-        name: data[name][arm].item() if name in data.coords else setting(data, name, default)
+        name: along_arms(data, name, default)[arm]
         for name, default in (
             ("attention_map", "softmax"),
             ("optimizer", "sgd"),

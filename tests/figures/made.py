@@ -519,7 +519,8 @@ def multihead() -> xr.Dataset:
         "data": ("arm", ["population"] * 3),
         "head_steps": ("arm", [0, 0, 40]),
     }
-    return xr.Dataset(data, coords, {"settings": json.dumps(settings_of)})
+    study = "[axes]\nseed = [0]\ndecay = [0.0]\nheads = [1]\n[[zip]]\nname = 'arm'\n"
+    return xr.Dataset(data, coords, {"settings": json.dumps(settings_of), "study": study})
 
 
 def multihead_scaling() -> xr.Dataset:
@@ -550,7 +551,10 @@ def multihead_scaling() -> xr.Dataset:
             "pattern_products": ((*dims, "head", "other_head"), truth),
         },
         coords={"seed": seeds, "decay": decays, "step": steps},
-        attrs={"settings": json.dumps(values)},
+        attrs={
+            "settings": json.dumps(values),
+            "study": "[axes]\nseed = [0]\ndecay = [0.0]\n",
+        },
     )
 
 
