@@ -23,7 +23,7 @@ import numpy as np
 from scbjax.arguments import check_is, outline
 from scbjax.blocks import BLOCK_ELEMENTS, fill, has_blocks, sum_by_class
 from scbjax.sampling import POSITION_MAJOR_LIMIT, check_contexts, check_tokens
-from scbjax.sharding import COLUMNS, ROWS, WHOLE, Part, on_parts, split
+from scbjax.sharding import COLUMNS, ROWS, WHOLE, Part, largest_rows, on_parts, split
 from scbjax.tables import Registry, brief, nearest
 from scbjax.task import Task, check_one_task, product
 
@@ -254,6 +254,25 @@ def predict(params: Params, tokens: jax.Array, query: jax.Array) -> jax.Array:
     return product(attend(params.attention, tokens, query), params.value.T)
 
 
+def keep_largest(attention: jax.Array, count: int) -> jax.Array:
+    """Keeps the ``count`` largest entries of each column of A [T, N], and makes sums one again.
+
+    Entries that are not positive are cut; a column that has no others is a one at its largest.
+
+    Example:
+        >>> keep_largest(jnp.array([[0.6], [0.2], [0.1]]), 2).ravel().tolist()
+        [0.75, 0.25, 0.0]
+    """
+    values, rows = largest_rows(attention, count)
+    values = jnp.maximum(values, 0.0)
+    total = jnp.sum(values, axis=0, keepdims=True)
+    first = (jnp.arange(values.shape[0], dtype=jnp.int32) == 0)[:, None].astype(values.dtype)
+    shares = jnp.where(total > 0, values / jnp.where(total > 0, total, 1.0), first)
+    columns = jnp.arange(attention.shape[1], dtype=jnp.int32)[None, :]
+    kept: jax.Array = jnp.zeros_like(attention).at[rows, columns].set(shares)
+    return kept
+
+
 def check_params(name: str, params: Params) -> tuple[int, int]:
     """N and T of V [N, N] and A [T, N].
 
@@ -301,10 +320,23 @@ def attend_part(attention: jax.Array, tokens: jax.Array, query: jax.Array) -> ja
             return _sum_by_token(weights, own.astype(jnp.int32), num_tokens)[None]
 
         return fill(attend_one, (batch_size, num_tokens), attention.dtype, BLOCK_ELEMENTS)
+    return sum_by_token(rows[query], tokens, num_tokens)
+
+
+def sum_by_token(weights: jax.Array, tokens: jax.Array, num_tokens: int) -> jax.Array:
+    """``X w`` of weights that differ by sample: [B, N] from weights [B, T] and tokens [B, T].
+
+    Example:
+        >>> sum_by_token(jnp.array([[0.5, 0.25, 0.25]]), jnp.array([[1, 0, 1]]), 2).tolist()
+        [[0.25, 0.75]]
+    """
+    if num_tokens <= POSITION_MAJOR_LIMIT:
+        sums = [jnp.sum(jnp.where(tokens == n, weights, 0.0), axis=1) for n in range(num_tokens)]
+        return jnp.stack(sums, axis=1)
     # One flat scatter: its index arithmetic is a third of that of a scatter into two axes.
     cells = _cells(tokens, num_tokens).ravel()
-    sums = _sum_by_token(rows[query].ravel(), cells, batch_size * num_tokens)
-    return sums.reshape(batch_size, num_tokens)
+    flat = _sum_by_token(weights.ravel(), cells, tokens.shape[0] * num_tokens)
+    return flat.reshape(-1, num_tokens)
 
 
 def _sum_by_token(weights: jax.Array, tokens: jax.Array, num_tokens: int) -> jax.Array:

@@ -6,6 +6,7 @@ array of integers, such as the characters of a text.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from scbjax.sampling import (
     token_dtype,
 )
 from scbjax.task import Task, random_task
+from scbjax.words import Seed
 
 _HELD_OUT = 1024  # windows that a record of the held-out loss is a mean of
 _SHARES = Numbers(0, 1)
@@ -68,8 +70,20 @@ def scb_batches(generator: Generator = "threefry-20", *, packed: bool = False) -
         draw=draw,
         sample=draw_step if packed else draw_batch,
         prepare=make_sampler,
-        keys=lambda key: partial(fold_in, make_seed(key, generator)),
+        keys=partial(step_seeds, generator=generator),
     )
+
+
+def step_seeds(
+    key: jax.Array, generator: Generator = "threefry-20"
+) -> Callable[[jax.Array | int], Seed]:
+    """A function of a step that gives the seed of its batch: the ``keys`` of a source.
+
+    Args:
+        key: the key of a trajectory.
+        generator: what turns seeds into random words.
+    """
+    return partial(fold_in, make_seed(key, generator))
 
 
 @dataclasses.dataclass(frozen=True)

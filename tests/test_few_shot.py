@@ -14,6 +14,7 @@ import scbjax
 from scbjax.base import StudyError
 from scbjax.experiments import fewshot
 from scbjax.losses import population_grad, population_loss
+from scbjax.model import keep_largest
 from scbjax.patterns import random_pattern
 
 Array = np.ndarray
@@ -144,7 +145,7 @@ def test_keep_largest_keeps_and_normalises() -> None:
     rng = np.random.default_rng(0)
     attention = rng.normal(size=(30, 5)).astype(np.float32)
     attention[:, 4] = -np.abs(attention[:, 4])
-    found = np.asarray(fewshot.keep_largest(jnp.asarray(attention), 3))
+    found = np.asarray(keep_largest(jnp.asarray(attention), 3))
     for column, kept in zip(attention.T, found.T, strict=True):
         order = np.argsort(-column)[:3]
         expected = np.zeros(30)

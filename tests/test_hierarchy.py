@@ -16,6 +16,7 @@ import scbjax
 from scbjax.base import StudyError
 from scbjax.experiments import hierarchy
 from scbjax.experiments.hierarchy import block_sums, spread
+from scbjax.model import keep_largest
 from scbjax.once import LIGHTEST, compiled_quickly
 from scbjax.sweep.study.files import load_study
 
@@ -258,7 +259,7 @@ def test_blocks_are_kept_once_they_stand_out() -> None:
     assert float(found) == pytest.approx(expected, rel=1e-4)
     assert float(hierarchy.standing_out(blocks, jnp.zeros(()), law, 8, 2)) == 0.0
     kept = np.where(b >= second, b, 0.0)
-    np.testing.assert_allclose(hierarchy.keep_blocks(blocks, 2), kept / kept.sum(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(keep_largest(blocks, 2), kept / kept.sum(axis=0), rtol=1e-5)
 
 
 # --------------------------------------------------------------------------------------- the theory

@@ -69,9 +69,12 @@ import numpy as np
 import scbjax
 from scbjax.base import FLOAT32_MAX, INT32_MAX, Interval, Parameter
 from scbjax.experiments.of_parts import learning
+from scbjax.experiments.parts_common import (
+    DECLARED,
+    SPARSITY,
+)
 from scbjax.experiments.scb_common import SPARSITY_FITS
 from scbjax.lazily import Lazily
-from scbjax.parameters import TASK, TRAIN
 from scbjax.parts import Model, Observable, Source
 
 if TYPE_CHECKING:
@@ -671,21 +674,20 @@ RECORD = (
 
 _POSITIVE = Interval(0.0, FLOAT32_MAX, above=True)
 _RATIO, _SHARE = Interval(1.0, FLOAT32_MAX), Interval(0.0, 1.0)
-_DECLARED = {parameter.path: parameter for parameter in (*TASK, *TRAIN)}
 PARAMETERS = (
-    _DECLARED["task.num_tokens"],
-    _DECLARED["task.context_length"],
+    DECLARED["task.num_tokens"],
+    DECLARED["task.context_length"],
     replace(
-        _DECLARED["task.sparsity"], kind="static", layer="outer", draws=False,
+        SPARSITY,
         help="The largest number of nonzeros of a column of Q; they go evenly from 1 to it",
         check=Interval(1, _MOST),
     ),
-    replace(_DECLARED["task.skew"], help="Constant C of mu: in [1/(CN), C/N]"),
+    replace(DECLARED["task.skew"], help="Constant C of mu: in [1/(CN), C/N]"),
     Parameter(
         "task.weight_skew", float, 2.0, "traced", "outer",
         "Constant C of the weights of Q: in [1/(C Q_k), C/Q_k]", _RATIO,
     ),
-    replace(_DECLARED["task.transition_signal"], default=0.5),
+    replace(DECLARED["task.transition_signal"], default=0.5),
     Parameter(
         "task.alignment", float, 0.0, "traced", "outer",
         "1 where frequent queries attend to many positions, 0 at random", _SHARE,

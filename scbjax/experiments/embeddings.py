@@ -65,14 +65,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import scbjax
-from scbjax.base import FLOAT32_MAX, INT32_MAX, Choice, Interval, Parameter, Relation
+from scbjax.base import INT32_MAX, Choice, Interval, Parameter, Relation
 from scbjax.experiments.of_parts import learning
+from scbjax.experiments.parts_common import (
+    DATA,
+    DECLARED,
+    RATES,
+    SAMPLES_ARE_DRAWN,
+    SPARSITY,
+    drawn_as,
+    of_static,
+    without,
+)
 from scbjax.experiments.scb_common import SPARSITY_FITS
 from scbjax.lazily import Lazily
-from scbjax.parameters import TASK, TRAIN
 from scbjax.parts import Model, Observable, Source, Track
 
 if TYPE_CHECKING:
@@ -130,15 +140,10 @@ def random_embedding(
 
 
 def _svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The thin singular value decomposition; one after the other on CPUs (scbjax.task.solve)."""
-    from scbjax.blocks import has_blocks
+    """The thin singular value decomposition; a batch of them is not the same to the last bit."""
+    from scbjax.singly import one_by_one
 
-    def one(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        left, sizes, right = jnp.linalg.svd(matrix, full_matrices=False)
-        return left, sizes, right
-
-    own = jax.custom_batching.sequential_vmap(one) if has_blocks() else one
-    left, sizes, right = own(matrix)
+    left, sizes, right = one_by_one(partial(jnp.linalg.svd, full_matrices=False))(matrix)
     return left, sizes, right
 
 
@@ -399,8 +404,7 @@ def _track() -> Track:
 
 
 def _source(static: Mapping[str, Any]) -> Source:
-    names = ("num_tokens", "context_length", "sparsity")
-    sizes = {name: static[name] for name in names}
+    sizes = of_static(static)
 
     def draw(key: jax.Array, values: Mapping[str, Any]) -> scbjax.Task:
         # Zero stands for what a task has of its own.
@@ -408,10 +412,7 @@ def _source(static: Mapping[str, Any]) -> Source:
         return scbjax.random_task(key, transition_signal=signal, **sizes)
 
     source = scbjax.scb_source(**sizes)._replace(draw=draw)
-    if static["data"] == "fresh":
-        return source
-    # The expected gradient in the place of a batch's: a step has no samples, and no noise.
-    return Source(draw, lambda _, task, __: task)
+    return drawn_as(source, static["data"])
 
 
 def _learner(source: Source, static: Mapping[str, Any], **given: Any) -> scbjax.Learner:  # noqa: ANN401
@@ -496,18 +497,13 @@ RECORD = (
     "samples",
 )  # fmt: skip
 
-_SIZE, _RATE = Interval(1, INT32_MAX), Interval(0.0, FLOAT32_MAX)
-_DECLARED = {parameter.path: parameter for parameter in (*TASK, *TRAIN)}
+_SIZE = Interval(1, INT32_MAX)
 PARAMETERS = (
-    _DECLARED["task.num_tokens"],
-    _DECLARED["task.context_length"],
-    replace(_DECLARED["task.sparsity"], kind="static", layer="outer", draws=False),
-    _DECLARED["task.transition_signal"],
-    Parameter(
-        "train.data", str, "fresh", "static", "outer",
-        "Gradients: of fresh mini-batches, or expected ones (population)",
-        Choice(("fresh", "population")),
-    ),
+    DECLARED["task.num_tokens"],
+    DECLARED["task.context_length"],
+    SPARSITY,
+    DECLARED["task.transition_signal"],
+    DATA,
     Parameter(
         "model.embedding", str, "random", "static", "inner",
         "Embeddings of tokens; learned ones start as random ones", Choice(KINDS),
@@ -526,11 +522,11 @@ PARAMETERS = (
         "Power of the inverse covariance that steps on V are multiplied by: 0 plain, "
         "1 preconditioned", Interval(0.0, 1.0),
     ),
-    Parameter("train.rate", float, 0.1, "traced", "inner", "Rate", _RATE, symbol=r"$\eta$"),
-    _DECLARED["train.attention_rate_ratio"],
+    Parameter("train.rate", float, 0.1, "traced", "inner", "Rate", RATES, symbol=r"$\eta$"),
+    DECLARED["train.attention_rate_ratio"],
     Parameter(
         "train.embedding_rate_ratio", float, 0.1, "traced", "inner",
-        "Rate of learned embeddings, in units of that of V", _RATE,
+        "Rate of learned embeddings, in units of that of V", RATES,
     ),
 )  # fmt: skip
 
@@ -540,11 +536,7 @@ _RELATIONS = (
         lambda correlation, kind: correlation == 0.0 or kind != "orthogonal",
         "model.correlation = {} has no meaning with model.embedding = '{}'",
     ),
-    Relation(
-        ("record.variables", "train.data"),
-        lambda names, data: data == "fresh" or "samples" not in names,
-        "record.variables has samples, of which train.data = '{1}' uses none",
-    ),
+    SAMPLES_ARE_DRAWN,
     SPARSITY_FITS,
 )
 
@@ -552,7 +544,6 @@ _LEARNING = learning("embeddings", _source, _learner, record=RECORD, parameters=
 EXPERIMENT = replace(
     _LEARNING,
     relations=_RELATIONS,
-    # Without what some learners don't have.
-    default_record=tuple(name for name in _LEARNING.variables if name != "samples"),
+    default_record=without(_LEARNING.variables, "samples"),
 )
 """Continuous embeddings of tokens."""

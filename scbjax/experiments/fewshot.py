@@ -64,9 +64,13 @@ from typing import TYPE_CHECKING, Any
 import scbjax
 from scbjax.base import Choice, Interval, Parameter
 from scbjax.experiments.of_parts import learning
+from scbjax.experiments.parts_common import (
+    DECLARED,
+    SPARSITY,
+    of_static,
+)
 from scbjax.experiments.scb_common import SPARSITY_FITS
 from scbjax.lazily import Lazily
-from scbjax.parameters import TASK, TRANSFER
 from scbjax.parts import Model, Observable, Source
 
 if TYPE_CHECKING:
@@ -164,27 +168,6 @@ def mean_pattern(
 
 
 # -------------------------------------------------------------------------------------- the step
-
-
-def keep_largest(attention: jax.Array, count: int) -> jax.Array:
-    """Keeps the ``count`` largest entries of each column of A [T, N], and makes sums one again.
-
-    Entries that are not positive are cut; a column that has no others is a one at its largest.
-
-    Example:
-        >>> keep_largest(jnp.array([[0.6], [0.2], [0.1]]), 2).ravel().tolist()
-        [0.75, 0.25, 0.0]
-    """
-    from scbjax.sharding import largest_rows
-
-    values, rows = largest_rows(attention, count)
-    values = jnp.maximum(values, 0.0)
-    total = jnp.sum(values, axis=0, keepdims=True)
-    first = (jnp.arange(values.shape[0]) == 0)[:, None].astype(values.dtype)
-    shares = jnp.where(total > 0, values / jnp.where(total > 0, total, 1.0), first)
-    columns = jnp.arange(attention.shape[1])[None, :]
-    kept: jax.Array = jnp.zeros_like(attention).at[rows, columns].set(shares)
-    return kept
 
 
 def moved(kept: str, params: Mapping[str, Any], task: scbjax.Task) -> scbjax.Params:
@@ -307,8 +290,7 @@ def averaging(kept: str) -> Move:
 
 
 def _source(static: Mapping[str, Any]) -> Source:
-    names = ("num_tokens", "context_length", "sparsity")
-    sizes = {name: static[name] for name in names}
+    sizes = of_static(static)
 
     def draw(key: jax.Array, values: Mapping[str, Any]) -> scbjax.Task:
         signal = values.get("transition_signal")
@@ -327,6 +309,8 @@ def _view(
     prepared: Any,  # noqa: ANN401 - of the source
 ) -> scbjax.View:
     """The state after the step and rounding, as observables see it."""
+    from scbjax.model import keep_largest
+
     params = moved(static["kept"], state.params, task)
     rounded = keep_largest(params.attention, static["sparsity"])
     return scbjax.View(
@@ -393,13 +377,12 @@ RECORD = (
     "samples",
 )
 
-_DECLARED = {parameter.path: parameter for parameter in (*TASK, *TRANSFER)}
 PARAMETERS = (
-    _DECLARED["task.num_tokens"],
-    _DECLARED["task.context_length"],
-    replace(_DECLARED["task.sparsity"], kind="static", layer="outer", draws=False),
-    _DECLARED["task.skew"],
-    _DECLARED["task.transition_signal"],
+    DECLARED["task.num_tokens"],
+    DECLARED["task.context_length"],
+    SPARSITY,
+    DECLARED["task.skew"],
+    DECLARED["task.transition_signal"],
     Parameter(
         "transfer.kept", str, "transition", "static", "inner",
         "What pretraining has found of M related tasks, the other half being new: transition "
@@ -411,7 +394,7 @@ PARAMETERS = (
         Interval(1, MOST_TASKS), symbol="$M$",
     ),
     replace(
-        _DECLARED["transfer.correlation"],
+        DECLARED["transfer.correlation"],
         help="Share rho of the task in each of the related tasks",
     ),
 )  # fmt: skip

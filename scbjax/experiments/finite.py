@@ -33,8 +33,12 @@ import scbjax
 from scbjax.base import INT32_MAX, Choice, Interval, Parameter, Relation
 from scbjax.experiments import maps
 from scbjax.experiments.of_parts import learning
+from scbjax.experiments.parts_common import (
+    DECLARED,
+    SPARSITY,
+    of_static,
+)
 from scbjax.lazily import Lazily
-from scbjax.parameters import TASK
 from scbjax.parts import Model, Observable, Source
 
 if TYPE_CHECKING:
@@ -92,8 +96,7 @@ def draw(key: jax.Array, values: Mapping[str, jax.Array], static: Mapping[str, A
     from scbjax.sampling import draw_batch, fold_in, make_sampler, make_seed
     from scbjax.task import related_task
 
-    sizes = {name: static[name] for name in ("num_tokens", "context_length", "sparsity")}
-    task = scbjax.random_task(key, **sizes)
+    task = scbjax.random_task(key, **of_static(static))
     related = related_task(
         jax.random.fold_in(key, _RELATED), task, correlation=0.0, sparsity=static["sparsity"]
     )
@@ -212,12 +215,11 @@ RECORD = (
 )
 
 _COUNT = Interval(1, INT32_MAX)
-_TASK = {parameter.path: parameter for parameter in TASK}
 _UNIT = Interval(0.0, 1.0)
 PARAMETERS = (
-    _TASK["task.num_tokens"],
-    _TASK["task.context_length"],
-    replace(_TASK["task.sparsity"], kind="static", layer="outer", draws=False),
+    DECLARED["task.num_tokens"],
+    DECLARED["task.context_length"],
+    SPARSITY,
     Parameter(
         "data.samples", int, 1000, "traced", "outer", "Samples n that there are", _COUNT,
         symbol="$n$",

@@ -68,9 +68,13 @@ from scbjax.base import (
     Values,
 )
 from scbjax.experiments.of_parts import learning
+from scbjax.experiments.parts_common import (
+    DECLARED,
+    NO_L1,
+    RATES,
+)
 from scbjax.experiments.scb_cost import COST
 from scbjax.lazily import Lazily
-from scbjax.parameters import TASK, TRAIN
 from scbjax.parts import Model, Observable, Source, Stage, Track
 
 if TYPE_CHECKING:
@@ -351,20 +355,6 @@ def standing_out(
     return jnp.min(jnp.where(noise > 0, least / jnp.where(noise > 0, noise, 1.0), 0.0))
 
 
-def keep_blocks(blocks: jax.Array, active: int) -> jax.Array:
-    """The H largest entries of each column of b [M, N], to the sum of one.
-
-    Example:
-        >>> keep_blocks(jnp.array([[0.375], [0.375], [0.125], [0.125]]), 2).ravel().tolist()
-        [0.5, 0.5, 0.0, 0.0]
-    """
-    places = jax.lax.top_k(blocks.T, active)[1]
-    rows = jnp.arange(blocks.shape[0], dtype=places.dtype)[None, None, :]
-    kept = jnp.where(jnp.any(places[:, :, None] == rows, axis=1).T, blocks, 0.0)
-    total: jax.Array = jnp.sum(kept, axis=0, keepdims=True)
-    return kept / total
-
-
 def stages_of(static: Mapping[str, Any]) -> tuple[Stage, ...]:
     """One stage for the flat learner; blocks, and then what is within them, for the other."""
     if static["attention"] == _FLAT:
@@ -378,7 +368,9 @@ def stages_of(static: Mapping[str, Any]) -> tuple[Stage, ...]:
         return jnp.asarray(found >= view.values["switch_level"])
 
     def at_end(state: Any, _: scbjax.Task, __: object) -> Any:  # noqa: ANN401 - of the learner
-        params = {**state.params, "blocks": keep_blocks(state.params["blocks"], active)}
+        from scbjax.model import keep_largest
+
+        params = {**state.params, "blocks": keep_largest(state.params["blocks"], active)}
         progress = state.opt_state._replace(switch_samples=state.opt_state.samples)
         return state._replace(params=params, opt_state=progress)
 
@@ -572,11 +564,10 @@ RECORD: tuple[str | Observable, ...] = (
     "samples",
 )
 
-_SIZE, _RATE = Interval(1, INT32_MAX), Interval(0.0, FLOAT32_MAX)
-_DECLARED = {parameter.path: parameter for parameter in (*TASK, *TRAIN)}
+_SIZE = Interval(1, INT32_MAX)
 PARAMETERS = (
-    _DECLARED["task.num_tokens"],
-    _DECLARED["task.context_length"],
+    DECLARED["task.num_tokens"],
+    DECLARED["task.context_length"],
     Parameter(
         "task.block_length", int, 16, "static", "outer", "Positions L of a block", _SIZE,
         symbol="$L$",
@@ -589,7 +580,7 @@ PARAMETERS = (
         "task.active_blocks", int, 1, "static", "outer",
         "Blocks H with weight in each column of Q, less than there are", _SIZE, symbol="$H$",
     ),
-    replace(_DECLARED["task.skew"], help="Constant C of mu, which is in [1/(CN), C/N]"),
+    replace(DECLARED["task.skew"], help="Constant C of mu, which is in [1/(CN), C/N]"),
     Parameter(
         "task.weight_skew", float, 1.0, "traced", "outer",
         "The same of the weights of blocks, and of those within a block",
@@ -602,7 +593,7 @@ PARAMETERS = (
     ),
     Parameter(
         "model.switch_level", float, 5.0, "traced", "inner",
-        "Deviations of the noise by which blocks stand out when the second level begins", _RATE,
+        "Deviations of the noise by which blocks stand out when the second level begins", RATES,
     ),
     Parameter(
         "train.theta", float, 0.02, "traced", "inner",
@@ -610,14 +601,14 @@ PARAMETERS = (
         symbol=r"$\theta$",
     ),
     Parameter(
-        "train.rate", float, 0.01, "traced", "inner", "Rate of A, divided by K_P", _RATE,
+        "train.rate", float, 0.01, "traced", "inner", "Rate of A, divided by K_P", RATES,
         symbol=r"$\eta$",
     ),
     Parameter(
         "train.value_rate", float, 0.0, "traced", "inner",
-        "Rate of V, divided by K_Q; 0 leaves it at its start", _RATE,
+        "Rate of V, divided by K_Q; 0 leaves it at its start", RATES,
     ),
-    replace(_DECLARED["train.l1"], default=0.0),
+    NO_L1,
 )  # fmt: skip
 
 _RELATIONS = (

@@ -69,10 +69,15 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import scbjax
-from scbjax.base import FLOAT32_MAX, Interval, Parameter, Relation
+from scbjax.base import Interval, Parameter, Relation
 from scbjax.experiments.of_parts import learning
+from scbjax.experiments.parts_common import (
+    DECLARED,
+    RATES,
+    SPARSITY,
+    of_static,
+)
 from scbjax.lazily import Lazily
-from scbjax.parameters import TASK
 from scbjax.parts import Model, Observable, Source, Stage, Track
 
 if TYPE_CHECKING:
@@ -86,7 +91,6 @@ else:
 
 # Counter streams of one batch.
 _TOKENS, _QUERIES, _FIRST, _SECOND, _LABELS, _EASY, _EASY_LABELS = range(7)
-_MAX_UNROLLED = 32  # tokens that a sum by token goes through one by one
 _GOAL = 0.5  # of the least loss of one layer
 
 
@@ -273,7 +277,7 @@ def _differentiable() -> Callable[..., jax.Array]:
 
 
 def _forward(params: HopParams, batch: HopBatch, direct: jax.Array) -> tuple[jax.Array, Any]:
-    from scbjax.model import attend
+    from scbjax.model import attend, sum_by_token
     from scbjax.task import product
 
     num_tokens, dtype = params.value.shape[0], params.value.dtype
@@ -297,22 +301,6 @@ def _backward(kept: Any, cotangent: jax.Array) -> tuple[HopParams, None, None]: 
     scores = jnp.where(direct, 0.0, product(weights, params.second))  # of h, [B, N]
     first = attend_transpose(scores, batch.tokens, batch.query)
     return HopParams(product(error.T, attended), first, product(weights.T, found)), None, None
-
-
-def sum_by_token(weights: jax.Array, tokens: jax.Array, num_tokens: int) -> jax.Array:
-    """``X w`` for each sample: [B, N] from weights [B, T] and tokens [B, T].
-
-    Example:
-        >>> sum_by_token(jnp.array([[0.5, 0.25, 0.25]]), jnp.array([[1, 0, 1]]), 2).tolist()
-        [[0.25, 0.75]]
-    """
-    if num_tokens <= _MAX_UNROLLED:
-        sums = [jnp.sum(jnp.where(tokens == n, weights, 0.0), axis=1) for n in range(num_tokens)]
-        return jnp.stack(sums, axis=1)
-    empty = jnp.zeros((tokens.shape[0], num_tokens), weights.dtype)
-    rows = jnp.arange(tokens.shape[0], dtype=jnp.int32)[:, None]
-    added: jax.Array = empty.at[rows, tokens.astype(jnp.int32)].add(weights)
-    return added
 
 
 # -------------------------------------------------------------------------------- in expectation
@@ -631,17 +619,14 @@ def _move() -> Move:
 
 
 def _source(static: Mapping[str, Any]) -> Source:
-    from scbjax.sampling import fold_in, make_seed
+    from scbjax.sources import step_seeds
 
-    sizes = {name: static[name] for name in ("num_tokens", "context_length", "sparsity")}
+    sizes = of_static(static)
 
     def draw(key: jax.Array, values: Mapping[str, Any]) -> HopTask:
         return random_hops(key, **sizes, transition_signal=values["transition_signal"])
 
-    def keys(key: jax.Array) -> Callable[[jax.Array], Any]:
-        return partial(fold_in, make_seed(key))
-
-    return Source(draw, sample_hops, prepare, keys)
+    return Source(draw, sample_hops, prepare, step_seeds)
 
 
 def _learner(source: Source, _: Mapping[str, Any], **given: Any) -> scbjax.Learner:  # noqa: ANN401
@@ -712,12 +697,11 @@ RECORD = (
     "samples",
 )  # fmt: skip
 
-_DECLARED = {parameter.path: parameter for parameter in TASK}
 PARAMETERS = (
-    _DECLARED["task.num_tokens"],
-    _DECLARED["task.context_length"],
-    replace(_DECLARED["task.sparsity"], kind="static", layer="outer", draws=False),
-    replace(_DECLARED["task.transition_signal"], default=0.5),
+    DECLARED["task.num_tokens"],
+    DECLARED["task.context_length"],
+    SPARSITY,
+    replace(DECLARED["task.transition_signal"], default=0.5),
     Parameter(
         "model.layers", int, 2, "traced", "inner", "Layers of the learner, 1 or 2", Interval(1, 2)
     ),
@@ -728,7 +712,7 @@ PARAMETERS = (
     ),
     Parameter(
         "train.rate", float, 0.02, "traced", "inner",
-        "Rate, over the signal that drives a parameter", Interval(0.0, FLOAT32_MAX),
+        "Rate, over the signal that drives a parameter", RATES,
         symbol=r"$\eta$",
     ),
 )  # fmt: skip

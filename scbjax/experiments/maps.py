@@ -29,8 +29,9 @@ exponentially. Softmax (alpha = 1) waits for T steps, entmax with alpha = 1.5 fo
 **Weights that die.** Where alpha > 1, a position whose weight is zero has no gradient: it comes
 back only if the threshold c falls. At the start its w is ``T^(1 - alpha) / (alpha - 1)`` above the
 threshold, 1/T for sparsemax, and the noise of a step moves it by ``eta s |v| sqrt(mu_k / B)``. So
-the share of true positions that die grows with the rate, and for a given rate with T; softmax,
-whose weights are never zero, kills none.
+the share of true positions that die grows with the rate, and for a given rate with T. Plain steps
+on softmax, whose weights are never zero, kill none; steps in the metric above do, since it moves
+small weights as far as the linear map does, and what rounds to zero has no gradient either.
 """
 
 from __future__ import annotations
@@ -41,11 +42,21 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import scbjax
-from scbjax.base import FLOAT32_MAX, INT32_MAX, Choice, Interval, Parameter, Relation
+from scbjax.base import INT32_MAX, Choice, Interval, Parameter, Relation
 from scbjax.experiments.of_parts import learning
+from scbjax.experiments.parts_common import (
+    DATA,
+    DECLARED,
+    NO_L1,
+    RATE_OF_VALUE,
+    SAMPLES_ARE_DRAWN,
+    SPARSITY,
+    drawn_as,
+    of_static,
+    without,
+)
 from scbjax.experiments.scb_common import SPARSITY_FITS
 from scbjax.lazily import Lazily
-from scbjax.parameters import TASK, TRAIN
 from scbjax.parts import Model, Observable, Source
 
 if TYPE_CHECKING:
@@ -192,6 +203,8 @@ def map_weights(name: str, parameter: jax.Array, alpha: jax.Array | float) -> ja
         return parameter
     if name == "relu":
         return relu_weights(parameter)
+    if name == "softmax":  # which needs no search for its normaliser
+        return jax.nn.softmax(parameter, axis=-2)
     return entmax(parameter, _ALPHA.get(name, alpha))
 
 
@@ -329,13 +342,8 @@ def optimizer_of(static: Mapping[str, Any]) -> Callable[[Any, Any, Any], Any]:
 
 
 def _source(static: Mapping[str, Any]) -> Source:
-    names = ("num_tokens", "context_length", "sparsity")
-    sizes = {name: static[name] for name in names}
-    source = scbjax.scb_source(packed=static["value_path"] == "linear", **sizes)
-    if static["data"] == "fresh":
-        return source
-    # The expected gradient in the place of a batch's: a step has no samples, and no noise.
-    return Source(source.draw, lambda _, task, __: task)
+    source = scbjax.scb_source(packed=static["value_path"] == "linear", **of_static(static))
+    return drawn_as(source, static["data"])
 
 
 def _learner(source: Source, static: Mapping[str, Any], **given: Any) -> scbjax.Learner:  # noqa: ANN401
@@ -400,17 +408,12 @@ RECORD = (
     "samples",
 )  # fmt: skip
 
-_SIZE, _RATE = Interval(1, INT32_MAX), Interval(0.0, FLOAT32_MAX)
-_DECLARED = {parameter.path: parameter for parameter in (*TASK, *TRAIN)}
+_SIZE = Interval(1, INT32_MAX)
 PARAMETERS = (
-    _DECLARED["task.num_tokens"],
-    _DECLARED["task.context_length"],
-    replace(_DECLARED["task.sparsity"], kind="static", layer="outer", draws=False),
-    Parameter(
-        "train.data", str, "fresh", "static", "outer",
-        "Gradients: of fresh mini-batches, or expected ones (population)",
-        Choice(("fresh", "population")),
-    ),
+    DECLARED["task.num_tokens"],
+    DECLARED["task.context_length"],
+    SPARSITY,
+    DATA,
     Parameter(
         "model.attention_map", str, "softmax", "static", "inner", "What makes A of W", Choice(MAPS)
     ),
@@ -428,11 +431,9 @@ PARAMETERS = (
         "sgd, adam, or the paper's preconditioned step in the metric of the map",
         Choice(("sgd", "adam", "preconditioned")),
     ),
-    Parameter(
-        "train.rate", float, 0.1, "traced", "inner", "Rate of V", _RATE, symbol=r"$\eta$"
-    ),
-    _DECLARED["train.attention_rate_ratio"],
-    replace(_DECLARED["train.l1"], default=0.0),
+    RATE_OF_VALUE,
+    DECLARED["train.attention_rate_ratio"],
+    NO_L1,
 )  # fmt: skip
 
 RELATIONS = (
@@ -457,11 +458,7 @@ RELATIONS = (
         lambda names, path: path == "linear" or "excess_loss" not in names,
         "record.variables has excess_loss, which has no closed form with model.value_path = '{1}'",
     ),
-    Relation(
-        ("record.variables", "train.data"),
-        lambda names, data: data == "fresh" or "samples" not in names,
-        "record.variables has samples, of which train.data = '{1}' uses none",
-    ),
+    SAMPLES_ARE_DRAWN,
     SPARSITY_FITS,
 )
 
@@ -476,7 +473,6 @@ _LEARNING = learning(
 EXPERIMENT = replace(
     _LEARNING,
     relations=RELATIONS,
-    # Without what some learners don't have.
-    default_record=tuple(n for n in _LEARNING.variables if n not in ("excess_loss", "samples")),
+    default_record=without(_LEARNING.variables, "excess_loss", "samples"),
 )
 """Attention maps side by side."""

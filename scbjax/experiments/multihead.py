@@ -50,12 +50,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import scbjax
 from scbjax.base import (
-    FLOAT32_MAX,
     INT32_MAX,
     Choice,
     Functions,
@@ -67,8 +66,19 @@ from scbjax.base import (
 )
 from scbjax.experiments.maps import map_weights, preconditioned
 from scbjax.experiments.of_parts import learning
+from scbjax.experiments.parts_common import (
+    DATA,
+    DECLARED,
+    NO_L1,
+    RATE_OF_VALUE,
+    RATES,
+    SAMPLES_ARE_DRAWN,
+    SPARSITY,
+    drawn_as,
+    of_static,
+    without,
+)
 from scbjax.lazily import Lazily
-from scbjax.parameters import TASK, TRAIN
 from scbjax.parts import Model, Observable, Source
 
 if TYPE_CHECKING:
@@ -240,13 +250,9 @@ def heads_source(**sizes: int) -> Source:
             tokens, query, draw_from_columns(seed, _STEPS, sampler.label_cdf, column)
         )
 
-    return Source(draw, sample, prepare, _step_seeds)
+    from scbjax.sources import step_seeds
 
-
-def _step_seeds(key: jax.Array) -> Callable[[jax.Array], Any]:
-    from scbjax.sampling import fold_in, make_seed
-
-    return partial(fold_in, make_seed(key))
+    return Source(draw, sample, prepare, step_seeds)
 
 
 # ----------------------------------------------------------------------------------------- the loss
@@ -433,14 +439,12 @@ def model_of(static: Mapping[str, Any]) -> Model:
         )
         even = there * mu[None, :, None] / jnp.asarray(values["heads"], mu.dtype)
         uniform = 1.0 / length if name == "linear" else 0.0
-        slope = 1.0 if name == "linear" else _flat_slope(name, length)
+        # By how much the map multiplies a small change of W that sums to zero, at uniform A.
+        slope = 1.0 / length if name == "softmax" else 1.0
         return {"value": even + noise, "attention": uniform + spread / slope}
 
     def readout(params: Mapping[str, jax.Array]) -> scbjax.Params:
-        logits = params["attention"]
-        if name == "softmax":  # quicker than as one of a family
-            return scbjax.Params(params["value"], jax.nn.softmax(logits, axis=-2))
-        return scbjax.Params(params["value"], map_weights(name, logits, 1.0))
+        return scbjax.Params(params["value"], map_weights(name, params["attention"], 1.0))
 
     def loss(params: Mapping[str, jax.Array], batch: Any) -> jax.Array:  # noqa: ANN401
         both = readout(params)
@@ -449,11 +453,6 @@ def model_of(static: Mapping[str, Any]) -> Model:
         return heads_loss(both, batch)
 
     return Model(init, loss, readout)
-
-
-def _flat_slope(name: str, length: int) -> float:
-    """By how much the map multiplies a small change of W that sums to zero, at uniform A."""
-    return 1.0 if name == "sparsemax" else 1.0 / length
 
 
 def optimizer_of(static: Mapping[str, Any]) -> Callable[[Any, Any, Any], Any]:
@@ -521,12 +520,7 @@ def _some_heads(
 
 
 def _source(static: Mapping[str, Any]) -> Source:
-    names = ("true_heads", "num_tokens", "context_length", "sparsity")
-    source = heads_source(**{name: static[name] for name in names})
-    if static["data"] == "fresh":
-        return source
-    # The expected gradient in the place of a batch's: a step has no samples, and no noise.
-    return Source(source.draw, lambda _, task, __: task)
+    return drawn_as(heads_source(**of_static(static, "true_heads")), static["data"])
 
 
 def _learner(source: Source, static: Mapping[str, Any], **given: Any) -> scbjax.Learner:  # noqa: ANN401
@@ -595,15 +589,11 @@ RECORD = (
     "samples",
 )  # fmt: skip
 
-_COUNT, _RATE = Interval(1, INT32_MAX), Interval(0.0, FLOAT32_MAX)
-_DECLARED = {parameter.path: parameter for parameter in (*TASK, *TRAIN)}
+_COUNT = Interval(1, INT32_MAX)
 PARAMETERS = (
-    _DECLARED["task.num_tokens"],
-    _DECLARED["task.context_length"],
-    replace(
-        _DECLARED["task.sparsity"], kind="static", layer="outer", draws=False,
-        help="Nonzero weights in each column of each Q_h",
-    ),
+    DECLARED["task.num_tokens"],
+    DECLARED["task.context_length"],
+    replace(SPARSITY, help="Nonzero weights in each column of each Q_h"),
     Parameter("task.true_heads", int, 4, "static", "outer", "Heads H of the task", _COUNT),
     Parameter(
         "task.decay", float, 0.0, "traced", "outer",
@@ -615,11 +605,7 @@ PARAMETERS = (
         "Share of the first P_h in the others; 1 makes them equal",
         Interval(0.0, 1.0), symbol=r"$\rho$",
     ),
-    Parameter(
-        "train.data", str, "fresh", "static", "outer",
-        "Gradients: of fresh mini-batches, or expected ones (population)",
-        Choice(("fresh", "population")),
-    ),
+    DATA,
     Parameter(
         "model.heads", int, 4, "traced", "inner", "Heads H' of the learner", _COUNT, symbol="$H'$"
     ),
@@ -634,15 +620,13 @@ PARAMETERS = (
         "sgd, adam, or the paper's preconditioned step in the metric of the map",
         Choice(("sgd", "adam", "preconditioned")),
     ),
-    Parameter(
-        "train.rate", float, 0.1, "traced", "inner", "Rate of V", _RATE, symbol=r"$\eta$"
-    ),
-    _DECLARED["train.attention_rate_ratio"],
-    replace(_DECLARED["train.l1"], default=0.0),
+    RATE_OF_VALUE,
+    DECLARED["train.attention_rate_ratio"],
+    NO_L1,
     Parameter(
         "train.start_scale", float, 0.1, "traced", "inner",
         "Size of V_j and A_j at a random start, in that of the truth; 0 for heads that are equal",
-        _RATE,
+        RATES,
     ),
     Parameter(
         "train.head_steps", int, 0, "traced", "inner",
@@ -668,11 +652,7 @@ _RELATIONS = (
         lambda l1, name, optimizer: l1 == 0 or (name, optimizer) == ("linear", "preconditioned"),
         "train.l1 = {} has no meaning with model.attention_map = '{}' and train.optimizer = '{}'",
     ),
-    Relation(
-        ("record.variables", "train.data"),
-        lambda names, data: data == "fresh" or "samples" not in names,
-        "record.variables has samples, of which train.data = '{1}' uses none",
-    ),
+    SAMPLES_ARE_DRAWN,
 )
 
 _SIZE_PATHS = ("task.true_heads", "model.max_heads")
@@ -693,7 +673,7 @@ EXPERIMENT = replace(
     _LEARNING,
     build=_build,
     relations=_RELATIONS,
-    default_record=tuple(name for name in _LEARNING.variables if name != "samples"),
+    default_record=without(_LEARNING.variables, "samples"),
     dims={**_LEARNING.dims, "other_head": Variable("another head of the task")},
     sizes=_sizes,
     size_paths=_SIZE_PATHS,
