@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _library import SPARSITY, Size
 from _measure import Contender, Payload, effort, race, ratio, run_script, say, speed
 from _pictures import new_figure
 from _plain import (
@@ -40,25 +41,10 @@ from scbjax.sampling import draw_batch, draw_step, fold_in, make_sampler, make_s
 LINEAR: Final = "linear"
 PLAIN: Final = ", plain JAX"
 BATCHES: Final = 4  # drawn beforehand
-SPARSITY: Final = 2
 HEADS: Final = 4
 BLOCK: Final = 10  # positions; divides T
 TINY: Final = 1e-6  # of the parameters, so that what is timed does not run away
 TOLERANCE: Final = 2e-4  # of the largest entry; float32 against another order of sums
-
-
-class Size(NamedTuple):
-    """N, T, B and the number of trajectories."""
-
-    num_tokens: int
-    context_length: int
-    batch_size: int
-    trajectories: int
-
-    @property
-    def tokens(self) -> int:
-        """Context tokens of one step of all trajectories."""
-        return self.context_length * self.batch_size * self.trajectories
 
 
 SIZES: Final = tuple(Size(n, 1000, 64, 4) for n in (3, 10, 64))
