@@ -52,6 +52,11 @@ if TYPE_CHECKING:
         learner as learner,
     )
     from scbjax.experiments.of_parts import learning as learning
+    from scbjax.fitting.fits import fit as fit
+    from scbjax.fitting.fitted import Fit as Fit
+    from scbjax.fitting.picture import draw_fit as draw_fit
+    from scbjax.fitting.reading import read_symbols as read_symbols
+    from scbjax.fitting.saving import load_fit as load_fit, save_fit as save_fit
     from scbjax.losses import (
         excess_loss as excess_loss,
         loss as loss,
@@ -187,6 +192,14 @@ _EXPORTS = {
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 _MODULE_OF["learning"] = "experiments.of_parts"
+_MODULE_OF |= {
+    "Fit": "fitting.fitted",
+    "draw_fit": "fitting.picture",
+    "fit": "fitting.fits",
+    "load_fit": "fitting.saving",
+    "read_symbols": "fitting.reading",
+    "save_fit": "fitting.saving",
+}
 
 __all__ = ["__version__"]
 __all__ += list(_EXPORTS)

@@ -64,6 +64,7 @@ FLOORS = {
     "experiments": 8,
     "plot": 8,
     "sweep": 8,
+    "fitting": 8,
     "parallel": 9,
     "cli": 9,
     "__main__": 10,

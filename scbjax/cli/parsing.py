@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Protocol, TypeAlias, get_args
+from typing import Annotated, Any, Protocol, TypeAlias, get_args
 
 import tyro
 
 from scbjax.base import StudyError
 from scbjax.cli.comparing import Rerun, Verify
 from scbjax.cli.drawing import Figure
+from scbjax.cli.fitting import Fit, Predict, Sample, Score
 from scbjax.cli.machine import Bench, Devices
 from scbjax.cli.run import Run
 from scbjax.cli.status import Status
@@ -43,6 +44,10 @@ _Commands: TypeAlias = (
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Rerun, tyro.conf.subcommand("rerun")]
     | Annotated[Figure, tyro.conf.subcommand("figure")]
+    | Annotated[Fit, tyro.conf.subcommand("fit")]
+    | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Score, tyro.conf.subcommand("score")]
     | Annotated[Devices, tyro.conf.subcommand("devices")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
@@ -71,10 +76,22 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "scbjax figure fig1 --numbers",
         "scbjax figure fig1 --results results/small",
     ),
+    "fit": (
+        "scbjax fit english",
+        "scbjax fit novel.txt --as letters --model mtdg --context 16",
+        "scbjax fit temperatures.csv --column temp --classes 8 --context 48",
+        "scbjax fit genes.fasta --model scb --lags bic",
+    ),
+    "predict": ("scbjax predict results/fit/english.nc 'to the questio'",),
+    "sample": ("scbjax sample results/fit/english.nc --length 500 --seed 1",),
+    "score": ("scbjax score results/fit/novel.nc another.txt",),
     "devices": ("scbjax devices",),
     "bench": ("scbjax bench", "scbjax bench step --quick", "scbjax bench --all --out benchmarks"),
 }
-NAMES = tuple(command.__metadata__[0].name for command in get_args(_Commands))
+_BY_NAME: Mapping[str, Any] = {
+    command.__metadata__[0].name: command.__origin__ for command in get_args(_Commands)
+}
+NAMES = tuple(_BY_NAME)
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -98,15 +115,18 @@ def parse(arguments: Sequence[str]) -> Command:
 
 def _ask_tyro(arguments: Sequence[str]) -> Command:
     message = io.StringIO()
+    # One command's own parser where it is known: what is misspelt is looked for among its options.
+    own = _BY_NAME.get(arguments[0])
     try:
         with contextlib.redirect_stderr(message):
-            return tyro.cli(
-                _Commands,
-                prog="scbjax",
-                description=DESCRIPTION,
-                args=arguments,
+            asked: Command = tyro.cli(
+                _Commands if own is None else own,
+                prog="scbjax" if own is None else f"scbjax {arguments[0]}",
+                description=DESCRIPTION if own is None else None,
+                args=arguments if own is None else arguments[1:],
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
+            return asked
     except SystemExit as stop:
         if not stop.code:
             _print_examples(arguments)

@@ -1,0 +1,311 @@
+"""From a file to symbols: letters, characters, words, a column of a table, records of FASTA."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scbjax.base import StudyError
+from scbjax.tables import brief, nearest
+
+OTHER: Final = "<other>"
+"""The symbol that stands for all that are not among the most frequent ones."""
+MOST: Final = 4096  # symbols: matrices are [N, N]
+
+_ENDINGS: Final[Mapping[str, str]] = {
+    ".csv": "csv", ".tsv": "csv", ".fa": "fasta", ".fasta": "fasta", ".fna": "fasta",
+    ".ffn": "fasta", ".npy": "integers",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Symbols:
+    """A sequence as integers, and what they stand for.
+
+    Attributes:
+        tokens: [n] of uint8, uint16 or uint32, from 0 to N - 1.
+        names: what the integers stand for, N of them.
+        starts: where records begin: no window goes over such a place; the first is 0.
+        kind: how the file was read, one of `KINDS`.
+    """
+
+    tokens: NDArray[Any]
+    names: tuple[str, ...]
+    starts: tuple[int, ...] = (0,)
+    kind: str = "integers"
+
+    def __repr__(self) -> str:
+        """Sizes, not the arrays."""
+        return f"Symbols({self.kind}: {self.tokens.size} of {len(self.names)} kinds)"
+
+
+def read_symbols(
+    path: str | Path,
+    kind: str | None = None,
+    *,
+    column: str | None = None,
+    classes: int | None = None,
+    top: int | None = None,
+    names: Sequence[str] | None = None,
+) -> Symbols:
+    """Reads a file.
+
+    Args:
+        path: the file; of a text or table, in UTF-8.
+        kind: what its symbols are: ``characters`` as they stand; ``letters``, a to z with a space
+            for all else; ``words`` in lower case; ``csv``, the rows of a column; ``fasta``, the
+            bases of its records; ``codons``, the same by threes; ``integers``, an array in an
+            ``.npy`` file. None for what the ending says, and characters where it says nothing.
+        column: of a table, by its name or number (the first is 1); it may be left out where there
+            is one.
+        classes: of a column of numbers, into how many classes of about equal size they are cut.
+        top: how many of the most frequent symbols are kept; the others become one.
+        names: the symbols of a fit, in their order: any other is an error.
+
+    Raises:
+        StudyError: one sentence for what can't be read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "song.txt")
+        ...     _ = file.write_text("La la la!")
+        ...     read_symbols(file, "letters").names
+        (' ', 'a', 'l')
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise StudyError(f"there is no file {brief(str(path))}")
+    kind = kind or _ENDINGS.get(path.suffix.lower(), "characters")
+    if kind not in KINDS:
+        known = nearest(kind, KINDS) or f" (known: {', '.join(KINDS)})"
+        raise StudyError(f"no kind of symbols is called {brief(kind)}{known}")
+    if column is not None and kind != "csv":
+        raise StudyError(f"column = {brief(column)} has no meaning for {kind}, only for csv")
+    if classes is not None and kind != "csv":
+        raise StudyError(f"classes = {classes} has no meaning for {kind}, only for csv")
+    if kind == "integers":
+        return as_symbols(_array(path), names=names)
+    text = _text(path)
+    if kind == "csv":
+        records = [_column(path, text, column)]
+        if classes is not None:
+            records = [_classes(path, records[0], classes)]
+    else:
+        records = KINDS[kind](text)
+    return encode(records, kind, where=str(path), top=top, names=names)
+
+
+def as_symbols(tokens: Any, names: Sequence[str] | None = None) -> Symbols:  # noqa: ANN401
+    """Symbols of an array of integers from 0, of a text, or of a list of anything with names.
+
+    Args:
+        tokens: integers [n] of NumPy, JAX or Python; a text, whose characters are meant; or a
+            list of strings.
+        names: what the integers stand for.
+
+    Raises:
+        StudyError: if they are none of these.
+
+    Example:
+        >>> as_symbols("abba").tokens.tolist()
+        [0, 1, 1, 0]
+        >>> as_symbols([0, 2, 1]).names
+        ('0', '1', '2')
+    """
+    if isinstance(tokens, Symbols):
+        return tokens
+    if isinstance(tokens, str):
+        return encode([list(tokens)], "characters", where="tokens", names=names)
+    array = np.asarray(tokens)
+    if array.ndim == 1 and array.dtype.kind in "UO" and all(isinstance(x, str) for x in array):
+        return encode([array.tolist()], "words", where="tokens", names=names)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise StudyError(
+            f"tokens is an array of {array.dtype} of shape {array.shape}; it must be integers [n], "
+            "a text, or a list of strings"
+        )
+    if not array.size:
+        raise StudyError("tokens is empty")
+    least, largest = int(array.min()), int(array.max())
+    limit = MOST if names is None else len(names)
+    if least < 0 or largest >= limit:
+        wrong = least if least < 0 else largest
+        raise StudyError(f"tokens has {wrong}; integers must be between 0 and {limit - 1}")
+    spelt = tuple(names) if names is not None else tuple(str(n) for n in range(largest + 1))
+    return Symbols(array.astype(_dtype(len(spelt))), spelt)
+
+
+def encode(
+    records: Iterable[Sequence[str]],
+    kind: str,
+    *,
+    where: str,
+    top: int | None = None,
+    names: Sequence[str] | None = None,
+) -> Symbols:
+    """Numbers symbols in the order of their names, or in that of a fit's.
+
+    Raises:
+        StudyError: for nothing, for one symbol only, for more than there may be, and for a symbol
+            that is not among the names.
+    """
+    records = [record for record in records if len(record)]
+    if not records:
+        raise StudyError(f"{where} is empty: there are no {kind} in it")
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts.update(record)
+    if names is None:
+        names = _names(counts, kind, where, top)
+    number = {name: place for place, name in enumerate(names)}
+    other = number.get(OTHER)
+    if other is None and (unknown := [name for name in counts if name not in number]):
+        known = nearest(unknown[0], names) or f" (known: {', '.join(map(brief, names[:8]))}, ...)"
+        raise StudyError(f"{where} has {brief(unknown[0])}, which the fit does not know{known}")
+    of = {name: number.get(name, other) for name in counts}
+    parts = [np.fromiter((of[s] for s in record), np.int64, len(record)) for record in records]
+    ends = np.cumsum([part.size for part in parts])
+    return Symbols(
+        np.concatenate(parts).astype(_dtype(len(names))),
+        tuple(names),
+        (0, *(int(end) for end in ends[:-1])),
+        kind,
+    )
+
+
+def _names(counts: Counter[str], kind: str, where: str, top: int | None) -> tuple[str, ...]:
+    if len(counts) == 1:
+        raise StudyError(f"{where} has one symbol only, {brief(next(iter(counts)))}")
+    if top is not None and top < 1:
+        raise StudyError(f"top = {top}; it must be at least 1")
+    if top is not None and top < len(counts):
+        return (*sorted(name for name, _ in counts.most_common(top)), OTHER)
+    if len(counts) > MOST:
+        hint = "classes of numbers" if kind == "csv" else "the most frequent ones (top)"
+        raise StudyError(
+            f"{where} has {len(counts)} different {kind}, more than {MOST}: ask for {hint}"
+        )
+    return tuple(sorted(counts))
+
+
+def _dtype(size: int) -> Any:  # noqa: ANN401 - a type of NumPy
+    return np.uint8 if size <= 2**8 else np.uint16
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        # utf-8-sig: some programs begin a file with a mark of the order of bytes.
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise StudyError(
+            f"{path} is not text in UTF-8: byte {error.start} is 0x{content[error.start]:02x}"
+        ) from None
+
+
+def _array(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError):
+        raise StudyError(f"{path} is not a file of one array (.npy)") from None
+    return array
+
+
+def _column(path: Path, text: str, column: str | None) -> list[str]:
+    """The cells of a column, without its head."""
+    first = text.partition("\n")[0]
+    delimiter = max("\t,;", key=first.count) if any(mark in first for mark in "\t,;") else ","
+    rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
+    if not rows:
+        raise StudyError(f"{path} is empty: there are no rows in it")
+    heads = [head.strip() for head in rows[0]]
+    if column is None:
+        if len(heads) > 1:
+            raise StudyError(f"{path} has {len(heads)} columns; name one: {', '.join(heads)}")
+        place = 0
+    elif column in heads:
+        place = heads.index(column)
+    elif column.isascii() and column.isdigit() and 1 <= int(column) <= len(heads):
+        place = int(column) - 1
+    else:
+        known = nearest(column, heads) or f" (columns: {', '.join(heads)})"
+        raise StudyError(f"{path} has no column {brief(column)}{known}")
+    cells = []
+    for number, row in enumerate(rows[1:], 2):
+        if place >= len(row):
+            raise StudyError(f"{path}: row {number} has no column {brief(heads[place])}")
+        cells.append(row[place].strip())
+    return cells
+
+
+def _classes(path: Path, cells: Sequence[str], classes: int) -> list[str]:
+    """Classes of numbers at their quantiles, named by their bounds."""
+    if not 2 <= classes <= MOST:
+        raise StudyError(f"classes = {classes}; it must be between 2 and {MOST}")
+    numbers = np.empty(len(cells))
+    for place, cell in enumerate(cells):
+        try:
+            numbers[place] = float(cell)
+        except ValueError:
+            raise StudyError(
+                f"{path}: {brief(cell)} in row {place + 2} is no number, and classes are of numbers"
+            ) from None
+    if not np.isfinite(numbers).all():
+        raise StudyError(f"{path}: a number in the column is not finite")
+    if not numbers.size:
+        return []
+    cuts = np.unique(np.quantile(numbers, np.arange(1, classes) / classes))
+    bounds = ["", *(f"{cut:g}" for cut in cuts), ""]
+    # Numbered, so that they are in the order of the numbers when they are sorted by name.
+    width = len(str(cuts.size))
+    names = [f"{n:0{width}d}: {bounds[n]} to {bounds[n + 1]}" for n in range(cuts.size + 1)]
+    return [names[n] for n in np.searchsorted(cuts, numbers, side="right")]
+
+
+def letters_of(text: str) -> list[list[str]]:
+    """A text as one record of letters a to z, and one space for all that stands between them.
+
+    >>> "".join(letters_of("Don't!")[0])
+    'don t'
+    """
+    return [list(re.sub("[^a-z]+", " ", text.lower()).strip())]
+
+
+def _words(text: str) -> list[list[str]]:
+    return [re.findall(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*", text.lower())]
+
+
+def _fasta(text: str) -> list[list[str]]:
+    records: list[list[str]] = [[]]
+    for line in text.splitlines():
+        if line.startswith((">", ";")):
+            records.append([])
+        else:
+            records[-1].extend(line.strip().upper())
+    return records
+
+
+def _codons(text: str) -> list[list[str]]:
+    records = ("".join(record) for record in _fasta(text))
+    return [[each[n : n + 3] for n in range(0, len(each) - 2, 3)] for each in records]
+
+
+KINDS: Final[Mapping[str, Callable[[str], list[list[str]]]]] = {
+    "characters": lambda text: [list(text)],
+    "letters": letters_of,
+    "words": _words,
+    "csv": lambda _: [],
+    "fasta": _fasta,
+    "codons": _codons,
+    "integers": lambda _: [],
+}
+"""How a file can be read."""
