@@ -71,7 +71,10 @@ class Fit:
     ] = "forward"
     most_lags: Annotated[int, tyro.conf.arg(help="Lags that may be chosen, at most.")] = 8
     held_out: Annotated[float, tyro.conf.arg(help="Share at the end to score on.")] = 0.1
-    smoothing: Annotated[float, tyro.conf.arg(help="Pseudo-samples of each column.")] = 1.0
+    smoothing: Annotated[
+        float | None,
+        left_out(metavar="S", help="Pseudo-samples of each column, if not by the data."),
+    ] = None
     start: Annotated[
         str, tyro.conf.arg(metavar="moments|steps", help="Of EM, where lags are not chosen.")
     ] = "moments"
@@ -218,6 +221,8 @@ def report(fitted: Fitted, source: str) -> list[str]:
         rows.append((name, f"{fitted.weights[place]:.4f}", interval))
     more = len(fitted.lags) - len(rows) + 1
     lines += [*aligned(rows), *([f"and {more} more lags"] if more > 0 else []), ""]
+    if fitted.rows[-1].bic > fitted.rows[0].bic:
+        lines.append("by BIC no lag is worth its parameters here: the unigram is preferred")
     share = 100 * float(fitted.spectrum[0])
     lines.append(f"one matrix for all lags tells {share:.0f}% of what lags tell (100%: an SCB)")
     return lines

@@ -5,7 +5,8 @@
   of a context are independent; else it takes echoes of true lags for lags.
 * ``l1``: the weights of MTD by squared error with a penalty; lags in the order in which they appear
   as it is let down.
-* ``forward``: the test of each lag given those that are chosen; the largest comes in.
+* ``forward``: the squared error that a lag takes away from those that are chosen; the largest comes
+  in.
 * ``bic``: the same, but of the five largest the one with the best likelihood comes in, and at the
   end lags go out again for as long as that lowers BIC.
 
@@ -172,7 +173,7 @@ def _order(data: Data, method: str, most: int) -> Callable[[tuple[int, ...]], It
         lags = np.ones(most, np.int32)
         lags[: len(chosen)] = chosen
         kept = np.arange(most) < len(chosen)
-        tests = np.array(_tests(data.moments, jnp.asarray(lags), jnp.asarray(kept)))
+        tests = np.array(_tests(data.moments, jnp.asarray(lags), jnp.asarray(kept))[1])
         tests[[lag - 1 for lag in chosen]] = -math.inf
         return [int(place) + 1 for place in np.argsort(-tests)[:tried] if tests[place] > -math.inf]
 
@@ -190,7 +191,7 @@ def screened(moments: Moments, level: float = _LEVEL) -> list[int]:
         level: chance of a false one where nothing depends on anything, over all lags.
     """
     none = jnp.ones(1, jnp.int32), jnp.zeros(1, bool)
-    tests = _tests(moments, *none)
+    tests = _tests(moments, *none)[0]
     degrees = (moments.mu.shape[0] - 1) ** 2
     chance = np.asarray(jax.scipy.stats.chi2.sf(tests, degrees))
     ranked = np.argsort(-np.asarray(tests))
@@ -229,7 +230,7 @@ def _with_lag(
     """The start of EM with one more lag, which takes an equal part of the weight."""
     moments = data.moments
     size = moments.mu.shape[0]
-    alone = moments.pairs[lag] / jnp.maximum(moments.mu, 1e-12)[None, :]
+    alone = moments.pairs[lag] / moments.scale[None, :]
     alone = alone / jnp.maximum(jnp.sum(alone, axis=0, keepdims=True), 1e-12)
     if mixture is None:
         queries = size if model == "scb" else 1

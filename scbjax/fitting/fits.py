@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,7 +56,10 @@ def fit(
     series = series_of(symbols, own.context, 0, last)
     tell("counting pairs", 0.0)
     moments = by_moments.count_pairs(series, len(symbols.names))
-    data = Data(series, moments, own.smoothing)
+    if own.smoothing is None:
+        own = dataclasses.replace(own, smoothing=by_moments.smoothing_of(moments))
+    smoothing = float(own.smoothing or 0.0)
+    data = Data(series, moments, smoothing)
     mixture, tried = _model(symbols, data, own, last, tell)
     tell("n-grams", 0.7)
     first = last if last < size else 0
@@ -71,7 +75,7 @@ def fit(
             tell(f"resample {done} of {own.resamples}", 0.75 + 0.25 * done / own.resamples)
 
         spread = resampling.resample(
-            mixture, series, moments.mu, smoothing=own.smoothing, resamples=own.resamples,
+            mixture, series, moments.mu, smoothing=smoothing, resamples=own.resamples,
             level=own.level, seed=own.seed, tell=told,
         )  # fmt: skip
         interval = np.stack([spread.low, spread.high], axis=1)
@@ -170,9 +174,9 @@ def spectrum_of(moments: by_moments.Moments) -> NDArray[Any]:
     """
     effects = np.asarray(by_moments.whitened(moments), np.float64)
     mu = np.asarray(moments.mu, np.float64)
-    flat = (effects * np.sqrt(mu) / np.sqrt(np.maximum(mu, 1e-12))[:, None]).reshape(
-        len(effects), -1
-    )
+    flat = (
+        effects * np.sqrt(mu) / np.sqrt(np.asarray(moments.scale, np.float64))[:, None]
+    ).reshape(len(effects), -1)
     squares = np.linalg.svd(flat, compute_uv=False) ** 2
     noise = (len(mu) - 1) ** 2 / float(moments.windows)
     left = np.maximum(squares - noise, 0.0)

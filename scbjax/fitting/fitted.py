@@ -42,7 +42,8 @@ class Options:
         lags: how lags are chosen (``all``, ``screening``, ``l1``, ``forward``, ``bic``), or which.
         most_lags: that may be chosen, at most.
         held_out: share of the sequence, at its end, that nothing is learned from.
-        smoothing: samples by overall frequencies that are added to each column.
+        smoothing: samples by overall frequencies that are added to each column; None for what makes
+            pairs at the strongest lag tell each other best.
         start: of EM where lags are given or ``all``: ``moments``, or ``steps`` of the learner.
         polish: steps of EM, at most; 0 for the start as it is.
         tolerance: nats a symbol by which the last step of EM must have raised the likelihood.
@@ -57,7 +58,7 @@ class Options:
     lags: str | Sequence[int] = "forward"
     most_lags: int = 8
     held_out: float = 0.1
-    smoothing: float = 1.0
+    smoothing: float | None = None
     start: str = "moments"
     polish: int = 200
     tolerance: float = 1e-8
@@ -255,7 +256,7 @@ def checked(options: Mapping[str, Any]) -> Options:
             (_WHOLE, (int, np.integer), "an integer"),
             (_REAL, (int, float, np.integer, np.floating), "a number"),
         ):
-            if name not in table:
+            if name not in table or (name == "smoothing" and value is None):
                 continue
             low, high = table[name]
             good = isinstance(value, types) and not isinstance(value, bool)

@@ -23,6 +23,7 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from scbjax.fitting.mixtures import Mixture
@@ -53,6 +54,11 @@ class Moments(NamedTuple):
         """How often symbols occur, [N]."""
         frequency: jax.Array = jnp.diagonal(self.pairs[0])
         return frequency
+
+    @property
+    def scale(self) -> jax.Array:
+        """The same, at least that of one occurrence: what may be divided by, [N]."""
+        return jnp.maximum(self.mu, 1.0 / self.windows)
 
     @property
     def covariance(self) -> jax.Array:
@@ -99,7 +105,7 @@ def whitened(moments: Moments, iterations: int = _ITERATIONS) -> jax.Array:
         moments: of pairs.
         iterations: of conjugate gradients.
     """
-    covariance, mu = moments.covariance, jnp.maximum(moments.mu, 1e-12)
+    covariance, mu = moments.covariance, moments.scale
     length = covariance.shape[0] - 1
     both = jnp.concatenate(
         [covariance[:length], jnp.swapaxes(covariance[length - 1 : 0 : -1], 1, 2)]
@@ -120,19 +126,20 @@ def whitened(moments: Moments, iterations: int = _ITERATIONS) -> jax.Array:
 
 
 def conditional_tests(moments: Moments, lags: jax.Array, kept: jax.Array) -> jax.Array:
-    """What each lag adds to those that are chosen, as a chi-square statistic, [d].
+    """What each lag adds to those that are chosen: a chi-square statistic and a rank, [2, d].
 
     Of the residues R_g of ``e~_t`` and V_g of ``e~_{t-g}`` after a regression on the chosen lags,
-    ``n tr(diag(1/mu) R_g V_g^-1 R_g^T)``; where a lag adds nothing it has a chi-square law of
-    (N - 1)^2 degrees. With nothing chosen it is the marginal test of independence, by which lags
-    are screened.
+    the first is ``n tr(diag(1/mu) R_g V_g^-1 R_g^T)``; where a lag adds nothing it has a chi-square
+    law of (N - 1)^2 degrees. With nothing chosen it is the marginal test of independence, by which
+    lags are screened. The second, by which they are ranked, leaves ``diag(1/mu)`` out: it is the
+    squared error that the lag would take away, in which rare symbols don't drown the others.
 
     Args:
         moments: of pairs.
         lags: of those that are chosen, [G]; repeated where there are fewer.
         kept: which of them are meant, [G].
     """
-    covariance, mu = moments.covariance, jnp.maximum(moments.mu, 1e-12)
+    covariance, mu = moments.covariance, moments.scale
     size, length, count = mu.shape[0], covariance.shape[0] - 1, lags.shape[0]
     every = jnp.arange(1, length + 1, dtype=jnp.int32)
     ridge = _RIDGE * jnp.diag(mu)
@@ -156,10 +163,14 @@ def conditional_tests(moments: Moments, lags: jax.Array, kept: jax.Array) -> jax
         cross.reshape(-1, length, size),
         solved.reshape(-1, length, size),
     )
-    rest = (covariance[0] + ridge)[None] - own
+    # Of a lag's own symbols: at the beginnings of records they may be others than elsewhere.
+    often = jnp.sum(moments.pairs[1:], axis=1)
+    spread = jax.vmap(jnp.diag)(often) - often[:, :, None] * often[:, None, :]
+    rest = spread + ridge[None] - own
     turned = jnp.swapaxes(jnp.linalg.solve(rest, jnp.swapaxes(left, 1, 2)), 1, 2)
-    statistic: jax.Array = moments.windows * jnp.einsum("gyx,gyx,y->g", left, turned, 1.0 / mu)
-    return statistic
+    scales = jnp.stack([1.0 / mu, jnp.ones_like(mu)])
+    statistics: jax.Array = moments.windows * jnp.einsum("gyx,gyx,sy->sg", left, turned, scales)
+    return statistics
 
 
 def lag_strengths(effects: jax.Array, mu: jax.Array) -> jax.Array:
@@ -170,7 +181,27 @@ def lag_strengths(effects: jax.Array, mu: jax.Array) -> jax.Array:
 
 def marginal(moments: Moments) -> jax.Array:
     """``G(g) diag(1/mu)``, [d, N, N]: what each lag tells by itself, echoes included."""
-    return moments.covariance[1:] / jnp.maximum(moments.mu, 1e-12)[None, None, :]
+    return moments.covariance[1:] / moments.scale[None, None, :]
+
+
+def smoothing_of(moments: Moments) -> float:
+    """Pseudo-samples of a column by which pairs at one lag tell each other best, left out in turn.
+
+    With counts c of pairs at the lag that tells most, the largest over s of the sum of
+    ``c(y, x) log((c(y, x) - 1 + s mu_y) / (c(x) - 1 + s))``, on a grid from 0.1 to 10^4.
+    """
+    counts = np.round(np.asarray(moments.pairs, np.float64) * float(moments.windows))
+    mu = np.asarray(moments.mu, np.float64)
+    strongest = 1 + int(np.argmax(np.asarray(lag_strengths(marginal(moments), moments.mu))))
+    pairs = counts[strongest]
+    columns = pairs.sum(axis=0, keepdims=True)
+    grid = np.geomspace(0.1, 1e4, 51)
+
+    def left_out(s: float) -> float:
+        told = np.maximum(pairs - 1 + s * mu[:, None], 1e-300) / np.maximum(columns - 1 + s, 1e-300)
+        return float(np.sum(pairs * np.log(told)))
+
+    return float(grid[int(np.argmax([left_out(s) for s in grid]))])
 
 
 # ------------------------------------------------------------------------------------- the starts
@@ -194,7 +225,7 @@ def start_mtd(moments: Moments, lags: jax.Array, heads: int = 1) -> Mixture:
     for _ in range(heads):
         weights, matrix = _leading(effects, mu)
         if not found:  # later heads see what is left, for which the covariance is not enough
-            weights, matrix = _alternate(covariance, lags, weights, matrix)
+            weights, matrix = _alternate(covariance, moments.scale, lags, weights, matrix)
         effects = effects - weights[:, None, None] * matrix[None]
         found.append((weights, columns_on_simplex(matrix + mu[:, None])))
     weights, matrices = (jnp.stack(each) for each in zip(*found, strict=True))
@@ -213,13 +244,16 @@ def _leading(effects: jax.Array, mu: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _alternate(
-    covariance: jax.Array, lags: jax.Array, weights: jax.Array, matrix: jax.Array
+    covariance: jax.Array,
+    scale: jax.Array,
+    lags: jax.Array,
+    weights: jax.Array,
+    matrix: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Weights and P~ solved for in turn."""
     between = jnp.abs(lags[:, None] - lags[None, :])
     later = (lags[:, None] >= lags[None, :])[:, :, None, None]
-    mu = jnp.diagonal(covariance[0])
-    ridge = _RIDGE * jnp.diag(jnp.maximum(mu, 1e-12))
+    ridge = _RIDGE * jnp.diag(scale)
     for _ in range(_ROUNDS):
         told = jnp.einsum("yx,gyx->g", matrix, covariance[lags])
         curve = jnp.einsum("ya,sab,yb->s", matrix, covariance, matrix)[between]
@@ -319,7 +353,7 @@ def _told_by_query(series: Series, base: Mixture, moments: Moments) -> jax.Array
 
     sums = over_chunks(series, part)[0]
     means = sums[:-1] / jnp.maximum(sums[-1:], 1e-12)
-    frequency = jnp.maximum(moments.mu, 1e-12)[None, :]
+    frequency = moments.scale[None, :]
     label = moments.pairs[1] / frequency  # E[e_y | k], [N, K]
     before = jnp.swapaxes(moments.pairs[base.lags - 1], 1, 2)
     seen = before / frequency[None]  # E[e_x | k], [G, N, K]

@@ -290,7 +290,8 @@ def _fasta(text: str) -> list[list[str]]:
         if line.startswith((">", ";")):
             records.append([])
         else:
-            records[-1].extend(line.strip().upper())
+            # Gaps of an alignment are no bases.
+            records[-1].extend(line.strip().upper().replace("-", "").replace(".", ""))
     return records
 
 
