@@ -68,11 +68,11 @@ if TYPE_CHECKING:
 else:
     jax, jnp = Lazily("jax"), Lazily("jax.numpy")
 
-BLOCK = 512
+BLOCK = 128
 """Windows that are looked at in one go; records come at whole numbers of blocks."""
 LEVEL = 0.05
 """Chance of a threshold to let any false lag pass, where nothing is correlated."""
-_MOST_STEPS = 28  # beyond, counts are no longer exact in float32
+_MOST_STEPS = 32  # beyond, counts are no longer exact in float32
 _BURN_IN = 20  # context lengths, before the first window
 _PERIODS = 256  # context lengths that the autocorrelation of theory is cut off after
 
@@ -103,25 +103,24 @@ class Moments(NamedTuple):
     Attributes:
         last: the T newest tokens, [T] int32; of i.i.d. contexts none are kept, and it stays.
         counts: windows with label n and token m at lag g, [T, N, N].
+        seen: how often each token was seen, over what makes its sum n, [N].
     """
 
     last: jax.Array
     counts: jax.Array
+    seen: jax.Array
 
 
 class Moving(NamedTuple):
-    """Cross-moments in the coordinates that learners use; d = N - 1.
+    """Cross-moments in whitened coordinates, d = N - 1 of them.
 
     Attributes:
         mean: frequencies of the tokens, [N].
-        half: ``C(g) W^T`` [T, N, d], labels as they are and tokens whitened: of lengths in the
-            mu-norm.
-        whole: ``W C(g) W^T`` [T, d, d].
+        whole: ``W C(g) W^T``, [T, d, d].
         windows: n, a scalar.
     """
 
     mean: jax.Array
-    half: jax.Array
     whole: jax.Array
     windows: jax.Array
 
@@ -258,7 +257,13 @@ def grow(
     return jax.lax.scan(add, sequence, (places, lags.astype(jnp.int32), uniform[1]))[0]
 
 
-def lag_counts(sequence: jax.Array, context: int, num_tokens: int, dtype: Any) -> jax.Array:  # noqa: ANN401
+def lag_counts(
+    sequence: jax.Array,
+    context: int,
+    num_tokens: int,
+    dtype: Any,  # noqa: ANN401 - of arrays
+    unseen: jax.Array | int = 0,
+) -> jax.Array:
     """How often label n has token m at lag g before it, [T, N, N], by Fourier transforms.
 
     Args:
@@ -266,6 +271,7 @@ def lag_counts(sequence: jax.Array, context: int, num_tokens: int, dtype: Any) -
         context: T.
         num_tokens: N.
         dtype: of the counts, which are whole numbers.
+        unseen: how many of the oldest tokens are not counted.
 
     Example:
         >>> lag_counts(jnp.array([0, 1, 1, 0]), 1, 2, jnp.float32)[0].tolist()
@@ -273,6 +279,7 @@ def lag_counts(sequence: jax.Array, context: int, num_tokens: int, dtype: Any) -
     """
     total = sequence.shape[0]
     size = 1 << (total - 1).bit_length()  # no lag wraps around
+    sequence = jnp.where(jnp.arange(total) < unseen, -1, sequence)  # which is one-hot nowhere
     hot = jax.nn.one_hot(sequence, num_tokens, axis=0, dtype=dtype)
     every = jnp.fft.rfft(hot, size)
     label = jnp.fft.rfft(hot[:, context:], size)
@@ -294,19 +301,20 @@ def context_counts(batch: scbjax.Batch, num_tokens: int, dtype: Any) -> jax.Arra
 # ------------------------------------------------------------------------------------ the learners
 
 
-def moments(counts: jax.Array) -> Moving:
-    """Cross-moments of counts [T, N, N], centred by the frequencies that were counted."""
-    num_tokens, dtype = counts.shape[1], counts.dtype
-    count = jnp.sum(counts[0])
+def moments(counts: jax.Array, seen: jax.Array) -> Moving:
+    """Cross-moments of counts [T, N, N], whitened by the frequencies that were seen, [N].
+
+    Of a sequence the first tokens have fewer lags, and every sum is divided by n: as those of a
+    circle with T empty places, the autocovariances are those of a positive matrix R.
+    """
+    count = jnp.sum(seen)
     some = jnp.maximum(count, 1.0)
-    token, label = jnp.sum(counts, axis=1) / some, jnp.sum(counts[0], axis=1) / some
-    seen = jnp.maximum(jnp.mean(token, axis=0), 0.5 / some)  # none is zero
-    mean = jnp.where(count > 0, seen, jnp.full((num_tokens,), 1.0 / num_tokens, dtype))
-    white = whitening(mean / jnp.sum(mean))
-    centred = counts / some - label[None, :, None] * token[:, None, :]
-    half = jnp.einsum("gnm,dm->gnd", centred, white)
-    whole = jnp.einsum("cn,gnd->gcd", white, half)
-    return Moving(mean, half, whole, count)
+    uniform = jnp.full_like(seen, 1.0 / seen.shape[0])
+    mean = jnp.where(count > 0, jnp.maximum(seen, 0.5) / some, uniform)  # none is zero
+    mean = mean / jnp.sum(mean)
+    white = whitening(mean)
+    whole = jnp.einsum("cn,gnm,dm->gcd", white, counts / some, white)
+    return Moving(mean, whole, count)
 
 
 def threshold(context: int, freedom: int) -> float:
@@ -390,20 +398,18 @@ def two_steps(found: Moving) -> tuple[jax.Array, jax.Array, jax.Array]:
     curvature ``R_V[g, h] = tr(V~ C(g - h) V~^T)``.
 
     Returns:
-        V~ in half-whitened coordinates [N, d], and [T] twice.
+        ``V~ diag(mu)^(1/2)`` in the basis of whitened tokens, [N, d], whose inner products are
+        those of the mu-norm; and [T] twice.
     """
     from scbjax.task import solve
 
-    value = jnp.mean(found.half, axis=0)
-    plain = jnp.einsum("nd,gnd->g", value, found.half)
-    gram = value.T @ value
-    # tr(V~ C(k) V~^T) with the tokens of both sides whitened.
-    near = jnp.einsum("de,ged->g", gram, found.whole)
-    row = jnp.concatenate([jnp.trace(gram)[None], near[:-1]])
-    row = row / jnp.maximum(row[0], jnp.finfo(row.dtype).tiny)
-    row = row.at[0].set(1.0)
-    matrix = _toeplitz(row[:, None, None])
-    return value, plain, solve(matrix, plain[:, None])[:, 0]
+    labels = (whitening(found.mean) * found.mean[None, :]).T  # a label is this times whitened ones
+    value = labels @ jnp.mean(found.whole, axis=0)
+    plain = jnp.einsum("gcd,cd->g", found.whole, labels.T @ value)
+    near = jnp.einsum("de,ged->g", value.T @ value, found.whole)[:-1]
+    size = jnp.maximum(jnp.sum(value**2), jnp.finfo(near.dtype).tiny)
+    row = jnp.concatenate([jnp.ones_like(near[:1]), near / size])
+    return value, plain, solve(_toeplitz(row[:, None, None]), plain[:, None])[:, 0]
 
 
 # --------------------------------------------------------------------------------- what is expected
@@ -563,10 +569,10 @@ def _hits(score: jax.Array, true: jax.Array, sparsity: int) -> jax.Array:
 
 
 def observe(
-    task: SequenceTask, own: Expected, counts: jax.Array, data: str, sparsity: int
+    task: SequenceTask, own: Expected, state: Moments, data: str, sparsity: int
 ) -> dict[str, jax.Array]:
-    """All that is recorded of the counts [T, N, N], given what is expected of them."""
-    found = moments(counts)
+    """All that is recorded, given what is expected."""
+    found = moments(state.counts, state.seen)
     context, size = own.moment.shape
     level, true = threshold(context, size * size), jnp.max(task.pattern, axis=1) > 0
     value, plain, newton = two_steps(found)
@@ -583,7 +589,7 @@ def observe(
     limit = jnp.sum((task.sizes * own.pull)[None, :] * own.moment, axis=1)
     spread = jnp.sqrt(jnp.sum(task.modes**2 * own.time[None, :], axis=1))
     return {
-        "samples": found.windows.astype(jnp.int32),
+        "samples": jnp.round(found.windows).astype(jnp.int32),
         "marginal_false": falsely,
         "marginal_missed": missed,
         "marginal_false_expected": jnp.sum(jnp.where(true, 0.0, by_marginal)),
@@ -596,6 +602,7 @@ def observe(
         "gradient_hits_limit": _hits(limit, true, sparsity),
         "value_cosine": aligned / jnp.maximum(lengths, 1e-12),
         "value_cosine_expected": expected_cosine(own, task, found.windows),
+        "correlation_time": own.time[-1],
         "total_variation": jnp.sum(jnp.abs(found.mean - task.stationary)) / 2.0,
         "total_variation_shift": jnp.sum(jnp.abs(shift(own, task))) / 2.0,
         "total_variation_noise": jnp.sum(spread)
@@ -617,6 +624,7 @@ VARIABLES: Mapping[str, Variable] = {
     "gradient_hits_limit": Variable("share of true lags in the gradient of endless data"),
     "value_cosine": Variable("cosine of V after a step from uniform attention to P"),
     "value_cosine_expected": Variable("expected cosine of V to P"),
+    "correlation_time": Variable("integrated autocorrelation time of the slowest mode, in tokens"),
     "total_variation": Variable("total variation between the frequencies of tokens and mu"),
     "total_variation_shift": Variable("the same that lags by query make, to first order"),
     "total_variation_noise": Variable("the same that noise alone makes, expected"),
@@ -642,7 +650,7 @@ PARAMETERS = (
     ),
     replace(
         STEPS, check=Interval(1, _MOST_STEPS),
-        help="Steps: step i comes to 2^((i + 1) / 2) blocks of 512 windows",
+        help="Steps: step i comes to 2^((i + 1) / 2) blocks of 128 windows",
     ),
     RECORD_EVERY,
 )  # fmt: skip
@@ -664,10 +672,12 @@ def _build(fixed: Values, _: Mapping[str, tuple[Any, ...]]) -> Functions:
         dtype = task.transition.dtype
         if data == "independent":
             counts = context_counts(_contexts(key, task, index), num_tokens, dtype)
-            return state._replace(counts=state.counts + counts)
+            seen = jnp.sum(counts, axis=(0, 1)) / context
+            return Moments(state.last, state.counts + counts, state.seen + seen)
         grown = grow(jax.random.fold_in(key, index), task, state.last, BLOCK, sparsity)
-        counts = lag_counts(grown, context, num_tokens, dtype)
-        return Moments(grown[-context:], state.counts + counts)
+        counts = lag_counts(grown, context, num_tokens, dtype, context - BLOCK * index)
+        seen = jnp.sum(jax.nn.one_hot(grown[context:], num_tokens, dtype=dtype), axis=0)
+        return Moments(grown[-context:], state.counts + counts, state.seen + seen)
 
     def start(keys: Keys, _: Values, drawn: Drawn) -> Moments:
         task = drawn[0]
@@ -677,7 +687,7 @@ def _build(fixed: Values, _: Mapping[str, tuple[Any, ...]]) -> Functions:
         empty = jnp.zeros((context, num_tokens, num_tokens), task.transition.dtype)
         if data == "sequence":
             last = grow(then, task, last, _BURN_IN * context, sparsity)[-context:]
-        return Moments(last, empty)
+        return Moments(last, empty, empty[0, 0])
 
     def advance(keys: Keys, _: Values, drawn: Drawn, state: Moments, step: jax.Array) -> Moments:
         reached = jnp.asarray(ends, jnp.int32)
@@ -690,7 +700,7 @@ def _build(fixed: Values, _: Mapping[str, tuple[Any, ...]]) -> Functions:
     def record(
         _: Keys, __: Values, drawn: Drawn, state: Moments, ___: jax.Array
     ) -> dict[str, jax.Array]:
-        return observe(*drawn, state.counts, data, sparsity)
+        return observe(*drawn, state, data, sparsity)
 
     def is_finite(state: Moments) -> jax.Array:
         return jnp.all(jnp.isfinite(state.counts))
