@@ -367,7 +367,7 @@ def test_a_small_sweep_finds_the_lags() -> None:
     jax.config.update("jax_enable_x64", False)
     axes = {"seed": range(3), "slow": (0.2, 0.8)}
     found = scbjax.sweep.run(STUDY, axes=axes, progress=False)
-    assert found.samples.isel(seed=0, slow=0).values.tolist() == [0, 768, 2944, 11648]
+    assert found.samples.isel(seed=0, slow=0).values.tolist() == [0, 512, 2048, 8192]
     end = found.sel(slow=0.8).isel(step=-1)
     assert (end.whitened_missed == 0).all()
     assert end.whitened_false.sum() <= 2
@@ -390,7 +390,7 @@ def test_records_in_between_change_nothing_and_contexts_have_no_false_lags() -> 
 
 def test_the_small_form_of_the_study_loads() -> None:
     study = load_study("sequences", small=True)
-    assert study.base["train.steps"] <= 13
+    assert study.base["train.steps"] <= 14
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_the_small_form_of_the_study_loads() -> None:
     [
         ({"task.slow": 1.5}, "task.slow must be a number from 0.0 to 1.0, got 1.5"),
         ({"task.sparsity": 30}, "task.sparsity = 30 is larger than task.context_length = 20"),
-        ({"train.steps": 40}, "train.steps must be an integer from 1 to 32, got 40"),
+        ({"train.steps": 40}, "train.steps must be an integer from 1 to 34, got 40"),
         ({"task.data": "text"}, "task.data must be one of 'sequence', 'independent', got 'text'"),
     ],
 )

@@ -32,8 +32,9 @@ instead of T + 1.
 
 **Stage 1.** From uniform attention V is pulled by the mean over lags: ``sum_{g <= T} rho(g) / T``
 instead of ``r / T``, for all lags tell of P, the false ones too. Its noise is ``mean_w f^2 |A(w)|^2
-/ n`` (A the transform of a window) instead of ``1 / (n T)``. The signal grows with r about as the
-root of the noise does, so that both need of the order of T windows: T tokens against T^2.
+/ n`` (A the transform of a window) instead of ``1 / (n T)``. Both grow with r: more windows are
+needed than i.i.d. ones, but not as many times more as there are tokens in the autocorrelation time
+``sum_k rho(k)``. So it is of the order of T windows either way, which are T tokens or T^2.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ BLOCK = 128
 """Windows that are looked at in one go; records come at whole numbers of blocks."""
 LEVEL = 0.05
 """Chance of a threshold to let any false lag pass, where nothing is correlated."""
-_MOST_STEPS = 32  # beyond, counts are no longer exact in float32
+_MOST_STEPS = 34  # beyond, counts are no longer exact in float32
 _BURN_IN = 20  # context lengths, before the first window
 _PERIODS = 256  # context lengths that the autocorrelation of theory is cut off after
 
@@ -650,7 +651,7 @@ PARAMETERS = (
     ),
     replace(
         STEPS, check=Interval(1, _MOST_STEPS),
-        help="Steps: step i comes to 2^((i + 1) / 2) blocks of 128 windows",
+        help="Steps: step i comes to 2^(i / 2) blocks of 128 windows",
     ),
     RECORD_EVERY,
 )  # fmt: skip
@@ -661,7 +662,7 @@ def _build(fixed: Values, _: Mapping[str, tuple[Any, ...]]) -> Functions:
     num_tokens, context = fixed["task.num_tokens"], fixed["task.context_length"]
     sparsity, every = fixed["task.sparsity"], fixed["train.record_every"]
     data, lags = fixed["task.data"], fixed["task.lags"]
-    ends = [0, *(round(2 ** ((i + 1) / 2)) for i in range(1, fixed["train.steps"] + 1))]
+    ends = [0, *(round(2 ** (i / 2)) for i in range(1, fixed["train.steps"] + 1))]
     sizes = {"num_tokens": num_tokens, "context_length": context, "sparsity": sparsity}
 
     def draw(keys: Keys, values: Values) -> Drawn:
