@@ -396,7 +396,7 @@ def test_the_small_form_of_the_study_loads() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task.slow": 1.5}, "task.slow must be a number from 0.0 to 1.0, got 1.5"),
+        ({"task.slow": 1.5}, "task.slow must be a number from 0.0 to 0.95, got 1.5"),
         ({"task.sparsity": 30}, "task.sparsity = 30 is larger than task.context_length = 20"),
         ({"train.steps": 40}, "train.steps must be an integer from 1 to 34, got 40"),
         ({"task.data": "text"}, "task.data must be one of 'sequence', 'independent', got 'text'"),

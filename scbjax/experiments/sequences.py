@@ -74,8 +74,9 @@ BLOCK = 128
 LEVEL = 0.05
 """Chance of a threshold to let any false lag pass, where nothing is correlated."""
 _MOST_STEPS = 34  # beyond, counts are no longer exact in float32
-_BURN_IN = 20  # context lengths, before the first window
+_BURN_IN = 50  # context lengths, before the first window
 _PERIODS = 256  # context lengths that the autocorrelation of theory is cut off after
+_SLOWEST = 0.95  # of which nothing is left by then: r^256 < 1e-5
 
 
 class SequenceTask(NamedTuple):
@@ -637,7 +638,7 @@ PARAMETERS = (
     SPARSITY,
     Parameter(
         "task.slow", float, 0.5, "traced", "outer",
-        "The largest eigenvalue of P but one", Interval(0.0, 1.0), symbol="$r$",
+        "The largest eigenvalue of P but one", Interval(0.0, _SLOWEST), symbol="$r$",
     ),
     Parameter(
         "task.lags", str, "fixed", "static", "outer",
