@@ -347,7 +347,7 @@ def draw_ratios(axes: Axes, data: xr.Dataset) -> None:
         Line2D([], [], color="#999999", linestyle="--", label=r"$\sum_k \rho(k)$, slow mode")
     )
     axes.legend(handles=handles, loc="upper left", fontsize=7)
-    axes.set_title("what a window is worth")
+    axes.set_title("against i.i.d. contexts")
 
 
 # ------------------------------------------------------------------------------- the numbers

@@ -27,8 +27,8 @@ else. R^{-1} of an autoregression is known, so the signal of a lag over its nois
 
     n sum_i r_i^2 q_g^2 / (1 + r_i^2 |q|^2)   against   n sum_i r_i^2 q_g^2   of i.i.d. contexts:
 
-a whitened window is worth at least half of an i.i.d. one, however slow P is, and costs one token
-instead of T + 1.
+a whitened window is worth at least half of an i.i.d. one, however slow P is, once there are many
+more than the T d that the fit takes, and it costs one token instead of T + 1.
 
 **Stage 1.** From uniform attention V is pulled by the mean over lags: ``sum_{g <= T} rho(g) / T``
 instead of ``r / T``, for all lags tell of P, the false ones too. Its noise is ``mean_w f^2 |A(w)|^2
