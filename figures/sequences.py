@@ -313,7 +313,7 @@ def draw_costs(axes: Axes, data: xr.Dataset, goal: Goal, title: str) -> None:
             axes.plot(data["slow"], tokens, color=way.colour, linestyle="--", linewidth=1.0)
             some = np.flatnonzero(np.isfinite(tokens))
             if some.size:
-                place = some[len(some) // 2]
+                place = some[(len(some) - 1) // 2]
                 at = float(data["slow"][place]), float(tokens[place])
                 axes.annotate(
                     "in tokens", at, (0, 5), textcoords="offset points", color=way.colour,
