@@ -8,7 +8,14 @@ context, for the lags and for the first step of stage 1, and costs one token ins
 
 from __future__ import annotations
 
-from _statistics import Estimate, cost_interval, interval_of, quantile_interval, resampled_runs
+from _statistics import (
+    RESAMPLES,
+    Estimate,
+    cost_interval,
+    interval_of,
+    quantile_interval,
+    resampled_runs,
+)
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +26,7 @@ import xarray as xr
 from _data import Values, setting
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
-from _runs import band
+from _runs import band, median
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -34,6 +41,7 @@ VARIABLES: Final = (
 )  # fmt: skip
 SHOWN: Final = (0.3, 0.6, 0.9)  # eigenvalues, or the nearest, whose false lags are drawn over n
 LEAST: Final = 3e-4  # of the total variations that are drawn
+NEVER: Final = np.full(RESAMPLES, np.inf)
 PATH: Final[dict[str, Any]] = {"color": "black", "linewidth": 0.9, "linestyle": ":", "zorder": 6}
 SLOW: Final = "slow eigenvalue $r$ of $P$"
 
@@ -88,6 +96,14 @@ def tokens_of(data: xr.Dataset, way: Way) -> int:
     return 1 if way.data == "sequence" else int(str(setting(data, "context_length"))) + 1
 
 
+def mean(values: Values, axis: int = 0) -> Values:
+    """Give the mean of the values that are finite; NaN where none is."""
+    known = np.isfinite(values)
+    count = known.sum(axis=axis)
+    total = np.where(known, values, 0.0).sum(axis=axis) / np.maximum(count, 1)
+    return np.where(count > 0, total, np.nan)
+
+
 def crossing(data: xr.Dataset, values: Values, level: float) -> Values:
     """Windows at which values [..., steps] first come to a level; lines in log n join records."""
     n = windows(data)
@@ -125,14 +141,20 @@ class Goal:
 
     def theory(self, data: xr.Dataset, way: Way) -> Values:
         """Windows that theory expects, [eigenvalues]."""
-        return crossing(data, self.expected(data, way).mean(axis=1), self.level)
+        return crossing(data, mean(self.expected(data, way), 1), self.level)
 
     def cost(self, data: xr.Dataset, way: Way) -> tuple[Values, Values]:
         """Windows that it takes, [eigenvalues], and of resampled runs, [eigenvalues, resamples]."""
         values = self.measured(data, way)
-        found = crossing(data, values.mean(axis=1), self.level)
-        drawn = resampled_runs(values.shape[1], lost=0)
-        again = [crossing(data, own[drawn].mean(axis=1), self.level) for own in values]
+        found = crossing(data, mean(values, 1), self.level)
+        again = []
+        for own in values:
+            known = own[np.isfinite(own).all(axis=1)]
+            if len(known) == 0:
+                again.append(NEVER)
+                continue
+            drawn = resampled_runs(len(known), lost=0)
+            again.append(crossing(data, mean(known[drawn], 1), self.level))
         return found, np.stack(again)
 
     def ratio(self, data: xr.Dataset) -> tuple[Values, Values]:
@@ -145,7 +167,7 @@ class Goal:
 def exact(data: xr.Dataset, way: Way) -> Values:
     """Whether the true lags pass and no others, [eigenvalues, runs, steps]."""
     false, missed = (runs_of(data, f"{way.name}_{part}", way.data) for part in ("false", "missed"))
-    return np.asarray(false + missed == 0, float)
+    return np.where(np.isfinite(false + missed), false + missed == 0, np.nan)
 
 
 LAGS: Final = Goal(
@@ -196,7 +218,7 @@ def plot(dataset: xr.Dataset) -> Figure:
     low = min(axes.get_ylim()[0] for axes in panels[1, :2])
     high = max(axes.get_ylim()[1] for axes in panels[1, :2])
     for axes in panels[1, :2]:
-        axes.set_ylim(low, high)
+        axes.set_ylim(max(low, 1.0), max(high, 10.0))
     for axes in (panels[0, 0], panels[0, 2], *panels[1]):
         axes.set_xlim(-0.04, 0.96)
         axes.set_xlabel(SLOW)
@@ -249,7 +271,7 @@ def draw_false(axes: Axes, data: xr.Dataset) -> None:
         draw_runs(axes, data, runs_of(data, f"{way.name}_false", way.data)[..., -1], way)
     for way in (RAW, APART):
         expected = runs_of(data, "marginal_false_expected", way.data)[..., -1]
-        draw_theory(axes, data, np.median(expected, axis=1))
+        draw_theory(axes, data, band(expected.T)[1])
     count_axis(axes)
     axes.set_ylabel("false lags that pass")
     axes.set_title(f"after {windows(data)[-1] / 1000:.0f}k windows")
@@ -263,9 +285,9 @@ def draw_growth(axes: Axes, data: xr.Dataset) -> None:
         expected = runs_of(data, "marginal_false_expected", "sequence")[place, :, 1:]
         axes.fill_between(n, low, high, color=RAW.colour, alpha=0.2)
         axes.plot(n, middle, color=RAW.colour, linewidth=1.0)
-        axes.plot(n, np.median(expected, axis=0), **PATH)
+        axes.plot(n, band(expected)[1], **PATH)
         axes.annotate(
-            f"{slow[place]:g}", (n[-1], max(float(middle[-1]), 0.2)), (4, -3),
+            f"{slow[place]:g}", (n[-1], max(0.2, float(np.nan_to_num(middle[-1])))), (4, -3),
             textcoords="offset points", color=RAW.colour, fontsize=7,
         )  # fmt: skip
     axes.text(0.02, 0.97, "numbers: $r$", transform=axes.transAxes, va="top", fontsize=7)
@@ -286,10 +308,10 @@ def draw_law(axes: Axes, data: xr.Dataset) -> None:
         own = Way(f"{lags} lags", "sequence", "", colour, look.pop("marker"))
         draw_runs(axes, data, seen, own, **look)
         name = "total_variation_noise" if lags == "fixed" else "total_variation_shift"
-        expected = np.median(runs_of(data, name, "sequence", lags)[..., -1], axis=1)
+        expected = band(runs_of(data, name, "sequence", lags)[..., -1].T)[1]
         draw_theory(axes, data, np.where(expected > LEAST, expected, np.nan))
     axes.set(yscale="log", ylabel=r"total variation to $\mu$")
-    axes.set_ylim(LEAST, 6 * axes.get_ylim()[1])
+    axes.set_ylim(LEAST, max(6 * axes.get_ylim()[1], 10 * LEAST))
     handles = [
         Line2D([], [], color=WHITE.colour, marker="s", markersize=3.5, label="fixed lags"),
         Line2D([], [], color="#CC79A7", marker="D", markersize=3.5, linestyle="--",
@@ -334,7 +356,7 @@ def draw_ratios(axes: Axes, data: xr.Dataset) -> None:
         ends = np.array([interval_of(one) for one in drawn]).T
         draw_line(axes, data, (over, ends[0], ends[1]), own)
         draw_theory(axes, data, divided(goal.theory(data, WHITE), goal.theory(data, APART)))
-    time = np.median(runs_of(data, "correlation_time", "sequence")[..., -1], axis=1)
+    time = band(runs_of(data, "correlation_time", "sequence")[..., -1].T)[1]
     axes.plot(data["slow"], time, color="#999999", linestyle="--", linewidth=1.0)
     axes.set(yscale="log", ylim=(0.4, 200), ylabel="windows over i.i.d. windows")
     axes.set_yticks([0.5, 1, 2, 5, 10, 20, 50], ["0.5", "1", "2", "5", "10", "20", "50"])
@@ -365,7 +387,7 @@ def around(values: Values) -> list[float]:
     if known.size == 0:
         return [np.nan] * 3
     with np.errstate(invalid="ignore"):
-        told = float(np.median(known))
+        told = float(np.median(known))  # some may be infinite
     return [told, *quantile_interval(known)]
 
 
@@ -378,11 +400,11 @@ def false_table(data: xr.Dataset) -> Table:
         expected = runs_of(data, "marginal_false_expected", way.data)
         limit = runs_of(data, "gradient_hits_limit", way.data)
         for place, slow in enumerate(data["slow"].to_numpy()):
-            theory = float(np.median(expected[place, :, -1])) if way is not WHITE else np.nan
-            above = float(limit[place, :, -1].mean()) if way is RAW and slow > 0 else np.nan
+            theory = median(expected[place, :, -1]) if way is not WHITE else np.nan
+            above = float(mean(limit[place, :, -1])) if way is RAW and slow > 0 else np.nan
             rows.append(
                 [way.label, float(slow), *around(false[place, :, -1]), theory,
-                 float(hits[place, :, -1].mean()), above]
+                 float(mean(hits[place, :, -1])), above]
             )  # fmt: skip
     return Table(
         f"False lags after {windows(data)[-1]:.0f} windows, medians with 95% intervals, and the "
@@ -403,7 +425,7 @@ def cost_table(data: xr.Dataset) -> Table:
     rows = []
     for way in WAYS:
         found = [(*goal.cost(data, way), goal.theory(data, way)) for goal in GOALS]
-        ever = exact(data, way).max(axis=2).mean(axis=1)
+        ever = mean(np.where(np.isfinite(own := exact(data, way)), own, 0.0).max(axis=2), 1)
         for place, slow in enumerate(data["slow"].to_numpy()):
             told = [
                 number
@@ -414,14 +436,22 @@ def cost_table(data: xr.Dataset) -> Table:
     return Table(
         "Windows until half of the runs have the true lags and no others, and until the mean "
         f"cosine of V after a step to P is {ALIGNED.level:g}, with 95% intervals over tasks",
-        ("way", "r", "ever exact", *ranged("lags"), "expected", *ranged("stage 1"), "by theory"),
+        (
+            "way",
+            "r",
+            "share ever exact",
+            *ranged("lags"),
+            "expected",
+            *ranged("stage 1"),
+            "by theory",
+        ),
         rows,
     )
 
 
 def ratio_table(data: xr.Dataset) -> Table:
     """Tabulate windows of a sequence over i.i.d. ones."""
-    time = np.median(runs_of(data, "correlation_time", "sequence")[..., -1], axis=1)
+    time = band(runs_of(data, "correlation_time", "sequence")[..., -1].T)[1]
     rows = []
     for goal in GOALS:
         over, drawn = goal.ratio(data)
@@ -446,7 +476,7 @@ def law_table(data: xr.Dataset) -> Table:
         names = ("total_variation", "total_variation_noise", "total_variation_shift")
         seen, noise, shift = (runs_of(data, n, "sequence", lags)[..., -1] for n in names)
         for place, slow in enumerate(data["slow"].to_numpy()):
-            told = [float(np.median(noise[place])), float(np.median(shift[place]))]
+            told = [median(noise[place]), median(shift[place])]
             rows.append([lags, float(slow), *around(seen[place]), *told])
     return Table(
         f"Total variation between the frequencies of {windows(data)[-1]:.0f} tokens and mu, "

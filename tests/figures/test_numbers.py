@@ -128,7 +128,7 @@ def test_sequences_have_the_costs_that_were_made() -> None:
     assert column(false[:4], "expected") == close([0.0, 13.2, 26.4, 39.6])
     assert column(false, "true among largest") == close([0.5] * 4 + [1.0] * 8)
     # Cross-moments of a sequence let false lags pass from the first record on.
-    assert column(costs, "ever exact") == close([0.0] * 4 + [0.0, 1.0, 1.0, 1.0] * 2)
+    assert column(costs, "share ever exact") == close([0.0] * 4 + [0.0, 1.0, 1.0, 1.0] * 2)
     # Lines in log n: half of the way from 1000 to 2000, and 14 of 15 parts from 2000 to 4000.
     lags, near = 1000 * 2**0.5, 2000 * 2 ** (14 / 15)
     assert column(costs[5:8], "lags") == close([lags] * 3)
