@@ -63,6 +63,7 @@ MODULES = (
     "scbjax.experiments.embeddings",
     "scbjax.experiments.finite",
     "scbjax.experiments.hierarchy",
+    "scbjax.experiments.sequences",
     "scbjax.fitting.reading",
     "scbjax.fitting.series",
     "scbjax.fitting.mixtures",

@@ -648,6 +648,52 @@ def few_shot() -> xr.Dataset:
     )
 
 
+def sequences() -> xr.Dataset:
+    """A sequence takes twice the windows of i.i.d. contexts, and moments find 40 r false lags."""
+    slow, samples = np.array([0.0, 0.3, 0.6, 0.9]), np.array([0, 1000, 2000, 4000, 8000])
+    data, lags = ["sequence", "independent", "sequence"], ["fixed", "fixed", "query"]
+    shape = (SEEDS, 4, 3, 5)
+    apart = np.array([False, True, False])[:, None]
+    found = (samples >= np.where(apart, 1000, 2000)) & (slow[:, None, None] > 0)
+    false = np.where(apart, 0, np.round(40 * slow)[:, None, None]) * (samples > 0)
+    aligned = samples >= np.where(apart, 2000, 4000)
+    law = np.where(np.array(lags) == "query", 0.04, 0.01)[:, None] * (1 + slow[:, None, None])
+    values = {
+        "samples": samples,
+        "marginal_false": false,
+        "marginal_missed": 2 * ~found,
+        "marginal_false_expected": 1.1 * false,
+        "marginal_exact_expected": 1.0 * found,
+        "whitened_false": 0,
+        "whitened_missed": 2 * ~found,
+        "whitened_exact_expected": 1.0 * found,
+        "gradient_hits": np.where(apart, 1.0, 0.5),
+        "newton_hits": 1.0,
+        "gradient_hits_limit": np.where(apart, 1.0, 0.5),
+        "value_cosine": np.where(aligned & (slow[:, None, None] > 0), 0.95, 0.2),
+        "value_cosine_expected": np.where(aligned & (slow[:, None, None] > 0), 0.9, 0.2),
+        "correlation_time": np.broadcast_to(1 / (1 - slow)[:, None, None], (4, 3, 5)),
+        "total_variation": law,
+        "total_variation_shift": law,
+        "total_variation_noise": law / 2,
+    }
+    dims = ("seed", "slow", "arm", "step")
+    return xr.Dataset(
+        {name: (dims, np.broadcast_to(value, shape)) for name, value in values.items()},
+        coords={
+            "seed": np.arange(SEEDS),
+            "slow": slow,
+            "data": ("arm", data),
+            "lags": ("arm", lags),
+            "step": np.arange(5),
+        },
+        attrs={
+            "settings": json.dumps({"task.context_length": 200}),
+            "study": "[axes]\nseed = [0]\nslow = [0.0]\n[[zip]]\nname = 'arm'\n",
+        },
+    )
+
+
 def fig5(dataset: xr.Dataset) -> xr.Dataset:
     """The shared dataset with a vocabulary in the place of the sparsity, and a loss."""
     data = dataset.rename({"sparsity": "num_tokens"})
@@ -670,6 +716,7 @@ MADE: dict[str, Callable[[], xr.Dataset]] = {
     "multihead": multihead,
     "multihead_scaling": multihead_scaling,
     "two_hop": two_hop,
+    "sequences": sequences,
     "few_shot": few_shot,
 }
 

@@ -122,6 +122,25 @@ def test_maps_have_the_powers_and_shares_that_were_made() -> None:
     assert [float(lost[0][f"share, {end}"]) for end in ("from", "to")] == close(ends_of_it)
 
 
+def test_sequences_have_the_costs_that_were_made() -> None:
+    false, costs, ratios, laws = read(load("sequences").tables(made.sequences()))
+    assert column(false, "false") == close([0.0, 12.0, 24.0, 36.0] + [0.0] * 8)
+    assert column(false[:4], "expected") == close([0.0, 13.2, 26.4, 39.6])
+    assert column(false, "true among largest") == close([0.5] * 4 + [1.0] * 8)
+    # Cross-moments of a sequence let false lags pass from the first record on.
+    assert column(costs, "share ever exact") == close([0.0] * 4 + [0.0, 1.0, 1.0, 1.0] * 2)
+    # Lines in log n: half of the way from 1000 to 2000, and 14 of 15 parts from 2000 to 4000.
+    lags, near = 1000 * 2**0.5, 2000 * 2 ** (14 / 15)
+    assert column(costs[5:8], "lags") == close([lags] * 3)
+    assert column(costs[5:8], "stage 1") == close([near] * 3)
+    assert column(costs[5:8], "by theory") == close([4000.0] * 3)
+    assert column(costs[9:], "lags") == close([1000.0] * 3)
+    assert column(ratios, "windows") == close([2**0.5] * 3 + [2.0] * 3)
+    assert column(ratios, "tokens saved") == close([201 / 2**0.5] * 3 + [100.5] * 3)
+    assert column(ratios, "time") == close([1 / 0.7, 2.5, 10.0] * 2)
+    assert column(laws, "distance") == close([0.01, 0.013, 0.016, 0.019, 0.04, 0.052, 0.064, 0.076])
+
+
 def test_few_shot_has_the_lines_that_were_made() -> None:
     slopes, grown, cases, rounded = read(load("few_shot").tables(made.few_shot()))
     kinds = ["new Q, P kept", "new P, Q kept"]

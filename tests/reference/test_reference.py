@@ -31,6 +31,7 @@ NEWER = {
     "multihead",
     "multihead_scaling",
     "projector_tasks",
+    "sequences",
     "two_hop",
 }
 """Studies that the commit did not have."""
