@@ -115,6 +115,13 @@ def test_readme_examples_run(tmp_path: Path) -> None:
         assert_printed(printed, text)
 
 
+def test_the_example_of_a_fit_runs(tmp_path: Path) -> None:
+    printed = run_examples("docs/fit.md", tmp_path)
+    ((_, shown),) = blocks("docs/fit.md", "text")
+    assert_printed(printed, shown)
+    assert (tmp_path / "machine.png").stat().st_size > 0
+
+
 def test_what_a_document_shows_must_have_been_printed() -> None:
     printed = "a = 1.0\n[0.25 0.5]\n"
     assert_printed(printed, "[0.25001 0.5]\n")

@@ -75,9 +75,9 @@ def to_dataset(fit: Fit) -> xr.Dataset:
     return dataset
 
 
-def save_fit(fit: Fit, path: Path) -> None:
+def save_fit(fit: Fit, path: str | Path) -> None:
     """Writes a fit to a file, which is there as a whole or not at all."""
-    save_dataset(to_dataset(fit), path)
+    save_dataset(to_dataset(fit), Path(path))
 
 
 def load_fit(path: str | Path) -> Fit:

@@ -261,6 +261,18 @@ def learners_table(payload: Payload) -> str:
     return table(header, rows)
 
 
+def fit_table(payload: Payload) -> str:
+    """Steps of EM of `scbjax fit` beside NumPy."""
+    rates = {row["name"]: row["rate"] for row in payload["rows"]}
+    rows = []
+    for name, times in payload["times_numpy"].items():
+        seconds = spread([payload["symbols"] / rates[name][end] for end in ("min", "median", "max")])
+        cells = (told(rates[name], 1e-6), told(rates[f"{name}, NumPy"], 1e-6), told(times))
+        rows.append((name, told(seconds), *cells))
+    header = ("", "seconds a step", "million symbols/s", "NumPy", "times NumPy")
+    return table(header, rows)
+
+
 def memory_table(payload: Payload) -> str:
     """Peak memory of every case beside the planner's estimate."""
     rows = []
@@ -292,6 +304,7 @@ TABLES: dict[str, tuple[str, Callable[[Payload], str]]] = {
     "first": ("first", first_table),
     "memory": ("memory", memory_table),
     "learners": ("learners", learners_table),
+    "fit": ("fit", fit_table),
 }
 PICTURED = frozenset(TABLES) - {"parts", "grid", "split"}
 
