@@ -63,6 +63,7 @@ MODULES = (
     "scbjax.experiments.embeddings",
     "scbjax.experiments.finite",
     "scbjax.experiments.hierarchy",
+    "scbjax.experiments.cheaper",
     "scbjax.lazily",
     "scbjax.sweep.python",
     "scbjax.sweep.study.own",

@@ -57,10 +57,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import scbjax
-from scbjax.base import FLOAT32_MAX, INT32_MAX, Choice, Interval, Parameter
+from scbjax.base import FLOAT32_MAX, INT32_MAX, Choice, Cost, Interval, Parameter, Relation, Values
 from scbjax.experiments.of_parts import learning
 from scbjax.experiments.parts_common import DECLARED, RATES, SPARSITY, of_static
 from scbjax.experiments.scb_common import SPARSITY_FITS
+from scbjax.experiments.scb_cost import COST
 from scbjax.lazily import Lazily
 from scbjax.moves import Move
 from scbjax.parts import Model, Observable, Source
@@ -82,6 +83,7 @@ _SHORT = "short_first"
 _DECAY = 0.9  # of momentum
 _GRID = 48  # points of an integral
 _MOST_GROWTH = 15.0  # e-foldings that are looked at
+_MOST_CONTEXTS = 2**16
 _HALVINGS = 60  # of a bracket of the chi-squared quantile
 _SHORT_STREAM, _START_STREAM = 1, 2
 
@@ -290,12 +292,11 @@ def standardised(counts: jax.Array, stationary: jax.Array) -> jax.Array:
     ``sum (1[o] - mu_o)(1[x] - mu_x) / sqrt(n_k mu_o mu_x)`` over the n_k samples of query k; zero
     for a query that has none.
     """
-    root = jnp.sqrt(stationary)
-    without = counts - stationary * jnp.sum(counts, axis=3, keepdims=True)
-    centred = without - stationary[:, None, None] * jnp.sum(without, axis=1, keepdims=True)
-    asked = jnp.sum(counts[0], axis=(0, 2))
-    scale = jnp.where(asked > 0, jnp.sqrt(jnp.maximum(asked, 1.0)), 1.0)
-    return centred / (root[:, None, None] * root * scale[:, None])
+    of_token, of_label = stationary[None, :, None, None], stationary[None, None, None, :]
+    without = counts - of_label * jnp.sum(counts, axis=3, keepdims=True)
+    centred = without - of_token * jnp.sum(without, axis=1, keepdims=True)
+    asked = jnp.sum(counts[0], axis=(0, 2))[None, None, :, None]
+    return centred / jnp.sqrt(of_token * of_label * jnp.maximum(asked, 1.0))
 
 
 def chi_squared(moments: jax.Array) -> jax.Array:
@@ -336,7 +337,7 @@ def estimator(static: Mapping[str, Any]) -> tuple[Model, Move]:
         mu = params["stationary"]
         moments = standardised(params["counts"], mu)
         if name == "spectral":
-            scores = leading_scores(moments) / jnp.sqrt(mu)
+            scores = leading_scores(moments) / jnp.sqrt(mu)[None, :]
         else:
             scores = chi_squared(moments)
         if name == "screening":
@@ -420,9 +421,11 @@ def lead_levels(
     across = noise_energy(task, projector) / scbjax.transition_signal(task) - along
     window = tau / samples  # eta / B
     spread = jnp.sqrt(along * window * (0.5 * times + 0.25 * jnp.sinh(2.0 * times)))
-    path = jnp.sinh(times) / task.context_length + special.ndtri(shares)[:, None] * spread
+    mean = jnp.sinh(times) / task.context_length
+    path = mean[None, :] + special.ndtri(shares)[:, None] * spread[None, :]
+    apart = jnp.maximum(across, 0.0) * window * times
     whole = jnp.mean(path, axis=1)
-    energy = jnp.mean(path**2 + jnp.maximum(across, 0.0) * window * times, axis=1)
+    energy = jnp.mean(path**2 + apart[None, :], axis=1)
     return whole / jnp.sqrt(energy)
 
 
@@ -447,7 +450,7 @@ def left_cosine(task: scbjax.Task, samples: jax.Array) -> jax.Array:
 
 
 def dense_samples(task: scbjax.Task) -> jax.Array:
-    """Samples at which the right singular vector has a squared cosine of one half with Q, P known."""
+    """Samples at which, with P known, the whole right vector has a squared cosine of one half."""
     size = scbjax.pattern_signal(task)
     return task.context_length * task.num_tokens / (association(task) * size)
 
@@ -469,7 +472,7 @@ def information_samples(task: scbjax.Task, sparsity: int) -> jax.Array:
         return -jnp.sum(jnp.where(shares > 0, shares * jnp.log(jnp.maximum(shares, 1e-30)), 0), -1)
 
     chance = jnp.prod(mu[contexts], axis=0)
-    told = entropy(mu) - jnp.sum(chance * entropy(law), axis=1)
+    told = entropy(mu) - jnp.sum(chance[None, :] * entropy(law), axis=1)
     length = float(task.context_length)
     choices = special.gammaln(length + 1.0) - special.gammaln(sparsity + 1.0)
     choices = choices - special.gammaln(length - sparsity + 1.0)
@@ -547,7 +550,7 @@ def _expected_descent(
         found = jnp.prod(special.ndtr(each * jnp.sqrt(0.75) + rival))
         return found, found * sign
     shares = lead_levels(task, samples, growth, static["projector"])
-    found = jnp.prod(special.ndtr(jnp.abs(shares)[:, None, None] * each + rival), axis=(1, 2))
+    found = jnp.prod(special.ndtr(jnp.abs(shares)[:, None, None] * each[None] + rival), axis=(1, 2))
     return jnp.mean(found), jnp.mean(jnp.where(shares > 0, found, 0.0))
 
 
@@ -663,8 +666,52 @@ PARAMETERS = (
     ),
 )  # fmt: skip
 
+_RELATIONS = (
+    SPARSITY_FITS,
+    Relation(
+        ("task.sparsity", "task.short_context"),
+        lambda sparsity, length: sparsity <= length,
+        "task.sparsity = {} is larger than task.short_context = {}",
+    ),
+    Relation(
+        ("train.batch_size", "model.method"),
+        lambda size, method: method != _SHORT or size > 1,
+        "train.batch_size = {} has no sample for one of two contexts, with model.method = '{}'",
+    ),
+    Relation(
+        ("task.num_tokens", "task.sparsity"),
+        lambda tokens, sparsity: tokens**sparsity <= _MOST_CONTEXTS,
+        "task.num_tokens = {} to the power of task.sparsity = {} is more contexts than are gone "
+        f"through for the information, {_MOST_CONTEXTS}",
+    ),
+)
+
+
+def _like_the_paper(function: Callable[..., Any], factor: int = 1) -> Callable[..., Any]:
+    """An estimate of what a trajectory of the paper's learner takes, as one for those of ours.
+
+    Sums over samples are N^3 numbers a position, where A has N.
+    """
+
+    def estimate(values: Values, *shape: Any) -> Any:  # noqa: ANN401 - of numbers
+        more = values["task.num_tokens"] ** 2 if values["model.method"] in ESTIMATORS else 1
+        found = function({"train.optimizer": "adam", **values}, *shape)
+        return found * (factor * more if factor > 1 else 1)
+
+    return estimate
+
+
 EXPERIMENT = replace(
     learning("cheaper", _source, _learner, record=RECORD, parameters=PARAMETERS),
-    relations=(SPARSITY_FITS,),
+    relations=_RELATIONS,
+    cost=Cost(
+        shared_bytes=_like_the_paper(COST.shared_bytes),
+        kept_bytes=_like_the_paper(COST.kept_bytes, 2),
+        temporary_bytes=_like_the_paper(COST.temporary_bytes, 2),
+        step_bytes=_like_the_paper(COST.step_bytes, 2),
+        run_seconds=_like_the_paper(COST.run_seconds),
+        tokens=_like_the_paper(COST.tokens),
+        is_taken_singly=_like_the_paper(COST.is_taken_singly),
+    ),
 )
 """Samples that stage 1 takes by several methods."""
