@@ -45,12 +45,16 @@ Q within: where nothing tells which window, all T / w must be tried, and single 
 screening. Where there are short contexts (T_0, the same P) V learns its sign on those, n ~ T_0,
 and A on the long ones by the V of that: together as transfer, and no power of T.
 
-**No method** finds supports before n mu_k I_k = log binom(T, Q), I_k the mutual information of the
-label with the context (Fano, :func:`information_samples`): also Q^2 log T.
+**No method** has a column's support with probability r before n mu_k I_k = r log binom(T, Q) -
+log 2, I_k what a label tells at most, H(mu) less its entropy given the context (Fano's inequality,
+:func:`information_samples`).
+
+What is recorded as expected is for a constant rate from V = mu 1^T; Adam counts as a small one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -85,7 +89,8 @@ _GRID = 48  # points of an integral
 _MOST_GROWTH = 15.0  # e-foldings that are looked at
 _MOST_CONTEXTS = 2**16
 _HALVINGS = 60  # of a bracket of the chi-squared quantile
-_SHORT_STREAM, _START_STREAM = 1, 2
+_SHORT_STREAM = 1  # of the task's key
+_LEAST_SHARE = 0.9  # of the runs that find a column's support, in Fano's inequality
 
 
 class Tasks(NamedTuple):
@@ -456,7 +461,9 @@ def dense_samples(task: scbjax.Task) -> jax.Array:
 
 
 def information_samples(task: scbjax.Task, sparsity: int) -> jax.Array:
-    """Samples below which no method finds all supports (Fano): max_k log binom(T, Q) / (mu_k I_k).
+    """Samples below which no method has all supports in nine of ten runs, by Fano's inequality.
+
+    ``max_k (0.9 log binom(T, Q) - log 2) / (mu_k I_k)``, the weights of Q known beforehand.
 
     Args:
         task: the task, of whose columns each has Q nonzeros.
@@ -476,7 +483,7 @@ def information_samples(task: scbjax.Task, sparsity: int) -> jax.Array:
     length = float(task.context_length)
     choices = special.gammaln(length + 1.0) - special.gammaln(sparsity + 1.0)
     choices = choices - special.gammaln(length - sparsity + 1.0)
-    return jnp.max(choices / (mu * told))
+    return jnp.max((_LEAST_SHARE * choices - math.log(2.0)) / (mu * told))
 
 
 def _true_weights(task: scbjax.Task, sparsity: int) -> jax.Array:
@@ -616,7 +623,8 @@ RECORD: tuple[str | Observable, ...] = (
     ),
     Observable(_similarity, "cosine of all scores with Q, up to sign", name="similarity"),
     Observable(
-        _information, "samples below which no method finds the supports", units="samples",
+        _information, "samples below which no method has the supports in 9 of 10 runs",
+        units="samples",
         name="information_samples",
     ),
     Observable(

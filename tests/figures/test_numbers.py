@@ -801,7 +801,8 @@ def test_cheaper_ways_have_the_samples_and_powers_that_were_made() -> None:
     }
     for way, power in expected.items():
         assert float(by_way[way]["power"]) == close(power)
-        assert float(by_way[way]["in theory"]) == close(power)
+        told = by_way[way]["in theory"]
+        assert told == "-" if "batches" in way else float(told) == close(power)
     row = next(r for r in costs if (r["way"], r["T"]) == ("gradient, sign by drift", "256"))
     assert float(row["samples"]) == close(5120.0)
     assert float(row["in theory"]) == close(1.5 * 5120.0)
