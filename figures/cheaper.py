@@ -57,6 +57,7 @@ HALF: Final = float(np.sqrt(0.5))  # a cosine
 FIRST_LOOK: Final = 1000  # samples from which on false positives are counted
 GREY: Final = "#777777"
 SIZE: Final = 4.0
+SHIFT: Final = 0.05  # of a logarithm, between marks that would hide each other
 
 
 @dataclass(frozen=True)
@@ -243,9 +244,9 @@ def plot(dataset: xr.Dataset) -> Figure:
     shown = [(way, costs) for way in WAYS if (costs := costs_of(cases, way))]
     figure = Figure(figsize=(DOUBLE_COLUMN, 3.7))
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    for way, costs in shown:
-        if way.marker:
-            draw_costs(left, way, costs)
+    drawn = [(way, costs) for way, costs in shown if way.marker]
+    for place, (way, costs) in enumerate(drawn):
+        draw_costs(left, way, costs, float(np.exp((place - (len(drawn) - 1) / 2) * SHIFT)))
     least = least_of(cases)
     left.plot(*least, color="black", linewidth=0.9, linestyle=":", gid="least")
     lengths = sorted({cost.length for _, costs in shown for cost in costs})
@@ -265,8 +266,8 @@ def plot(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-def draw_costs(axes: Axes, way: Way, costs: Sequence[Cost]) -> None:
-    """Draw samples with their intervals, and theory as a line."""
+def draw_costs(axes: Axes, way: Way, costs: Sequence[Cost], shift: float) -> None:
+    """Draw samples with their intervals, shifted aside, and theory as a line."""
     x = np.array([float(cost.length) for cost in costs])
     y = np.array([cost.samples for cost in costs])
     theory = np.array([cost.theory for cost in costs])
@@ -274,9 +275,11 @@ def draw_costs(axes: Axes, way: Way, costs: Sequence[Cost]) -> None:
     seen = np.isfinite(y)
     y, ends = np.where(seen, y, np.nan), np.where(np.isfinite(ends), ends, np.nan)
     ends = np.where(np.isnan(ends), y[:, None], ends)
-    axes.vlines(x, ends[:, 0], ends[:, 1], color=way.colour, linewidth=0.9, alpha=0.7, zorder=3)
+    axes.vlines(
+        x * shift, ends[:, 0], ends[:, 1], color=way.colour, linewidth=0.9, alpha=0.7, zorder=3
+    )
     axes.plot(
-        x, y, way.marker, color=way.colour, markersize=SIZE, markeredgewidth=0, zorder=4,
+        x * shift, y, way.marker, color=way.colour, markersize=SIZE, markeredgewidth=0, zorder=4,
         gid=f"costs {way.method} {way.projector} {way.reading}",
     )  # fmt: skip
     line = np.where(np.isfinite(theory), theory, np.nan)
@@ -332,7 +335,8 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             over = cost.samples / least[float(cost.length)]
             rows.append([label, cost.length, cost.samples, *around, cost.theory, over, *best])
         power, theory = power_of(costs)
-        lengths = f"{costs[0].length} to {costs[-1].length}"
+        known = [cost.length for cost in costs if np.isfinite(cost.samples)]
+        lengths = f"{known[0]} to {known[-1]}" if known else "-"
         powers.append([label, lengths, *power, theory])
     runs = len(cases[0].values[DATA]) if cases else 0
     return [
