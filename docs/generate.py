@@ -76,6 +76,7 @@ MODULES = (
     "scbjax.fitting.fits",
     "scbjax.fitting.saving",
     "scbjax.fitting.picture",
+    "scbjax.experiments.cheaper",
     "scbjax.lazily",
     "scbjax.sweep.python",
     "scbjax.sweep.study.own",

@@ -808,6 +808,43 @@ def test_gains_of_blocks_are_drawn_where_they_are() -> None:
     assert found["samples block_samples two_level"] == close([6400.0] * 3)
 
 
+def test_cheaper_ways_have_the_samples_and_powers_that_were_made() -> None:
+    costs, powers, schedules, wrong = read(load("cheaper").tables(made.cheaper()))
+    by_way = {row["way"]: row for row in powers}
+    expected = {
+        "gradient, printed, sign by drift": 2.0,
+        "gradient, sign by drift": 1.0,
+        "gradient, batches x 10, sign by drift": 1.0,
+        "gradient, sign by the data": 0.0,
+        "screening, sign by the data": 0.0,
+    }
+    for way, power in expected.items():
+        assert float(by_way[way]["power"]) == close(power)
+        told = by_way[way]["in theory"]
+        assert told == "-" if "batches" in way else float(told) == close(power)
+    row = next(r for r in costs if (r["way"], r["T"]) == ("gradient, sign by drift", "256"))
+    assert float(row["samples"]) == close(5120.0)
+    assert float(row["in theory"]) == close(1.5 * 5120.0)
+    assert float(row["over Fano"]) == close(5120.0 / 50)
+    assert float(row["samples, from"]) < 5120.0 < float(row["samples, to"])
+    assert column(schedules, "ratio") == close([0.5, 2.0] * 3)
+    assert column(wrong, "false positives") == close([0.1] * 3)
+    assert column(wrong, "in theory") == close([0.05] * 3)
+
+
+def test_cheaper_ways_are_drawn_where_they_are() -> None:
+    left, right = load("cheaper").plot(made.cheaper()).axes
+    found = {line.get_gid(): np.asarray(line.get_ydata()) for line in left.lines}
+    assert found["costs gradient paper found_signed"] == close(
+        [0.2 * n**2 for n in (64, 256, 1024)]
+    )
+    assert found["costs spectral mu found"] == close([500.0] * 3)
+    assert found["least"] == close([50.0] * 3)
+    labels = [label.get_text() for label in right.get_yticklabels()]
+    assert labels[0].startswith("printed projector")
+    assert len(labels) == 9  # of the ways that were tried
+
+
 def test_finite_data_have_losses_at_the_end_and_at_best(dataset: xr.Dataset) -> None:
     losses, gains, theory = tables_of("finite", dataset)
     assert [row["learner"] for row in losses[:3]] == ["linear, no l1", "linear, lambda = 0.0001",

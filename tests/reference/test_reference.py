@@ -22,6 +22,7 @@ KEPT, PROVENANCE = reference.read()
 QUICK = "sparsity"
 NEWER = {
     "adaptive",
+    "cheaper",
     "embeddings",
     "factors",
     "few_shot",

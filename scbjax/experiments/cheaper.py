@@ -1,0 +1,725 @@
+r"""A cheaper stage 1: how many samples other ways than the paper's take to find the supports.
+
+Stage 1 begins at V = mu 1^T and uniform A and is to find where to look. All methods here are asked
+for the same: that in every column the true positions stand above all others in what the method has
+at that number of samples, A or a score. What they take, with z_p the normal quantile of p:
+
+**Sign by drift.** At the start a sample moves alpha_V by 1 / T in the mean, with a deviation sigma
+(:func:`scbjax.noise.initial_noise`). Both signals then grow like e^tau, tau = eta times steps, and
+so does the noise of the first steps. The sign of alpha_V, which decides between Q and its mirror
+image, is right with probability Phi(z),
+
+    z^2 = n / (T sigma)^2 sinh(tau)^2 / (tau (tau / 2 + sinh(2 tau) / 4)),
+
+(:func:`drift_level`): n ~ z_p^2 (T sigma)^2. sigma falls as 1 / sqrt(T) with the mu-orthogonal
+projector and tends to a constant with the printed one: n ~ T and n ~ T^2. No rate does better than
+a small one, with which the signal does not grow before its sign is known. The same law holds for
+momentum, which averages the same gradients, and for any scaling of entries that is the same all
+along, Adam's after its first steps. Of batches of B(tau) the noise is int e^(-2 tau) / B: for a
+given sum of them it is least with B ~ e^(-tau), batches that shrink; those that grow begin with
+the noise that counts most. Steps know B / eta alone: growing batches are rates that fall.
+
+**Sign by the data.** A mirrored A is told by its sum of cubes, so that the sign need not be right.
+V must only point along +-P, which growth sees to: noise is the seed, and the part along P outgrows
+the others. What is left is that the truth must lead in A, a sum of f = V~[o, x_t] over samples: n
+mu_k (q_t K_P)^2 / v against 2 log T rivals (:func:`matched_level`), without a power of T.
+
+**Screening.** The mean of (e_o - mu)(e_{x_t} - mu)^T over samples of query k is q_t (P diag(mu) -
+mu mu^T). Off the support x_t and o are independent: Pearson's statistic (known margins) is
+chi-squared with p = (N - 1)^2 degrees of freedom, on it the noncentrality is
+
+    n mu_k q_t^2 phi^2,       phi^2 = sum_{o, x} (P[o, x] - mu_o)^2 mu_x / mu_o.
+
+With the cut where T N chi-squared variables have delta exceedances, n ~ 2 log(T N / delta) / (mu_k
+q_t^2 phi^2), and false positives are as rare as delta says. Nothing of P or Q is known to it.
+
+**Spectral.** The same moments as one matrix, p rows and T N columns, have the rank 1 with singular
+value sqrt(n phi^2 |Q|_mu^2) above unit noise. Its left vector is that of P from n > sqrt(p T N) /
+(phi^2 |Q|_mu^2) on, with a cosine that is known (Benaych-Georges & Nadakuditi 2012), and scores
+the moments with one degree of freedom in the place of p. The whole right vector, which is what
+uniform A has grown to without reading supports, has a squared cosine of one half with Q only at
+n ~ T N / (phi^2 |Q|_mu^2).
+
+**Contexts that grow.** Windows of w of the T positions have w sigma_w ~ sqrt(w) for the mass of
+Q within: where nothing tells which window, all T / w must be tried, and single positions are
+screening. Where there are short contexts (T_0, the same P) V learns its sign on those, n ~ T_0,
+and A on the long ones by the V of that: together as transfer, and no power of T.
+
+**No method** has a column's support with probability r before n mu_k I_k = r log binom(T, Q) -
+log 2, I_k what a label tells at most, H(mu) less its entropy given the context (Fano's inequality,
+:func:`information_samples`).
+
+What is recorded as expected is for a constant rate from V = mu 1^T; Adam counts as a small one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import scbjax
+from scbjax.base import FLOAT32_MAX, INT32_MAX, Choice, Cost, Interval, Parameter, Relation, Values
+from scbjax.experiments.of_parts import learning
+from scbjax.experiments.parts_common import DECLARED, RATES, SPARSITY, of_static
+from scbjax.experiments.scb_common import SPARSITY_FITS
+from scbjax.experiments.scb_cost import COST
+from scbjax.lazily import Lazily
+from scbjax.moves import Move
+from scbjax.parts import Model, Observable, Source
+
+if TYPE_CHECKING:
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from jax.scipy import special
+
+    from scbjax.optim import Geometry
+else:
+    jax, jnp, optax = Lazily("jax"), Lazily("jax.numpy"), Lazily("optax")
+    special = Lazily("jax.scipy.special")
+
+DESCENTS = ("gradient", "momentum", "adam", "short_first")
+ESTIMATORS = ("screening", "ranking", "spectral")
+_SHORT = "short_first"
+_DECAY = 0.9  # of momentum
+_GRID = 48  # points of an integral
+_MOST_GROWTH = 15.0  # e-foldings that are looked at
+_MOST_CONTEXTS = 2**16
+_HALVINGS = 60  # of a bracket of the chi-squared quantile
+_SHORT_STREAM = 1  # of the task's key
+_LEAST_SHARE = 0.9  # of the runs that find a column's support, in Fano's inequality
+
+
+class Tasks(NamedTuple):
+    """What is learned, and the same P on short contexts.
+
+    Attributes:
+        task: the task.
+        short: P and mu of the task, and a pattern of its own.
+    """
+
+    task: scbjax.Task
+    short: scbjax.Task
+
+
+class Pair(NamedTuple):
+    """A mini-batch of each of the two."""
+
+    short: Any
+    long: Any
+
+
+class Reading(NamedTuple):
+    """What a method has at a number of samples.
+
+    Attributes:
+        scores: [T, N], of which the true positions are to be the largest in every column; what the
+            method has of Q, up to a scale and what sums to zero.
+        signed: the same with the sign that drift and noise gave it.
+        expected: (task, samples, values) to the probabilities, in theory, that the truth leads in
+            the one and in the other.
+        least: the samples without which no method finds the supports.
+    """
+
+    scores: jax.Array
+    signed: jax.Array
+    expected: Callable[..., tuple[jax.Array, jax.Array]]
+    least: Callable[[scbjax.Task], jax.Array]
+
+
+def _source(static: Mapping[str, Any]) -> Source:
+    pairs = static["method"] == _SHORT
+    batches = scbjax.sources.scb_batches(packed=static["method"] in DESCENTS)
+
+    def draw(key: jax.Array) -> Tasks:
+        from scbjax.patterns import random_pattern
+
+        task = scbjax.random_task(key, **of_static(static))
+        shape, count = (static["short_context"], static["num_tokens"]), static["sparsity"]
+        own, dtype = jax.random.fold_in(key, _SHORT_STREAM), task.pattern.dtype
+        pattern = random_pattern(own, shape, count, 2.0, count, dtype)
+        return Tasks(task, task._replace(pattern=pattern))
+
+    def prepare(tasks: Tasks) -> Any:  # noqa: ANN401 - samplers
+        both = Pair(tasks.short, tasks.task)
+        return Pair(*map(batches.prepare, both)) if pairs else batches.prepare(tasks.task)
+
+    def sample(seed: Any, prepared: Any, batch_size: int) -> Any:  # noqa: ANN401 - of samplers
+        from scbjax.sampling import fold_in
+
+        if not pairs:
+            return batches.sample(seed, prepared, batch_size)
+        # Half of the samples are short: a step costs B all the same.
+        sizes = (batch_size // 2, batch_size - batch_size // 2)
+        parts = zip(prepared, sizes, strict=True)
+        return Pair(
+            *(batches.sample(fold_in(seed, n), own, size) for n, (own, size) in enumerate(parts))
+        )
+
+    return Source(draw, sample, prepare, batches.keys)
+
+
+# ---------------------------------------------------------------------------------------- descents
+
+
+def _loss(static: Mapping[str, Any]) -> Callable[[scbjax.Params, Any], jax.Array]:
+    def loss(params: scbjax.Params, batch: Any) -> jax.Array:  # noqa: ANN401 - of the source
+        from scbjax.losses import unchecked_loss
+
+        if static["method"] != _SHORT:
+            value: jax.Array = unchecked_loss(params, batch)
+            return value
+        length = static["short_context"]
+        uniform = jnp.full((length, params.value.shape[0]), 1.0 / length, params.value.dtype)
+        short = unchecked_loss(scbjax.Params(params.value, uniform), batch.short)
+        held = params._replace(value=jax.lax.stop_gradient(params.value))
+        both: jax.Array = short + unchecked_loss(held, batch.long)
+        return both
+
+    return loss
+
+
+def random_direction(key: jax.Array, task: scbjax.Task) -> jax.Array:
+    """A direction [N, N] that keeps the invariants of V, with the mu-norm of P - mu 1^T."""
+    from scbjax.optim import project_tangent
+
+    normal = jax.random.normal(key, task.transition.shape, task.transition.dtype)
+    projection = project_tangent(task.stationary)
+    direction, _ = projection.update(normal, projection.init(None))
+    size = scbjax.mu_inner(direction, direction, task.stationary)
+    scaled: jax.Array = direction * jnp.sqrt(scbjax.transition_signal(task) / size)
+    return scaled
+
+
+def descent_model(static: Mapping[str, Any]) -> Model:
+    """V and A, at the paper's start or, with theta, off it in a random direction of V."""
+
+    def init(key: jax.Array, tasks: Tasks, values: Mapping[str, jax.Array]) -> scbjax.Params:
+        start = scbjax.init_params(tasks.task)
+        return start._replace(
+            value=start.value + values["theta"] * random_direction(key, tasks.task)
+        )
+
+    least = partial(information_samples, sparsity=static["sparsity"])
+
+    def readout(params: scbjax.Params) -> Reading:
+        apart = params.attention - 1.0 / params.attention.shape[0]
+        upright = jnp.where(jnp.sum(apart**3) < 0, -1.0, 1.0)
+        return Reading(upright * apart, apart, partial(_expected_descent, static), least)
+
+    return Model(init, _loss(static), readout)
+
+
+def optimizer_of(static: Mapping[str, Any]) -> Callable[[Tasks, Any, Any], Any]:
+    """Eq. 4 without l1, and what the method makes of the preconditioned gradient.
+
+    The rate falls over the run by the factor ``batch_growth``, as B / eta grows by it.
+    """
+    from scbjax import optim
+    from scbjax.algorithm import per_signal
+
+    method, projector, steps = static["method"], static["projector"], static["steps"]
+
+    def own() -> list[Any]:
+        if method == "adam":
+            return [optax.scale_by_adam()]
+        if method == "momentum":  # in the long run, of the same rate
+            return [optax.trace(_DECAY), optax.scale(1.0 - _DECAY)]
+        return []
+
+    def make(tasks: Tasks, values: Mapping[str, jax.Array], _: object) -> Any:  # noqa: ANN401
+        task, mu = tasks.task, tasks.task.stationary
+        rates = (
+            # Adam's steps have the size of the rate: of A, whose entries are 1/T, as a share.
+            (values["rate"], values["rate"] / task.context_length)
+            if method == "adam"
+            else (
+                per_signal(values["rate"], scbjax.pattern_signal(task)),
+                per_signal(values["rate"], scbjax.transition_signal(task)),
+            )
+        )
+
+        def schedule(rate: jax.Array, count: jax.Array) -> jax.Array:
+            fallen: jax.Array = values["batch_growth"] ** (-count.astype(rate.dtype) / steps)
+            return -rate * fallen
+
+        def chain(rate: jax.Array, *projection: Any) -> Any:  # noqa: ANN401 - of optax
+            return optax.chain(
+                optim.scale_by_stationary(mu),
+                optim.project_tangent(*projection),
+                *own(),
+                optax.scale_by_schedule(partial(schedule, rate)),
+            )
+
+        parts = {"value": chain(rates[0], mu, projector), "attention": chain(rates[1])}
+        moved = optax.partition(parts, lambda params: type(params)(*params._fields))
+        return optax.chain(moved, optim.keep_invariants(mu, projector))
+
+    return make
+
+
+# -------------------------------------------------------------------------------------- estimators
+
+
+def joint_counts(batch: scbjax.Batch, num_tokens: int, dtype: Any) -> jax.Array:  # noqa: ANN401
+    """How often token, query and label meet at every position: [T, N, N, N] of a mini-batch.
+
+    Args:
+        batch: tokens [B, T], query [B], label [B].
+        num_tokens: N.
+        dtype: of the counts.
+    """
+    from scbjax.blocks import fill
+    from scbjax.task import product
+
+    size, length = num_tokens**2, batch.tokens.shape[1]
+    kinds = (batch.query * num_tokens + batch.label)[:, None]
+    hot = (kinds == jnp.arange(size, dtype=kinds.dtype)[None, :]).astype(dtype)
+    tokens = batch.tokens.T
+    classes = jnp.arange(num_tokens, dtype=tokens.dtype)[None, :, None]
+
+    def count(first: jax.Array, rows: int) -> jax.Array:
+        here = jax.lax.dynamic_slice_in_dim(tokens, first, rows)[:, None, :] == classes
+        return product(here.reshape(rows * num_tokens, -1).astype(dtype), hot).reshape(
+            rows, num_tokens, size
+        )
+
+    counts = fill(count, (length, num_tokens, size), dtype, num_tokens * hot.shape[0])
+    return counts.reshape(length, num_tokens, num_tokens, num_tokens)
+
+
+def standardised(counts: jax.Array, stationary: jax.Array) -> jax.Array:
+    """Cross-moments in units of their noise: [T, x, k, o] from counts of the same axes.
+
+    ``sum (1[o] - mu_o)(1[x] - mu_x) / sqrt(n_k mu_o mu_x)`` over the n_k samples of query k; zero
+    for a query that has none.
+    """
+    of_token, of_label = stationary[None, :, None, None], stationary[None, None, None, :]
+    without = counts - of_label * jnp.sum(counts, axis=3, keepdims=True)
+    centred = without - of_token * jnp.sum(without, axis=1, keepdims=True)
+    asked = jnp.sum(counts[0], axis=(0, 2))[None, None, :, None]
+    return centred / jnp.sqrt(of_token * of_label * jnp.maximum(asked, 1.0))
+
+
+def chi_squared(moments: jax.Array) -> jax.Array:
+    """Pearson's statistic of position and label, [T, k] from [T, x, k, o]."""
+    return jnp.sum(moments**2, axis=(1, 3))
+
+
+def significant(statistic: jax.Array, false_positives: jax.Array | float) -> jax.Array:
+    """Where T N null statistics [T, N] would have so few exceedances in the mean; booleans."""
+    degrees = (statistic.shape[1] - 1) ** 2
+    tail = special.gammaincc(jnp.asarray(0.5 * degrees, statistic.dtype), 0.5 * statistic)
+    return tail * statistic.size <= false_positives
+
+
+def leading_scores(moments: jax.Array) -> jax.Array:
+    """``u^T M``, u the leading left singular vector of the moments: [T, k] from [T, x, k, o].
+
+    The sign is that of the sum of cubes.
+    """
+    rows = jnp.swapaxes(moments, 2, 3)  # [T, x, o, k]
+    length, tokens = rows.shape[:2]
+    flat = rows.reshape(length, tokens**2, tokens)
+    gram = jnp.einsum("tak,tbk->ab", flat, flat, precision="highest")
+    vector = jnp.linalg.eigh(gram)[1][:, -1]
+    scores = jnp.einsum("a,tak->tk", vector, flat, precision="highest")
+    return scores * jnp.where(jnp.sum(scores**3) < 0, -1.0, 1.0)
+
+
+def estimator(static: Mapping[str, Any]) -> tuple[Model, Move]:
+    """A learner whose parameters are sums over the samples, and whose steps add to them."""
+    name, num_tokens = static["method"], static["num_tokens"]
+
+    def init(_: jax.Array, tasks: Tasks) -> dict[str, jax.Array]:
+        shape, mu = (static["context_length"], *[num_tokens] * 3), tasks.task.stationary
+        return {"counts": jnp.zeros(shape, mu.dtype), "stationary": mu}
+
+    def readout(params: Mapping[str, jax.Array], values: Mapping[str, jax.Array]) -> Reading:
+        mu = params["stationary"]
+        moments = standardised(params["counts"], mu)
+        if name == "spectral":
+            scores = leading_scores(moments) / jnp.sqrt(mu)[None, :]
+        else:
+            scores = chi_squared(moments)
+        if name == "screening":
+            scores = significant(scores, values["false_positives"]).astype(mu.dtype)
+        expected = partial(_expected_estimate, name, static["sparsity"])
+        least = partial(information_samples, sparsity=static["sparsity"])
+        return Reading(scores, scores, expected, least)
+
+    def step(params: Any, state: Any, batch: Any, *_: object) -> Any:  # noqa: ANN401 - of Move
+        counts = params["counts"]
+        moved = {**params, "counts": counts + joint_counts(batch, num_tokens, counts.dtype)}
+        return (jnp.zeros((), counts.dtype), ()), moved, state
+
+    def no_loss(_: object, __: object) -> jax.Array:
+        return jnp.zeros(())
+
+    return Model(init, no_loss, readout), Move(lambda *_: (), step)
+
+
+def _learner(source: Source, static: Mapping[str, Any], **given: Any) -> scbjax.Learner:  # noqa: ANN401
+    if static["method"] in ESTIMATORS:
+        return scbjax.learner(source, *estimator(static), **given)
+    return scbjax.learner(source, descent_model(static), optimizer_of(static), **given)
+
+
+# --------------------------------------------------------------------------------------- the theory
+
+
+def association(task: scbjax.Task) -> jax.Array:
+    """phi^2 of the module's text: chi-squared of two neighbours in the chain, for one sample."""
+    mu = task.stationary
+    return jnp.sum((task.transition - mu[:, None]) ** 2 * mu[None, :] / mu[:, None])
+
+
+def drift_level(
+    task: scbjax.Task, samples: jax.Array, growth: jax.Array | float, projector: Geometry
+) -> jax.Array:
+    """The z of the module's text, deviations by which the sign of alpha_V is told.
+
+    Args:
+        task: the task.
+        samples: n.
+        growth: tau, the rate eta times the steps.
+        projector: ``"mu"`` or ``"paper"``.
+    """
+    from scbjax.noise import initial_noise
+
+    tau = jnp.clip(growth, 1e-2, _MOST_GROWTH)
+    gained = jnp.sinh(tau) ** 2 / (0.5 * tau + 0.25 * jnp.sinh(2.0 * tau)) / tau
+    return jnp.sqrt(samples * gained) / (task.context_length * initial_noise(task, projector))
+
+
+def noise_energy(task: scbjax.Task, projector: Geometry) -> jax.Array:
+    """The mean of |G_V|_mu^2 of one sample at the start, up to terms of 1 / T^2; a scalar."""
+    mu = task.stationary
+    size = jnp.sum(mu**2)
+    constant = jnp.sum(mu**3) / size**2 - 1.0 if projector == "paper" else jnp.zeros_like(size)
+    return (1.0 - size) * (constant + (task.num_tokens - 1) / task.context_length)
+
+
+def lead_levels(
+    task: scbjax.Task, samples: jax.Array, growth: jax.Array, projector: Geometry
+) -> jax.Array:
+    """Share of the samples that count for A, signed, where alpha_V is g deviations off its drift.
+
+    V is made of ``a(t) = sinh(t) / T + g s(t)`` along P and of noise of size nu(t) across it, both
+    in the units of P, and A of the sums over samples weighed by that:
+
+        (int a)^2 / (tau int (a^2 + nu^2)),     s^2 = sigma^2 (eta / B) (t / 2 + sinh(2 t) / 4),
+        nu^2 = (E |G_V|^2 / K_P - sigma^2) (eta / B) t.
+
+    Returns:
+        For each g, quantiles of the normal distribution, the square root with the sign of int a.
+    """
+    from scbjax.noise import initial_noise
+
+    tau = jnp.clip(growth, 1e-2, _MOST_GROWTH)
+    times = (jnp.arange(_GRID, dtype=tau.dtype) + 0.5) / _GRID * tau
+    shares = (jnp.arange(_GRID, dtype=tau.dtype) + 0.5) / _GRID
+    along = initial_noise(task, projector) ** 2
+    across = noise_energy(task, projector) / scbjax.transition_signal(task) - along
+    window = tau / samples  # eta / B
+    spread = jnp.sqrt(along * window * (0.5 * times + 0.25 * jnp.sinh(2.0 * times)))
+    mean = jnp.sinh(times) / task.context_length
+    path = mean[None, :] + special.ndtri(shares)[:, None] * spread[None, :]
+    apart = jnp.maximum(across, 0.0) * window * times
+    whole = jnp.mean(path, axis=1)
+    energy = jnp.mean(path**2 + apart[None, :], axis=1)
+    return whole / jnp.sqrt(energy)
+
+
+def matched_level(task: scbjax.Task, weights: jax.Array) -> jax.Array:
+    """Deviations by which true weights [N, Q] stand out in A after one sample, where V is on P."""
+    from scbjax.experiments.hierarchy import noise_variance
+
+    mu = task.stationary
+    variance = noise_variance(task.transition, mu)
+    return jnp.sqrt(mu)[:, None] * weights * scbjax.transition_signal(task) / jnp.sqrt(variance)
+
+
+def left_cosine(task: scbjax.Task, samples: jax.Array) -> jax.Array:
+    """Squared cosine of the leading left singular vector of the moments with that of P."""
+    rows = float((task.num_tokens - 1) ** 2)
+    columns = float(task.context_length * task.num_tokens)
+    size = scbjax.mu_inner(task.pattern, task.pattern, task.stationary)
+    signal = samples * association(task) * size / columns
+    share = rows / columns
+    cosine = 1.0 - share * (1.0 + signal) / jnp.maximum(signal * (signal + share), 1e-30)
+    return jnp.where(signal**2 > share, cosine, 0.0)
+
+
+def dense_samples(task: scbjax.Task) -> jax.Array:
+    """Samples at which, with P known, the whole right vector has a squared cosine of one half."""
+    size = scbjax.pattern_signal(task)
+    return task.context_length * task.num_tokens / (association(task) * size)
+
+
+def information_samples(task: scbjax.Task, sparsity: int) -> jax.Array:
+    """Samples below which no method has all supports in nine of ten runs, by Fano's inequality.
+
+    ``max_k (0.9 log binom(T, Q) - log 2) / (mu_k I_k)``, the weights of Q known beforehand.
+
+    Args:
+        task: the task, of whose columns each has Q nonzeros.
+        sparsity: Q; N^Q contexts are gone through.
+    """
+    mu, tokens = task.stationary, task.num_tokens
+    weights = jax.lax.top_k(task.pattern.T, sparsity)[0]  # [N, Q]
+    grids = jnp.meshgrid(*[jnp.arange(tokens)] * sparsity, indexing="ij")
+    contexts = jnp.stack([grid.ravel() for grid in grids])  # [Q, N^Q]
+    law = jnp.einsum("kq,oqc->kco", weights, task.transition[:, contexts], precision="highest")
+
+    def entropy(shares: jax.Array) -> jax.Array:
+        return -jnp.sum(jnp.where(shares > 0, shares * jnp.log(jnp.maximum(shares, 1e-30)), 0), -1)
+
+    chance = jnp.prod(mu[contexts], axis=0)
+    told = entropy(mu) - jnp.sum(chance[None, :] * entropy(law), axis=1)
+    length = float(task.context_length)
+    choices = special.gammaln(length + 1.0) - special.gammaln(sparsity + 1.0)
+    choices = choices - special.gammaln(length - sparsity + 1.0)
+    return jnp.max((_LEAST_SHARE * choices - math.log(2.0)) / (mu * told))
+
+
+def _true_weights(task: scbjax.Task, sparsity: int) -> jax.Array:
+    return jax.lax.top_k(task.pattern.T, sparsity)[0]
+
+
+def _rival(task: scbjax.Task, sparsity: int) -> jax.Array:
+    """The tail probability of the largest of a column's null entries, its median."""
+    rivals = max(task.context_length - sparsity, 1)
+    return -jnp.expm1(jnp.log(jnp.asarray(0.5, task.pattern.dtype)) / rivals)
+
+
+def chi_squared_level(tail: jax.Array, degrees: int) -> jax.Array:
+    """The level that a chi-squared variable exceeds with a probability; a scalar."""
+    shape = jnp.asarray(0.5 * degrees, tail.dtype)
+
+    def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        above = special.gammaincc(shape, 0.5 * middle) > tail
+        return jnp.where(above, middle, low), jnp.where(above, high, middle)
+
+    ends = jnp.zeros_like(tail), jnp.full_like(tail, 2.0 * degrees + 400.0)
+    level: jax.Array = jax.lax.fori_loop(0, _HALVINGS, halve, ends)[0]
+    return level
+
+
+def _expected_estimate(
+    name: str,
+    sparsity: int,
+    tasks: Tasks,
+    samples: jax.Array,
+    values: Mapping[str, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """Of moments; roots of chi-squared variables count as normal."""
+    task = tasks.task
+    degrees = (task.num_tokens - 1) ** 2
+    own = samples * task.stationary[:, None] * association(task)
+    noncentral = own * _true_weights(task, sparsity) ** 2
+    tail = _rival(task, sparsity)
+    if name == "spectral":
+        level = jnp.sqrt(noncentral * left_cosine(task, samples))
+        found = jnp.prod(special.ndtr(level + special.ndtri(tail)))
+        return found, found
+    if name == "screening":
+        tail = values["false_positives"] / (task.context_length * task.num_tokens)
+    level = chi_squared_level(tail.astype(task.pattern.dtype), degrees)
+    found = jnp.prod(special.ndtr(jnp.sqrt(noncentral + degrees - 1.0) - jnp.sqrt(level)))
+    if name == "screening":
+        found = found * jnp.exp(-values["false_positives"])
+    return found, found
+
+
+def _expected_descent(
+    static: Mapping[str, Any],
+    tasks: Tasks,
+    samples: jax.Array,
+    values: Mapping[str, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """Of A, by itself and together with the sign."""
+    task, is_short = tasks.task, static["method"] == _SHORT
+    growth = values["rate"] * samples / static["batch_size"]
+    if is_short:
+        samples, growth = 0.5 * samples, 0.0 * growth
+    samples = jnp.maximum(samples, 1.0)
+    weights = _true_weights(task, static["sparsity"])
+    each = matched_level(task, weights) * jnp.sqrt(samples)
+    rival = special.ndtri(_rival(task, static["sparsity"]))
+    if is_short:
+        sign = special.ndtr(drift_level(tasks.short, samples, growth, static["projector"]))
+        found = jnp.prod(special.ndtr(each * jnp.sqrt(0.75) + rival))
+        return found, found * sign
+    shares = lead_levels(task, samples, growth, static["projector"])
+    found = jnp.prod(special.ndtr(jnp.abs(shares)[:, None, None] * each[None] + rival), axis=(1, 2))
+    return jnp.mean(found), jnp.mean(jnp.where(shares > 0, found, 0.0))
+
+
+# -------------------------------------------------------------------------------- what is recorded
+
+
+def _found(name: str) -> Callable[[scbjax.View], jax.Array]:
+    def read(view: scbjax.View) -> jax.Array:
+        from scbjax.experiments.hierarchy import leads
+
+        found = leads(getattr(view.params, name), view.task.task.pattern > 0)
+        return found.astype(jnp.int32)
+
+    return read
+
+
+def _expected(place: int) -> Callable[[scbjax.View], jax.Array]:
+    def read(view: scbjax.View) -> jax.Array:
+        samples = view.samples.astype(view.task.task.pattern.dtype)
+        expected: jax.Array = view.params.expected(view.task, samples, view.values)[place]
+        return expected
+
+    return read
+
+
+def _false_positives(view: scbjax.View) -> jax.Array:
+    wrong = (view.task.task.pattern == 0) & (view.params.scores > 0)
+    return jnp.sum(wrong, dtype=jnp.int32)
+
+
+def _similarity(view: scbjax.View) -> jax.Array:
+    task, scores = view.task.task, view.params.scores
+    own = scores - jnp.mean(scores, axis=0, keepdims=True)
+    truth, mu = task.pattern - 1.0 / task.context_length, task.stationary
+    size = scbjax.mu_inner(own, own, mu) * scbjax.mu_inner(truth, truth, mu)
+    cosine = scbjax.mu_inner(own, truth, mu) / jnp.sqrt(jnp.where(size > 0, size, 1.0))
+    return jnp.abs(cosine)
+
+
+def _information(view: scbjax.View) -> jax.Array:
+    least: jax.Array = view.params.least(view.task.task)
+    return least
+
+
+def _dense(view: scbjax.View) -> jax.Array:
+    return dense_samples(view.task.task)
+
+
+RECORD: tuple[str | Observable, ...] = (
+    Observable(
+        _found("scores"), "whether the truth leads in all columns, sign by the data",
+        dtype="int32", name="found",
+    ),
+    Observable(
+        _found("signed"), "the same with the sign that drift and noise gave",
+        dtype="int32", name="found_signed",
+    ),
+    Observable(_expected(0), "probability of found, in theory", name="expected"),
+    Observable(_expected(1), "probability of found_signed, in theory", name="expected_signed"),
+    Observable(
+        _false_positives, "null positions with a positive score", dtype="int32",
+        name="false_positives",
+    ),
+    Observable(_similarity, "cosine of all scores with Q, up to sign", name="similarity"),
+    Observable(
+        _information, "samples below which no method has the supports in 9 of 10 runs",
+        units="samples",
+        name="information_samples",
+    ),
+    Observable(
+        _dense, "samples for a squared cosine of one half, in theory", units="samples",
+        name="dense_samples",
+    ),
+    "samples",
+)  # fmt: skip
+
+PARAMETERS = (
+    DECLARED["task.num_tokens"],
+    DECLARED["task.context_length"],
+    SPARSITY,
+    Parameter(
+        "task.short_context", int, 16, "static", "outer",
+        "Length T_0 of the short contexts, of 'short_first' alone", Interval(1, INT32_MAX),
+        symbol="$T_0$",
+    ),
+    Parameter(
+        "model.method", str, "gradient", "static", "outer",
+        "How supports are found: steps on V and A, or from cross-moments",
+        Choice((*DESCENTS, *ESTIMATORS)),
+    ),
+    Parameter(
+        "model.projector", str, "mu", "static", "outer",
+        "Right projector of V, as printed in eq. 4 or orthogonal in the mu-inner product",
+        Choice(("mu", "paper")),
+    ),
+    Parameter(
+        "model.false_positives", float, 0.05, "traced", "inner",
+        "Expected number delta of null positions above the cut of 'screening'",
+        Interval(0.0, FLOAT32_MAX, above=True), symbol=r"$\delta$",
+    ),
+    Parameter(
+        "train.theta", float, 0.0, "traced", "inner",
+        "Size of a random direction in V at the start, 1 for that of P - mu 1^T", RATES,
+        symbol=r"$\theta$",
+    ),
+    Parameter(
+        "train.rate", float, 0.02, "traced", "inner",
+        "Rate eta, divided by K_Q for V and K_P for A; of Adam the size of a step", RATES,
+        symbol=r"$\eta$",
+    ),
+    Parameter(
+        "train.batch_growth", float, 1.0, "traced", "inner",
+        "Factor by which B / eta grows over the run", Interval(0.0, FLOAT32_MAX, above=True),
+    ),
+)  # fmt: skip
+
+_RELATIONS = (
+    SPARSITY_FITS,
+    Relation(
+        ("task.sparsity", "task.short_context"),
+        lambda sparsity, length: sparsity <= length,
+        "task.sparsity = {} is larger than task.short_context = {}",
+    ),
+    Relation(
+        ("train.batch_size", "model.method"),
+        lambda size, method: method != _SHORT or size > 1,
+        "train.batch_size = {} has no sample for one of two contexts, with model.method = '{}'",
+    ),
+    Relation(
+        ("task.num_tokens", "task.sparsity"),
+        lambda tokens, sparsity: tokens**sparsity <= _MOST_CONTEXTS,
+        "task.num_tokens = {} to the power of task.sparsity = {} is more contexts than are gone "
+        f"through for the information, {_MOST_CONTEXTS}",
+    ),
+)
+
+
+def _like_the_paper(function: Callable[..., Any], factor: int = 1) -> Callable[..., Any]:
+    """An estimate of what a trajectory of the paper's learner takes, as one for those of ours.
+
+    Sums over samples are N^3 numbers a position, where A has N.
+    """
+
+    def estimate(values: Values, *shape: Any) -> Any:  # noqa: ANN401 - of numbers
+        more = values["task.num_tokens"] ** 2 if values["model.method"] in ESTIMATORS else 1
+        found = function({"train.optimizer": "adam", **values}, *shape)
+        return found * (factor * more if factor > 1 else 1)
+
+    return estimate
+
+
+EXPERIMENT = replace(
+    learning("cheaper", _source, _learner, record=RECORD, parameters=PARAMETERS),
+    relations=_RELATIONS,
+    cost=Cost(
+        shared_bytes=_like_the_paper(COST.shared_bytes),
+        kept_bytes=_like_the_paper(COST.kept_bytes, 2),
+        temporary_bytes=_like_the_paper(COST.temporary_bytes, 2),
+        step_bytes=_like_the_paper(COST.step_bytes, 2),
+        run_seconds=_like_the_paper(COST.run_seconds),
+        tokens=_like_the_paper(COST.tokens),
+        is_taken_singly=_like_the_paper(COST.is_taken_singly),
+    ),
+)
+"""Samples that stage 1 takes by several methods."""
