@@ -289,11 +289,10 @@ def _step(
     """A step of SGD, or one more batch for the one step on what is new."""
     from scbjax.losses import unchecked_loss
 
-    averaged, new = rates["averaged"], _NEW[static["shared"]]
+    averaged, new = jnp.asarray(rates["averaged"]), _NEW[static["shared"]]
     choose = partial(jax.tree.map, partial(jnp.where, averaged))
     is_second = batch.coin < rates["share"]
-    own: scbjax.Task = _of(task, is_second)
-    now = params.of(is_second)
+    own, now = _of(task, is_second), params.of(is_second)
     start = now._replace(**{new: getattr(scbjax.init_params(own), new)})
     at = choose(start, now)
     loss, grads = jax.value_and_grad(unchecked_loss)(at, _of(batch, is_second))
@@ -303,7 +302,9 @@ def _step(
     lengths = choose((inverse.attention, inverse.value), (rates["value"], rates["attention"]))
     descent = scbjax.scb_sgd(own.stationary, *lengths)
     updates, _ = descent.update(grads, descent.init(at), at)
-    moved = jax.tree.map(jnp.add, at, updates)
+    # A run that has recovered both halves rests.
+    rests = ~averaged & (jnp.minimum(progress.value, progress.pattern) >= 0)
+    moved = jax.tree.map(lambda old, update: old + jnp.where(rests, 0.0, update), at, updates)
     before, latest = getattr(now, new), getattr(moved, new)
     mean = before + (latest - before) / (progress.second + 1).astype(before.dtype)
     moved = choose(now._replace(**{new: mean}), moved)
@@ -390,9 +391,8 @@ def _source(static: Mapping[str, Any]) -> Source:
     sizes = of_static(static, "shared")
 
     def draw(key: jax.Array, values: Mapping[str, Any]) -> ModalTask:
-        traced: dict[str, Any] = {
-            name: values.get(name) for name in ("correlation", "skew", "transition_signal")
-        }
+        names = ("correlation", "skew", "transition_signal")
+        traced: dict[str, Any] = {name: values.get(name) for name in names}
         return random_modalities(key, **sizes, **traced)
 
     return Source(draw, sample_modalities, prepare, step_seeds)
@@ -480,7 +480,7 @@ PARAMETERS = (
         "other", Interval(0.0, 1.0),
     ),
     Parameter(
-        "train.first_until", float, 0.5, "traced", "inner",
+        "train.first_until", float, 0.3, "traced", "inner",
         "Modality 1 is learned until the signal of what is shared is this; 0 for not at all",
         Interval(0.0, 1.0),
     ),
