@@ -28,7 +28,6 @@ import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from _data import Values
-from _distances import SUCCESS
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from matplotlib.axes import Axes
@@ -46,9 +45,12 @@ VARIABLES: Final = (
 NEW: Final = {"pattern": "new $P$, $Q$ shared", "transition": "new $Q$, $P$ shared"}
 PLAIN: Final = {"pattern": "new P, Q shared", "transition": "new Q, P shared"}
 THEORY: Final[dict[str, Any]] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
-MIXED_LEAST: Final = 1 / np.sqrt(2)  # of the samples of one modality alone
+ROOT: Final = float(np.sqrt(0.5))
+MIXED_SHARES: Final = {"pattern": (ROOT, 1.0), "transition": (0.5, ROOT)}  # of those alone
+SHARE: Final = 0.8  # of the runs that recover; of 16 it can be told with an interval
 MUCH: Final = 1e9  # samples, what is predicted where nothing can be learned
 GAP: Final = 1.06  # between marks at one T, a factor
+WIDE: Final = 50.0  # a range of 1 / cos^2 with labels at powers of ten alone
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def predicted(data: xr.Dataset, kind: int, way: Way, share: float) -> Values:
     arm = arms_of(data, way)[0]
     law = data["predicted"].isel(kind=kind, arm=arm).transpose("context_length", "seed", "level")
     pooled = law.to_numpy().reshape(law.shape[0], -1)
-    return np.asarray(np.nanquantile(pooled, share, axis=1), float)
+    return np.asarray(np.nanquantile(pooled, share, axis=1, method="hazen"), float)
 
 
 # -------------------------------------------------------------------------------- the panels
@@ -174,10 +176,6 @@ def plot(dataset: xr.Dataset) -> Figure:
     for kind in kinds:
         draw_growth(grid[0, kind], data, kind)
         draw_collapse(grid[1, kind], data, kind, colours)
-    for row in grid:
-        limits = np.array([axes.get_ylim() for axes in row])
-        for axes in row:
-            axes.set_ylim(float(limits[:, 0].min()), float(limits[:, 1].max()))
     add_legend(figure, data, grid[1, 0], colours)
     return figure
 
@@ -204,16 +202,17 @@ def power10(value: float) -> str:
 def draw_growth(axes: Axes, data: xr.Dataset, kind: int) -> None:
     """Draw the samples of modality 2 against T, with powers, and what is predicted."""
     x, labels = lengths_of(data), []
-    alone = least_samples(samples(data, kind, ALONE), SUCCESS) if arms_of(data, ALONE) else None
+    alone = least_samples(samples(data, kind, ALONE), SHARE) if arms_of(data, ALONE) else None
     if alone is not None and arms_of(data, MIXED):
+        low, high = MIXED_SHARES[str(data["shared"].to_numpy()[kind])]
         axes.fill_between(
-            x, MIXED_LEAST * alone, alone, color=MIXED.colour, alpha=0.15, linewidth=0,
+            x, low * alone, high * alone, color=MIXED.colour, alpha=0.2, linewidth=0,
             gid="mixed, predicted",
         )  # fmt: skip
     for place, way in enumerate(ways_of(data, kind)):
         found = samples(data, kind, way)
-        costs = np.where(np.isfinite(cost := least_samples(found, SUCCESS)), cost, np.nan)
-        ends = np.array(cost_intervals(found, SUCCESS))
+        costs = np.where(np.isfinite(cost := least_samples(found, SHARE)), cost, np.nan)
+        ends = np.array(cost_intervals(found, SHARE))
         shift = GAP ** (place - 1.5)
         top = np.where(np.isfinite(ends[:, 1]), ends[:, 1], MUCH)
         fine = np.isfinite(costs)
@@ -222,8 +221,8 @@ def draw_growth(axes: Axes, data: xr.Dataset, kind: int) -> None:
             x * shift, costs, linewidth=1.0, gid=f"cost {way.plain}", **way.look
         )  # fmt: skip
         if way in (AFTER, NOTHING):
-            axes.plot(x, predicted(data, kind, way, SUCCESS), **THEORY, gid=f"theory {way.plain}")
-        fit = power_estimate(x, found, SUCCESS) if len(x) > 1 else Estimate(np.nan, 0, 0)
+            axes.plot(x, predicted(data, kind, way, SHARE), **THEORY, gid=f"theory {way.plain}")
+        fit = power_estimate(x, found, SHARE) if len(x) > 1 else Estimate(np.nan, 0, 0)
         if np.isfinite(fit.value):
             text = f"$T^{{{fit.value:.2f}}}$ ({fit.low:.2f} to {fit.high:.2f})"
             labels.append(Line2D([], [], **way.look, label=text))
@@ -231,7 +230,7 @@ def draw_growth(axes: Axes, data: xr.Dataset, kind: int) -> None:
     axes.set(xscale="log", xlabel="context length $T$", ylim=(20, 1e6))
     axes.set_xticks(x, [f"{value:g}" for value in x])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_ylabel(f"samples of modality 2,\n{SUCCESS:.0%} of the runs")
+    axes.set_ylabel(f"samples of modality 2,\n{SHARE:.0%} of the runs")
     axes.set_title(NEW[str(data["shared"].to_numpy()[kind])])
     if labels:
         axes.legend(handles=labels, loc="upper left", fontsize=7)
@@ -298,6 +297,10 @@ def draw_collapse(axes: Axes, data: xr.Dataset, kind: int, colours: list[Any]) -
     every = joined(parts)
     logarithmic(axes)
     axes.set(xscale="log", xlabel=r"$1/\cos^2$ of what is kept to what is true")
+    wide = every.x.size > 0 and every.x.max() > WIDE
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("samples until the new half is right")
     axes.set_title(NEW[str(data["shared"].to_numpy()[kind])])
     if every.x.size:
@@ -313,8 +316,8 @@ def add_legend(figure: Figure, data: xr.Dataset, panel: Axes, colours: list[Any]
     handles: list[Any] = [Line2D([], [], **way.look, label=way.label) for way in shown]
     handles.append(Line2D([], [], **THEORY, label="predicted, nothing fitted"))
     if MIXED in shown:
-        words = r"mixed, predicted: $1/\sqrt{2}$ to 1 of alone"
-        handles.append(Patch(color=MIXED.colour, alpha=0.15, linewidth=0, label=words))
+        words = "predicted: mixed, of alone"
+        handles.append(Patch(color=MIXED.colour, alpha=0.2, linewidth=0, label=words))
     handles.append(Patch(color="black", alpha=0.1, linewidth=0, label="predicted: 80% of runs"))
     figure.legend(handles=handles, loc="outside upper center", ncols=4)
     dots = [
@@ -340,15 +343,15 @@ def sample_table(data: xr.Dataset) -> Table:
         for way in ways_of(data, kind):
             found = samples(data, kind, way)
             rates = data["rate"].to_numpy()[arms_of(data, way)]
-            chosen = samples_for_share(found, SUCCESS).argmin(axis=1)
-            ends = cost_intervals(found, SUCCESS)
+            chosen = samples_for_share(found, SHARE).argmin(axis=1)
+            ends = cost_intervals(found, SHARE)
             theory = np.full((2, len(found)), np.nan)
             if way in (AFTER, NOTHING):
-                theory = np.array([predicted(data, kind, way, s) for s in (SUCCESS, 0.5)])
+                theory = np.array([predicted(data, kind, way, s) for s in (SHARE, 0.5)])
             first = data["samples_of_first"].isel(kind=kind, arm=arms_of(data, way)[0])
             for place, length in enumerate(lengths_of(data)):
                 runs = found[place, chosen[place]]
-                cost = samples_for_share(runs, SUCCESS)
+                cost = samples_for_share(runs, SHARE)
                 before = 0.0 if way is ALONE else float(first[place].median())
                 before = np.nan if way is MIXED else before
                 rows.append(
@@ -356,7 +359,7 @@ def sample_table(data: xr.Dataset) -> Table:
                      theory[0, place], float(np.median(runs)), *quantile_interval(runs),
                      theory[1, place], rates[chosen[place]], before]
                 )  # fmt: skip
-    late, middle = ranged(f"{SUCCESS:.0%} recover"), ranged("median")
+    late, middle = ranged(f"{SHARE:.0%} recover"), ranged("median")
     return Table(
         "Samples of modality 2 until V and the rounded A are right, at the best rate, with 95% "
         "intervals; predicted for the one step; samples of modality 1 before, median",
@@ -378,9 +381,9 @@ def power_table(data: xr.Dataset) -> Table:
                 whole.append((half, counts(data, name)[kind][:, arms]))
             for half, found in whole if way in (ALONE, MIXED) else whole[:1]:
                 rows.append([PLAIN[str(shared)], way.plain, half,
-                             *power_estimate(x, found, SUCCESS)])  # fmt: skip
+                             *power_estimate(x, found, SHARE)])  # fmt: skip
     return Table(
-        f"Powers of T in the samples with which {SUCCESS:.0%} of the runs recover, with 95% "
+        f"Powers of T in the samples with which {SHARE:.0%} of the runs recover, with 95% "
         "intervals over tasks and rates",
         ("new and shared", "way", "half", *ranged("power")),
         rows,
@@ -401,19 +404,29 @@ def mixed_table(data: xr.Dataset) -> Table:
             with np.errstate(invalid="ignore"):
                 ratios = two[:, place] / one[:, place]  # [lengths, runs]
             # Of each task one number, so that the interval is one over tasks.
-            logs = np.where(np.isfinite(ratios) & (ratios > 0), np.log(ratios), np.nan)
-            with np.errstate(invalid="ignore"):
-                own = np.exp(np.nanmean(logs, axis=0))
-            told = float(np.median(own[np.isfinite(own)])) if np.isfinite(own).any() else np.nan
+            own = np.array([np.exp(np.mean(np.log(fine_of(ratio)))) for ratio in ratios.T])
+            told = float(np.median(own))
             rows.append(
-                [PLAIN[str(shared)], float(rates[a]), told, *quantile_interval(own), MIXED_LEAST]
+                [
+                    PLAIN[str(shared)],
+                    float(rates[a]),
+                    told,
+                    *quantile_interval(own),
+                    *MIXED_SHARES[str(shared)],
+                ]
             )
     return Table(
         "Samples of modality 2 when it is mixed with the other, over those alone at the same rate: "
-        "geometric means over T, medians over tasks with 95% intervals; the least predicted",
-        ("new and shared", "rate", *ranged("ratio"), "least predicted"),
+        "geometric means over T, medians over tasks with 95% intervals; predicted from, to",
+        ("new and shared", "rate", *ranged("ratio"), "predicted from", "predicted to"),
         rows,
     )
+
+
+def fine_of(ratios: Values) -> Values:
+    """Those of runs that recovered in both; of none, one that is not a number."""
+    fine = ratios[np.isfinite(ratios) & (ratios > 0)]
+    return fine if fine.size else np.full(1, np.nan)
 
 
 def kept_table(data: xr.Dataset) -> Table:

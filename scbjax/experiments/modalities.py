@@ -42,9 +42,11 @@ largest of N T normal numbers, ``n_2 = max_k m^2 G / (mu_k q_k^2 <D, P>_mu^2)``,
 **From scratch, and mixed.** Preconditioned SGD (eq. 4) on all halves has the rate ``eta = c B / T``
 over the signals. The drift of V from the start, of order 1/T, is then in the same proportion to the
 noise for all T: one c is right for all, and samples grow as T. Mixed, each batch is of a modality
-by the throw of a coin. V_1 and V_2 are learned at their own batches and A at all: at one rate
-signals grow as ``exp(sqrt(2) eta n)`` with n batches of each. So samples of each are between ``1 /
-sqrt 2`` and one of what one modality takes alone, and both together ``sqrt 2`` to 2.
+by the throw of a coin; what is shared is learned at all of them, and what is new at its own. As
+long as ``eta n`` is small V has nothing but that drift to be found by: in as many samples of each
+modality as alone if it is new, and half as many if it is shared. Then signals grow as ``exp(sqrt(2)
+eta n)`` with n batches of each, for ``1 / sqrt 2`` as many. So mixed takes of each between ``1 /
+sqrt 2`` and 1 of what it takes alone with a shared Q, and 1/2 to ``1 / sqrt 2`` with a shared P.
 """
 
 from __future__ import annotations

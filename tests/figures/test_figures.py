@@ -36,8 +36,8 @@ PANELS = {"quickstart": ("sparsity",), "scale": ("num_tokens",), "fig6": ("num_t
 # Not against the iteration; tested in files of their own.
 RECOVERY = (
     "adaptive", "complexity", "embeddings", "factors", "few_shot", "fig5", "finite", "hierarchy",
-    "maps", "multihead", "multihead_scaling", "phase_rates", "phase_samples", "projector_tasks",
-    "sparsity", "stage1", "two_hop",
+    "maps", "modalities", "multihead", "multihead_scaling", "phase_rates", "phase_samples",
+    "projector_tasks", "sparsity", "stage1", "two_hop",
 )  # fmt: skip
 OTHERS = ("transfer", "transfer_correlation", *RECOVERY)
 

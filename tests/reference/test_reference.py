@@ -28,6 +28,7 @@ NEWER = {
     "finite",
     "hierarchy",
     "maps",
+    "modalities",
     "multihead",
     "multihead_scaling",
     "projector_tasks",
