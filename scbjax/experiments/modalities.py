@@ -22,7 +22,7 @@ flat in T once it is learned: Theorem 4.1 for a new pattern, its mirror image fo
 matrix. Their ends differ. A uniform A has ``1 / cos^2 = T |Q|_mu^2``, as weights are not negative:
 nothing learned costs T. ``V = mu 1^T`` has a cosine of 0, and from it no sample teaches a pattern.
 
-**How many, new transition matrix.** Recovered is a cosine of :data:`RECOVERED` between ``V - mu
+**How many, new transition matrix.** Recovered is a cosine of 0.95 between ``V - mu
 1^T`` and ``P - mu 1^T``: noise across P of at most ``t = tan`` times the signal. A sample's noise
 is the outer product of ``e_y - mu`` and of a vector that is isotropic in the mu-norm, so that it
 has ``d = (N - 1) (tr L)^2 / tr L^2`` directions in effect, ``L = diag(mu) - mu mu^T``. One is P
@@ -73,10 +73,8 @@ if TYPE_CHECKING:
 else:
     jax, jnp = Lazily("jax"), Lazily("jax.numpy")
 
-RECOVERED = 0.95
-"""The cosine to the truth from which on a half counts as recovered."""
-LEVELS = 20
-"""Shares of the runs, (i + 1/2) / 20, for which samples are predicted."""
+RECOVERED = 0.95  # the cosine to the truth from which on a half is
+LEVELS = 20  # shares of the runs, (i + 1/2) / 20, for which samples are predicted
 _SQUARED_TANGENT = 1.0 / RECOVERED**2 - 1.0
 _NEW = {"pattern": "value", "transition": "attention"}  # by what is shared
 _NEVER = 1e9  # samples
@@ -324,10 +322,9 @@ def value_samples(attention: jax.Array, task: scbjax.Task, shares: jax.Array) ->
 
     mu = task.stationary
     norm = jnp.sum(mu**2)
-    squared = norm - 2.0 * jnp.sum(mu**3) + norm**2
-    freedom = (task.num_tokens - 1) * (1.0 - norm) ** 2 / squared
-    overlap = scbjax.mu_inner(attention, task.pattern, mu)
-    signal = overlap**2 * scbjax.transition_signal(task)
+    freedom = (task.num_tokens - 1) * (1.0 - norm) ** 2
+    freedom = freedom / (norm - 2.0 * jnp.sum(mu**3) + norm**2)
+    signal = scbjax.mu_inner(attention, task.pattern, mu) ** 2 * scbjax.transition_signal(task)
     each = value_noise(attention, task) / (freedom * signal)
     return each / _SQUARED_TANGENT * chi_square(shares, jnp.maximum(freedom - 3.0, 0.5))
 
