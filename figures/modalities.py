@@ -22,7 +22,7 @@ from _statistics import (
 )
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -129,21 +129,21 @@ def samples(data: xr.Dataset, kind: int, way: Way) -> Values:
     return np.asarray(found[kind][:, arms_of(data, way)], float)
 
 
+def shared_by(data: xr.Dataset, kind: int) -> str:
+    """Say what the modalities share."""
+    return str(data["shared"].to_numpy()[kind])
+
+
 def new_half(data: xr.Dataset, kind: int) -> str:
     """Name the samples to the half that modalities don't share."""
-    return {"pattern": "samples_to_value", "transition": "samples_to_pattern"}[
-        str(data["shared"].to_numpy()[kind])
-    ]
+    is_value = shared_by(data, kind) == "pattern"
+    return "samples_to_value" if is_value else "samples_to_pattern"
 
 
 def ways_of(data: xr.Dataset, kind: int) -> list[Way]:
     """List the ways that the study has; from V = mu 1^T no step teaches a pattern."""
-    shared = str(data["shared"].to_numpy()[kind])
-    return [
-        way
-        for way in WAYS
-        if arms_of(data, way) and not (way is NOTHING and shared == "transition")
-    ]
+    useless = NOTHING if shared_by(data, kind) == "transition" else None
+    return [way for way in WAYS if arms_of(data, way) and way is not useless]
 
 
 def lengths_of(data: xr.Dataset) -> Values:
@@ -204,7 +204,7 @@ def draw_growth(axes: Axes, data: xr.Dataset, kind: int) -> None:
     x, labels = lengths_of(data), []
     alone = least_samples(samples(data, kind, ALONE), SHARE) if arms_of(data, ALONE) else None
     if alone is not None and arms_of(data, MIXED):
-        low, high = MIXED_SHARES[str(data["shared"].to_numpy()[kind])]
+        low, high = MIXED_SHARES[shared_by(data, kind)]
         axes.fill_between(
             x, low * alone, high * alone, color=MIXED.colour, alpha=0.2, linewidth=0,
             gid="mixed, predicted",
@@ -231,13 +231,12 @@ def draw_growth(axes: Axes, data: xr.Dataset, kind: int) -> None:
     axes.set_xticks(x, [f"{value:g}" for value in x])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylabel(f"samples of modality 2,\n{SHARE:.0%} of the runs")
-    axes.set_title(NEW[str(data["shared"].to_numpy()[kind])])
+    axes.set_title(NEW[shared_by(data, kind)])
     if labels:
         axes.legend(handles=labels, loc="upper left", fontsize=7)
 
 
-@dataclass(frozen=True)
-class Points:
+class Points(NamedTuple):
     """Runs in which modality 2 came after the other: one for each task, T and arm.
 
     Attributes:
@@ -262,7 +261,7 @@ class Points:
 
     def where(self, chosen: NDArray[Any]) -> Points:
         """Some of them."""
-        return Points(*(values[chosen] for values in vars(self).values()))
+        return Points(*(values[chosen] for values in self))
 
 
 def points_of(data: xr.Dataset, kind: int, length: int, arms: list[int]) -> Points:
@@ -281,8 +280,7 @@ def points_of(data: xr.Dataset, kind: int, length: int, arms: list[int]) -> Poin
 
 def joined(parts: list[Points]) -> Points:
     """Join the runs of several T."""
-    names = ("x", "found", "told", "run", "left")
-    return Points(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    return Points(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
 def draw_collapse(axes: Axes, data: xr.Dataset, kind: int, colours: list[Any]) -> None:
@@ -302,7 +300,7 @@ def draw_collapse(axes: Axes, data: xr.Dataset, kind: int, colours: list[Any]) -
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("samples until the new half is right")
-    axes.set_title(NEW[str(data["shared"].to_numpy()[kind])])
+    axes.set_title(NEW[shared_by(data, kind)])
     if every.x.size:
         line = np.array([0.9, 1.3 * every.x.max()])
         low, middle, high = np.quantile((every.told / every.x[:, None]).ravel(), (0.1, 0.5, 0.9))
