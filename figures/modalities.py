@@ -233,7 +233,7 @@ def draw_growth(axes: Axes, data: xr.Dataset, kind: int) -> None:
     axes.set_ylabel(f"samples of modality 2,\n{SHARE:.0%} of the runs")
     axes.set_title(NEW[shared_by(data, kind)])
     if labels:
-        axes.legend(handles=labels, loc="upper left", fontsize=7)
+        axes.legend(handles=labels, loc="upper left", fontsize=7, frameon=True, edgecolor="none")
 
 
 class Points(NamedTuple):
@@ -316,13 +316,15 @@ def add_legend(figure: Figure, data: xr.Dataset, panel: Axes, colours: list[Any]
     if MIXED in shown:
         words = "predicted: mixed, of alone"
         handles.append(Patch(color=MIXED.colour, alpha=0.2, linewidth=0, label=words))
-    handles.append(Patch(color="black", alpha=0.1, linewidth=0, label="predicted: 80% of runs"))
+    handles.append(
+        Patch(color="black", alpha=0.1, linewidth=0, label="predicted: 10 to 90% of runs")
+    )
     figure.legend(handles=handles, loc="outside upper center", ncols=4)
     dots = [
         Line2D([], [], color=colour, marker="o", linestyle="", markersize=3, label=f"{x:g}")
         for x, colour in zip(lengths_of(data), colours, strict=True)
     ]
-    panel.legend(handles=dots, loc="lower right", title="$T$", ncols=2, fontsize=7)
+    panel.legend(handles=dots, loc="upper left", title="$T$", ncols=2, fontsize=7)
 
 
 # ------------------------------------------------------------------------------- the numbers
