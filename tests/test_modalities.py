@@ -84,13 +84,11 @@ def test_batches_are_of_their_modalities_and_coins_are_even() -> None:
         for tokens in (own.tokens, own.query):
             found = np.bincount(np.asarray(tokens).ravel(), minlength=TOKENS)
             np.testing.assert_allclose(found / found.sum(), law.stationary, atol=0.02)
-    seed, prepared = make_seed(jax.random.key(2)), prepare("pattern")
-    draw = jax.jit(jax.vmap(lambda n: sample(fold_in(seed, n), prepared, 1).coin))
-    coins = draw(jnp.arange(4000))
-    assert float(coins.min()) >= 0
-    assert float(coins.max()) < 1
+    coins = np.array([make_batch(number, "pattern").coin for number in range(100)])
+    assert coins.min() >= 0
+    assert coins.max() < 1
     # Three standard errors.
-    assert float(jnp.mean(coins < 0.5)) == pytest.approx(0.5, abs=0.024)
+    assert np.mean(coins < 0.5) == pytest.approx(0.5, abs=0.15)
 
 
 # ------------------------------------------------------------------------------- loss and its step
@@ -288,27 +286,40 @@ def test_samples_to_a_new_transition_matrix_have_the_predicted_law() -> None:
     assert np.median(found) < 0.95 * np.median(told) * 11 / 9
 
 
-def test_samples_to_a_new_pattern_are_about_the_predicted_ones() -> None:
-    shared = "transition"
-    task = longer(make_task(shared).second, 40)
+def new_pattern() -> tuple[scbjax.Task, Array, Array]:
+    """A task, a V that is wrong in part, and what it has beyond mu, its columns centred."""
+    task = longer(make_task("transition").second, 40)
+    p, mu, _ = (np.asarray(array, float) for array in task)
+    value = 0.7 * p + 0.3 * np.asarray(make_task("transition", 0.0).first.transition, float)
+    excess = value - mu[:, None]
+    return task, value, excess - mu @ excess
+
+
+def test_samples_to_a_new_pattern_have_the_formula() -> None:
+    task, value, centred = new_pattern()
     p, mu, q = (np.asarray(array, float) for array in task)
-    value = 0.7 * p + 0.3 * np.asarray(make_task(shared, 0.0).first.transition, float)
     shares = jnp.asarray([0.1, 0.5, 0.9])
     found = np.asarray(modalities.pattern_samples(jnp.asarray(value), task, shares))
     excess = value - mu[:, None]
-    centred = excess - mu @ excess
     noise = np.einsum("x,y,yx->", mu, mu, centred**2)
     signal = inner(excess, p - mu[:, None], mu)
     level = scipy.stats.norm.isf(-np.expm1(np.log(shares) / (40 * TOKENS)))
     least = np.array([column[column > 0].min() for column in q.T])
     expected = level**2 * np.max(noise / (mu * least**2)) / signal**2
     np.testing.assert_allclose(found, expected, rtol=1e-3)
-    # And by samples: the first of a few sizes at which all supports are right.
-    runs, count = 60, int(4 * found[1])
+
+
+@pytest.mark.slow
+def test_samples_to_a_new_pattern_are_about_the_predicted_ones() -> None:
+    """By samples: the first of a few numbers of them at which all supports are right."""
+    task, value, centred = new_pattern()
+    q, told = np.asarray(task.pattern), modalities.pattern_samples
+    median = float(told(jnp.asarray(value), task, jnp.asarray([0.5]))[0])
+    runs, count = 60, int(4 * median)
     tokens, query, label = running(task, runs, count)
     pulls = np.stack([centred[label[r][:, None], tokens[r]] for r in range(runs)])
     right = []
-    sizes = np.geomspace(found[1] / 4, count, 12).astype(int)
+    sizes = np.geomspace(median / 4, count, 12).astype(int)
     for size in sizes:
         columns = [
             np.stack([np.sum(pulls[r, :size][query[r, :size] == k], axis=0) for r in range(runs)])
@@ -319,7 +330,7 @@ def test_samples_to_a_new_pattern_are_about_the_predicted_ones() -> None:
             for k, column in enumerate(columns)
         ]
         right.append(np.all(supports, axis=0))
-    ratio = np.median(first_times(np.stack(right, axis=1), sizes)) / found[1]
+    ratio = np.median(first_times(np.stack(right, axis=1), sizes)) / median
     # The own noise of the true positions is left out.
     assert 0.7 < ratio < 2.0
 
@@ -361,6 +372,27 @@ def check_run(found: xr.Dataset, new: str) -> None:
     assert (np.diff(law, axis=2) >= 0).all()
 
 
+@pytest.mark.parametrize("shared", KINDS)
+def test_the_experiment_is_traced(shared: str) -> None:
+    static = {"num_tokens": 3, "context_length": 24, "sparsity": 1, "shared": shared}
+    source = modalities._source(static)
+    learner = modalities._learner(
+        source, static, batch_size=8, record_every=2, record=modalities.RECORD
+    )
+    values = dict.fromkeys(("second_share", "first_until", "rate", "correlation"), 0.5)
+    values |= {"skew": 2.0, "transition_signal": 0.4}
+
+    def run(key: jax.Array) -> Any:  # noqa: ANN401
+        return learner.train(key, source.draw(key, values), values, steps=6)
+
+    found = jax.eval_shape(run, jax.random.key(0))
+    assert found.state.params.value.shape == (1 + (shared == "pattern"), 3, 3)
+    assert found.state.params.attention.shape == (1 + (shared == "transition"), 24, 3)
+    assert found.records["predicted"].shape == (4, modalities.LEVELS)
+    assert found.records["samples_to_value"].dtype == jnp.int32
+
+
+@pytest.mark.slow  # compiled for some ten seconds
 def test_a_small_sweep_carries_a_pattern_over() -> None:
     found = scbjax.sweep.run(STUDY, axes={"seed": range(4)}, progress=False)
     check_run(found, "samples_to_value")
