@@ -58,6 +58,7 @@ MODULES = (
     "scbjax.experiments.maps",
     "scbjax.experiments.fewshot",
     "scbjax.experiments.hops",
+    "scbjax.experiments.modalities",
     "scbjax.experiments.multihead",
     "scbjax.experiments.adaptive",
     "scbjax.experiments.embeddings",

@@ -602,6 +602,59 @@ def two_hop() -> xr.Dataset:
     )
 
 
+def modalities() -> xr.Dataset:
+    """Alone takes 10 T samples, half at the higher rate, and 0.75 of that mixed.
+
+    After the other it takes 120 / cos^2 of which 100 are predicted, for the half that is new.
+    """
+    lengths, share = np.array([64, 256]), np.array([1.0, 1.0, 0.5, 0.5, 0.0, 0.0, 0.0])
+    rate = np.array([0.25, 0.5, 0.25, 0.5, 0.35, 0.35, 0.35])
+    until = np.array([0.3, 0.3, 0.3, 0.3, 0.3, 0.0, 0.3])
+    rho = np.array([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5])
+    spread = 1 + 0.01 * np.arange(SEEDS)
+    shape = (2, len(lengths), len(share), SEEDS)
+    kept = np.where(rho < 1, 0.25, 0.5)[:, None] * np.ones(shape)
+    kept[:, :, 5] = 2.0 / lengths[:, None]
+    kept[1, :, 5] = 0.0  # from V = mu 1^T
+    with np.errstate(divide="ignore"):
+        unit = np.minimum(100.0 / kept, 1e9)
+    scratch = 10.0 * lengths[:, None] * np.where(share == 0.5, 0.75, 1.0) * (0.25 / rate)
+    found = np.where((share > 0)[:, None], scratch[..., None] * spread, 1.2 * unit * spread)
+    found = np.where(unit < 1e9, found, -1)
+    other = np.broadcast_to(np.where(rho < 1, -1.0, 16.0)[:, None], shape)
+    first = np.where(share < 1, 20.0, 0.0)[:, None] * lengths[:, None, None]
+    axes, ends = ("kind", "context_length", "arm", "seed"), ("step",)
+    values = {
+        "kept": kept,
+        "samples_of_first": np.broadcast_to(first, shape),
+        "samples_of_second": np.full(shape, 1e6),
+        "samples_to_value": np.stack([found[0], other[1]]),
+        "samples_to_pattern": np.stack([other[0], found[1]]),
+    }
+    levels = 0.5 + (np.arange(20) + 0.5) / 20
+    law = np.minimum(unit[..., None, None] * levels, 1e9)
+    twice = {name: (axes + ends, np.stack([v, v], axis=-1)) for name, v in values.items()}
+    return xr.Dataset(
+        {**twice, "predicted": ((*axes, *ends, "level"), np.concatenate([law, law], axis=-2))},
+        coords={
+            "shared": ("kind", ["pattern", "transition"]),
+            "skew": ("kind", [2.0, 1.3]),
+            "context_length": lengths,
+            "second_share": ("arm", share),
+            "rate": ("arm", rate),
+            "first_until": ("arm", until),
+            "correlation": ("arm", rho),
+            "seed": np.arange(SEEDS),
+            "step": [0, 25],
+        },
+        attrs={
+            "settings": json.dumps({}),
+            "study": "[axes]\nseed = [0]\ncontext_length = [64]\n"
+            "[[zip]]\nname = 'kind'\n[[zip]]\nname = 'arm'\n",
+        },
+    )
+
+
 def few_shot() -> xr.Dataset:
     """Recovery after 400 (1 + gamma x) samples, gamma 1/2 of a new Q and 1 of a new P, at both T.
 
@@ -775,6 +828,7 @@ MADE: dict[str, Callable[[], xr.Dataset]] = {
     "multihead_scaling": multihead_scaling,
     "two_hop": two_hop,
     "sequences": sequences,
+    "modalities": modalities,
     "few_shot": few_shot,
     "cheaper": cheaper,
 }

@@ -40,6 +40,7 @@ RECOVERY = (
     "sequences", "sparsity", "stage1", "two_hop",
     "adaptive", "cheaper", "complexity", "embeddings", "factors", "few_shot", "fig5", "finite",
     "hierarchy", "maps", "multihead", "multihead_scaling", "phase_rates", "phase_samples",
+    "maps", "modalities", "multihead", "multihead_scaling", "phase_rates", "phase_samples",
     "projector_tasks", "sparsity", "stage1", "two_hop",
 )  # fmt: skip
 OTHERS = ("transfer", "transfer_correlation", *RECOVERY)

@@ -892,3 +892,39 @@ def test_two_hop_losses_samples_powers_and_ratios(dataset: xr.Dataset) -> None:
     assert never["two layers, from scratch"] == {("0.02", "0"), ("0.04", "1")}
     easy = [row for row in rates if "after" in row["way"] and row["rate"] == "0.02"]
     assert all(0 < float(row["of one hop"]) < float(row["samples"]) for row in easy)
+
+
+# ------------------------------------------------------------------------------ two modalities
+
+
+def test_modalities_have_samples_powers_and_what_is_predicted(dataset: xr.Dataset) -> None:
+    samples, powers, mixed, kept = tables_of("modalities", dataset)
+    # Of ten runs 80% are the eighth, at the best of two rates.
+    for row in samples:
+        x = {"after the other": 2.0}.get(row["way"], float(row["T"]) / 2)
+        scratch = 5.0 * int(row["T"]) * {"mixed": 0.75}.get(row["way"], 1.0)
+        slow = "SGD" if row["way"] in ("alone", "mixed") else "one step"
+        whole = {"SGD": scratch, "one step": 120 * x}[slow]
+        assert float(row["80% recover"]) == close(1.07 * whole)
+        assert float(row["median"]) == close(1.045 * whole)
+        if slow == "SGD":
+            assert (row["rate"], row["predicted"]) == ("0.5", "-")
+        else:
+            # The law is even from a half to one and a half.
+            assert float(row["predicted median"]) == close(100 * x)
+            assert float(row["predicted"]) == close(130 * x)
+    ways = [row["way"] for row in samples if row["T"] == "64"]
+    assert ways == ["alone", "mixed", "after the other", "one step, A uniform", *ways[:3]]
+    for row in powers:
+        flat = row["way"] == "after the other" or row["half"] != "both"
+        if row["half"] in ("both", "V") and "new P" in row["new and shared"]:
+            assert float(row["power"]) == close(0.0 if row["way"] == "after the other" else 1.0)
+        elif row["half"] == "rounded A" and "new P" in row["new and shared"]:
+            assert flat
+            assert float(row["power"]) == close(0.0)
+    assert column(mixed, "ratio") == close([0.75] * 4)
+    told = [row for row in kept if row["rho"] != "all"]
+    assert column(told, "ratio") == close([1.2 * 1.045] * 5)
+    whole = [row for row in kept if row["rho"] == "all"]
+    assert column(whole, "power") == close([1.0] * 2)
+    assert column(kept, "recovered") == close([1.0] * 7)

@@ -29,6 +29,7 @@ NEWER = {
     "finite",
     "hierarchy",
     "maps",
+    "modalities",
     "multihead",
     "multihead_scaling",
     "projector_tasks",
