@@ -266,7 +266,9 @@ def fit_table(payload: Payload) -> str:
     rates = {row["name"]: row["rate"] for row in payload["rows"]}
     rows = []
     for name, times in payload["times_numpy"].items():
-        seconds = spread([payload["symbols"] / rates[name][end] for end in ("min", "median", "max")])
+        seconds = spread(
+            [payload["symbols"] / rates[name][end] for end in ("min", "median", "max")]
+        )
         cells = (told(rates[name], 1e-6), told(rates[f"{name}, NumPy"], 1e-6), told(times))
         rows.append((name, told(seconds), *cells))
     header = ("", "seconds a step", "million symbols/s", "NumPy", "times NumPy")

@@ -743,6 +743,10 @@ def sequences() -> xr.Dataset:
         attrs={
             "settings": json.dumps({"task.context_length": 200}),
             "study": "[axes]\nseed = [0]\nslow = [0.0]\n[[zip]]\nname = 'arm'\n",
+        },
+    )
+
+
 def cheaper() -> xr.Dataset:
     """By drift T^2 / 5 samples printed and 20 T otherwise; by the data, and the moments, 500.
 

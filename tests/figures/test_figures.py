@@ -35,13 +35,9 @@ NAMES = (*CURVES, "fig2", "fig4", "projector", "simulation")
 PANELS = {"quickstart": ("sparsity",), "scale": ("num_tokens",), "fig6": ("num_tokens",)}
 # Not against the iteration; tested in files of their own.
 RECOVERY = (
-    "adaptive", "complexity", "embeddings", "factors", "few_shot", "fig5", "finite", "hierarchy",
-    "maps", "multihead", "multihead_scaling", "phase_rates", "phase_samples", "projector_tasks",
-    "sequences", "sparsity", "stage1", "two_hop",
     "adaptive", "cheaper", "complexity", "embeddings", "factors", "few_shot", "fig5", "finite",
-    "hierarchy", "maps", "multihead", "multihead_scaling", "phase_rates", "phase_samples",
-    "maps", "modalities", "multihead", "multihead_scaling", "phase_rates", "phase_samples",
-    "projector_tasks", "sparsity", "stage1", "two_hop",
+    "hierarchy", "maps", "modalities", "multihead", "multihead_scaling", "phase_rates",
+    "phase_samples", "projector_tasks", "sequences", "sparsity", "stage1", "two_hop",
 )  # fmt: skip
 OTHERS = ("transfer", "transfer_correlation", *RECOVERY)
 

@@ -925,6 +925,5 @@ def test_modalities_have_samples_powers_and_what_is_predicted(dataset: xr.Datase
     assert column(mixed, "ratio") == close([0.75] * 4)
     told = [row for row in kept if row["rho"] != "all"]
     assert column(told, "ratio") == close([1.2 * 1.045] * 5)
-    whole = [row for row in kept if row["rho"] == "all"]
-    assert column(whole, "power") == close([1.0] * 2)
+    assert column([row for row in kept if row["rho"] == "all"], "power") == close([1.0] * 2)
     assert column(kept, "recovered") == close([1.0] * 7)
