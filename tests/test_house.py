@@ -140,6 +140,18 @@ def test_the_engine_knows_nothing_of_what_it_runs(path: Path) -> None:
     assert not words
 
 
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_no_batch_of_lapack_calls_can_wait_for_ever(path: Path) -> None:
+    """See scbjax.task.solve: what calls LAPACK is solve, or is mapped by a loop (one_by_one)."""
+    if path == PACKAGE / "task.py":
+        return
+    called = re.findall(
+        r"^(?!.*>>>).*(?:jnp|jax\.scipy|lax)\.linalg\.(?!norm)\w+\(",
+        path.read_text(encoding="utf-8"), flags=re.MULTILINE,
+    )  # fmt: skip
+    assert not called
+
+
 def test_imports_have_no_circle() -> None:
     graph = {
         module_name(path): {name for name in imported_modules(path) if room(name)}

@@ -321,11 +321,13 @@ def leading_scores(moments: jax.Array) -> jax.Array:
 
     The sign is that of the sum of cubes.
     """
+    from scbjax.singly import one_by_one
+
     rows = jnp.swapaxes(moments, 2, 3)  # [T, x, o, k]
     length, tokens = rows.shape[:2]
     flat = rows.reshape(length, tokens**2, tokens)
     gram = jnp.einsum("tak,tbk->ab", flat, flat, precision="highest")
-    vector = jnp.linalg.eigh(gram)[1][:, -1]
+    vector = one_by_one(jnp.linalg.eigh)(gram)[1][:, -1]
     scores = jnp.einsum("a,tak->tk", vector, flat, precision="highest")
     return scores * jnp.where(jnp.sum(scores**3) < 0, -1.0, 1.0)
 

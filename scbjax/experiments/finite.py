@@ -125,6 +125,8 @@ def model_of(static: Mapping[str, Any]) -> Model:
     model = maps.model_of(static)
 
     def init(key: jax.Array, data: Data, values: Mapping[str, jax.Array]) -> dict[str, Any]:
+        from scbjax.singly import one_by_one
+
         params = dict(model.init(key, data.task))
         value = start_value(data, values)
         if static["value_path"] == "linear":
@@ -133,7 +135,7 @@ def model_of(static: Mapping[str, Any]) -> Model:
         # What the hidden units make of single tokens, [width, N]: more units than tokens, so that
         # any V can be had from them.
         hidden = jax.nn.relu(own["hidden"] + own["bias"][:, None])
-        output = (value - own["mean"][:, None]) @ jnp.linalg.pinv(hidden)
+        output = (value - own["mean"][:, None]) @ one_by_one(jnp.linalg.pinv)(hidden)
         return {**params, "value": {**own, "output": output}}
 
     return Model(init, model.loss, model.readout)

@@ -153,13 +153,10 @@ def _eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     See :func:`scbjax.task.solve` for why.
     """
+    from scbjax.singly import one_by_one
 
-    def decompose(own: jax.Array) -> tuple[jax.Array, jax.Array]:
-        values, vectors = jnp.linalg.eigh(own)
-        return values, vectors
-
-    found: tuple[jax.Array, jax.Array] = jax.custom_batching.sequential_vmap(decompose)(matrix)
-    return found
+    values, vectors = one_by_one(jnp.linalg.eigh)(matrix)
+    return values, vectors
 
 
 def slow_transition(

@@ -5,9 +5,10 @@ With centred symbols ``e~`` and ``G(s) = E[e~_t e~_{t-s}^T]``, ``G(-s) = G(s)^T`
 
     sum_g' B_g' G(g - g') = G(g)     for every lag g.
 
-That is MTDg, with ``B_g = w_g (P_g - mu 1^T)``; it is solved by conjugate gradients, in which the
-Toeplitz operator is a convolution. *Marginal* cross-moments, ``G(g) diag(1/mu)``, are right only
-where the symbols of a context are independent; else they show lags that are echoes of true ones.
+That is MTDg, with ``B_g = w_g (P_g - mu 1^T)``; where there are many lags it is solved by conjugate
+gradients, in which the Toeplitz operator is a convolution. *Marginal* cross-moments, ``G(g)
+diag(1/mu)``, are right only where the symbols of a context are independent; else they show lags
+that are echoes of true ones.
 
 MTD is the same with ``B_g = w_g P~``: its start is the leading singular pair of B as a matrix
 (lag x entry) in the metric of mu; then weights, on the simplex, and P~ are solved for in turn.
@@ -28,9 +29,12 @@ import optax
 
 from scbjax.fitting.mixtures import Mixture
 from scbjax.fitting.series import Chunk, Series, over_chunks
+from scbjax.singly import one_by_one
+from scbjax.task import solve
 
 _RIDGE = 1e-3  # of G, in units of mu: its null vector is 1
 _ITERATIONS = 60  # of conjugate gradients
+_DENSE = 2048  # equations that are solved as they stand
 _DESCENTS = 300  # steps on the weights
 _ROUNDS = 4  # of weights and P in turn
 
@@ -103,8 +107,35 @@ def whitened(moments: Moments, iterations: int = _ITERATIONS) -> jax.Array:
 
     Args:
         moments: of pairs.
-        iterations: of conjugate gradients.
+        iterations: of conjugate gradients, for a context whose equations are too many to be solved
+            as they stand.
     """
+    size, length = moments.pairs.shape[1], moments.pairs.shape[0] - 1
+    if length * size > _DENSE:
+        return _by_gradients(moments, iterations)
+    lags = jnp.arange(1, length + 1, dtype=jnp.int32)
+    inner = between(moments.covariance, lags, lags).reshape(length * size, -1)
+    inner = inner + _RIDGE * jnp.kron(jnp.eye(length, dtype=inner.dtype), jnp.diag(moments.scale))
+    told = jnp.swapaxes(moments.covariance[1:], 0, 1).reshape(size, -1)
+    solved = solve(inner, told.T).T
+    return jnp.swapaxes(solved.reshape(size, length, size), 0, 1)
+
+
+def between(covariance: jax.Array, one: jax.Array, two: jax.Array) -> jax.Array:
+    """``E[e~_{t-g} e~_{t-g'}^T]`` for all pairs of lags: [g, N, g', N].
+
+    Args:
+        covariance: G of lags 0 to d, [d + 1, N, N].
+        one: lags g.
+        two: lags g'.
+    """
+    gap = two[None, :] - one[:, None]
+    found = covariance[jnp.abs(gap)]
+    found = jnp.where((gap >= 0)[:, :, None, None], found, jnp.swapaxes(found, 2, 3))
+    return jnp.swapaxes(found, 1, 2)
+
+
+def _by_gradients(moments: Moments, iterations: int) -> jax.Array:
     covariance, mu = moments.covariance, moments.scale
     length = covariance.shape[0] - 1
     both = jnp.concatenate(
@@ -144,18 +175,13 @@ def conditional_tests(moments: Moments, lags: jax.Array, kept: jax.Array) -> jax
     every = jnp.arange(1, length + 1, dtype=jnp.int32)
     ridge = _RIDGE * jnp.diag(mu)
 
-    def between(one: jax.Array, two: jax.Array) -> jax.Array:
-        """``E[e~_{t-g} e~_{t-g'}^T]`` for all pairs of lags: [g, N, g', N]."""
-        gap = two[None, :] - one[:, None]
-        found = covariance[jnp.abs(gap)]
-        found = jnp.where((gap >= 0)[:, :, None, None], found, jnp.swapaxes(found, 2, 3))
-        return jnp.swapaxes(found, 1, 2)
-
     mask = jnp.repeat(kept, size).astype(covariance.dtype)
-    inner = between(lags, lags).reshape(count * size, -1) * mask[:, None] * mask[None, :]
+    inner = (
+        between(covariance, lags, lags).reshape(count * size, -1) * mask[:, None] * mask[None, :]
+    )
     inner = inner + jnp.diag(1.0 - mask) + jnp.kron(jnp.diag(kept.astype(mu.dtype)), ridge)
-    cross = between(lags, every).reshape(count * size, -1) * mask[:, None]
-    solved = jnp.linalg.solve(inner, cross)
+    cross = between(covariance, lags, every).reshape(count * size, -1) * mask[:, None]
+    solved = solve(inner, cross)
     told = jnp.swapaxes(covariance[lags], 0, 1).reshape(size, -1) * mask[None, :]
     left = covariance[1:] - jnp.swapaxes((told @ solved).reshape(size, length, size), 0, 1)
     own = jnp.einsum(
@@ -167,7 +193,7 @@ def conditional_tests(moments: Moments, lags: jax.Array, kept: jax.Array) -> jax
     often = jnp.sum(moments.pairs[1:], axis=1)
     spread = jax.vmap(jnp.diag)(often) - often[:, :, None] * often[:, None, :]
     rest = spread + ridge[None] - own
-    turned = jnp.swapaxes(jnp.linalg.solve(rest, jnp.swapaxes(left, 1, 2)), 1, 2)
+    turned = jnp.swapaxes(jax.vmap(solve)(rest, jnp.swapaxes(left, 1, 2)), 1, 2)
     scales = jnp.stack([1.0 / mu, jnp.ones_like(mu)])
     statistics: jax.Array = moments.windows * jnp.einsum("gyx,gyx,sy->sg", left, turned, scales)
     return statistics
@@ -235,7 +261,7 @@ def start_mtd(moments: Moments, lags: jax.Array, heads: int = 1) -> Mixture:
 def _leading(effects: jax.Array, mu: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Weights on the simplex and P~ of the leading singular pair."""
     flat = (effects * jnp.sqrt(mu)[None, None, :]).reshape(effects.shape[0], -1)
-    weights = jnp.linalg.eigh(flat @ flat.T)[1][:, -1]
+    weights = one_by_one(jnp.linalg.eigh)(flat @ flat.T)[1][:, -1]
     weights = jnp.where(jnp.sum(weights) < 0, -weights, weights)
     weights = jnp.maximum(weights, 0.0)
     weights = weights / jnp.maximum(jnp.sum(weights), 1e-12)
@@ -266,7 +292,7 @@ def _alternate(
         half = jnp.einsum("s,sab->ab", by_lag, covariance)
         inner = half + half.T - by_lag[0] * covariance[0]
         outer = jnp.einsum("g,gyx->yx", weights, covariance[lags])
-        matrix = jnp.linalg.solve(inner + ridge, outer.T).T
+        matrix = solve(inner + ridge, outer.T).T
     return weights, matrix
 
 
