@@ -65,6 +65,7 @@ MODULES = (
     "scbjax.experiments.finite",
     "scbjax.experiments.hierarchy",
     "scbjax.experiments.sequences",
+    "scbjax.experiments.lags",
     "scbjax.fitting.reading",
     "scbjax.fitting.series",
     "scbjax.fitting.mixtures",

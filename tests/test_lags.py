@@ -41,9 +41,7 @@ def test_chains_are_clear(model: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("method", ["screening", "forward"])
-def test_lags_are_ranked_as_by_the_command(
-    method: str, counted: tuple[Series, Moments]
-) -> None:
+def test_lags_are_ranked_as_by_the_command(method: str, counted: tuple[Series, Moments]) -> None:
     series, moments = counted
     found = np.asarray(lags.ranked(method, moments)).tolist()
     if method == "screening":

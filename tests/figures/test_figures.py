@@ -36,7 +36,7 @@ PANELS = {"quickstart": ("sparsity",), "scale": ("num_tokens",), "fig6": ("num_t
 # Not against the iteration; tested in files of their own.
 RECOVERY = (
     "adaptive", "cheaper", "complexity", "embeddings", "factors", "few_shot", "fig5", "finite",
-    "hierarchy", "maps", "modalities", "multihead", "multihead_scaling", "phase_rates",
+    "hierarchy", "lags", "maps", "modalities", "multihead", "multihead_scaling", "phase_rates",
     "phase_samples", "projector_tasks", "sequences", "sparsity", "stage1", "two_hop",
 )  # fmt: skip
 OTHERS = ("transfer", "transfer_correlation", *RECOVERY)

@@ -122,6 +122,21 @@ def test_maps_have_the_powers_and_shares_that_were_made() -> None:
     assert [float(lost[0][f"share, {end}"]) for end in ("from", "to")] == close(ends_of_it)
 
 
+def test_chains_are_found_as_often_as_was_made() -> None:
+    (rows,) = read(load("lags").tables(made.lags()))
+    found = {
+        (row["lags"], row["method"], row["n"]): (float(row["found"]), float(row["found, from"]))
+        for row in rows
+    }
+    for lags in ("1,15,30", "1,5"):
+        assert [found[lags, "forward", n][0] for n in ("1000", "2000", "4000")] == [0.8, 1.0, 1.0]
+        assert found[lags, "screening", "4000"][0] == 0.0
+        # Wilson's interval of eight of ten begins at 0.490.
+        assert found[lags, "l1", "1000"][1] == pytest.approx(0.490, abs=1e-3)
+    assert column(rows[:3], "no false") == close([0.5] * 3)
+    assert column(rows[2:3], "missed") == close([1.0])
+
+
 def test_sequences_have_the_costs_that_were_made() -> None:
     false, costs, ratios, laws = read(load("sequences").tables(made.sequences()))
     assert column(false, "false") == close([0.0, 12.0, 24.0, 36.0] + [0.0] * 8)

@@ -28,6 +28,7 @@ NEWER = {
     "few_shot",
     "finite",
     "hierarchy",
+    "lags",
     "maps",
     "modalities",
     "multihead",
