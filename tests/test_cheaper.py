@@ -63,6 +63,7 @@ def one_hots(batch: scbjax.Batch) -> tuple[Array, Array, Array]:
 # ------------------------------------------------------------------------------------------- tasks
 
 
+@pytest.mark.slow
 def test_short_contexts_have_the_chain_of_the_long_ones() -> None:
     tasks = tasks_of()
     assert tasks.short.pattern.shape == (8, 3)
@@ -268,6 +269,7 @@ def test_the_cut_has_so_many_false_positives_in_the_mean(delta: float) -> None:
     assert float(cheaper.chi_squared_level(tail, 4)) == pytest.approx(level, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_off_the_support_the_statistic_is_chi_squared() -> None:
     task = tasks_of(3, context_length=300).task
     batch = scbjax.sample_batch(jax.random.key(0), task, 3000)

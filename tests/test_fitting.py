@@ -157,6 +157,7 @@ def test_a_step_of_em_never_lowers_what_it_raises(kind: str, heads: int, smoothi
     assert told[-1] - told[0] > 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_lengthened_steps_end_where_plain_ones_do() -> None:
     tokens = chain(random_mixture("mtd", 1, 3, [1, 3], seed=5), 2000)
@@ -373,6 +374,7 @@ def test_descent_finds_the_least_on_the_simplex_and_with_a_penalty() -> None:
     assert (slope[sparse <= 1e-6] > -1e-3).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mtd", "mtdg", "scb"])
 def test_moments_come_near_the_truth(kind: str) -> None:
     truth = strong(kind, [1, 2, 4])
@@ -400,7 +402,7 @@ def test_moments_come_near_the_truth(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mtd", "mtdg", "scb"])
-@pytest.mark.parametrize("method", ["forward", "bic"])
+@pytest.mark.parametrize("method", ["forward", pytest.param("bic", marks=pytest.mark.slow)])
 def test_lags_of_a_chain_are_found(kind: str, method: str) -> None:
     truth = strong(kind, [1, 5, 9])
     found = fit(chain(truth, 4000), model=kind, context=12, lags=method, resamples=0, most_lags=5)
@@ -563,6 +565,7 @@ def test_steps_of_the_learner_are_a_start(letters: str) -> None:
     assert found.rows[-1].brier < found.rows[0].brier  # what its steps lower
 
 
+@pytest.mark.slow
 def test_a_spectrum_tells_one_matrix_from_several() -> None:
     shares = []
     for truth in (strong("mtd", [1, 2, 4]), strong("mtdg", [1, 2, 4])):

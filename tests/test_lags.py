@@ -53,7 +53,9 @@ def test_lags_are_ranked_as_by_the_command(method: str, counted: tuple[Series, M
     assert tuple(sorted(found[:2])) == order[1][0]
 
 
-@pytest.mark.parametrize("model", ["mtd", "mtdg", "scb"])
+@pytest.mark.parametrize(
+    "model", ["mtd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mtdg", "scb"))]
+)
 def test_bic_is_that_of_the_command(model: str, counted: tuple[Series, Moments]) -> None:
     series, moments = counted
     ranked = lags.ranked("forward", moments)

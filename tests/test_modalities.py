@@ -77,6 +77,7 @@ def test_what_is_shared_is_shared(shared: str) -> None:
         np.testing.assert_allclose(task.pattern.sum(axis=0), 1.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_batches_are_of_their_modalities_and_coins_are_even() -> None:
     batch = make_batch(1, "pattern", 10_000)
     for own, law in zip(batch[:2], make_task("pattern"), strict=True):
@@ -258,6 +259,7 @@ def first_times(met: Array, sizes: Array) -> Array:
     return np.where(met.any(axis=1), sizes[met.argmax(axis=1)], np.inf)
 
 
+@pytest.mark.slow
 def test_samples_to_a_new_transition_matrix_have_the_predicted_law() -> None:
     """By Monte Carlo in float64: running means of single gradients, one after the other."""
     task = make_task("pattern").second

@@ -228,6 +228,7 @@ def plain_loss(
     return jnp.mean(jnp.sum(error**2, axis=1)) / 2
 
 
+@pytest.mark.slow
 def test_two_steps_are_those_of_gradient_descent() -> None:
     tokens, windows = circular(3)
     found = found_in(tokens, windows)
@@ -363,6 +364,7 @@ STUDY = {
 }
 
 
+@pytest.mark.slow
 def test_a_small_sweep_finds_the_lags() -> None:
     jax.config.update("jax_enable_x64", False)
     axes = {"seed": range(3), "slow": (0.2, 0.8)}
