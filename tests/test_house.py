@@ -79,6 +79,11 @@ NO_JAX = [
     *("scbjax", "scbjax.cli", "scbjax.parts", "scbjax.plot", "scbjax.experiments.of_parts"),
     *("scbjax.sweep", "scbjax.sweep.python", "scbjax.sweep.engine.places"),
     *("scbjax.sweep.study.files", "scbjax.sweep.plan.programs", "scbjax.sweep.results.store"),
+    *(
+        f"scbjax.experiments.{path.stem}"
+        for path in sorted((PACKAGE / "experiments").glob("*.py"))
+        if "EXPERIMENT = " in path.read_text(encoding="utf-8")
+    ),
 ]
 
 

@@ -67,7 +67,6 @@ from scbjax.experiments.parts_common import DECLARED, RATES, SPARSITY, of_static
 from scbjax.experiments.scb_common import SPARSITY_FITS
 from scbjax.experiments.scb_cost import COST
 from scbjax.lazily import Lazily
-from scbjax.moves import Move
 from scbjax.parts import Model, Observable, Source
 
 if TYPE_CHECKING:
@@ -76,6 +75,7 @@ if TYPE_CHECKING:
     import optax
     from jax.scipy import special
 
+    from scbjax.moves import Move
     from scbjax.optim import Geometry
 else:
     jax, jnp, optax = Lazily("jax"), Lazily("jax.numpy"), Lazily("optax")
@@ -360,6 +360,8 @@ def estimator(static: Mapping[str, Any]) -> tuple[Model, Move]:
 
     def no_loss(_: object, __: object) -> jax.Array:
         return jnp.zeros(())
+
+    from scbjax.moves import Move
 
     return Model(init, no_loss, readout), Move(lambda *_: (), step)
 
