@@ -136,7 +136,7 @@ def whitening(stationary: jax.Array) -> jax.Array:
     Example:
         >>> mu = jnp.array([0.2, 0.3, 0.5])
         >>> own = whitening(mu)
-        >>> bool(jnp.allclose(own * mu @ own.T, jnp.eye(2), atol=1e-6))
+        >>> bool(jnp.allclose(own * mu[None, :] @ own.T, jnp.eye(2), atol=1e-6))
         True
     """
     root = jnp.sqrt(stationary)

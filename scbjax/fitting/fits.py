@@ -43,7 +43,7 @@ def fit(
 
     Example:
         >>> text = "to be or not to be that is the question " * 40
-        >>> found = fit(text, model="mtd", context=6, most_lags=3, resamples=0)
+        >>> found = fit(text, model="scb", context=6, most_lags=3, resamples=0)
         >>> found.rows[-1].bits < found.rows[1].bits  # less than the bigram
         True
         >>> found.predict_proba(["to be "]).shape
