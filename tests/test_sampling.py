@@ -124,6 +124,7 @@ def test_ten_million_samples_follow_the_joint_law(num_tokens: int, context_lengt
     check_law(counts, law)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_samples_of_a_large_vocabulary_follow_the_law(count: int) -> None:
     """N = 300: all pairs of a token and something else, and everything jointly in groups."""
@@ -256,6 +257,7 @@ def count_pairs(tokens: Array, lag: int, axis: int, num_tokens: int) -> Array:
     return count_cells((blocks[:, 0], blocks[:, 1]), (num_tokens, num_tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tokens", [2, 3, SLOW_17, 300])
 def test_neighbouring_tokens_are_independent(num_tokens: int) -> None:
     """At lags along the context and along the batch, half the shape included."""

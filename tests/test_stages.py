@@ -326,6 +326,7 @@ def test_refit_has_the_law_of_a_refit_on_whole_contexts(support: int) -> None:
     assert np.all(np.abs(np.log(found.var(axis=0) / expected.var(axis=0))) < 0.5)
 
 
+@pytest.mark.slow
 def test_refit_converges_to_population_least_squares() -> None:
     numbers = Numbers(11)
     attention, task = sparse_attention(numbers), numbers.task()

@@ -503,6 +503,7 @@ def test_what_is_drawn_has_all_digits_even_when_asked_for_less() -> None:
     assert precisions(batch, shapes_of_a_task()) == {"HIGHEST"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [pytest.param(10, marks=pytest.mark.slow), 7])
 def test_factors_of_fewer_bits_change_the_gradient(
     monkeypatch: pytest.MonkeyPatch, bits: int
@@ -1011,6 +1012,7 @@ def long_runs() -> dict[str, Trajectory]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["proximal", "sgd"])
 def test_invariants_hold_after_a_thousand_steps(long_runs: dict[str, Trajectory], arm: str) -> None:
     task, params = make_task(length=200), long_runs[arm].params
