@@ -257,8 +257,7 @@ def count_pairs(tokens: Array, lag: int, axis: int, num_tokens: int) -> Array:
     return count_cells((blocks[:, 0], blocks[:, 1]), (num_tokens, num_tokens))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("num_tokens", [2, 3, SLOW_17, 300])
+@pytest.mark.parametrize("num_tokens", [2, 3, SLOW_17, pytest.param(300, marks=pytest.mark.slow)])
 def test_neighbouring_tokens_are_independent(num_tokens: int) -> None:
     """At lags along the context and along the batch, half the shape included."""
     batch_size, length = PAIR_SHAPE
