@@ -7,6 +7,7 @@ The dataset comes from `scbjax run lags`; what is expected is in the text of
 from __future__ import annotations
 
 from _statistics import share_interval
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -35,20 +36,25 @@ MODELS: Final = {"mtd": "MTD", "mtdg": "MTDg", "scb": "SCB"}
 PUBLISHED: Final = {1000: 26, 2000: 67, 5000: 97, 10000: 100}
 
 
-class _Case:
-    """Chains of one kind: which runs found exactly the true lags, by method, [run, step]."""
+@dataclass(frozen=True)
+class Case:
+    """Chains of one kind.
 
-    def __init__(self, data: xr.Dataset, arm: int, model: str, lags: str) -> None:
-        own = data.isel(arm=arm)
-        self.model, self.lags = model, lags
-        self.samples: Values = own["samples"].isel(run=0).to_numpy()[1:]
-        self.false = {
-            m: own[f"{m}_false"].transpose("run", "step").to_numpy()[:, 1:] for m in METHODS
-        }
-        self.missed = {
-            m: own[f"{m}_missed"].transpose("run", "step").to_numpy()[:, 1:] for m in METHODS
-        }
-        self.expected: Values = 1.0 - own["false_by_bic"].isel(run=0).to_numpy()[1:]
+    Attributes:
+        model: what they are drawn from.
+        lags: the true ones.
+        samples: n by step.
+        false: false lags by method, [run, step].
+        missed: true ones that are not taken, the same.
+        expected: the least chance that BIC takes no false one, by step.
+    """
+
+    model: str
+    lags: str
+    samples: Values
+    false: dict[str, Values]
+    missed: dict[str, Values]
+    expected: Values
 
     def exact(self, method: str) -> Values:
         """Runs by step that have the true lags and no others."""
@@ -56,11 +62,26 @@ class _Case:
         return exact
 
 
-def cases_of(dataset: xr.Dataset) -> list[_Case]:
-    """Read the kinds of chains of the study."""
-    data = tidy(dataset)
+def cases_of(dataset: xr.Dataset) -> list[Case]:
+    """Read the kinds of chains of the study; the first record has seen no symbols."""
+    data = tidy(dataset).isel(step=slice(1, None))
+
+    def of(arm: int, what: str) -> dict[str, Values]:
+        named = {method: data[f"{method}_{what}"].isel(arm=arm) for method in METHODS}
+        return {name: array.transpose("run", "step").to_numpy() for name, array in named.items()}
+
     kinds = zip(along_arms(data, "model"), along_arms(data, "lags"), strict=True)
-    return [_Case(data, arm, str(model), str(lags)) for arm, (model, lags) in enumerate(kinds)]
+    return [
+        Case(
+            model=str(model),
+            lags=str(lags),
+            samples=data["samples"].isel(arm=arm, run=0).to_numpy(),
+            false=of(arm, "false"),
+            missed=of(arm, "missed"),
+            expected=1.0 - data["false_by_bic"].isel(arm=arm, run=0).to_numpy(),
+        )
+        for arm, (model, lags) in enumerate(kinds)
+    ]
 
 
 def plot(dataset: xr.Dataset) -> Figure:
@@ -89,7 +110,7 @@ def plot(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-def draw_case(axes: Axes, case: _Case) -> None:
+def draw_case(axes: Axes, case: Case) -> None:
     """Draw the share of chains with exactly the true lags, by method, with 95% intervals."""
     for place, (method, (label, colour, marker)) in enumerate(METHODS.items()):
         exact = case.exact(method)

@@ -39,6 +39,7 @@ from scbjax.sampling import (
 from scbjax.task import (
     Task,
     check_one_task,
+    mu_inner,
     pattern_signal,
     product,
     stationary_norm,
@@ -195,3 +196,46 @@ def initial_noise(task: Task, geometry: Geometry = "mu") -> jax.Array:
     signal = transition_signal(task)
     variance = first + others - (signal / length) ** 2
     return ratio(jnp.sqrt(jnp.maximum(variance, 0.0)), signal)
+
+
+def label_scores(value: jax.Array, stationary: jax.Array) -> jax.Array:
+    """``f(o, x) = V~[o, x] - mu^T V~_x``, V~ = V - mu 1^T: what label o says of token x, [N, N]."""
+    apart = value - stationary[:, None]
+    return apart - jnp.sum(stationary[:, None] * apart, axis=0, keepdims=True)
+
+
+def entry_noise(value: jax.Array, stationary: jax.Array) -> jax.Array:
+    """The variance of what a sample adds to a null entry of A while A is near uniform; a scalar.
+
+    It is that of :func:`label_scores` over a label and a token that have nothing to do with each
+    other, both of the law mu.
+
+    Args:
+        value: V [N, N].
+        stationary: mu [N].
+
+    Example:
+        >>> mu = jnp.array([0.25, 0.75])
+        >>> float(entry_noise(mu[:, None] * jnp.ones(2), mu))
+        0.0
+    """
+    scores = label_scores(value, stationary)
+    return jnp.sum(stationary[None, :] * stationary[:, None] * scores**2)
+
+
+def value_noise(attention: jax.Array, task: Task) -> jax.Array:
+    """Squared mu-norm of a sample's part in the step on V, in expectation; a scalar.
+
+    ``(1 - |mu|^2) (N - 1) |A|_mu^2``, and for a mu that is not uniform a small term more, since the
+    label goes with the token that it comes from:
+    ``2 (N |mu|^2 - sum_x mu . P_x) sum_k mu_k sum_t q_t a_t^2``.
+
+    Args:
+        attention: A [T, N], its columns with a sum of one.
+        task: the task.
+    """
+    mu, norm = task.stationary, stationary_norm(task)
+    size = mu_inner(attention, attention, mu)
+    here = mu_inner(attention**2, task.pattern, mu)
+    tilt = 2.0 * (task.num_tokens * norm - jnp.sum(mu[:, None] * task.transition))
+    return (1.0 - norm) * (task.num_tokens - 1) * size + tilt * here

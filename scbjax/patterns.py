@@ -88,3 +88,16 @@ def _random_positions(key: jax.Array, shape: tuple[int, int], count: int) -> jax
 
     positions: jax.Array = on_parts(find, (WHOLE,), WHOLE)(seed)
     return positions
+
+
+def leads(weights: jax.Array, true: jax.Array) -> jax.Array:
+    """Whether in every column the true rows of [R, N] are above all others; a boolean.
+
+    Example:
+        >>> true = jnp.array([[True], [False]])
+        >>> [bool(leads(jnp.array(column), true)) for column in ([[0.6], [0.4]], [[0.5], [0.5]])]
+        [True, False]
+    """
+    least = jnp.min(jnp.where(true, weights, jnp.inf), axis=0)
+    most = jnp.max(jnp.where(true, -jnp.inf, weights), axis=0)
+    return jnp.all(least > most)

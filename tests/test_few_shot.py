@@ -15,6 +15,7 @@ from scbjax.base import StudyError
 from scbjax.experiments import fewshot
 from scbjax.losses import population_grad, population_loss
 from scbjax.model import keep_largest
+from scbjax.noise import value_noise
 from scbjax.patterns import random_pattern
 
 Array = np.ndarray
@@ -198,7 +199,7 @@ def test_the_noise_of_a_step_on_v_is_that_of_samples() -> None:
     _, _, attended, residual = per_sample(start, task, 20_000)
     # |r|^2 |h / mu - 1|^2 in the mu-norm: the outer product of a sample, preconditioned.
     square = np.sum(residual**2, axis=1) * np.sum((attended / mu - 1) ** 2 * mu, axis=1)
-    noise = float(fewshot.value_noise(start.attention, task))
+    noise = float(value_noise(start.attention, task))
     # Three standard errors.
     error = 3 * square.std() / np.sqrt(len(square))
     assert noise == pytest.approx(square.mean(), abs=error)
@@ -231,6 +232,7 @@ def swept(kept: str) -> xr.Dataset:
     return scbjax.sweep.run(STUDY, set=values, axes={"seed": range(3)}, progress=False)
 
 
+@pytest.mark.slow
 def test_a_small_sweep_learns_a_new_q() -> None:
     found = swept("transition")
     assert (found.columns_found.isel(step=0) < 1).all()

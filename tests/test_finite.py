@@ -24,6 +24,7 @@ def drawn(seed: int = 0, samples: int = 40, **changes: int) -> finite.Data:
     return finite.draw(jax.random.key(seed), values, {**STATIC, **changes})
 
 
+@pytest.mark.slow
 def test_fewer_samples_are_the_first_of_more() -> None:
     few, many = drawn(samples=8), drawn(samples=40, most_samples=64)
     np.testing.assert_array_equal(few.samples.tokens, many.samples.tokens)
@@ -130,6 +131,7 @@ def test_losses_are_those_of_all_samples() -> None:
     assert float(record["test_excess"].compute(view)) == pytest.approx(excess(data.test), abs=2e-6)
 
 
+@pytest.mark.slow
 def test_a_dense_learner_overfits_few_samples() -> None:
     study = {
         "experiment": "finite",

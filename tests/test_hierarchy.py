@@ -18,6 +18,7 @@ from scbjax.experiments import hierarchy
 from scbjax.experiments.hierarchy import block_sums, spread
 from scbjax.model import keep_largest
 from scbjax.once import LIGHTEST, compiled_quickly
+from scbjax.patterns import leads
 from scbjax.sweep.study.files import load_study
 
 Array = np.ndarray
@@ -242,10 +243,10 @@ def test_what_leads_is_noted_once(attention: str) -> None:
 def test_rows_lead_only_in_all_columns() -> None:
     weights = jnp.array([[3.0, 1.0], [2.0, 2.0], [1.0, 0.0]])
     true = jnp.array([[True, False], [True, True], [False, False]])
-    assert bool(hierarchy.leads(weights, true))
-    assert not bool(hierarchy.leads(weights, true.at[2, 1].set(True)))
-    assert not bool(hierarchy.leads(weights.at[0, 1].set(2.0), true))  # a tie is no lead
-    assert bool(hierarchy.leads(weights, jnp.ones_like(true)))
+    assert bool(leads(weights, true))
+    assert not bool(leads(weights, true.at[2, 1].set(True)))
+    assert not bool(leads(weights.at[0, 1].set(2.0), true))  # a tie is no lead
+    assert bool(leads(weights, jnp.ones_like(true)))
 
 
 def test_blocks_are_kept_once_they_stand_out() -> None:
@@ -420,6 +421,7 @@ def check_run(found: Any, *, two_levels: bool) -> None:  # noqa: ANN401 - a data
         assert (switch == -1).all()
 
 
+@pytest.mark.slow
 def test_two_levels_learn_through_the_engine() -> None:
     found = scbjax.sweep.run(STUDY, axes={"seed": range(3)}, progress=False)
     check_run(found, two_levels=True)

@@ -28,6 +28,7 @@ FLOORS = {
     "blocks": 0,
     "once": 0,
     "singly": 0,
+    "chances": 0,
     "tuples": 0,
     "tables": 0,
     "arguments": 0,

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from scbjax.base import StudyError
 from scbjax.experiments import lags
-from scbjax.fitting import choosing
+from scbjax.fitting import em, selection
 from scbjax.fitting.moments import Moments, count_pairs
 from scbjax.fitting.reading import as_symbols
 from scbjax.fitting.series import Series, series_of
@@ -45,10 +46,10 @@ def test_lags_are_ranked_as_by_the_command(method: str, counted: tuple[Series, M
     series, moments = counted
     found = np.asarray(lags.ranked(method, moments)).tolist()
     if method == "screening":
-        assert found[: len(choosing.screened(moments))] == choosing.screened(moments)[:5]
+        assert found[: len(selection.screened(moments))] == selection.screened(moments)[:5]
         return
-    data = choosing.Data(series, moments, 0.1)
-    order = choosing.choose(data, "mtd", "forward", most=5).tried
+    data = em.Data(series, moments, 0.1)
+    order = selection.select_lags(data, "mtd", "forward", most=5).tried
     assert tuple(sorted(found[:1])) == order[0][0]
     assert tuple(sorted(found[:2])) == order[1][0]
 
@@ -60,8 +61,8 @@ def test_bic_is_that_of_the_command(model: str, counted: tuple[Series, Moments])
     series, moments = counted
     ranked = lags.ranked("forward", moments)
     _, bics = lags.chosen(model, ranked, series, moments)
-    data = choosing.Data(series, moments, 0.1)
-    tried = choosing.choose(data, model, "forward", most=5).tried
+    data = em.Data(series, moments, 0.1)
+    tried = selection.select_lags(data, model, "forward", most=5).tried
     assert float(bics[1]) == pytest.approx(tried[1][1], abs=1.0)
 
 
@@ -88,3 +89,8 @@ def test_what_is_recorded_counts_wrong_lags(tokens: np.ndarray) -> None:
 def test_the_study_has_a_small_form() -> None:
     study = load_study("lags", small=True)
     assert study.experiment.name == "lags"
+
+
+def test_a_context_that_is_shorter_than_a_lag_gets_a_sentence() -> None:
+    with pytest.raises(StudyError, match=r"longer than task.context_length = 20"):
+        load_study("lags", ["context_length=20"])

@@ -61,11 +61,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import scbjax
-from scbjax.base import FLOAT32_MAX, INT32_MAX, Choice, Cost, Interval, Parameter, Relation, Values
+from scbjax.base import FLOAT32_MAX, INT32_MAX, Choice, Interval, Parameter, Relation, Values
 from scbjax.experiments.of_parts import learning
 from scbjax.experiments.parts_common import DECLARED, RATES, SPARSITY, of_static
 from scbjax.experiments.scb_common import SPARSITY_FITS
-from scbjax.experiments.scb_cost import COST
+from scbjax.experiments.scb_cost import papers_cost
 from scbjax.lazily import Lazily
 from scbjax.parts import Model, Observable, Source
 
@@ -88,7 +88,6 @@ _DECAY = 0.9  # of momentum
 _GRID = 48  # points of an integral
 _MOST_GROWTH = 15.0  # e-foldings that are looked at
 _MOST_CONTEXTS = 2**16
-_HALVINGS = 60  # of a bracket of the chi-squared quantile
 _SHORT_STREAM = 1  # of the task's key
 _LEAST_SHARE = 0.9  # of the runs that find a column's support, in Fano's inequality
 
@@ -311,8 +310,7 @@ def chi_squared(moments: jax.Array) -> jax.Array:
 
 def significant(statistic: jax.Array, false_positives: jax.Array | float) -> jax.Array:
     """Where T N null statistics [T, N] would have so few exceedances in the mean; booleans."""
-    degrees = (statistic.shape[1] - 1) ** 2
-    tail = special.gammaincc(jnp.asarray(0.5 * degrees, statistic.dtype), 0.5 * statistic)
+    tail = jax.scipy.stats.chi2.sf(statistic, (statistic.shape[1] - 1) ** 2)
     return tail * statistic.size <= false_positives
 
 
@@ -334,6 +332,8 @@ def leading_scores(moments: jax.Array) -> jax.Array:
 
 def estimator(static: Mapping[str, Any]) -> tuple[Model, Move]:
     """A learner whose parameters are sums over the samples, and whose steps add to them."""
+    from scbjax.moves import Move
+
     name, num_tokens = static["method"], static["num_tokens"]
 
     def init(_: jax.Array, tasks: Tasks) -> dict[str, jax.Array]:
@@ -360,8 +360,6 @@ def estimator(static: Mapping[str, Any]) -> tuple[Model, Move]:
 
     def no_loss(_: object, __: object) -> jax.Array:
         return jnp.zeros(())
-
-    from scbjax.moves import Move
 
     return Model(init, no_loss, readout), Move(lambda *_: (), step)
 
@@ -440,10 +438,10 @@ def lead_levels(
 
 def matched_level(task: scbjax.Task, weights: jax.Array) -> jax.Array:
     """Deviations by which true weights [N, Q] stand out in A after one sample, where V is on P."""
-    from scbjax.experiments.hierarchy import noise_variance
+    from scbjax.noise import entry_noise
 
     mu = task.stationary
-    variance = noise_variance(task.transition, mu)
+    variance = entry_noise(task.transition, mu)
     return jnp.sqrt(mu)[:, None] * weights * scbjax.transition_signal(task) / jnp.sqrt(variance)
 
 
@@ -474,7 +472,7 @@ def information_samples(task: scbjax.Task, sparsity: int) -> jax.Array:
         sparsity: Q; N^Q contexts are gone through.
     """
     mu, tokens = task.stationary, task.num_tokens
-    weights = jax.lax.top_k(task.pattern.T, sparsity)[0]  # [N, Q]
+    weights = _true_weights(task, sparsity)
     grids = jnp.meshgrid(*[jnp.arange(tokens)] * sparsity, indexing="ij")
     contexts = jnp.stack([grid.ravel() for grid in grids])  # [Q, N^Q]
     law = jnp.einsum("kq,oqc->kco", weights, task.transition[:, contexts], precision="highest")
@@ -491,6 +489,7 @@ def information_samples(task: scbjax.Task, sparsity: int) -> jax.Array:
 
 
 def _true_weights(task: scbjax.Task, sparsity: int) -> jax.Array:
+    """[N, Q], the largest first."""
     return jax.lax.top_k(task.pattern.T, sparsity)[0]
 
 
@@ -498,21 +497,6 @@ def _rival(task: scbjax.Task, sparsity: int) -> jax.Array:
     """The tail probability of the largest of a column's null entries, its median."""
     rivals = max(task.context_length - sparsity, 1)
     return -jnp.expm1(jnp.log(jnp.asarray(0.5, task.pattern.dtype)) / rivals)
-
-
-def chi_squared_level(tail: jax.Array, degrees: int) -> jax.Array:
-    """The level that a chi-squared variable exceeds with a probability; a scalar."""
-    shape = jnp.asarray(0.5 * degrees, tail.dtype)
-
-    def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bracket
-        middle = 0.5 * (low + high)
-        above = special.gammaincc(shape, 0.5 * middle) > tail
-        return jnp.where(above, middle, low), jnp.where(above, high, middle)
-
-    ends = jnp.zeros_like(tail), jnp.full_like(tail, 2.0 * degrees + 400.0)
-    level: jax.Array = jax.lax.fori_loop(0, _HALVINGS, halve, ends)[0]
-    return level
 
 
 def _expected_estimate(
@@ -523,6 +507,8 @@ def _expected_estimate(
     values: Mapping[str, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     """Of moments; roots of chi-squared variables count as normal."""
+    from scbjax.chances import chi_squared_quantile
+
     task = tasks.task
     degrees = (task.num_tokens - 1) ** 2
     own = samples * task.stationary[:, None] * association(task)
@@ -534,7 +520,7 @@ def _expected_estimate(
         return found, found
     if name == "screening":
         tail = values["false_positives"] / (task.context_length * task.num_tokens)
-    level = chi_squared_level(tail.astype(task.pattern.dtype), degrees)
+    level = chi_squared_quantile(tail.astype(task.pattern.dtype), degrees)
     found = jnp.prod(special.ndtr(jnp.sqrt(noncentral + degrees - 1.0) - jnp.sqrt(level)))
     if name == "screening":
         found = found * jnp.exp(-values["false_positives"])
@@ -570,7 +556,7 @@ def _expected_descent(
 
 def _found(name: str) -> Callable[[scbjax.View], jax.Array]:
     def read(view: scbjax.View) -> jax.Array:
-        from scbjax.experiments.hierarchy import leads
+        from scbjax.patterns import leads
 
         found = leads(getattr(view.params, name), view.task.task.pattern > 0)
         return found.astype(jnp.int32)
@@ -699,31 +685,14 @@ _RELATIONS = (
 )
 
 
-def _like_the_paper(function: Callable[..., Any], factor: int = 1) -> Callable[..., Any]:
-    """An estimate of what a trajectory of the paper's learner takes, as one for those of ours.
-
-    Sums over samples are N^3 numbers a position, where A has N.
-    """
-
-    def estimate(values: Values, *shape: Any) -> Any:  # noqa: ANN401 - of numbers
-        more = values["task.num_tokens"] ** 2 if values["model.method"] in ESTIMATORS else 1
-        found = function({"train.optimizer": "adam", **values}, *shape)
-        return found * (factor * more if factor > 1 else 1)
-
-    return estimate
+def _more(values: Values) -> int:
+    """Sums over samples are N^3 numbers a position, where A has N; beside them stands a batch's."""
+    return 2 * (values["task.num_tokens"] ** 2 if values["model.method"] in ESTIMATORS else 1)
 
 
 EXPERIMENT = replace(
     learning("cheaper", _source, _learner, record=RECORD, parameters=PARAMETERS),
     relations=_RELATIONS,
-    cost=Cost(
-        shared_bytes=_like_the_paper(COST.shared_bytes),
-        kept_bytes=_like_the_paper(COST.kept_bytes, 2),
-        temporary_bytes=_like_the_paper(COST.temporary_bytes, 2),
-        step_bytes=_like_the_paper(COST.step_bytes, 2),
-        run_seconds=_like_the_paper(COST.run_seconds),
-        tokens=_like_the_paper(COST.tokens),
-        is_taken_singly=_like_the_paper(COST.is_taken_singly),
-    ),
+    cost=papers_cost("adam", _more),
 )
 """Samples that stage 1 takes by several methods."""

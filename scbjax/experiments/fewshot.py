@@ -219,26 +219,6 @@ def attention_noise(value: jax.Array, task: scbjax.Task) -> jax.Array:
     return jnp.sum((1.0 - weights) ** 2 * moment + weights**2 * others)
 
 
-def value_noise(attention: jax.Array, task: scbjax.Task) -> jax.Array:
-    """Squared mu-norm of a sample's part in the step on V, in expectation; a scalar.
-
-    ``(1 - |mu|^2) (N - 1) |A|_mu^2``, and for a mu that is not uniform a small term more, since the
-    label goes with the token that it comes from:
-    ``2 (N |mu|^2 - sum_x mu . P_x) sum_k mu_k sum_t q_t a_t^2``.
-
-    Args:
-        attention: A [T, N], its columns with a sum of one.
-        task: the task.
-    """
-    from scbjax.task import mu_inner, stationary_norm
-
-    mu, norm = task.stationary, stationary_norm(task)
-    size = mu_inner(attention, attention, mu)
-    here = mu_inner(attention**2, task.pattern, mu)
-    tilt = 2.0 * (task.num_tokens * norm - jnp.sum(mu[:, None] * task.transition))
-    return (1.0 - norm) * (task.num_tokens - 1) * size + tilt * here
-
-
 # ----------------------------------------------------------------------------- the learner's parts
 
 
@@ -340,6 +320,7 @@ def noise_to_signal(kept: str, start: scbjax.Params, task: scbjax.Task) -> jax.A
 
     Of the distance of A to Q, or of V off its path in units of its signal.
     """
+    from scbjax.noise import value_noise
     from scbjax.task import mu_inner
 
     mu = task.stationary

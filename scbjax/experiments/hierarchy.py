@@ -61,11 +61,9 @@ from scbjax.base import (
     FLOAT32_MAX,
     INT32_MAX,
     Choice,
-    Cost,
     Interval,
     Parameter,
     Relation,
-    Values,
 )
 from scbjax.experiments.of_parts import learning
 from scbjax.experiments.parts_common import (
@@ -73,7 +71,7 @@ from scbjax.experiments.parts_common import (
     NO_L1,
     RATES,
 )
-from scbjax.experiments.scb_cost import COST
+from scbjax.experiments.scb_cost import papers_cost
 from scbjax.lazily import Lazily
 from scbjax.parts import Model, Observable, Source, Stage, Track
 
@@ -222,25 +220,6 @@ def readout(params: Mapping[str, jax.Array]) -> scbjax.Params:
     return scbjax.Params(params["value"], spread(params["blocks"], params["within"]))
 
 
-def noise_variance(value: jax.Array, stationary: jax.Array) -> jax.Array:
-    """v: the variance of what a sample adds to a null entry of A while A is near uniform."""
-    scores = _scores(value, stationary)
-    return jnp.sum(stationary[None, :] * stationary[:, None] * scores**2)
-
-
-def _scores(value: jax.Array, stationary: jax.Array) -> jax.Array:
-    """f(x, o) of the module's text, [o, x]."""
-    apart = value - stationary[:, None]
-    return apart - jnp.sum(stationary[:, None] * apart, axis=0, keepdims=True)
-
-
-def leads(weights: jax.Array, true: jax.Array) -> jax.Array:
-    """Whether in every column the true rows of [R, N] are above all others; a boolean."""
-    least = jnp.min(jnp.where(true, weights, jnp.inf), axis=0)
-    most = jnp.max(jnp.where(true, -jnp.inf, weights), axis=0)
-    return jnp.all(least > most)
-
-
 def block_step(
     stationary: jax.Array, rate: jax.Array, l1: jax.Array | float, block_length: int
 ) -> optax.GradientTransformationExtraArgs:
@@ -295,6 +274,8 @@ def optimizer_of(static: Mapping[str, Any]) -> Callable[[Any, Any, Any], Any]:
     def make(task: scbjax.Task, values: Mapping[str, jax.Array], _: object) -> Any:  # noqa: ANN401
         from scbjax import optim
         from scbjax.algorithm import per_signal
+        from scbjax.noise import entry_noise
+        from scbjax.patterns import leads
 
         rate = per_signal(values["rate"], scbjax.transition_signal(task))
         of_value = per_signal(values["value_rate"], scbjax.pattern_signal(task))
@@ -315,7 +296,7 @@ def optimizer_of(static: Mapping[str, Any]) -> Callable[[Any, Any, Any], Any]:
             sums = block_sums(now.attention, length) if sums is None else sums
             state = state._replace(
                 samples=state.samples + batch_size,
-                variance=state.variance + rate**2 * noise_variance(now.value, mu) / batch_size,
+                variance=state.variance + rate**2 * entry_noise(now.value, mu) / batch_size,
                 block_samples=first(state.block_samples, leads(sums, true_blocks)),
                 position_samples=first(state.position_samples, leads(now.attention, true)),
             )
@@ -427,9 +408,11 @@ class Contest(NamedTuple):
 
 def contest(task: scbjax.Task, weights: jax.Array, rivals: int, length: int) -> Contest:
     """The contest of true rows with these weights [N, rows], while V is on the way to P."""
-    scores, mu = _scores(task.transition, task.stationary), task.stationary
+    from scbjax.noise import entry_noise, label_scores
+
+    scores, mu = label_scores(task.transition, task.stationary), task.stationary
     joint = task.transition * mu[None, :]
-    variance = noise_variance(task.transition, mu)
+    variance = entry_noise(task.transition, mu)
     mean, second = jnp.sum(joint * scores), jnp.sum(joint * scores**2)
     return Contest(weights, rivals, length, mean, variance, second, mu)
 
@@ -630,27 +613,10 @@ _RELATIONS = (
 )
 
 
-def _like_the_paper(function: Callable[..., Any], factor: int = 1) -> Callable[..., Any]:
-    """An estimate of what a trajectory of the paper's learner takes, as one for those of ours."""
-
-    def estimate(values: Values, *shape: Any) -> Any:  # noqa: ANN401 - of numbers
-        return factor * function({"train.optimizer": "proximal", **values}, *shape)
-
-    return estimate
-
-
 EXPERIMENT = replace(
     learning("hierarchy", _source, _learner, record=RECORD, parameters=PARAMETERS),
     relations=_RELATIONS,
     # A step is the paper's; with two levels w stands beside the A that is made of it.
-    cost=Cost(
-        shared_bytes=_like_the_paper(COST.shared_bytes),
-        kept_bytes=_like_the_paper(COST.kept_bytes, 2),
-        temporary_bytes=_like_the_paper(COST.temporary_bytes, 2),
-        step_bytes=_like_the_paper(COST.step_bytes, 2),
-        run_seconds=_like_the_paper(COST.run_seconds),
-        tokens=_like_the_paper(COST.tokens),
-        is_taken_singly=_like_the_paper(COST.is_taken_singly),
-    ),
+    cost=papers_cost("proximal", lambda _: 2),
 )
 """Blocks of positions: an attention of two levels beside a flat one."""

@@ -34,6 +34,7 @@ from scbjax.base import (
     Interval,
     Keys,
     Parameter,
+    Relation,
     Values,
     Variable,
     in_turn,
@@ -59,7 +60,7 @@ CASES: Mapping[str, tuple[int, ...]] = {"1,15,30": (1, 15, 30), "1,5": (1, 5)}
 _MOST = 5  # lags that are tried at once
 _MOST_STEPS = 16
 _ITERATIONS = 30  # steps of EM for a set of lags
-_FACTOR = 1.9  # of lengthened steps of EM
+_FACTOR = 1.9  # of overrelaxed steps of EM
 _BURN_IN = 10  # contexts
 _SMOOTHING = 0.1
 
@@ -119,13 +120,14 @@ def grow(key: jax.Array, mixture: Mixture, context: int, length: int) -> jax.Arr
     first, then = jax.random.split(key)
     start = jax.random.randint(first, (context,), 0, SYMBOLS, jnp.int32)
     drawn = sample(mixture, then, start, (_BURN_IN + 1) * context + length)
-    return drawn[_BURN_IN * context :].astype(jnp.uint8)
+    grown: jax.Array = drawn[_BURN_IN * context :].astype(jnp.uint8)
+    return grown
 
 
 def ranked(method: str, moments: Moments) -> jax.Array:
     """The first five lags in the order of a method, [5] int32."""
-    from scbjax.fitting.choosing import penalty_path
     from scbjax.fitting.moments import conditional_tests
+    from scbjax.fitting.selection import penalty_path
 
     none = jnp.ones(_MOST, jnp.int32), jnp.zeros(_MOST, bool)
     if method == "screening":
@@ -159,7 +161,8 @@ def chosen(
         series: the windows.
         moments: of their pairs.
     """
-    from scbjax.fitting.mixtures import Mixture, count_shares, lengthened, maximised
+    from scbjax.fitting.em import e_step, m_step, overrelaxed
+    from scbjax.fitting.mixtures import Mixture, free_numbers
 
     queries = SYMBOLS if model == "scb" else 1
     alone = moments.pairs[lags] / moments.scale[None, None, :]
@@ -174,24 +177,18 @@ def chosen(
         start = jnp.broadcast_to(weights[None, :, None], (1, _MOST, queries))
 
         def step(at: Mixture, _: None) -> tuple[Mixture, jax.Array]:
-            shares, told = count_shares(at, series)
-            target = maximised(shares, at, smoothing, moments.mu)
-            return lengthened(at, target, jnp.asarray(_FACTOR)), jnp.sum(told)
+            shares, told = e_step(at, series)
+            target = m_step(shares, at, smoothing, moments.mu)
+            return overrelaxed(at, target, jnp.asarray(_FACTOR)), jnp.sum(told)
 
         end = jax.lax.scan(step, Mixture(start, matrices, lags), None, length=_ITERATIONS)
         likelihood = end[1][-1]
-        free = _numbers(model, count.astype(likelihood.dtype))
-        return free * jnp.log(moments.windows) - 2.0 * likelihood
+        free = free_numbers(model, SYMBOLS, count.astype(likelihood.dtype))
+        bic: jax.Array = free * jnp.log(moments.windows) - 2.0 * likelihood
+        return bic
 
     bics = jax.lax.map(fitted, places + 1)
     return jnp.argmin(bics).astype(jnp.int32) + 1, bics
-
-
-def _numbers(model: str, count: jax.Array) -> jax.Array:
-    matrix = SYMBOLS * (SYMBOLS - 1)
-    if model == "mtdg":
-        return count * matrix + count - 1
-    return matrix + (SYMBOLS if model == "scb" else 1) * (count - 1)
 
 
 def choose(model: str, method: str, series: Series, moments: Moments, true: jax.Array) -> Found:
@@ -249,6 +246,12 @@ PARAMETERS = (
     RECORD_EVERY,
 )  # fmt: skip
 
+LAGS_FIT = Relation(
+    ("task.lags", "task.context_length"),
+    lambda lags, context: CASES[lags][-1] <= context,
+    "task.lags = '{}' has a lag that is longer than task.context_length = {}",
+)
+
 
 def _build(fixed: Values, _: Mapping[str, tuple[Any, ...]]) -> Functions:
     """The functions of a program."""
@@ -290,6 +293,7 @@ def observe(chain: Chain, count: jax.Array, model: str, padded: int) -> dict[str
         model: of the fit.
         padded: symbols of the series, a power of two.
     """
+    from scbjax.fitting.mixtures import free_numbers
     from scbjax.fitting.moments import count_pairs
     from scbjax.fitting.series import Series
 
@@ -305,7 +309,7 @@ def observe(chain: Chain, count: jax.Array, model: str, padded: int) -> dict[str
         recorded[f"{method}_false"] = found.false
         recorded[f"{method}_missed"] = found.missed
     false = jnp.sum(~chain.lags).astype(jnp.float32)
-    numbers = {"mtd": 1, "mtdg": 3, "scb": 2}[model]
+    numbers = free_numbers(model, SYMBOLS, 2) - free_numbers(model, SYMBOLS, 1)
     recorded["false_by_bic"] = false_by_bic(count.astype(jnp.float32), false, numbers)
     return recorded
 
@@ -316,5 +320,6 @@ EXPERIMENT = Experiment(
     build=_build,
     variables=VARIABLES,
     live="forward_missed",
+    relations=(LAGS_FIT,),
 )
 """Lags of chains with known answers, by each method of `scbjax fit`."""

@@ -318,7 +318,7 @@ def _step(
 
 def value_samples(attention: jax.Array, task: scbjax.Task, shares: jax.Array) -> jax.Array:
     """Samples [n] with which shares [n] of the runs recover a new P, A [T, N] being kept."""
-    from scbjax.experiments.fewshot import value_noise
+    from scbjax.noise import value_noise
 
     mu = task.stationary
     norm = jnp.sum(mu**2)
@@ -338,10 +338,11 @@ def chi_square(shares: jax.Array, freedom: jax.Array) -> jax.Array:
 
 def pattern_samples(value: jax.Array, task: scbjax.Task, shares: jax.Array) -> jax.Array:
     """Samples [n] with which shares [n] of the runs recover a new Q, V [N, N] being kept."""
+    from scbjax.noise import entry_noise
+
     mu, weights = task.stationary, task.pattern
     excess = value - mu[:, None]
-    centred = excess - jnp.sum(mu[:, None] * excess, axis=0, keepdims=True)
-    noise = jnp.sum(mu * jnp.sum(mu[:, None] * centred**2, axis=0))
+    noise = entry_noise(value, mu)
     signal = scbjax.mu_inner(excess, task.transition - mu[:, None], mu)
     least = jnp.min(jnp.where(weights > 0, weights, jnp.inf), axis=0)
     # All noises of a column are below a level with the power T of one's probability.

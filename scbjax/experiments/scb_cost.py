@@ -8,10 +8,10 @@ count as those of as many positions as are tagged, of which they take up to twic
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from scbjax.base import Cost
+from scbjax.base import Cost, Values
 from scbjax.recorded import NOISE_RECORD
 
 SMALL_VOCABULARY = 32
@@ -242,3 +242,29 @@ COST = Cost(
     is_taken_singly=lambda values: not is_small(values),
 )
 """The estimates that the engine plans with."""
+
+
+def papers_cost(optimizer: str, times: Callable[[Values], int]) -> Cost:
+    """The estimates for an experiment whose trajectories are like those of the paper's learner.
+
+    Args:
+        optimizer: the paper's arm whose steps are most like those of the experiment.
+        times: how many times as much a trajectory holds, by the values of its program.
+    """
+
+    def like(function: Callable[..., Any], *, holds: bool = False) -> Callable[..., Any]:
+        def estimate(values: Values, *shape: Any) -> Any:  # noqa: ANN401 - of numbers
+            found = function({"train.optimizer": optimizer, **values}, *shape)
+            return found * times(values) if holds else found
+
+        return estimate
+
+    return Cost(
+        shared_bytes=like(COST.shared_bytes),
+        kept_bytes=like(COST.kept_bytes, holds=True),
+        temporary_bytes=like(COST.temporary_bytes, holds=True),
+        step_bytes=like(COST.step_bytes, holds=True),
+        run_seconds=like(COST.run_seconds),
+        tokens=like(COST.tokens),
+        is_taken_singly=like(COST.is_taken_singly),
+    )

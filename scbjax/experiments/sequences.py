@@ -316,28 +316,11 @@ def moments(counts: jax.Array, seen: jax.Array) -> Moving:
     return Moving(mean, whole, count)
 
 
-def threshold(context: int, freedom: int) -> float:
-    """What a chi-squared number of so many degrees of freedom exceeds with chance LEVEL / T.
+def threshold(context: int, freedom: int) -> jax.Array:
+    """What a chi-squared number of so many degrees of freedom exceeds with chance LEVEL / T."""
+    from scbjax.chances import chi_squared_quantile
 
-    Example:
-        >>> round(threshold(1, 4), 3)  # the 95% quantile
-        9.488
-    """
-
-    def above(level: float) -> float:
-        # Q(k/2, x/2), by its recursion from 1 or from 1/2.
-        half, odd = level / 2.0, freedom % 2
-        total = math.erfc(math.sqrt(half)) if odd else 0.0
-        for place in range(freedom // 2):
-            power = place + 0.5 * odd
-            total += math.exp(power * math.log(half) - half - math.lgamma(power + 1.0))
-        return total
-
-    low, high = 1e-9, 10.0 * (freedom + math.log(context / LEVEL)) + 10.0
-    for _ in range(100):
-        middle = (low + high) / 2.0
-        low, high = (middle, high) if above(middle) > LEVEL / context else (low, middle)
-    return high
+    return chi_squared_quantile(LEVEL / context, freedom)
 
 
 def marginal(found: Moving) -> jax.Array:
@@ -346,12 +329,12 @@ def marginal(found: Moving) -> jax.Array:
 
 
 def _toeplitz(blocks: jax.Array) -> jax.Array:
-    """R [T d, T d] of autocovariances [T, d, d] with itself at lag zero: block (g, h) is g - h."""
-    context, size = blocks.shape[0], blocks.shape[1]
-    both = jnp.concatenate([blocks[:0:-1].swapaxes(1, 2), blocks])  # from 1 - T to T - 1
-    apart = jnp.arange(context)[:, None] - jnp.arange(context)[None, :]
-    full = both[apart + context - 1]  # E[z_h z_g^T], [g, h, d, d]
-    return full.transpose(0, 3, 1, 2).reshape(context * size, context * size)
+    """R [T d, T d] of autocovariances [T, d, d], with itself at lag zero."""
+    from scbjax.fitting.moments import lagged_covariance
+
+    every = jnp.arange(blocks.shape[0], dtype=jnp.int32)
+    size = blocks.shape[0] * blocks.shape[1]
+    return lagged_covariance(blocks, every, every).reshape(size, size)
 
 
 def yule_walker(found: Moving) -> jax.Array:
@@ -379,7 +362,10 @@ def yule_walker(found: Moving) -> jax.Array:
 
 
 def _inverse(matrix: jax.Array) -> jax.Array:
-    """The inverse of a small positive matrix, by elimination without pivots."""
+    """The inverse of a small positive matrix, by elimination without pivots.
+
+    A batch of calls of LAPACK would be a loop (:func:`scbjax.task.solve`); this is a few products.
+    """
     size = matrix.shape[0]
     both = jnp.concatenate([matrix, jnp.eye(size, dtype=matrix.dtype)], axis=1)
     for row in range(size):
@@ -510,7 +496,7 @@ def _edges(values: jax.Array, weights: jax.Array) -> jax.Array:
     return before - squares[:, ::-1]
 
 
-def chance(mean: jax.Array, variance: jax.Array, level: float) -> jax.Array:
+def chance(mean: jax.Array, variance: jax.Array, level: jax.Array) -> jax.Array:
     """That a sum of squares of normal numbers exceeds a level.
 
     By a gamma law of the same moments, whose cube root is nearly normal (Wilson & Hilferty 1931).
@@ -520,7 +506,7 @@ def chance(mean: jax.Array, variance: jax.Array, level: float) -> jax.Array:
     return jax.scipy.special.erfc(place / math.sqrt(2.0)) / 2.0
 
 
-def chance_marginal(own: Expected, count: jax.Array, level: float) -> jax.Array:
+def chance_marginal(own: Expected, count: jax.Array, level: jax.Array) -> jax.Array:
     """That a lag passes by :func:`marginal`, [T]."""
     size = own.moment.shape[1]
     signal = own.moment[:, :, None] * jnp.eye(size, dtype=own.moment.dtype)[None]
@@ -529,7 +515,7 @@ def chance_marginal(own: Expected, count: jax.Array, level: float) -> jax.Array:
     return chance(mean, jnp.sum(variance, axis=(1, 2)), level)
 
 
-def chance_whitened(own: Expected, count: jax.Array, level: float) -> jax.Array:
+def chance_whitened(own: Expected, count: jax.Array, level: jax.Array) -> jax.Array:
     """That a lag passes by :func:`yule_walker`, [T]."""
     context, size = own.moment.shape
     signal = jnp.maximum(count - context * size, 0.0) * own.effect
