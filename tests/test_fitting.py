@@ -13,7 +13,7 @@ import pytest
 
 import scbjax
 from scbjax.base import StudyError
-from scbjax.fitting import baselines, choosing, mixtures, moments, resampling
+from scbjax.fitting import baselines, bootstrap, em, mixtures, moments, selection
 from scbjax.fitting.fits import fit, spectrum_of
 from scbjax.fitting.fitted import Fit
 from scbjax.fitting.mixtures import Mixture
@@ -133,7 +133,7 @@ def test_a_pass_gives_the_gradient_of_the_likelihood(kind: str, heads: int) -> N
         return jnp.asarray(total)
 
     value, grads = jax.value_and_grad(likelihood, (0, 1))(mixture.weights, mixture.matrices)
-    shares, chunks = mixtures.count_shares(mixture, series)
+    shares, chunks = em.e_step(mixture, series)
     np.testing.assert_allclose(float(chunks.sum()), float(value), rtol=1e-12)
     np.testing.assert_allclose(shares.weights, grads[0] * mixture.weights, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(shares.matrices, grads[1] * mixture.matrices, rtol=1e-9, atol=1e-12)
@@ -149,7 +149,7 @@ def test_a_step_of_em_never_lowers_what_it_raises(kind: str, heads: int, smoothi
     mu = jnp.asarray(np.bincount(tokens, minlength=3) / len(tokens))
     told = []
     for _ in range(25):
-        mixture, terms = mixtures.em_step(mixture, series, smoothing, mu)
+        mixture, terms = em.em_step(mixture, series, smoothing, mu)
         told.append(float(terms.sum()))
         np.testing.assert_allclose(mixture.weights.sum(axis=(0, 1)), 1.0, rtol=1e-12)
         np.testing.assert_allclose(mixture.matrices.sum(axis=1), 1.0, rtol=1e-12)
@@ -163,12 +163,12 @@ def test_lengthened_steps_end_where_plain_ones_do() -> None:
     tokens = chain(random_mixture("mtd", 1, 3, [1, 3], seed=5), 2000)
     series = series_of(as_symbols(tokens, names="abc"), 4, dtype=np.float64)
     counted = moments.count_pairs(series, 3)
-    data = choosing.Data(series, counted, 1.0)
+    data = em.Data(series, counted, 1.0)
     start = random_mixture("mtd", 1, 3, [1, 2, 3, 4])
-    quick, likelihood, steps = choosing.run_em(start, data, 2000, 1e-12)
+    quick, likelihood, steps = em.run_em(start, data, 2000, 1e-12)
     plain = start
     for _ in range(4000):
-        plain, _ = mixtures.em_step(plain, series, 1.0, counted.mu)
+        plain, _ = em.em_step(plain, series, 1.0, counted.mu)
     np.testing.assert_allclose(quick.weights, plain.weights, atol=2e-4)
     np.testing.assert_allclose(quick.matrices, plain.matrices, atol=2e-3)
     law = probabilities(quick, tokens, 4)
@@ -182,7 +182,7 @@ def test_weights_of_zero_stay_zero() -> None:
     mixture = mixture._replace(weights=jnp.array([[[1.0], [0.0]]]))
     tokens = np.random.default_rng(1).integers(3, size=100)
     series = series_of(as_symbols(tokens), 2)
-    after, _ = mixtures.em_step(mixture, series, 1.0, jnp.ones(3) / 3)
+    after, _ = em.em_step(mixture, series, 1.0, jnp.ones(3) / 3)
     assert after.weights.ravel().tolist() == [1.0, 0.0]
 
 
@@ -208,7 +208,7 @@ def test_an_ngram_is_that_of_the_definition() -> None:
     """Interpolated Kneser-Ney with dictionaries."""
     tokens = np.random.default_rng(0).choice(5, size=400, p=[0.5, 0.2, 0.2, 0.07, 0.03])
     symbols = as_symbols(tokens)
-    model = baselines.count_ngrams(symbols, 3, 4, 300)
+    model = baselines.count_ngrams(symbols, 3, np.arange(4, 300))
     grams: dict[int, dict[tuple[int, ...], int]] = {3: {}, 2: {}, 1: {}}
     for t in range(4, 300):
         key = tuple(tokens[t - 2 : t + 1])
@@ -235,7 +235,7 @@ def test_an_ngram_is_that_of_the_definition() -> None:
         got = model.law(np.array([first * 5 + second]))[0]
         np.testing.assert_allclose(got, [law(s, (first, second)) for s in range(5)], rtol=1e-12)
         assert got.sum() == pytest.approx(1.0)
-    bits, brier, accuracy = baselines.score_ngram(model, symbols, 4, 300, 400)
+    bits, brier, accuracy = baselines.score_ngram(model, symbols, np.arange(300, 400))
     rows = np.array([[law(s, tuple(tokens[t - 2 : t])) for s in range(5)] for t in range(300, 400)])
     label = tokens[300:]
     assert bits == pytest.approx(-np.log2(rows[np.arange(100), label]).mean())
@@ -425,7 +425,7 @@ def test_screening_takes_echoes_for_lags() -> None:
     )
     tokens = chain(truth, 5000)
     counted = moments.count_pairs(series_of(as_symbols(tokens), 6), 2)
-    assert set(choosing.screened(counted)) >= {1, 2, 3}
+    assert set(selection.screened(counted)) >= {1, 2, 3}
     tests = moments.conditional_tests(counted, jnp.ones(1, jnp.int32), jnp.ones(1, bool))
     assert (np.asarray(tests)[0, 1:] < 12.0).all()
 
@@ -437,14 +437,14 @@ def test_a_screen_passes_few_where_nothing_depends_on_anything() -> None:
     for _ in range(200):
         tokens = random.choice(3, size=1000, p=[0.6, 0.3, 0.1])
         counted = moments.count_pairs(series_of(as_symbols(tokens), 16), 3)
-        false += bool(choosing.screened(counted))
+        false += bool(selection.screened(counted))
     assert false <= 9
 
 
 def test_a_penalty_brings_the_true_lags_first() -> None:
     truth = strong("mtd", [2, 7])
     counted = moments.count_pairs(series_of(as_symbols(chain(truth, 4000), "abc"), 10), 3)
-    assert set(choosing.by_penalty(counted)[:2]) == {2, 7}
+    assert set(selection.by_penalty(counted)[:2]) == {2, 7}
 
 
 # --------------------------------------------------------------------------------------- intervals
@@ -474,7 +474,7 @@ def test_a_resample_is_a_weighted_fit() -> None:
     mixture = single(mixture)
     block = 10
     times = np.random.default_rng(0).integers(0, 3, (2, -(-series.weights.shape[0] // block)))
-    got = resampling._refit(
+    got = bootstrap._refit(
         mixture, series, mu, 1.0, jnp.asarray(times, jnp.float32), block=block, iterations=200
     )
     for row, weights in zip(got, times, strict=True):
@@ -484,15 +484,15 @@ def test_a_resample_is_a_weighted_fit() -> None:
         )
         at = mixture
         for _ in range(400):
-            at, _ = mixtures.em_step(at, own, 1.0, mu)
-        np.testing.assert_allclose(row, resampling.lag_weights(at, mu), atol=2e-3)
+            at, _ = em.em_step(at, own, 1.0, mu)
+        np.testing.assert_allclose(row, bootstrap.lag_weights(at, mu), atol=2e-3)
 
 
 def test_a_long_series_is_resampled_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resampling, "_MOST", 1 << 16)
+    monkeypatch.setattr(bootstrap, "_MOST", 1 << 16)
     tokens = np.random.default_rng(0).integers(3, size=200_000)
     series = series_of(as_symbols(tokens), 4)
-    part, share = resampling._part_of(series)
+    part, share = bootstrap._part_of(series)
     kept = np.flatnonzero(np.asarray(part.weights))
     assert 0.1 < share < 0.3
     text = tokens.astype(np.uint8).tobytes()
@@ -561,7 +561,7 @@ def test_scores_of_what_was_held_out_can_be_had_again(letters: str) -> None:
 
 
 def test_steps_of_the_learner_are_a_start(letters: str) -> None:
-    found = fit(letters, context=4, lags="all", start="steps", polish=0, resamples=0)
+    found = fit(letters, context=4, lags="all", start="descent", polish=0, resamples=0)
     assert found.rows[-1].brier < found.rows[0].brier  # what its steps lower
 
 
@@ -582,7 +582,7 @@ def test_ten_million_symbols_are_not_kept_at_all_lags() -> None:
     mixture = single(mixture)
     from scbjax.fitting.series import Series
 
-    compiled = mixtures.count_shares.lower(mixture, Series(*series)).compile()
+    compiled = em.e_step.lower(mixture, Series(*series)).compile()
     needed: Any = compiled.memory_analysis()
     assert needed.temp_size_in_bytes < 16 << 20
 
@@ -660,7 +660,7 @@ def test_what_cannot_be_read_gets_a_sentence(
         ({"lags": (1, 40)}, "lags has 40; it must be between 1 and context = 32"),
         ({"lags": "forwrd"}, "did you mean 'forward'"),
         ({"held_out": math.nan}, "held_out = nan"),
-        ({"start": "steps"}, "lags = 'all'"),
+        ({"start": "descent"}, "lags = 'all'"),
     ],
 )
 def test_bad_options_get_a_sentence(options: dict[str, Any], sentence: str) -> None:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from scbjax.fitting.fitted import Fit as Fitted, Row
     from scbjax.fitting.reading import Symbols
 
-ENGLISH = "english"
 _FOLDER = Path("results") / "fit"
 _DPI = 200
 _GLUED = frozenset({"characters", "letters", "fasta"})  # symbols without blanks between
@@ -76,7 +75,7 @@ class Fit:
         left_out(metavar="S", help="Pseudo-samples of each column, if not by the data."),
     ] = None
     start: Annotated[
-        str, tyro.conf.arg(metavar="moments|steps", help="Of EM, where lags are not chosen.")
+        str, tyro.conf.arg(metavar="moments|descent", help="Of EM, where lags are not chosen.")
     ] = "moments"
     polish: Annotated[int, tyro.conf.arg(help="Steps of EM, at most.")] = 200
     resamples: Annotated[int, tyro.conf.arg(help="For intervals of weights; 0 for none.")] = 100
@@ -100,7 +99,12 @@ class Fit:
         options["lags"] = read_lags(self.lags)
         checked(options)
         out = _out(self.out, self.file, force=self.force)
-        symbols = _read(self.file, self.kind, self.column, self.classes, self.top)
+        from scbjax.fitting.reading import read_symbols
+
+        symbols = read_symbols(
+            checked_path(self.file), self.kind,
+            column=self.column, classes=self.classes, top=self.top,
+        )  # fmt: skip
         fitted = _fit(symbols, options)
         from scbjax.fitting.picture import draw_fit
         from scbjax.fitting.saving import save_fit
@@ -167,7 +171,11 @@ class Score:
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
         fitted = _load(self.fit)
-        symbols = _read(self.file, fitted.kind, self.column, None, None, fitted.names)
+        from scbjax.fitting.reading import read_symbols
+
+        symbols = read_symbols(
+            checked_path(self.file), fitted.kind, column=self.column, names=fitted.names
+        )
         print("\n".join(aligned([_HEAD, _cells(fitted.score(symbols))])))
         return 0
 
@@ -246,7 +254,7 @@ def _fit(symbols: Symbols, options: dict[str, Any]) -> Fitted:
     progress = create_progress(sys.stderr)
 
     def tell(text: str, fraction: float) -> None:
-        progress.show(_Stage(text, fraction))  # type: ignore[arg-type]
+        progress.show(_Stage(text, fraction))
 
     try:
         return fits.fit(symbols, tell=tell, **options)
@@ -263,31 +271,6 @@ class _Stage:
 
     def __str__(self) -> str:
         return self.text
-
-
-def _read(
-    file: str,
-    kind: str | None,
-    column: str | None,
-    classes: int | None,
-    top: int | None,
-    names: Sequence[str] | None = None,
-) -> Symbols:
-    from scbjax.fitting.reading import encode, letters_of, read_symbols
-
-    if file == ENGLISH and not Path(file).exists():
-        from pydoc_data.topics import topics
-
-        text = "\n".join(topics.values())
-        if kind in {None, "letters"}:
-            return encode(letters_of(text), "letters", where=file, top=top, names=names)
-        if kind == "characters":
-            return encode([list(text)], "characters", where=file, top=top, names=names)
-        raise StudyError(
-            f"the English sample is read as letters or characters, not as {shown(kind)}"
-        )
-    path = checked_path(file)
-    return read_symbols(path, kind, column=column, classes=classes, top=top, names=names)
 
 
 def _out(out: str | None, file: str, *, force: bool) -> Path:

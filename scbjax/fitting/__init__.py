@@ -13,9 +13,10 @@ itself among the positions. With H heads, MTD and SCB are sums of H such terms; 
 query sum to one.
 
 * `reading`: a file to symbols; `series`: symbols to windows that are counted;
-* `mixtures`: the models, their likelihood, and the step of EM; `baselines`: n-grams beside them;
-* `moments`: the estimators by squared error, from counts of pairs alone; `choosing`: which lags;
-* `resampling`: how sure weights and lags are, by resampled blocks;
+* `mixtures`: the models, their likelihood and scores; `em`: their fit; `baselines`: n-grams;
+* `moments`: the estimators by squared error, from counts of pairs alone; `descent`: by the learner
+  of this library; `selection`: which lags;
+* `bootstrap`: how sure weights and lags are, by resampled blocks;
 * `fits`: all of that in one call, `scbjax.fit`; `fitted`: what it gives; `saving`: the same as a
   file; `picture`: as a figure.
 """

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scbjax.fitting.reading import Symbols
-from scbjax.fitting.series import window_weights
 
 Array = NDArray[Any]
 NAMES = ("unigram", "bigram", "trigram")
@@ -87,16 +86,15 @@ class NGram:
         return law
 
 
-def count_ngrams(symbols: Symbols, order: int, longest: int, last: int) -> NGram:
-    """Counts the n-grams whose last symbols are at ``longest <= t < last`` of their records.
+def count_ngrams(symbols: Symbols, order: int, places: Array) -> NGram:
+    """Counts the n-grams whose last symbols are at some places.
 
     Args:
         symbols: the sequence.
         order: 1 for unigrams, and so on.
-        longest: of the lags of what it is laid beside, so that both tell the same symbols.
-        last: one behind the last position that is counted.
+        places: with at least ``order - 1`` symbols of their records before them.
     """
-    size, places = len(symbols.names), _places(symbols, longest, 0, last)
+    size = len(symbols.names)
     keys, counts = np.unique(_keys(symbols, places, order, size), return_counts=True)
     levels: list[Level] = []
     for level in range(order, 0, -1):
@@ -115,11 +113,9 @@ def _log_likelihood(level: Level, size: int) -> float:
     return float(np.sum(level.counts * np.log(level.counts / total[inverse])))
 
 
-def score_ngram(
-    model: NGram, symbols: Symbols, longest: int, first: int, last: int
-) -> tuple[float, float, float]:
-    """Means of log-loss in bits, Brier score and accuracy over positions of a sequence."""
-    size, places = model.size, _places(symbols, longest, first, last)
+def score_ngram(model: NGram, symbols: Symbols, places: Array) -> tuple[float, float, float]:
+    """Means of log-loss in bits, Brier score and accuracy over places of a sequence."""
+    size = model.size
     keys = _keys(symbols, places, model.order, size)
     histories, inverse = np.unique(keys // size, return_inverse=True)
     sums = np.zeros(3)
@@ -141,10 +137,6 @@ def score_ngram(
     return bits, brier, accuracy
 
 
-def _places(symbols: Symbols, longest: int, first: int, last: int) -> Array:
-    return np.flatnonzero(window_weights(symbols, longest)[first:last]) + first
-
-
 def _keys(symbols: Symbols, places: Array, order: int, size: int) -> Array:
     """N-grams as numbers in base N, the oldest symbol first."""
     keys = np.zeros(places.size, np.int64)
@@ -163,8 +155,3 @@ def information(log_likelihood: float, parameters: int, count: float) -> tuple[f
     """
     deviance = -2.0 * log_likelihood
     return deviance + 2.0 * parameters, deviance + parameters * math.log(count)
-
-
-def num_windows(symbols: Symbols, longest: int, last: int) -> int:
-    """Positions below ``last`` with ``longest`` symbols of their record before them."""
-    return int(window_weights(symbols, longest)[:last].sum())

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from scbjax.fitting import baselines, moments as by_moments, resampling
-from scbjax.fitting.choosing import Data, choose, run_em
-from scbjax.fitting.fitted import Fit, Options, Row, checked, row_of, title_of
-from scbjax.fitting.mixtures import Mixture, score
+from scbjax.fitting import baselines, bootstrap, moments as by_moments
+from scbjax.fitting.em import Data, run_em
+from scbjax.fitting.fitted import Fit, Options, Row, checked, row_of
+from scbjax.fitting.mixtures import Mixture, log_likelihood, score
 from scbjax.fitting.reading import Symbols, as_symbols
-from scbjax.fitting.series import series_of
+from scbjax.fitting.selection import select_lags
+from scbjax.fitting.series import series_of, window_weights
 
 
 def fit(
@@ -64,9 +65,10 @@ def fit(
     tell("n-grams", 0.7)
     first = last if last < size else 0
     looked = series_of(symbols, own.context, first)
+    learned = float(np.asarray(log_likelihood(mixture, series), np.float64).sum())
     rows = [
         *_ngrams(symbols, own.context, first, last),
-        row_of(title_of(mixture), mixture, score(mixture, looked), score(mixture, series)),
+        row_of(mixture, score(mixture, looked), learned, float(moments.windows)),
     ]
     interval = np.full((mixture.lags.shape[0], 2), np.nan)
     if own.resamples:
@@ -74,7 +76,7 @@ def fit(
         def told(done: int) -> None:
             tell(f"resample {done} of {own.resamples}", 0.75 + 0.25 * done / own.resamples)
 
-        spread = resampling.resample(
+        spread = bootstrap.block_bootstrap(
             mixture, series, moments.mu, smoothing=smoothing, resamples=own.resamples,
             level=own.level, seed=own.seed, tell=told,
         )  # fmt: skip
@@ -86,7 +88,7 @@ def fit(
         symbols.kind,
         np.asarray(moments.mu),
         tuple(rows),
-        np.asarray(resampling.lag_weights(mixture, moments.mu)),
+        np.asarray(bootstrap.lag_weights(mixture, moments.mu)),
         interval,
         tried,
         spectrum_of(moments),
@@ -108,8 +110,9 @@ def _model(
             said += 1
             tell(text, 0.4 * said / (said + own.most_lags))
 
-        choice = choose(data, own.model, own.lags, heads=own.heads, most=own.most_lags, tell=told)
-        mixture, tried = choice.mixture, choice.tried
+        mixture, tried = select_lags(
+            data, own.model, own.lags, heads=own.heads, most=own.most_lags, tell=told
+        )
     else:
         lags = _given(own)
         mixture = _start(symbols, data, own, jnp.asarray(lags, jnp.int32), last)
@@ -132,18 +135,16 @@ def _given(own: Options) -> list[int]:
 
 def _start(symbols: Symbols, data: Data, own: Options, lags: jax.Array, last: int) -> Mixture:
     """Of EM, by squared error; what that projected onto the edge of the simplex moves inside."""
-    if own.start == "steps":
-        from scbjax.fitting.stepwise import descend_by_steps
+    if own.start == "descent":
+        from scbjax.fitting.descent import fit_by_descent
 
-        mixture = descend_by_steps(symbols, lags, last=last, seed=own.seed)
+        mixture = fit_by_descent(symbols, lags, last=last, seed=own.seed)
     elif own.model == "mtdg":
-        mixture = jax.jit(by_moments.start_mtdg)(data.moments, lags)
+        mixture = by_moments.start_mtdg(data.moments, lags)
     elif own.model == "mtd":
-        start = jax.jit(by_moments.start_mtd, static_argnames="heads")
-        mixture = start(data.moments, lags, heads=own.heads)
+        mixture = by_moments.start_mtd(data.moments, lags, own.heads)
     else:
-        by_query = jax.jit(by_moments.start_scb, static_argnames="heads")
-        mixture = by_query(data.series, data.moments, lags, heads=own.heads)
+        mixture = by_moments.start_scb(data.series, data.moments, lags, own.heads)
     # What is never said to happen costs without end when it does, and zeros stay zeros in EM.
     kept = 0.95 if own.polish else 0.99
     mu = data.moments.mu[None, :, None]
@@ -155,13 +156,14 @@ def _start(symbols: Symbols, data: Data, own: Options, lags: jax.Array, last: in
 
 
 def _ngrams(symbols: Symbols, longest: int, first: int, last: int) -> list[Row]:
-    size = symbols.tokens.size
+    """Of the same windows as the model's: those below ``last``, scored on those from ``first``."""
+    places = np.flatnonzero(window_weights(symbols, longest))
+    learned, looked = places[places < last], places[places >= first]
     rows = []
     for order, name in enumerate(baselines.NAMES, 1):
-        model = baselines.count_ngrams(symbols, order, longest, last)
-        counts = baselines.num_windows(symbols, longest, last)
-        told = baselines.information(model.log_likelihood, model.parameters, counts)
-        scores = baselines.score_ngram(model, symbols, longest, first, size)
+        model = baselines.count_ngrams(symbols, order, learned)
+        told = baselines.information(model.log_likelihood, model.parameters, learned.size)
+        scores = baselines.score_ngram(model, symbols, looked)
         rows.append(Row(name, model.parameters, *scores, *told))
     return rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scbjax.base import StudyError
-from scbjax.fitting import baselines, choosing
+from scbjax.fitting import baselines, selection
 from scbjax.fitting.mixtures import (
     KINDS,
     Mixture,
     Scores,
     distribution,
-    num_parameters,
+    free_numbers,
     sample,
     score,
 )
@@ -26,9 +27,9 @@ from scbjax.fitting.reading import Symbols, as_symbols, encode
 from scbjax.fitting.series import series_of
 from scbjax.tables import brief, nearest
 
-STARTS = ("moments", "steps")
+STARTS = ("moments", "descent")
 MOST_CONTEXT = 1000
-_STEPS_MODEL = "scb"
+_DESCENT_MODEL = "scb"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Options:
         held_out: share of the sequence, at its end, that nothing is learned from.
         smoothing: samples by overall frequencies that are added to each column; None for what makes
             pairs at the strongest lag tell each other best.
-        start: of EM where lags are given or ``all``: ``moments``, or ``steps`` of the learner.
+        start: of EM where lags are given or ``all``: ``moments``, or ``descent`` of the learner.
         polish: steps of EM, at most; 0 for the start as it is.
         tolerance: nats a symbol by which the last step of EM must have raised the likelihood.
         resamples: for the intervals of weights; 0 for none.
@@ -153,14 +154,12 @@ class Fit:
                     f"contexts is {tokens.dtype} of shape {tokens.shape}; it must be integers "
                     "[B, d], or a list of texts"
                 )
-            for row in tokens:
-                as_symbols(row, self.names)
+            as_symbols(tokens.ravel(), self.names)
         else:
             tokens = np.stack([self._context(each) for each in contexts])
         if tokens.shape[1] < self.longest:
             raise StudyError(_too_short(tokens.shape[1], self.longest))
-        law = jax.jit(distribution)(self.mixture, jnp.asarray(tokens, jnp.int32))
-        return np.asarray(law)
+        return np.asarray(distribution(self.mixture, jnp.asarray(tokens, jnp.int32)))
 
     def _context(self, given: Any) -> NDArray[Any]:  # noqa: ANN401 - a text or symbols
         symbols = self.encoded(given).tokens
@@ -197,8 +196,7 @@ class Fit:
         else:
             tokens = self._context(start)
         key = jax.random.key(seed)
-        run = jax.jit(sample, static_argnames="length")
-        drawn = run(self.mixture, key, jnp.asarray(tokens, jnp.int32), length=length)
+        drawn = sample(self.mixture, key, jnp.asarray(tokens, jnp.int32), length)
         return [self.names[n] for n in np.asarray(drawn)]
 
     def score(self, given: Any) -> Row:  # noqa: ANN401 - as of scbjax.fit
@@ -208,20 +206,26 @@ class Fit:
             given: a text, symbols, integers, or what :func:`read_symbols` has read.
         """
         symbols = self.encoded(given, "the data")
-        series = series_of(symbols, self.longest)
-        return row_of(title_of(self.mixture), self.mixture, score(self.mixture, series))
+        scores = score(self.mixture, series_of(symbols, self.longest))
+        sums = [float(np.asarray(each, np.float64).sum()) for each in scores]
+        return row_of(self.mixture, scores, -sums[0], sums[-1])
 
 
-def row_of(name: str, mixture: Mixture, held_out: Scores, learned: Scores | None = None) -> Row:
-    """The scores of a model as a row: of what is held out, and AIC and BIC of what was learned."""
-    means = [float(np.asarray(each, np.float64).sum()) for each in held_out]
-    loss, brier, hits, count = means
-    own = held_out if learned is None else learned
-    likelihood = -float(np.asarray(own.log_loss, np.float64).sum())
-    samples = float(np.asarray(own.windows, np.float64).sum())
-    free = num_parameters(mixture)
-    told = baselines.information(likelihood, free, samples)
-    return Row(name, free, loss / count / float(np.log(2)), brier / count, hits / count, *told)
+def row_of(mixture: Mixture, scores: Scores, learned: float, windows: float) -> Row:
+    """The scores of a model as a row.
+
+    Args:
+        mixture: the model.
+        scores: of what it is looked at on.
+        learned: its log-likelihood of what AIC and BIC are of, in nats.
+        windows: of those.
+    """
+    loss, brier, hits, count = (float(np.asarray(each, np.float64).sum()) for each in scores)
+    heads, lags, _ = mixture.weights.shape
+    numbers = free_numbers(mixture.kind, mixture.matrices.shape[-1], lags, heads)
+    told = baselines.information(learned, numbers, windows)
+    title = title_of(mixture)
+    return Row(title, numbers, loss / count / math.log(2.0), brier / count, hits / count, *told)
 
 
 def title_of(mixture: Mixture) -> str:
@@ -275,16 +279,16 @@ def checked(options: Mapping[str, Any]) -> Options:
         raise StudyError(
             f"heads = {own.heads} with model = 'mtdg', which has a matrix for each lag"
         )
-    if own.start == "steps" and (own.model, own.heads, own.lags) != (_STEPS_MODEL, 1, "all"):
-        raise StudyError("start = 'steps' is for model = 'scb' with one head and lags = 'all'")
+    if own.start == "descent" and (own.model, own.heads, own.lags) != (_DESCENT_MODEL, 1, "all"):
+        raise StudyError("start = 'descent' is for model = 'scb' with one head and lags = 'all'")
     return own
 
 
 def _check_lags(own: Options) -> None:
     if isinstance(own.lags, str):
-        if own.lags not in choosing.METHODS:
+        if own.lags not in selection.METHODS:
             known = (
-                nearest(own.lags, choosing.METHODS) or f" (known: {', '.join(choosing.METHODS)})"
+                nearest(own.lags, selection.METHODS) or f" (known: {', '.join(selection.METHODS)})"
             )
             raise StudyError(f"lags = {brief(own.lags)} is not known{known}")
         return

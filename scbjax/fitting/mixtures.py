@@ -1,19 +1,7 @@
-r"""Mixtures over lags: probabilities, log-likelihood and the step of EM.
+"""Mixtures over lags: their probabilities, likelihood and scores, and sequences that they make.
 
 All models are sums over heads h and lags g of a weight times a column of a matrix (see the text of
-the package). With ``r = w P[y, x_{-g}] / P(y | past)``, the share of a term in what happened, the
-step of
-expectation-maximisation (Dempster, Laird & Rubin 1977) makes each weight the mean of its r over
-samples, of a query for SCB, and each matrix the sum of r over pairs (y, x), columns to the sum of
-one. It never lowers the likelihood. With *smoothing* s it never lowers the likelihood times
-Dirichlet priors: s samples by ``mu_y`` in every column, and s samples for the weights, equally over
-those that are not zero. A weight of zero stays zero, so that terms can be left out of a program.
-
-Steps are lengthened as in adaptive over-relaxation (Salakhutdinov & Roweis 2003): along the line
-of logarithms from the old values through the new ones, by a factor below two the fixed point still
-attracts, and a step that lowers the objective is taken back.
-
-One pass looks two tables up and adds to them at every lag; nothing of size (n, G) is kept.
+the package). Tables are looked up lag by lag; nothing of size (n, G) is kept.
 """
 
 from __future__ import annotations
@@ -53,19 +41,17 @@ class Mixture(NamedTuple):
             return "scb"
         return "mtdg" if heads == 1 and self.matrices.shape[-3] > 1 else "mtd"
 
+    @property
+    def is_by_lag(self) -> bool:
+        """Whether each lag has a matrix of its own."""
+        return self.kind == "mtdg"
+
     def __repr__(self) -> str:
         """Sizes, not the arrays."""
         heads, lags, _ = self.weights.shape[-3:]
         return (
             f"Mixture({self.kind}, {self.matrices.shape[-1]} symbols, {lags} lags, {heads} heads)"
         )
-
-
-class Shares(NamedTuple):
-    """What a pass of EM counts, the shares r summed: shapes of weights and matrices."""
-
-    weights: jax.Array
-    matrices: jax.Array
 
 
 class Scores(NamedTuple):
@@ -84,24 +70,25 @@ class Scores(NamedTuple):
     windows: jax.Array
 
 
-def num_parameters(mixture: Mixture) -> int:
+def free_numbers(model: str, size: int, lags: Any, heads: int = 1) -> Any:  # noqa: ANN401
     """Free numbers of a model: those of its columns and of its weights.
 
+    Args:
+        model: one of `KINDS`.
+        size: N.
+        lags: G, an integer or an array of them.
+        heads: H.
+
     Example:
-        >>> one = Mixture(jnp.ones((1, 3, 1)) / 3, jnp.ones((1, 2, 2)) / 2, jnp.arange(1, 4))
-        >>> num_parameters(one)
-        4
+        >>> [free_numbers(model, 2, 3) for model in KINDS]
+        [4, 8, 6]
     """
-    heads, lags, queries = mixture.weights.shape
-    count, size, _ = mixture.matrices.shape
-    return count * size * (size - 1) + queries * (heads * lags - 1)
+    matrices = lags if model == "mtdg" else heads
+    queries = size if model == "scb" else 1
+    return matrices * size * (size - 1) + queries * (heads * lags - 1)
 
 
-def _by_lag(mixture: Mixture) -> bool:
-    return mixture.kind == "mtdg"
-
-
-def _terms(mixture: Mixture, chunk: Chunk, index: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+def terms_at(mixture: Mixture, chunk: Chunk, index: jax.Array) -> tuple[list[jax.Array], jax.Array]:
     """``w P[y, x]`` [L] of every head at a lag by its index, and the cells (y, x)."""
     size = mixture.matrices.shape[-1]
     cells = chunk.label * size + chunk.at(mixture.lags[index])
@@ -109,7 +96,7 @@ def _terms(mixture: Mixture, chunk: Chunk, index: jax.Array) -> tuple[list[jax.A
     terms = []
     for head in range(mixture.weights.shape[0]):
         weight = mixture.weights[head, index]
-        matrix = mixture.matrices[index if _by_lag(mixture) else head].ravel()
+        matrix = mixture.matrices[index if mixture.is_by_lag else head].ravel()
         terms.append((weight[0] if query is None else weight[query]) * matrix[cells])
     return terms, cells
 
@@ -118,122 +105,14 @@ def chunk_probability(mixture: Mixture, chunk: Chunk) -> jax.Array:
     """``P(y | past)`` of the windows of a chunk, [L]."""
 
     def add(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-        return total + sum(_terms(mixture, chunk, index)[0]), None
+        return total + sum(terms_at(mixture, chunk, index)[0]), None
 
     order = jnp.arange(mixture.lags.shape[0], dtype=jnp.int32)
     found: jax.Array = jax.lax.scan(add, jnp.zeros_like(chunk.weights), order)[0]
     return found
 
 
-def _count_chunk(mixture: Mixture, chunk: Chunk) -> tuple[Shares, jax.Array]:
-    probability = chunk_probability(mixture, chunk)
-    possible = probability > 0
-    scale = jnp.where(possible, chunk.weights / jnp.where(possible, probability, 1.0), 0.0)
-    queries, size = mixture.weights.shape[-1], mixture.matrices.shape[-1]
-    query = chunk.at(jnp.ones((), jnp.int32))
-
-    def add(totals: list[jax.Array], index: jax.Array) -> tuple[list[jax.Array], Any]:
-        terms, cells = _terms(mixture, chunk, index)
-        shares = [term * scale for term in terms]
-        sums = [
-            jnp.sum(share)[None] if queries == 1
-            else jax.ops.segment_sum(share, query, queries)
-            for share in shares
-        ]  # fmt: skip
-        tables = [jax.ops.segment_sum(share, cells, size * size) for share in shares]
-        if _by_lag(mixture):
-            return totals, (jnp.stack(sums), tables[0])
-        return [old + new for old, new in zip(totals, tables, strict=True)], (jnp.stack(sums), None)
-
-    heads, lags = mixture.weights.shape[:2]
-    zero = [jnp.zeros(size * size, chunk.weights.dtype)] * (0 if _by_lag(mixture) else heads)
-    order = jnp.arange(lags, dtype=jnp.int32)
-    totals, (weights, own) = jax.lax.scan(add, zero, order)
-    tables = own if _by_lag(mixture) else jnp.stack(totals)
-    shares = Shares(jnp.moveaxis(weights, 0, 1), tables.reshape(mixture.matrices.shape))
-    tiny = jnp.finfo(chunk.weights.dtype).tiny
-    return shares, jnp.sum(chunk.weights * jnp.log(jnp.maximum(probability, tiny)))
-
-
 @jax.jit
-def count_shares(mixture: Mixture, series: Series) -> tuple[Shares, jax.Array]:
-    """A pass of EM: shares of every term, and the log-likelihood of each chunk in nats.
-
-    (The latter are few, and are summed on the host in double precision.)
-    """
-    return over_chunks(series, partial(_count_chunk, mixture))
-
-
-def maximised(shares: Shares, mixture: Mixture, smoothing: jax.Array, mu: jax.Array) -> Mixture:
-    """The mixture that shares are the counts of.
-
-    Args:
-        shares: of :func:`count_shares`.
-        mixture: that they were counted with; a column or a query without samples stays as it is.
-        smoothing: s.
-        mu: how often symbols occur, [N].
-    """
-    there = mixture.weights > 0
-    count = jnp.sum(there, axis=(0, 1), keepdims=True).astype(mixture.weights.dtype)
-    each = smoothing / jnp.maximum(count, 1.0)
-    weights = shares.weights + jnp.where(there, each, 0.0)
-    matrices = shares.matrices + smoothing * mu[None, :, None]
-    return mixture._replace(
-        weights=_divided(weights, jnp.sum(weights, axis=(0, 1), keepdims=True), mixture.weights),
-        matrices=_divided(matrices, jnp.sum(matrices, axis=1, keepdims=True), mixture.matrices),
-    )
-
-
-def lengthened(old: Mixture, new: Mixture, factor: jax.Array) -> Mixture:
-    """``old (new / old)^factor``, with sums of one again; what is zero stays zero."""
-
-    def along(one: jax.Array, two: jax.Array, axes: int | tuple[int, int]) -> jax.Array:
-        there = (one > 0) & (two > 0)
-        way = jnp.log(jnp.where(there, two, 1.0)) - jnp.log(jnp.where(there, one, 1.0))
-        # What was next to nothing may grow a lot at once, and must not overflow.
-        moved = jnp.where(there, one * jnp.exp(jnp.clip(factor * way, -20.0, 20.0)), 0.0)
-        return _divided(moved, jnp.sum(moved, axis=axes, keepdims=True), two)
-
-    return new._replace(
-        weights=along(old.weights, new.weights, (0, 1)),
-        matrices=along(old.matrices, new.matrices, 1),
-    )
-
-
-def log_prior(mixture: Mixture, smoothing: jax.Array, mu: jax.Array) -> jax.Array:
-    """What smoothing adds to the log-likelihood that EM raises; a scalar."""
-    there = mixture.weights > 0
-    count = jnp.sum(there, axis=(0, 1), keepdims=True).astype(mixture.weights.dtype)
-    each = smoothing / jnp.maximum(count, 1.0)
-    tiny = jnp.finfo(mixture.weights.dtype).tiny
-    by_weight = jnp.sum(each * jnp.where(there, jnp.log(jnp.maximum(mixture.weights, tiny)), 0.0))
-    columns = mu[None, :, None] * jnp.log(jnp.maximum(mixture.matrices, tiny))
-    return by_weight + smoothing * jnp.sum(columns)
-
-
-def _divided(counts: jax.Array, total: jax.Array, otherwise: jax.Array) -> jax.Array:
-    return jnp.where(total > 0, counts / jnp.where(total > 0, total, 1.0), otherwise)
-
-
-@jax.jit
-def em_step(
-    mixture: Mixture, series: Series, smoothing: jax.Array, mu: jax.Array
-) -> tuple[Mixture, jax.Array]:
-    """A step of EM; and the log-likelihood of each chunk before it, then the log of the prior.
-
-    Example:
-        >>> from scbjax.fitting.reading import as_symbols
-        >>> from scbjax.fitting.series import series_of
-        >>> start = Mixture(jnp.full((1, 2, 1), 0.5), jnp.full((1, 2, 2), 0.5), jnp.arange(1, 3))
-        >>> series = series_of(as_symbols("abababab"), 2)
-        >>> [f"{float(p):.2f}" for p in em_step(start, series, 0.0, jnp.ones(2))[0].weights.ravel()]
-        ['0.50', '0.50']
-    """
-    shares, chunks = count_shares(mixture, series)
-    told = jnp.append(chunks, log_prior(mixture, smoothing, mu))
-    return maximised(shares, mixture, smoothing, mu), told
-
-
 def distribution(mixture: Mixture, contexts: jax.Array) -> jax.Array:
     """``P(. | past)`` of contexts, [B, N].
 
@@ -243,7 +122,7 @@ def distribution(mixture: Mixture, contexts: jax.Array) -> jax.Array:
     """
     size, length = mixture.matrices.shape[-1], contexts.shape[1]
     found = contexts[:, length - mixture.lags].astype(jnp.int32)  # [B, G]
-    if _by_lag(mixture):
+    if mixture.is_by_lag:
         weights = mixture.weights[0, :, 0]
 
         def add(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
@@ -259,6 +138,23 @@ def distribution(mixture: Mixture, contexts: jax.Array) -> jax.Array:
         attended = sum_by_token(jnp.broadcast_to(weights.T[query], found.shape), found, size)
         total = total + product(attended, matrix.T)
     return total
+
+
+@jax.jit
+def log_likelihood(mixture: Mixture, series: Series) -> jax.Array:
+    """The log-likelihood of each chunk in nats; few, and summed on the host in double precision."""
+
+    def part(chunk: Chunk) -> tuple[tuple[()], jax.Array]:
+        return (), weighted_log(chunk_probability(mixture, chunk), chunk)
+
+    told: jax.Array = over_chunks(series, part)[1]
+    return told
+
+
+def weighted_log(probability: jax.Array, chunk: Chunk) -> jax.Array:
+    """The sum of ``log P(y)`` over the windows of a chunk."""
+    tiny = jnp.finfo(chunk.weights.dtype).tiny
+    return jnp.sum(chunk.weights * jnp.log(jnp.maximum(probability, tiny)))
 
 
 @jax.jit
@@ -299,6 +195,7 @@ def scores_of(law: jax.Array, label: jax.Array, weights: jax.Array) -> Scores:
     return Scores(*(jnp.sum(weights * each) for each in (loss, brier, hit, jnp.ones_like(told))))
 
 
+@partial(jax.jit, static_argnames="length")
 def sample(mixture: Mixture, key: jax.Array, start: jax.Array, length: int) -> jax.Array:
     """Goes on from a context, symbol by symbol, by the model itself.
 

@@ -114,14 +114,14 @@ def whitened(moments: Moments, iterations: int = _ITERATIONS) -> jax.Array:
     if length * size > _DENSE:
         return _by_gradients(moments, iterations)
     lags = jnp.arange(1, length + 1, dtype=jnp.int32)
-    inner = between(moments.covariance, lags, lags).reshape(length * size, -1)
+    inner = lagged_covariance(moments.covariance, lags, lags).reshape(length * size, -1)
     inner = inner + _RIDGE * jnp.kron(jnp.eye(length, dtype=inner.dtype), jnp.diag(moments.scale))
     told = jnp.swapaxes(moments.covariance[1:], 0, 1).reshape(size, -1)
     solved = solve(inner, told.T).T
     return jnp.swapaxes(solved.reshape(size, length, size), 0, 1)
 
 
-def between(covariance: jax.Array, one: jax.Array, two: jax.Array) -> jax.Array:
+def lagged_covariance(covariance: jax.Array, one: jax.Array, two: jax.Array) -> jax.Array:
     """``E[e~_{t-g} e~_{t-g'}^T]`` for all pairs of lags: [g, N, g', N].
 
     Args:
@@ -177,10 +177,12 @@ def conditional_tests(moments: Moments, lags: jax.Array, kept: jax.Array) -> jax
 
     mask = jnp.repeat(kept, size).astype(covariance.dtype)
     inner = (
-        between(covariance, lags, lags).reshape(count * size, -1) * mask[:, None] * mask[None, :]
+        lagged_covariance(covariance, lags, lags).reshape(count * size, -1)
+        * mask[:, None]
+        * mask[None, :]
     )
     inner = inner + jnp.diag(1.0 - mask) + jnp.kron(jnp.diag(kept.astype(mu.dtype)), ridge)
-    cross = between(covariance, lags, every).reshape(count * size, -1) * mask[:, None]
+    cross = lagged_covariance(covariance, lags, every).reshape(count * size, -1) * mask[:, None]
     solved = solve(inner, cross)
     told = jnp.swapaxes(covariance[lags], 0, 1).reshape(size, -1) * mask[None, :]
     left = covariance[1:] - jnp.swapaxes((told @ solved).reshape(size, length, size), 0, 1)
@@ -233,6 +235,7 @@ def smoothing_of(moments: Moments) -> float:
 # ------------------------------------------------------------------------------------- the starts
 
 
+@jax.jit
 def start_mtdg(moments: Moments, lags: jax.Array) -> Mixture:
     """MTDg of the equations of Yule and Walker, columns projected onto the simplex."""
     mu = moments.mu
@@ -243,6 +246,7 @@ def start_mtdg(moments: Moments, lags: jax.Array) -> Mixture:
     return Mixture(weights[None, :, None], matrices, lags)
 
 
+@partial(jax.jit, static_argnames="heads")
 def start_mtd(moments: Moments, lags: jax.Array, heads: int = 1) -> Mixture:
     """MTD by squared error, one head after the other."""
     mu, covariance = moments.mu, moments.covariance
@@ -342,9 +346,10 @@ def columns_on_simplex(matrices: jax.Array) -> jax.Array:
 # -------------------------------------------------------------------------------- weights by query
 
 
+@partial(jax.jit, static_argnames="heads")
 def start_scb(series: Series, moments: Moments, lags: jax.Array, heads: int = 1) -> Mixture:
     """SCB by squared error: P of MTD, and the weights of every query."""
-    base = start_mtd(moments, lags, heads)
+    base: Mixture = start_mtd(moments, lags, heads)
     size = base.matrices.shape[-1]
     if heads > 1:
         return base._replace(weights=jnp.repeat(base.weights, size, axis=2))

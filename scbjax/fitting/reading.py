@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from scbjax.base import StudyError
 from scbjax.tables import brief, nearest
 
+ENGLISH: Final = "english"
+"""The name of the text that comes with Python."""
 OTHER: Final = "<other>"
 """The symbol that stands for all that are not among the most frequent ones."""
 MOST: Final = 4096  # symbols: matrices are [N, N]
@@ -59,7 +61,8 @@ def read_symbols(
     """Reads a file.
 
     Args:
-        path: the file; of a text or table, in UTF-8.
+        path: the file; of a text or table, in UTF-8. ``english`` is the text that comes with
+            Python, where no file is called so.
         kind: what its symbols are: ``characters`` as they stand; ``letters``, a to z with a space
             for all else; ``words`` in lower case; ``csv``, the rows of a column; ``fasta``, the
             bases of its records; ``codons``, the same by threes; ``integers``, an array in an
@@ -82,26 +85,32 @@ def read_symbols(
         (' ', 'a', 'l')
     """
     path = Path(path)
-    if not path.is_file():
-        raise StudyError(f"there is no file {brief(str(path))}")
-    kind = kind or _ENDINGS.get(path.suffix.lower(), "characters")
+    kind = kind or _kind_of(path)
     if kind not in KINDS:
         known = nearest(kind, KINDS) or f" (known: {', '.join(KINDS)})"
         raise StudyError(f"no kind of symbols is called {brief(kind)}{known}")
-    if column is not None and kind != "csv":
-        raise StudyError(f"column = {brief(column)} has no meaning for {kind}, only for csv")
-    if classes is not None and kind != "csv":
-        raise StudyError(f"classes = {classes} has no meaning for {kind}, only for csv")
+    for name, value in (("column", column), ("classes", classes)):
+        if value is not None and kind != "csv":
+            raise StudyError(f"{name} = {brief(value)} has no meaning for {kind}, only for csv")
     if kind == "integers":
         return as_symbols(_array(path), names=names)
     text = _text(path)
     if kind == "csv":
-        records = [_column(path, text, column)]
-        if classes is not None:
-            records = [_classes(path, records[0], classes)]
+        cells = _column(path, text, column)
+        records = [cells if classes is None else _classes(path, cells, classes)]
     else:
-        records = KINDS[kind](text)
+        records = _TEXTS[kind](text)
     return encode(records, kind, where=str(path), top=top, names=names)
+
+
+def _kind_of(path: Path) -> str:
+    if _is_sample(path):
+        return "letters"
+    return _ENDINGS.get(path.suffix.lower(), "characters")
+
+
+def _is_sample(path: Path) -> bool:
+    return str(path) == ENGLISH and not path.exists()
 
 
 def as_symbols(tokens: Any, names: Sequence[str] | None = None) -> Symbols:  # noqa: ANN401
@@ -201,8 +210,18 @@ def _dtype(size: int) -> Any:  # noqa: ANN401 - a type of NumPy
     return np.uint8 if size <= 2**8 else np.uint16
 
 
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise StudyError(f"there is no file {brief(str(path))}")
+    return path
+
+
 def _text(path: Path) -> str:
-    content = path.read_bytes()
+    if _is_sample(path):
+        from pydoc_data.topics import topics
+
+        return "\n".join(topics.values())
+    content = _existing(path).read_bytes()
     try:
         # utf-8-sig: some programs begin a file with a mark of the order of bytes.
         return content.decode("utf-8-sig")
@@ -214,7 +233,7 @@ def _text(path: Path) -> str:
 
 def _array(path: Path) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
+        array: NDArray[Any] = np.load(_existing(path), allow_pickle=False)
     except (ValueError, EOFError, OSError):
         raise StudyError(f"{path} is not a file of one array (.npy)") from None
     return array
@@ -300,13 +319,12 @@ def _codons(text: str) -> list[list[str]]:
     return [[each[n : n + 3] for n in range(0, len(each) - 2, 3)] for each in records]
 
 
-KINDS: Final[Mapping[str, Callable[[str], list[list[str]]]]] = {
+_TEXTS: Final[Mapping[str, Callable[[str], list[list[str]]]]] = {
     "characters": lambda text: [list(text)],
     "letters": letters_of,
     "words": _words,
-    "csv": lambda _: [],
     "fasta": _fasta,
     "codons": _codons,
-    "integers": lambda _: [],
 }
-"""How a file can be read."""
+KINDS: Final = (*_TEXTS, "csv", "integers")
+"""What the symbols of a file can be."""

@@ -110,6 +110,14 @@ class Meter:
         )
 
 
+class Shown(Protocol):
+    """What a display shows: a line, and the share of the whole that is done."""
+
+    @property
+    def fraction(self) -> float:
+        """From 0 to 1."""
+
+
 class Progress(Protocol):
     """Where a run reports to."""
 
@@ -124,6 +132,13 @@ class Progress(Protocol):
 
     def close(self) -> None:
         """Ends the display; called once, also after an error."""
+
+
+class Display(Progress, Protocol):
+    """A display of anything that has a line and a share, a reading among them."""
+
+    def show(self, reading: Shown) -> None:
+        """Replaces what is shown."""
 
 
 class SilentProgress:
@@ -189,9 +204,9 @@ class LineProgress:
         self._period = period
         self._ticker: Ticker | None = None
         self._written = -math.inf
-        self._pending: Reading | None = None
+        self._pending: Shown | None = None
 
-    def show(self, reading: Reading) -> None:
+    def show(self, reading: Shown) -> None:
         """Writes the reading, unless the last line is younger than ten seconds."""
         self._stop()
         self._pending = reading
@@ -241,7 +256,7 @@ class BarProgress:
         self._bar: Any = None
         self._ticker: Ticker | None = None
 
-    def show(self, reading: Reading) -> None:
+    def show(self, reading: Shown) -> None:
         """Draws the bar as it stands."""
         self._stop()
         self._draw(str(reading), reading.fraction)
@@ -323,7 +338,7 @@ def in_notebook() -> bool:
     return "IPKernelApp" in getattr(shell, "config", {})
 
 
-def create_progress(stream: IO[str] | None = None) -> Progress:
+def create_progress(stream: IO[str] | None = None) -> Display:
     """A bar where the stream is a terminal, plain lines otherwise.
 
     Args:

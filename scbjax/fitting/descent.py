@@ -14,7 +14,7 @@ from scbjax.fitting.reading import Symbols
 _BATCH = 256
 
 
-def descend_by_steps(
+def fit_by_descent(
     symbols: Symbols,
     lags: jax.Array,
     *,

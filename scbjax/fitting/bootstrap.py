@@ -22,17 +22,18 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from scbjax.fitting.mixtures import Mixture, count_shares, lengthened, maximised
+from scbjax.fitting.em import e_step, m_step, overrelaxed
+from scbjax.fitting.mixtures import Mixture
 from scbjax.fitting.series import CHUNK, Series
 
 AT_ONCE = 4
 """Resamples under one vmap: what they count fits the cache."""
-_FACTOR = 1.9  # of lengthened steps, without a look at the likelihood
+_FACTOR = 1.9  # of overrelaxed steps, without a look at the likelihood
 _MOST = 1 << 20  # windows that are resampled
 
 
 class Spread(NamedTuple):
-    """What resampling tells.
+    """What bootstrap tells.
 
     Attributes:
         low: lower ends of the intervals, [G].
@@ -59,7 +60,7 @@ def block_length(count: int, longest: int) -> int:
     return max(longest, int(round(count ** (1 / 3), 0)), 1)
 
 
-def resample(
+def block_bootstrap(
     mixture: Mixture,
     series: Series,
     mu: jax.Array,
@@ -150,8 +151,8 @@ def _refit(
         own = series._replace(weights=series.weights * times[place])
 
         def step(at: Mixture, _: None) -> tuple[Mixture, None]:
-            target = maximised(count_shares(at, own)[0], at, smoothing, mu)
-            return lengthened(at, target, jnp.asarray(_FACTOR)), None
+            target = m_step(e_step(at, own)[0], at, smoothing, mu)
+            return overrelaxed(at, target, jnp.asarray(_FACTOR)), None
 
         return lag_weights(jax.lax.scan(step, mixture, None, length=iterations)[0], mu)
 
