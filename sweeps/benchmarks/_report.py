@@ -272,7 +272,13 @@ def fit_table(payload: Payload) -> str:
         cells = (told(rates[name], 1e-6), told(rates[f"{name}, NumPy"], 1e-6), told(times))
         rows.append((name, told(seconds), *cells))
     header = ("", "seconds a step", "million symbols/s", "NumPy", "times NumPy")
-    return table(header, rows)
+    long = payload["long"]
+    told_long = (
+        f"A whole fit of {long['symbols'] / 1e6:g} million symbols of {long['num_tokens']} kinds, "
+        f"contexts of {long['context']}, with selection of lags and bootstrap: "
+        f"{digits(long['seconds'])} s, {digits(long['peak_bytes'] / 2**30)} GiB."
+    )
+    return f"{table(header, rows)}\n\n{told_long}"
 
 
 def memory_table(payload: Payload) -> str:

@@ -4,22 +4,42 @@ A million symbols of N = 27 kinds, T = 32 lags, all of them in the model, on one
 spends its time on. NumPy has one array operation for each lag and head, looks tables up with
 `take`, and adds with `bincount`. Both are given the same start, and what they give is compared
 before they are timed.
+
+Then a whole fit of a long sequence, in a process of its own: ten million symbols of an MTD of N =
+27 with lags 1, 7 and 30, contexts of 100; lags are selected and weights bootstrapped as by default.
+The peak is that of the whole process, with Python, JAX and the compiler.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
+import time
+from pathlib import Path
 from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _measure import Contender, Payload, effort, race, ratio, run_script, say, speed
+from _measure import (
+    Contender,
+    Payload,
+    digits,
+    effort,
+    in_process,
+    race,
+    ratio,
+    run_script,
+    say,
+    speed,
+)
 from _pictures import new_figure
 from matplotlib.figure import Figure
 
-from scbjax.fitting import mixtures
-from scbjax.fitting.mixtures import Mixture
+import scbjax
+from scbjax.fitting import em
+from scbjax.fitting.mixtures import Mixture, sample
 from scbjax.fitting.reading import Symbols
 from scbjax.fitting.series import Series, series_of
 
@@ -32,6 +52,10 @@ MODELS: Final = (
 )
 SIZE: Final = {"symbols": 1_000_000, "num_tokens": 27, "lags": 32}
 QUICK_SIZE: Final = {"symbols": 20_000, "num_tokens": 5, "lags": 4}
+LONG: Final = {"symbols": 10_000_000, "num_tokens": 27, "context": 100}
+QUICK_LONG: Final = {"symbols": 20_000, "num_tokens": 5, "context": 40}
+TRUE_LAGS: Final = (1, 7, 30)
+PIECE: Final = 10_000  # symbols of a chain; many are drawn at once
 TOLERANCE: Final = 1e-4  # of the largest entry; float32 against float64
 
 
@@ -106,7 +130,39 @@ def measure(quick: bool) -> Payload:
     for row in rows:
         say(f"{row['name']}: {speed(row['rate'])} million symbols/s")
     times = {name: ratio(rows, name, name + NUMPY) for name, _, _ in MODELS}
-    return {**size, "errors": errors, "rows": rows, "times_numpy": times}
+    long = in_process(Path(__file__).name, "--worker", json.dumps(QUICK_LONG if quick else LONG))
+    say(
+        f"{long['symbols']} symbols, context {long['context']}: {digits(long['seconds'])} s, "
+        f"{long['peak_bytes'] / 2**30:.2f} GiB, lags {long['lags']}"
+    )
+    return {**size, "errors": errors, "rows": rows, "times_numpy": times, "long": long}
+
+
+def long_sequence(size: dict[str, int]) -> np.ndarray:
+    """Symbols of an MTD with lags 1, 7 and 30; of many chains, one behind the other."""
+    random, count = np.random.default_rng(0), size["num_tokens"]
+    matrix = random.dirichlet(np.full(count, 0.1), count).T
+    mixture = Mixture(
+        jnp.asarray([[[0.5], [0.3], [0.2]]], jnp.float32),
+        jnp.asarray(matrix[None], jnp.float32),
+        jnp.asarray(TRUE_LAGS, jnp.int32),
+    )
+    keys = jax.random.split(jax.random.key(0), -(-size["symbols"] // PIECE))
+    begin = jnp.arange(TRUE_LAGS[-1], dtype=jnp.int32) % count
+    chains = jax.vmap(lambda key: sample(mixture, key, begin, PIECE))(keys)
+    return np.asarray(chains).ravel()[: size["symbols"]].astype(np.uint8)
+
+
+def work(size: dict[str, int]) -> int:
+    """What a process of its own does: a whole fit, and prints what it took."""
+    from memory import peak_bytes
+
+    tokens = long_sequence(size)
+    before = time.perf_counter()
+    found = scbjax.fit(tokens, model="mtd", context=size["context"])
+    seconds = time.perf_counter() - before
+    print(json.dumps({**size, "seconds": seconds, "peak_bytes": peak_bytes(), "lags": found.lags}))
+    return 0
 
 
 def _disagreement(
@@ -117,7 +173,7 @@ def _disagreement(
     Raises:
         ValueError: they are not the same.
     """
-    own, _ = mixtures.em_step(mixture, series, 0.0, mu)
+    own, _ = em.em_step(mixture, series, 0.0, mu)
     pairs = zip(own[:2], numpy_step(*plain), strict=True)
     error = max(float(np.max(np.abs(np.asarray(a) - b)) / np.max(b)) for a, b in pairs)
     if not error < TOLERANCE:
@@ -129,7 +185,7 @@ def _own(name: str, mixture: Mixture, series: Series, mu: jax.Array, work: int) 
     def run(count: int) -> None:
         at = mixture
         for _ in range(count):
-            at, _ = mixtures.em_step(at, series, 0.0, mu)
+            at, _ = em.em_step(at, series, 0.0, mu)
         jax.block_until_ready(at)
 
     return Contender(name, run, work)
@@ -159,4 +215,9 @@ def draw(payload: Payload) -> Figure:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--worker", type=json.loads)
+    own, rest = parser.parse_known_args()
+    if own.worker:
+        sys.exit(work(own.worker))
     sys.exit(run_script("fit", __doc__, measure, draw))
