@@ -67,6 +67,7 @@ MODULES = (
     "scbjax.experiments.hierarchy",
     "scbjax.experiments.sequences",
     "scbjax.experiments.lags",
+    "scbjax.experiments.texts",
     "scbjax.fitting.reading",
     "scbjax.fitting.series",
     "scbjax.fitting.mixtures",

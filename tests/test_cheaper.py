@@ -429,14 +429,9 @@ def run(method: str, **more: Any) -> Any:  # noqa: ANN401 - a dataset
 
 @pytest.mark.parametrize(
     "method",
-    [
-        "spectral",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("gradient", "momentum", "adam", "short_first", "screening", "ranking")
-        ),
-    ],
+    ["gradient", "momentum", "adam", "short_first", "screening", "ranking", "spectral"],
 )
+@pytest.mark.slow
 def test_supports_are_found_through_the_engine(method: str) -> None:
     found = run(method, **({"train.rate": 0.001} if method == "adam" else {}))
     assert not (found.diverged_at >= 0).any()

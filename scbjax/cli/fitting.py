@@ -41,7 +41,10 @@ _Model = Annotated[
 ]
 _File = Annotated[
     tyro.conf.Positional[str],
-    tyro.conf.arg(metavar="FILE", help="A text, a table, FASTA or .npy; `english` for a sample."),
+    tyro.conf.arg(
+        metavar="FILE",
+        help="A text, a table, FASTA or .npy; for a sample english, temperatures or brca1.",
+    ),
 ]
 
 

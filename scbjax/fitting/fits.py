@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scbjax.fitting import baselines, bootstrap, moments as by_moments
 from scbjax.fitting.em import Data, run_em
 from scbjax.fitting.fitted import Fit, Options, Row, checked, row_of
-from scbjax.fitting.mixtures import Mixture, log_likelihood, score
+from scbjax.fitting.mixtures import Mixture, log_likelihood, moved_inside, score
 from scbjax.fitting.reading import Symbols, as_symbols
 from scbjax.fitting.selection import select_lags
 from scbjax.fitting.series import series_of, window_weights
@@ -146,13 +146,10 @@ def _start(symbols: Symbols, data: Data, own: Options, lags: jax.Array, last: in
     else:
         mixture = by_moments.start_scb(data.series, data.moments, lags, own.heads)
     # What is never said to happen costs without end when it does, and zeros stay zeros in EM.
-    kept = 0.95 if own.polish else 0.99
-    mu = data.moments.mu[None, :, None]
-    mixture = mixture._replace(matrices=kept * mixture.matrices + (1 - kept) * mu)
-    if not own.polish:
-        return mixture
-    equal = 1.0 / (mixture.weights.shape[0] * mixture.weights.shape[1])
-    return mixture._replace(weights=kept * mixture.weights + (1 - kept) * equal)
+    if own.polish:
+        return moved_inside(mixture, data.moments.mu, 0.95)
+    kept, mu = 0.99, data.moments.mu[None, :, None]
+    return mixture._replace(matrices=kept * mixture.matrices + (1 - kept) * mu)
 
 
 def _ngrams(symbols: Symbols, longest: int, first: int, last: int) -> list[Row]:

@@ -195,6 +195,21 @@ def scores_of(law: jax.Array, label: jax.Array, weights: jax.Array) -> Scores:
     return Scores(*(jnp.sum(weights * each) for each in (loss, brier, hit, jnp.ones_like(told))))
 
 
+def moved_inside(mixture: Mixture, mu: jax.Array, kept: float) -> Mixture:
+    """A mixture without zeros: columns mixed with mu, weights with equal ones.
+
+    Args:
+        mixture: the model.
+        mu: how often symbols occur, [N].
+        kept: the share of the mixture's own.
+    """
+    heads, lags, _ = mixture.weights.shape
+    return mixture._replace(
+        weights=kept * mixture.weights + (1.0 - kept) / (heads * lags),
+        matrices=kept * mixture.matrices + (1.0 - kept) * mu[None, :, None],
+    )
+
+
 @partial(jax.jit, static_argnames="length")
 def sample(mixture: Mixture, key: jax.Array, start: jax.Array, length: int) -> jax.Array:
     """Goes on from a context, symbol by symbol, by the model itself.

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scbjax.base import StudyError
 from scbjax.tables import brief, nearest
 
-ENGLISH: Final = "english"
-"""The name of the text that comes with Python."""
+SAMPLES: Final = ("english", "temperatures", "brca1")
+"""Sequences that come with Python or this library; where from, says `samples/README.md`."""
 OTHER: Final = "<other>"
 """The symbol that stands for all that are not among the most frequent ones."""
 MOST: Final = 4096  # symbols: matrices are [N, N]
@@ -26,6 +26,10 @@ _ENDINGS: Final[Mapping[str, str]] = {
     ".csv": "csv", ".tsv": "csv", ".fa": "fasta", ".fasta": "fasta", ".fna": "fasta",
     ".ffn": "fasta", ".npy": "integers",
 }  # fmt: skip
+_SAMPLE_KINDS: Final[Mapping[str, str]] = {
+    "english": "letters", "temperatures": "csv", "brca1": "fasta",
+}  # fmt: skip
+_SAMPLE_CLASSES = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +65,9 @@ def read_symbols(
     """Reads a file.
 
     Args:
-        path: the file; of a text or table, in UTF-8. ``english`` is the text that comes with
-            Python, where no file is called so.
+        path: the file; of a text or table, in UTF-8. Where no file is called so, ``english`` is
+            the text that comes with Python, ``temperatures`` are hourly ones of Seattle in six
+            classes, and ``brca1`` the bases of a gene of 55 mammals.
         kind: what its symbols are: ``characters`` as they stand; ``letters``, a to z with a space
             for all else; ``words`` in lower case; ``csv``, the rows of a column; ``fasta``, the
             bases of its records; ``codons``, the same by threes; ``integers``, an array in an
@@ -85,7 +90,10 @@ def read_symbols(
         (' ', 'a', 'l')
     """
     path = Path(path)
-    kind = kind or _kind_of(path)
+    if _is_sample(path):
+        kind = kind or _SAMPLE_KINDS[str(path)]
+        classes = classes or (_SAMPLE_CLASSES if kind == "csv" else None)
+    kind = kind or _ENDINGS.get(path.suffix.lower(), "characters")
     if kind not in KINDS:
         known = nearest(kind, KINDS) or f" (known: {', '.join(KINDS)})"
         raise StudyError(f"no kind of symbols is called {brief(kind)}{known}")
@@ -94,23 +102,34 @@ def read_symbols(
             raise StudyError(f"{name} = {brief(value)} has no meaning for {kind}, only for csv")
     if kind == "integers":
         return as_symbols(_array(path), names=names)
-    text = _text(path)
-    if kind == "csv":
-        cells = _column(path, text, column)
-        records = [cells if classes is None else _classes(path, cells, classes)]
-    else:
-        records = _TEXTS[kind](text)
+    records = _records(path, _text(path), kind, column, classes)
     return encode(records, kind, where=str(path), top=top, names=names)
 
 
-def _kind_of(path: Path) -> str:
-    if _is_sample(path):
-        return "letters"
-    return _ENDINGS.get(path.suffix.lower(), "characters")
+def read_sample(name: str) -> Symbols:
+    """One of `SAMPLES`, whatever files there are.
+
+    Example:
+        >>> read_sample("temperatures")
+        Symbols(csv: 8759 of 6 kinds)
+    """
+    kind = _SAMPLE_KINDS[name]
+    classes = _SAMPLE_CLASSES if kind == "csv" else None
+    records = _records(Path(name), _sample_text(name), kind, None, classes)
+    return encode(records, kind, where=name)
+
+
+def _records(
+    path: Path, text: str, kind: str, column: str | None, classes: int | None
+) -> list[list[str]]:
+    if kind != "csv":
+        return _TEXTS[kind](text)
+    cells = _column(path, text, column)
+    return [cells if classes is None else _classes(path, cells, classes)]
 
 
 def _is_sample(path: Path) -> bool:
-    return str(path) == ENGLISH and not path.exists()
+    return str(path) in SAMPLES and not path.exists()
 
 
 def as_symbols(tokens: Any, names: Sequence[str] | None = None) -> Symbols:  # noqa: ANN401
@@ -218,9 +237,7 @@ def _existing(path: Path) -> Path:
 
 def _text(path: Path) -> str:
     if _is_sample(path):
-        from pydoc_data.topics import topics
-
-        return "\n".join(topics.values())
+        return _sample_text(str(path))
     content = _existing(path).read_bytes()
     try:
         # utf-8-sig: some programs begin a file with a mark of the order of bytes.
@@ -229,6 +246,15 @@ def _text(path: Path) -> str:
         raise StudyError(
             f"{path} is not text in UTF-8: byte {error.start} is 0x{content[error.start]:02x}"
         ) from None
+
+
+def _sample_text(name: str) -> str:
+    if name == "english":
+        from pydoc_data.topics import topics
+
+        return "\n".join(topics.values())
+    ending = "csv" if name == "temperatures" else "fasta"
+    return (Path(__file__).parent / "samples" / f"{name}.{ending}").read_text(encoding="utf-8")
 
 
 def _array(path: Path) -> NDArray[Any]:

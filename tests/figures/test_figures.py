@@ -37,7 +37,7 @@ PANELS = {"quickstart": ("sparsity",), "scale": ("num_tokens",), "fig6": ("num_t
 RECOVERY = (
     "adaptive", "cheaper", "complexity", "embeddings", "factors", "few_shot", "fig5", "finite",
     "hierarchy", "lags", "maps", "modalities", "multihead", "multihead_scaling", "phase_rates",
-    "phase_samples", "projector_tasks", "sequences", "sparsity", "stage1", "two_hop",
+    "phase_samples", "projector_tasks", "sequences", "sparsity", "stage1", "texts", "two_hop",
 )  # fmt: skip
 OTHERS = ("transfer", "transfer_correlation", *RECOVERY)
 

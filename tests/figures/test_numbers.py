@@ -137,6 +137,17 @@ def test_chains_are_found_as_often_as_was_made() -> None:
     assert column(rows[2:3], "missed") == close([1.0])
 
 
+def test_texts_save_the_bits_that_were_made() -> None:
+    rows, beside = read(load("texts").tables(made.texts()))
+    assert [row["model"] for row in rows] == ["MTD"] * 3 + ["MTDg"] * 3 + ["MTD"] * 2
+    assert column(rows, "less the bigram") == close([0, 0, 0, 0, -0.5, -1, 0, -0.9])
+    assert column(rows, "bits") == close([3, 3, 3, 3, 2.5, 2, 1, 0.1])
+    assert column(rows, "gap") == close([0.1] * 8)
+    assert column(rows, "gap by theory") == close([0.12] * 8)
+    assert column(rows, "main lag") == [1] * 7 + [24]
+    assert column(beside, "trigram less it") == close([-0.75] * 2)
+
+
 def test_sequences_have_the_costs_that_were_made() -> None:
     false, costs, ratios, laws = read(load("sequences").tables(made.sequences()))
     assert column(false, "false") == close([0.0, 12.0, 24.0, 36.0] + [0.0] * 8)

@@ -153,7 +153,14 @@ def test_a_run_has_the_bits_of_the_command(place: Path, of_command: Path) -> Non
 
 
 @pytest.mark.usefixtures("compiled_once")
-@pytest.mark.parametrize("study", ["tiny", Path("sweeps/tiny.toml"), "sweeps/tiny.toml"])
+@pytest.mark.parametrize(
+    "study",
+    [
+        "tiny",
+        pytest.param(Path("sweeps/tiny.toml"), marks=pytest.mark.slow),
+        pytest.param("sweeps/tiny.toml", marks=pytest.mark.slow),
+    ],
+)
 def test_a_study_is_a_name_or_a_file_too(place: Path, of_command: Path, study: str | Path) -> None:
     found, expected = run(study, progress=False), load(of_command)
     assert_same(found, expected)
