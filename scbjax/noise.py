@@ -216,7 +216,7 @@ def entry_noise(value: jax.Array, stationary: jax.Array) -> jax.Array:
 
     Example:
         >>> mu = jnp.array([0.25, 0.75])
-        >>> float(entry_noise(mu[:, None] * jnp.ones(2), mu))
+        >>> float(entry_noise(jnp.stack([mu, mu], axis=1), mu))
         0.0
     """
     scores = label_scores(value, stationary)

@@ -139,9 +139,11 @@ def test_the_start_is_that_of_a_fit(model: str, heads: int, block: texts.Block) 
 def test_em_learns(block: texts.Block) -> None:
     series = block.series(3)
     moments = count_pairs(series, SIZE)
-    start, none = random_mixture("mtdg", 3), jnp.zeros(())
-    fitted = [texts.em_steps(start, series, moments, none, count) for count in (0, 1, 4, 16)]
-    bits = [float(texts.mean_bits(mixture, block, 3)[0]) for mixture in fitted]
+    step = jax.jit(lambda mixture: texts.em_steps(mixture, series, moments, jnp.zeros(()), 4))
+    mixture, bits = random_mixture("mtdg", 3), []
+    for _ in range(4):
+        bits.append(float(texts.mean_bits(mixture, block, 3)[0]))
+        mixture = step(mixture)
     assert np.all(np.diff(bits) < 0)
 
 
@@ -161,7 +163,7 @@ def test_the_gap_is_that_of_akaike() -> None:
         tokens = sample(truth, first, jnp.zeros(1, jnp.int32), length + texts.LONGEST)
         block = texts.cut_block(then, tokens, jnp.ones(tokens.shape, bool), length)
         series = block.series(1)
-        fitted = texts.em_steps(start, series, count_pairs(series, 3), jnp.zeros(()), 2)
+        fitted = texts.em_steps(start, series, count_pairs(series, 3), jnp.zeros(()), 20)
         own, other = (jnp.stack(texts.mean_bits(each, block, 1)) for each in (fitted, truth))
         found: jax.Array = (own - other)[1] - (own - other)[0]
         return found
@@ -169,8 +171,8 @@ def test_the_gap_is_that_of_akaike() -> None:
     gaps = np.asarray(jax.jit(jax.vmap(gap))(jax.random.split(jax.random.key(0), 2000)))
     told = numbers / (448 * np.log(2))
     error = gaps.std() / np.sqrt(gaps.size)
-    assert error < 0.05 * told
-    assert gaps.mean() == pytest.approx(told, abs=4 * error + 0.02 * told)
+    assert error < 0.1 * told
+    assert gaps.mean() == pytest.approx(told, abs=3 * error + 0.02 * told)
 
 
 def test_samples_do_not_depend_on_files(

@@ -35,6 +35,7 @@ NEWER = {
     "multihead_scaling",
     "projector_tasks",
     "sequences",
+    "texts",
     "two_hop",
 }
 """Studies that the commit did not have."""
