@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         learner as learner,
     )
     from scbjax.experiments.of_parts import learning as learning
+    from scbjax.exploring.explorer import explore as explore
     from scbjax.fitting.fits import fit as fit
     from scbjax.fitting.fitted import Fit as Fit
     from scbjax.fitting.picture import draw_fit as draw_fit
@@ -195,6 +196,7 @@ _MODULE_OF["learning"] = "experiments.of_parts"
 _MODULE_OF |= {
     "Fit": "fitting.fitted",
     "draw_fit": "fitting.picture",
+    "explore": "exploring.explorer",
     "fit": "fitting.fits",
     "load_fit": "fitting.saving",
     "read_symbols": "fitting.reading",

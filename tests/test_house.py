@@ -63,6 +63,7 @@ FLOORS = {
     "simulation": 7,
     "saving": 7,
     "experiments": 8,
+    "exploring": 8,
     "plot": 8,
     "sweep": 8,
     "fitting": 8,
@@ -77,6 +78,7 @@ ENGINE_MAY_IMPORT = {"base", "tables", "keys", "once", "sharding", "sweep"}
 DRAWS = {"scbjax.sweep.scripts.figures": {"plot"}}  # the default figure of a dataset
 CORE_DEPENDENCIES = {"jax", "optax", "chex", "numpy"}
 NO_JAX = [
+    *("scbjax.exploring.explorer", "scbjax.sweep.results.partial"),
     *("scbjax", "scbjax.cli", "scbjax.parts", "scbjax.plot", "scbjax.experiments.of_parts"),
     *("scbjax.sweep", "scbjax.sweep.python", "scbjax.sweep.engine.places"),
     *("scbjax.sweep.study.files", "scbjax.sweep.plan.programs", "scbjax.sweep.results.store"),

@@ -12,6 +12,7 @@ import tyro
 from scbjax.base import StudyError
 from scbjax.cli.comparing import Rerun, Verify
 from scbjax.cli.drawing import Figure
+from scbjax.cli.exploring import Explore
 from scbjax.cli.fitting import Fit, Predict, Sample, Score
 from scbjax.cli.machine import Bench, Devices
 from scbjax.cli.run import Run
@@ -44,6 +45,7 @@ _Commands: TypeAlias = (
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Rerun, tyro.conf.subcommand("rerun")]
     | Annotated[Figure, tyro.conf.subcommand("figure")]
+    | Annotated[Explore, tyro.conf.subcommand("explore")]
     | Annotated[Fit, tyro.conf.subcommand("fit")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
@@ -75,6 +77,10 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "scbjax figure all --out pictures",
         "scbjax figure fig1 --numbers",
         "scbjax figure fig1 --results results/small",
+    ),
+    "explore": (
+        "scbjax explore results/fig2",
+        "scbjax explore my_study.nc --out attention.html --budget 5MB",
     ),
     "fit": (
         "scbjax fit english",

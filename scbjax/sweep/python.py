@@ -28,10 +28,9 @@ from scbjax.sweep.engine.places import (
     start_jax,
 )
 from scbjax.sweep.engine.progress import Progress, SilentProgress, create_progress
-from scbjax.sweep.study.axes import MAX_AXIS_POINTS
 from scbjax.sweep.study.definition import Study, toml_text
 from scbjax.sweep.study.experiments import load_experiments
-from scbjax.sweep.study.fields import shown
+from scbjax.sweep.study.fields import MAX_AXIS_POINTS, shown
 from scbjax.sweep.study.files import load_study, parse_study
 from scbjax.sweep.study.locating import check_name
 from scbjax.tables import nearest

@@ -92,11 +92,12 @@ def check_writable(out: Path) -> None:
         raise StudyError(f"{out} can't be written: no permission to write in {place}")
 
 
-def read_bytes(text: str | None) -> int | None:
+def read_bytes(text: str | None, option: str = "--memory") -> int | None:
     """Returns a size in bytes, or `None` for none.
 
     Args:
         text: a number with a unit of 1000 (kB, MB, GB, TB) or 1024 (KiB, MiB, GiB, TiB).
+        option: what messages say that it was given to.
 
     Raises:
         StudyError: it isn't such a size.
@@ -108,7 +109,7 @@ def read_bytes(text: str | None) -> int | None:
         return None
     found = _BYTES.fullmatch(text.strip()) if len(text) <= _MAX_DIGITS_OF_SIZE else None
     if found is None or not (size := _size(*found.groups(default=""))):
-        raise StudyError(f"--memory must be a size such as 2GiB or 500MB, got {shown(text)}")
+        raise StudyError(f"{option} must be a size such as 2GiB or 500MB, got {shown(text)}")
     return size
 
 

@@ -85,8 +85,8 @@ def write_dataset(plan: Plan, store: Store, attributes: Mapping[str, Any]) -> Wr
     study = plan.study
     path = store.dataset_path(study.name)
     with _dataset_file(path, store.chunk_bytes()) as aside:
-        _write(_frame(plan, attributes), aside, "w", {})
-        for name, variable in _variables(study).items():
+        _write(frame_of(plan, attributes), aside, "w", {})
+        for name, variable in variables_of(study).items():
             array = gather(plan, store, name)
             kept = axes_of(study, name)
             at = tuple(slice(None) if axis.name in kept else 0 for axis in study.axes)
@@ -99,7 +99,7 @@ def write_dataset(plan: Plan, store: Store, attributes: Mapping[str, Any]) -> Wr
 def check_arrays(plan: Plan, chunk: Chunk, arrays: Arrays) -> None:
     """Raises a `DamagedError` if a chunk has other arrays than those that the dataset needs."""
     study, program = plan.study, plan.programs[chunk.program]
-    variables = _variables(study)
+    variables = variables_of(study)
     sizes = {"step": program.num_records, "snapshot": len(study.snapshots)}
     if not all(sizes.keys() >= set(variable.dims) for variable in variables.values()):
         sizes |= study.experiment.sizes(program.fixed)
@@ -113,7 +113,7 @@ def check_arrays(plan: Plan, chunk: Chunk, arrays: Arrays) -> None:
             raise DamagedError(f"its {shown(name)} is not what the study records")
 
 
-def _variables(study: Study) -> dict[str, Variable]:
+def variables_of(study: Study) -> dict[str, Variable]:
     """All that a dataset of a study holds beside coordinates, with the dimensions after its axes."""
     experiment = study.experiment
     found: dict[str, Variable] = {}
@@ -192,30 +192,30 @@ def gather(plan: Plan, store: Store, name: str) -> npt.NDArray[Any]:
     return gathered
 
 
-def _frame(plan: Plan, attributes: Mapping[str, Any]) -> "xarray.Dataset":
+def frame_of(plan: Plan, attributes: Mapping[str, Any]) -> "xarray.Dataset":
     """The dataset without its variables."""
     import xarray
 
     study = plan.study
     experiment, every = study.experiment, study.base[RECORD_EVERY.path]
     steps = np.arange(0, study.base[STEPS.path] + 1, every, dtype=np.int32)
-    coords: dict[str, Any] = {"step": ("step", steps, _description(_STEP))}
+    coords: dict[str, Any] = {"step": ("step", steps, describe(_STEP))}
     for axis in study.axes:
         coords.update(axis_coords(study, axis))
     if study.snapshots:
         snapshots = np.asarray(study.snapshots, np.int32)
-        coords["snapshot"] = ("snapshot", snapshots, _description(_STEP))
-    used = {dim for variable in _variables(study).values() for dim in variable.dims}
+        coords["snapshot"] = ("snapshot", snapshots, describe(_STEP))
+    used = {dim for variable in variables_of(study).values() for dim in variable.dims}
     own = [dim for dim in experiment.dims if dim in used]
     sizes = experiment.sizes(study.base) if own else {}
     for dim in own:
         places = np.arange(sizes[dim], dtype=np.int32)
-        coords[dim] = (dim, places, _description(experiment.dims[dim]))
+        coords[dim] = (dim, places, describe(experiment.dims[dim]))
     described = {**study_attributes(study), "layout": json.dumps(plan.layout), **attributes}
     return xarray.Dataset(coords=coords, attrs=described)
 
 
-def _description(variable: Variable) -> Description:
+def describe(variable: Variable) -> Description:
     """What a dataset says of a variable."""
     texts = {"long_name": variable.long_name, "units": variable.units}
     return {**texts, "symbol": variable.symbol} if variable.symbol else texts
@@ -279,7 +279,7 @@ def _write_variable(
     encoding: dict[str, Any] = {"_FillValue": None}
     if len(dims) > 1 and array.size and variable.dims and "step" not in variable.dims:
         encoding.update(zlib=True, complevel=4)  # A is mostly one background value a column
-    dataset = xarray.Dataset({name: (tuple(dims), array, _description(variable))})
+    dataset = xarray.Dataset({name: (tuple(dims), array, describe(variable))})
     _write(dataset, path, "a", {name: encoding})
 
 
@@ -348,19 +348,43 @@ def read_dataset(path: Path, *, matrices: bool = True) -> "xarray.Dataset":
     Raises:
         StudyError: it can't be read, or is no dataset.
     """
+    with opened_dataset(path) as found, damage_told(path):
+        return (found if matrices else found.drop_vars(_matrices(found))).load()
+
+
+@contextlib.contextmanager
+def opened_dataset(path: Path) -> Iterator["xarray.Dataset"]:
+    """A dataset whose arrays are read as they are asked for, as long as it is open.
+
+    What is read may turn out to be damaged: see :func:`damage_told`.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        StudyError: it can't be read, or is no dataset.
+    """
     import h5py
     import xarray
 
     if not path.is_file():
         raise StudyError(f"{path} is missing, or is no file")
     check_heaps(path)
+    with contextlib.ExitStack() as stack:
+        with damage_told(path):
+            # h5netcdf leaves a file half open that is none, or whose root can't be read, and when
+            # that is collected Python prints why it can't be closed.
+            with h5py.File(path) as file:
+                file.attrs.get("_nc3_strict")
+            found = stack.enter_context(xarray.open_dataset(path, engine="h5netcdf"))
+        yield found
+
+
+@contextlib.contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """Says in a sentence of a `StudyError` that what is read of a dataset can't be."""
     try:
-        # h5netcdf leaves a file half open that is none, or whose root can't be read, and when that
-        # is collected Python prints why it can't be closed.
-        with h5py.File(path) as file:
-            file.attrs.get("_nc3_strict")
-        with xarray.open_dataset(path, engine="h5netcdf") as found:
-            return (found if matrices else found.drop_vars(_matrices(found))).load()
+        yield
     # HDF5, h5netcdf and xarray each have errors of their own for altered bytes.
     except Exception as error:  # noqa: BLE001
         reason = " ".join(str(error).split())

@@ -150,6 +150,14 @@ class Store:
         """Where the file is kept that the experiment was read from, if it was one of the user's."""
         return self.out / "experiment.py"
 
+    def chunk_path(self, chunk: Chunk) -> Path:
+        """Where a finished chunk is."""
+        return self._path("chunks", chunk)
+
+    def checkpoint_path(self, chunk: Chunk) -> Path:
+        """Where the checkpoint of a chunk is."""
+        return self._path("checkpoints", chunk)
+
     def dataset_path(self, name: str) -> Path:
         """Where the dataset of a study is."""
         return self.out / f"{check_name(name)}.nc"

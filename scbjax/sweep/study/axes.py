@@ -17,16 +17,13 @@ from typing import Any, TypeAlias
 from scbjax.base import (
     FLOAT32_MAX,
     FLOAT32_TINY,
-    INT32_MAX,
     Parameter,
     Scalar,
     StudyError,
     short_name,
 )
-from scbjax.sweep.study.fields import Fields, read_scalar, shown
+from scbjax.sweep.study.fields import MAX_AXIS_POINTS, Fields, read_range, read_scalar, shown
 
-MAX_AXIS_POINTS = 1_000_000
-"""The coordinates of an axis are held in host memory."""
 MAX_NAME = 200
 """Characters of a name: it becomes one of a dimension, or of a file with a little added."""
 LOG_RANGE_DIGITS = 12
@@ -208,18 +205,7 @@ def _read_range(field: Parameter, table: Table) -> list[Any]:
 
 
 def _range(field: Parameter, bounds: list[Any]) -> list[Any]:
-    integers = all(type(bound) is int and abs(bound) <= INT32_MAX for bound in bounds)
-    if not integers or len(bounds) not in {2, 3} or (len(bounds) == 3 and bounds[2] <= 0):
-        raise StudyError(
-            f"range of axis {field.path} must be [start, stop] or [start, stop, step], integers "
-            f"with a step above 0, got {shown(bounds)}"
-        )
-    points = range(*bounds)
-    if len(points) > MAX_AXIS_POINTS:
-        raise StudyError(
-            f"axis {field.path} has {len(points)} points; at most {MAX_AXIS_POINTS} fit in a study"
-        )
-    return list(points)
+    return list(read_range(f"axis {field.path}", bounds))
 
 
 def _log_range(field: Parameter, bounds: list[Any]) -> list[Any]:

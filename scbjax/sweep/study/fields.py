@@ -28,6 +28,9 @@ from scbjax.tables import brief, nearest
 DRAWN = "drawn_"
 """Stands before the name of a constant that is also the name of an axis."""
 
+MAX_AXIS_POINTS = 1_000_000
+"""The coordinates of an axis are held in host memory."""
+
 _USED = ("step", "snapshot", "diverged_at", "probe", "samples_to_goal", "samples_to_switch")
 _SEED = Interval(0, INT32_MAX)
 _NONNEGATIVE = Interval(0.0, FLOAT32_MAX)
@@ -294,7 +297,8 @@ def read_value(field: Parameter, raw: object) -> FieldValue:
 
     Args:
         field: the field.
-        raw: what a study file or an override gave; for a list field, a list.
+        raw: what a study file or an override gave; for a list field, a list or, if it holds
+            integers, ``{"range": [start, stop, step]}``.
 
     Returns:
         The value; an integer becomes a float where the field holds floats.
@@ -307,12 +311,46 @@ def read_value(field: Parameter, raw: object) -> FieldValue:
     """
     if not field.many:
         return read_scalar(field, raw)
+    if field.type is int and isinstance(raw, Mapping) and set(raw) == {"range"}:
+        raw = list(read_range(field.path, raw["range"]))
     if not isinstance(raw, list | tuple):
-        raise StudyError(f"{field.path} must be a list, got {shown(raw)}")
+        or_range = " or { range = [start, stop, step] }" if field.type is int else ""
+        raise StudyError(f"{field.path} must be a list{or_range}, got {shown(raw)}")
     values = tuple(read_scalar(field, entry) for entry in raw)
     if len(set(values)) < len(values):
         raise StudyError(f"{field.path} must not repeat an entry, got {shown(raw)}")
     return values  # type: ignore[return-value]
+
+
+def read_range(what: str, bounds: object) -> range:
+    """Returns the integers of a range, as Python has them: without `stop`.
+
+    Args:
+        what: holds it, for messages.
+        bounds: ``[start, stop]`` or ``[start, stop, step]``.
+
+    Raises:
+        StudyError: the bounds are something else, or make more than `MAX_AXIS_POINTS` integers.
+
+    >>> read_range("record.snapshots", [0, 10, 5])
+    range(0, 10, 5)
+    """
+    sound = (
+        isinstance(bounds, list | tuple)
+        and len(bounds) in {2, 3}
+        and all(type(bound) is int and abs(bound) <= INT32_MAX for bound in bounds)
+    )
+    if not sound or not isinstance(bounds, list | tuple) or (len(bounds) == 3 and bounds[2] <= 0):
+        raise StudyError(
+            f"range of {what} must be [start, stop] or [start, stop, step], integers "
+            f"with a step above 0, got {shown(bounds)}"
+        )
+    points = range(*bounds)
+    if len(points) > MAX_AXIS_POINTS:
+        raise StudyError(
+            f"{what} has {len(points)} points; at most {MAX_AXIS_POINTS} fit in a study"
+        )
+    return points
 
 
 def read_scalar(field: Parameter, raw: object) -> Scalar:

@@ -1,0 +1,258 @@
+"""Which matrices and which curves of a study are shown, and what is said where there are none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from scbjax.base import RECORD_EVERY, STEPS, StudyError
+from scbjax.exploring.opening import Results, attribute
+
+if TYPE_CHECKING:
+    import xarray
+
+_STEP: Final = "step"
+_SNAPSHOT: Final = "snapshot"
+SAMPLES: Final = "samples"
+DIVERGED: Final = "diverged_at"
+FEW_FRAMES: Final = 20
+"""So many snapshots are suggested where there are none."""
+MAX_PANELS: Final = 3
+MAX_CURVES: Final = 4
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix that is learned, and what it should become.
+
+    Attributes:
+        learned: its name in a dataset, without ``_snapshots``.
+        truth: the name of what it should become.
+        symbols: of the two.
+        rows: what a row is.
+        columns: what a column is.
+        by_weight: where there are too many rows, those of the largest weights matter.
+    """
+
+    learned: str
+    truth: str
+    symbols: tuple[str, str]
+    rows: str
+    columns: str
+    by_weight: bool
+
+
+MATRICES: Final = (
+    Matrix(
+        "attention", "pattern", ("A", "Q"), "position", "query token", by_weight=True,
+    ),
+    Matrix(
+        "value", "transition", ("V", "P"), "token predicted", "token attended to",
+        by_weight=False,
+    ),
+)  # fmt: skip
+
+FAMILIES: Final[Mapping[str, tuple[str, ...]]] = {
+    "distance": (
+        "attention_distance", "value_distance",
+        "rounded_attention_distance", "rounded_value_distance",
+    ),
+    "cosine similarity": (
+        "attention_similarity", "value_similarity",
+        "rounded_attention_similarity", "rounded_value_similarity",
+    ),
+    "loss": ("excess_loss",),
+}  # fmt: skip
+"""What is drawn together, in one panel each, as far as it was recorded."""
+_LEFT_TO_THE_END: Final = (SAMPLES, "stage", "flipped")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a frame of a matrix stands: in a variable, along its dimension of time."""
+
+    variable: str
+    dim: str = ""
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A matrix that is shown.
+
+    Attributes:
+        matrix: which one.
+        dims: its own two dimensions.
+        places: where its frames stand, in the order of the steps.
+        has_truth: whether what it should become is in the dataset.
+    """
+
+    matrix: Matrix
+    dims: tuple[str, str]
+    places: tuple[Place, ...]
+    has_truth: bool
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that share an axis.
+
+    Attributes:
+        label: of that axis.
+        names: of the variables.
+    """
+
+    label: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is shown of a study.
+
+    Attributes:
+        axes: what is chosen from: the dimensions of the matrices beside time, rows and columns.
+        steps: of the frames, ascending.
+        matrices: what is shown at each of them, one or two.
+        panels: the curves.
+    """
+
+    axes: tuple[str, ...]
+    steps: tuple[int, ...]
+    matrices: tuple[Shown, ...]
+    panels: tuple[Panel, ...]
+
+
+def choose(results: Results) -> Choice:
+    """What is shown of a study.
+
+    Args:
+        results: of the study.
+
+    Raises:
+        StudyError: there are no snapshots; the sentence says how to record them.
+    """
+    frame, dims = results.frame, results.dims
+    places = {m.learned: found for m in MATRICES if (found := _places(m.learned, frame, dims))}
+    steps = sorted(set.intersection(*map(set, places.values()))) if places else []
+    if not steps or not any(len(found) > 1 for found in places.values()):
+        raise StudyError(_without_snapshots(results))
+    shown, axes = [], list[str]()
+    for matrix in MATRICES:
+        if matrix.learned in places:
+            own = [places[matrix.learned][step] for step in steps]
+            *outer, rows, columns = (dim for dim in dims[own[0].variable] if dim != own[0].dim)
+            truth = dims.get(matrix.truth, ())
+            has_truth = {rows, columns} <= set(truth) <= {*outer, rows, columns}
+            shown.append(Shown(matrix, (rows, columns), tuple(own), has_truth))
+            axes += [dim for dim in outer if dim not in axes]
+    return Choice(tuple(axes), tuple(steps), tuple(shown), tuple(_panels(results, axes)))
+
+
+def _places(
+    name: str, frame: xarray.Dataset, dims: Mapping[str, tuple[str, ...]]
+) -> dict[int, Place]:
+    """Where a matrix stands at which step: along the steps, or in snapshots and at the end."""
+    own = dims.get(name, ())
+    if _STEP in own:
+        return {step: Place(name, _STEP, n) for n, step in enumerate(_steps(frame, _STEP))}
+    found = {}
+    kept = f"{name}_snapshots"
+    if _SNAPSHOT in dims.get(kept, ()):
+        steps = _steps(frame, _SNAPSHOT)
+        found = {step: Place(kept, _SNAPSHOT, n) for n, step in enumerate(steps)}
+    if found and set(own) == set(dims[kept]) - {_SNAPSHOT} and _STEP in frame.dims:
+        found.setdefault(_steps(frame, _STEP)[-1], Place(name))
+    return found
+
+
+def _steps(frame: xarray.Dataset, dim: str) -> list[int]:
+    if dim not in frame.coords:
+        return list(range(frame.sizes[dim]))
+    return [int(step) for step in frame[dim].to_numpy()]
+
+
+def _panels(results: Results, axes: Sequence[str]) -> list[Panel]:
+    """The curves: of the families that were recorded, or else the first few of what was."""
+    curves = [
+        name for name, own in results.dims.items() if _STEP in own and set(own) <= {_STEP, *axes}
+    ]
+    panels = [
+        Panel(label, found)
+        for label, names in FAMILIES.items()
+        if (found := tuple(name for name in names if name in curves))
+    ]
+    if not panels:
+        others = sorted(curves, key=lambda name: name in _LEFT_TO_THE_END)
+        panels = [Panel(name.replace("_", " "), (name,)) for name in others]
+    return [Panel(panel.label, panel.names[:MAX_CURVES]) for panel in panels[:MAX_PANELS]]
+
+
+def extras_of(results: Results, axes: Sequence[str]) -> tuple[str, ...]:
+    """What is told beside the curves, if it was recorded: the samples that were used."""
+    own = results.dims.get(SAMPLES, ())
+    return (SAMPLES,) if _STEP in own and set(own) <= {_STEP, *axes} else ()
+
+
+def _without_snapshots(results: Results) -> str:
+    """Says that there are none, and how they are recorded."""
+    start = f"{results.source} has no snapshots of A and V to explore"
+    settings = settings_of(results.frame)
+    if "record.snapshots" not in settings:
+        return f"{start}: a study records them with snapshots and truth in its table [record]"
+    experiment = _experiment_of(results.frame)
+    if experiment not in {"", "scb"} and not _keeps(results.frame):
+        return (
+            f"{start}: the experiment '{experiment}' keeps no matrices, unless one of your own "
+            "records observables called attention and value along the step"
+        )
+    steps, every = settings.get(STEPS.path, 0), settings.get(RECORD_EVERY.path, 0)
+    if not (type(steps) is int and type(every) is int and steps > 0 and every > 0):
+        return f"{start}: a study records them with snapshots and truth in its table [record]"
+    between = every * max(1, round(steps / every / FEW_FRAMES))
+    name = attribute(results.frame, "name") or "STUDY"
+    snapshots = f"record.snapshots={{range=[0, {steps + 1}, {between}]}}"
+    return (
+        f"{start}; record them with: scbjax run {name} --set '{snapshots}' --set record.final=true "
+        f"--set record.truth=true --out results/{name}-snapshots"
+    )
+
+
+def settings_of(frame: xarray.Dataset) -> Mapping[str, object]:
+    """What all trajectories have in common, by dotted path."""
+    try:
+        found = json.loads(attribute(frame, "settings") or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _experiment_of(frame: xarray.Dataset) -> str:
+    """The name of the experiment that a study is about, from its text."""
+    import tomllib
+
+    try:
+        return str(tomllib.loads(attribute(frame, "study")).get("experiment", "scb"))
+    except tomllib.TOMLDecodeError:
+        return ""
+
+
+def _keeps(frame: xarray.Dataset) -> bool:
+    """Whether the library's own experiment of a study keeps the matrices."""
+    from scbjax.sweep.study.own import own_experiment, own_experiments
+
+    name = _experiment_of(frame)
+    if name not in own_experiments():
+        return True  # one of the user's own: it may
+    return {matrix.learned for matrix in MATRICES} <= own_experiment(name).kept.keys()
+
+
+def points_along(frame: xarray.Dataset, dim: str) -> list[str]:
+    """What the places along a dimension are called: its coordinate, or numbers from 0."""
+    if dim in frame.coords and frame[dim].dims == (dim,):
+        return [str(value) for value in frame[dim].to_numpy().tolist()]
+    return [str(place) for place in np.arange(frame.sizes[dim])]
