@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -22,7 +23,7 @@ DIVERGED: Final = "diverged_at"
 FEW_FRAMES: Final = 20
 """So many snapshots are suggested where there are none."""
 MAX_PANELS: Final = 3
-MAX_CURVES: Final = 4
+_LEGEND: Final = 44  # characters
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,22 @@ MATRICES: Final = (
     ),
 )  # fmt: skip
 
-FAMILIES: Final[Mapping[str, tuple[str, ...]]] = {
-    "distance": (
-        "attention_distance", "value_distance",
-        "rounded_attention_distance", "rounded_value_distance",
-    ),
-    "cosine similarity": (
-        "attention_similarity", "value_similarity",
-        "rounded_attention_similarity", "rounded_value_similarity",
-    ),
-    "loss": ("excess_loss",),
-}  # fmt: skip
-"""What is drawn together, in one panel each, as far as it was recorded."""
+FAMILIES: Final[Mapping[str, Mapping[str, str]]] = {
+    "distance": {
+        "attention_distance": "A to Q",
+        "value_distance": "V to P",
+        "rounded_attention_distance": "rounded A to Q",
+        "rounded_value_distance": "refitted V to P",
+    },
+    "cosine": {
+        "attention_similarity": "A and Q",
+        "value_similarity": "V and P",
+        "rounded_attention_similarity": "rounded A and Q",
+        "rounded_value_similarity": "refitted V and P",
+    },
+    "loss": {"excess_loss": "above that of the truth"},
+}
+"""What is drawn together, in one panel each, as far as it was recorded, and what it is called."""
 _LEFT_TO_THE_END: Final = (SAMPLES, "stage", "flipped")
 
 
@@ -104,10 +109,12 @@ class Panel:
     Attributes:
         label: of that axis.
         names: of the variables.
+        words: what each of them is called.
     """
 
     label: str
     names: tuple[str, ...]
+    words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -181,15 +188,24 @@ def _panels(results: Results, axes: Sequence[str]) -> list[Panel]:
     curves = [
         name for name, own in results.dims.items() if _STEP in own and set(own) <= {_STEP, *axes}
     ]
-    panels = [
-        Panel(label, found)
-        for label, names in FAMILIES.items()
-        if (found := tuple(name for name in names if name in curves))
-    ]
+    panels = []
+    for label, names in FAMILIES.items():
+        if found := [name for name in names if name in curves]:
+            panels.append(Panel(label, tuple(found), tuple(names[name] for name in found)))
     if not panels:
         others = sorted(curves, key=lambda name: name in _LEFT_TO_THE_END)
-        panels = [Panel(name.replace("_", " "), (name,)) for name in others]
-    return [Panel(panel.label, panel.names[:MAX_CURVES]) for panel in panels[:MAX_PANELS]]
+        panels = [Panel(_plain(name), (name,), (_words(results, name),)) for name in others]
+    return panels[:MAX_PANELS]
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _words(results: Results, name: str) -> str:
+    """What a variable is, in words that fit below a panel."""
+    words = str(results.describe(name).get("long_name") or _plain(name))
+    return textwrap.shorten(words, _LEGEND, placeholder=" ...")
 
 
 def extras_of(results: Results, axes: Sequence[str]) -> tuple[str, ...]:

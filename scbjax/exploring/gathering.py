@@ -102,7 +102,7 @@ def sizes_of(results: Results, choice: Choice) -> Sizes:
     """How much there is of a study; of one that is not complete, along points that have begun."""
     frame, dims = results.frame, results.dims
     matrices = {
-        s.matrix.learned: Shape(*(frame.sizes[dim] for dim in s.dims), s.has_truth)
+        s.matrix.learned: Shape(frame.sizes[s.dims[0]], frame.sizes[s.dims[1]], s.has_truth)
         for s in choice.matrices
     }
     names = _names(results, choice)
@@ -375,7 +375,8 @@ def _diverged(
     if DIVERGED not in results.dims or not set(results.dims[DIVERGED]) <= set(order):
         return np.full(int(np.prod(counts, dtype=int)), -1, np.int32)
     array = _arranged(results.select([DIVERGED], axes)[DIVERGED], order, counts, ())
-    return np.nan_to_num(array, nan=-1).astype(np.int32)
+    steps: npt.NDArray[np.int32] = np.nan_to_num(array, nan=-1).astype(np.int32)
+    return steps
 
 
 def _records(

@@ -20,7 +20,14 @@ from scbjax.base import StudyError
 from scbjax.exploring.choosing import SAMPLES, Panel
 from scbjax.exploring.gathering import Gathered, MatrixData
 from scbjax.exploring.opening import Results, attribute
-from scbjax.exploring.words import axis_points, axis_title, facts_of, left_out, title_of
+from scbjax.exploring.words import (
+    axis_description,
+    axis_points,
+    axis_title,
+    facts_of,
+    left_out,
+    title_of,
+)
 from scbjax.plot.style import COLOURS
 
 if TYPE_CHECKING:
@@ -32,7 +39,7 @@ MARKER: Final = "scbjax explore"
 """Stands in a page, as what generated it."""
 _HEIGHT, _TALL = 380, 540  # of matrices: with more rows than `_MANY`
 _MANY: Final = 40
-_CURVES_HEIGHT: Final = 260
+_CURVES_HEIGHT: Final = 190
 _GRID: Final = "#e6e6e6"
 _NOTHING: Final = "#d9d9d9"
 _ABOVE, _BELOW = COLOURS[1], COLOURS[4]  # beyond a colour scale: not among its own colours
@@ -100,7 +107,7 @@ def make_page(results: Results, data: Gathered) -> str:
     tall = any(own.learned.shape[2] > _MANY for own in data.matrices)
     pictures = [_picture(own, tall=tall) for own in data.matrices]
     panels = [
-        _curves(panel, data, _words(results), spread)
+        _curves(panel, data, spread)
         for panel, spread in zip(data.choice.panels, data.ranges, strict=True)
     ]
     slider = Slider(
@@ -174,9 +181,13 @@ def _tie(document: Any, arguments: Mapping[str, Any]) -> None:  # noqa: ANN401 -
 
 def _meta(results: Results, data: Gathered) -> dict[str, Any]:
     """What the page knows beside arrays."""
-    frame, words = results.frame, _words(results)
+    frame = results.frame
     steps = frame["step"].to_numpy() if "step" in frame.coords else np.array(data.steps)
-    told = [name for name in data.names if name != SAMPLES][:2]
+    told = [
+        [name, f"{panel.label} {words}"]
+        for panel in data.choice.panels
+        for name, words in zip(panel.names, panel.words, strict=True)
+    ]
     return {
         "title": title_of(frame),
         "axes": [
@@ -188,7 +199,7 @@ def _meta(results: Results, data: Gathered) -> dict[str, Any]:
         "record_steps": data.record_steps,
         "names": data.names,
         "curves": [panel.names for panel in data.choice.panels],
-        "told": [[name, words[name]] for name in told],
+        "told": [each for each in told if each[0] != SAMPLES][:2],
         "all_records": data.all_records,
         "matrices": [
             {
@@ -203,17 +214,11 @@ def _meta(results: Results, data: Gathered) -> dict[str, Any]:
     }
 
 
-def _words(results: Results) -> dict[str, str]:
-    """What each variable is, in words."""
-    found = {}
-    for name in results.dims:
-        attrs = results.describe(name)
-        found[name] = str(attrs.get("long_name") or name.replace("_", " "))
-    return found
-
-
 def _points(frame: xarray.Dataset, axis: str, places: Any) -> list[str]:  # noqa: ANN401 - of NumPy
+    """The points of an axis that are kept; the browser tells them apart by their words."""
     points = axis_points(frame, axis)
+    if len(set(points)) < len(points):
+        points = [f"{point} ({number})" for number, point in enumerate(points)]
     return [points[place] for place in places]
 
 
@@ -223,7 +228,8 @@ def _select(frame: xarray.Dataset, axis: str, places: Any) -> Select:  # noqa: A
 
     options = [(str(n), point) for n, point in enumerate(_points(frame, axis, places))]
     return Select(
-        title=axis_title(frame, axis), options=options, value="0", name=f"axis-{axis}",
+        title=axis_title(frame, axis), description=axis_description(frame, axis),
+        options=options, value="0", name=f"axis-{axis}",
         sizing_mode="stretch_width", disabled=len(options) < 2,
     )  # fmt: skip
 
@@ -270,7 +276,7 @@ def _picture(own: MatrixData, *, tall: bool) -> Picture:
     figures = tuple(_heat_map(own, kind, (cells, names, mapper), tall=tall) for kind in kinds)
     if own.shown.has_truth and own.shown.matrix.by_weight:
         # Light and dark, so that one of the two stands out from any colour below it.
-        for width, colour in ((2.6, "black"), (1.2, "white")):
+        for width, colour in ((2.0, "black"), (0.9, "white")):
             figures[0].rect(
                 "x", "y", 1, 1, source=marks, fill_alpha=0, line_color=colour, line_width=width
             )
@@ -338,7 +344,7 @@ def _heat_map(
 
 
 def _curves(
-    panel: Panel, data: Gathered, words: Mapping[str, str], spread: tuple[float, float]
+    panel: Panel, data: Gathered, spread: tuple[float, float]
 ) -> tuple[Figure, ColumnDataSource, Model]:
     """Curves of one kind, with a cursor at the step that is shown."""
     from bokeh.models import ColumnDataSource, Legend, Range1d, Span
@@ -348,18 +354,18 @@ def _curves(
     source = ColumnDataSource({"step": nothing, **dict.fromkeys(panel.names, nothing)})
     first, last = data.record_steps[0], data.record_steps[-1]
     picture = figure(
-        name=f"curves-{panel.names[0]}", height=_CURVES_HEIGHT + 22 * len(panel.names),
+        name=f"curves-{panel.names[0]}", frame_height=_CURVES_HEIGHT,
         sizing_mode="stretch_width", x_range=Range1d(first, max(last, first + 1)),
         y_range=Range1d(*spread), x_axis_label="step", y_axis_label=panel.label, tools="",
         toolbar_location=None, min_border_right=24,
     )  # fmt: skip
     lines = []
-    for place, name in enumerate(panel.names):
+    for place, (name, words) in enumerate(zip(panel.names, panel.words, strict=True)):
         line = picture.line(
             "step", name, source=source, line_color=COLOURS[place], line_width=2,
             line_dash=_DASHES[place],
         )  # fmt: skip
-        lines.append((words[name], [line]))
+        lines.append((words, [line]))
     picture.add_layout(
         Legend(
             items=lines,

@@ -21,8 +21,8 @@ MAX_FRAMES: Final = 100
 """More frames than this are not told apart when they are played."""
 MAX_RECORDS: Final = 200
 """Points of a curve: a panel has some 400 pixels."""
-MAX_ROWS: Final = 64
-"""Rows of a matrix: more can't be read in a picture of 400 pixels."""
+MAX_ROWS: Final = 48
+"""Rows of a matrix: of more a row has too few pixels for the frame around an entry."""
 MAX_COLUMNS: Final = 32
 FEW_POINTS: Final = 8
 """Points of an axis that are kept as long as anything else can be thinned."""

@@ -25,12 +25,16 @@ _TOLD: Final = {
 
 
 def axis_title(frame: xarray.Dataset, axis: str) -> str:
-    """What an axis is called: its name, and what it is with its unit where that is said."""
+    """What an axis is called: its name, with its unit if it has one."""
     name = axis.replace("_", " ")
+    units = frame[axis].attrs.get("units", "1") if axis in frame.coords else "1"
+    return name if units in {"1", ""} else f"{name} ({units})"
+
+
+def axis_description(frame: xarray.Dataset, axis: str) -> str | None:
+    """What the field of an axis is, if the dataset says so."""
     attrs = frame[axis].attrs if axis in frame.coords else {}
-    words, units = str(attrs.get("long_name", "")), str(attrs.get("units", "1"))
-    told = words if units in {"1", ""} else f"{words}, in {units}"
-    return f"{name}: {told}" if told and told != name else name
+    return str(attrs["long_name"]) if attrs.get("long_name") else None
 
 
 def axis_points(frame: xarray.Dataset, axis: str) -> list[str]:
