@@ -21,7 +21,7 @@ PYTEST := $(BIN)/python -m pytest -n $(shell n=$$(nproc 2>/dev/null || echo 3); 
 PYTHONS := python3.11 python3.12 python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow soak test-versions reference lint docs numbers claims \
+.PHONY: help install demo explore test test-slow test-browser soak test-versions reference lint docs numbers claims \
 	figures bench
 
 help:  ## list the targets
@@ -32,11 +32,20 @@ install: $(STAMP)  ## make .venv from the exact pins
 demo: $(STAMP)  ## run the quickstart study and draw its figure
 	$(BIN)/scbjax run quickstart
 
+explore: $(STAMP)  ## run the quickstart study with snapshots, and write a page in which they are watched
+	$(BIN)/scbjax run quickstart --set 'axes.seed={range=[0, 8]}' --set record.truth=true \
+		--set 'record.snapshots={range=[0, 1001, 20]}' --out results/explore --no-figure
+	$(BIN)/scbjax explore results/explore
+
 test: $(STAMP)  ## run the tests, without those marked slow
 	$(PYTEST)
 
 test-slow: $(STAMP)  ## run the tests marked slow
 	$(PYTEST) -m slow
+
+test-browser: $(STAMP)  ## open explorer pages in Chromium, which must be there (CHROMIUM names another)
+	$(PIP) -r requirements/browser.txt
+	$(BIN)/python -m pytest -n 0 -m browser tests/test_exploring.py
 
 soak: $(STAMP)  ## run a sweep for an hour (SCBJAX_SOAK_SECONDS) and see that it leaves nothing behind
 	$(BIN)/python -m pytest -m soak -s tests/sweep/test_soak.py
