@@ -9,7 +9,7 @@ import tyro
 
 from scbjax.cli.options import ExperimentFile, Results, left_out
 from scbjax.cli.printing import note
-from scbjax.exploring.explorer import BUDGET, explore
+from scbjax.exploring.explorer import BUDGET, write_page
 from scbjax.sweep.engine.places import RESULTS
 
 
@@ -39,7 +39,7 @@ class Explore:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        path = explore(
+        path = write_page(
             self.path,
             self.out,
             budget=self.budget,

@@ -14,6 +14,7 @@ from scbjax.exploring.opening import Results, attribute, opened_results
 from scbjax.exploring.page import MARKER, check_bokeh, empty_size, make_page
 from scbjax.exploring.words import left_out
 from scbjax.sweep.engine.places import checked_path, read_bytes
+from scbjax.sweep.python import in_words_of_python
 from scbjax.sweep.results.arrays import atomic_file
 from scbjax.sweep.study.experiments import load_experiments
 from scbjax.sweep.study.fields import shown
@@ -63,6 +64,23 @@ def explore(
         StudyError: there is nothing to explore, Bokeh is not installed, or the file can't be
             written; the text is one sentence.
     """
+    with in_words_of_python():
+        return write_page(
+            what, out, budget=budget, force=force, experiment=experiment, results=results, say=say
+        )
+
+
+def write_page(
+    what: xarray.Dataset | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None,
+    *,
+    budget: int | str,
+    force: bool,
+    experiment: Experiment | str | os.PathLike[str] | None,
+    results: str | os.PathLike[str],
+    say: Callable[[str], None] | None,
+) -> Path:
+    """:func:`explore` as the command calls it: messages name its options."""
     check_bokeh()
     size = _read_budget(budget)
     experiments = _experiments(experiment)

@@ -47,7 +47,8 @@ class MatrixData:
         elsewhere: of the rows that are not, the largest weight, and the sum of all in the mean
             over columns, both in size; [trajectories, frames, 2].
         scale: ends of the colour scale, [trajectories, 2].
-        row_names: of all rows.
+        row_names: of all rows; none where they are called 0, 1, 2 and so on.
+        all_rows: how many there are.
         column_names: of the columns that are kept.
     """
 
@@ -58,6 +59,7 @@ class MatrixData:
     elsewhere: Single
     scale: Single
     row_names: tuple[str, ...]
+    all_rows: int
     column_names: tuple[str, ...]
 
 
@@ -206,7 +208,8 @@ def _matrix(
         rows,
         elsewhere,
         scale,
-        tuple(names[0]),
+        () if names[0] == [str(row) for row in range(sizes[0])] else tuple(names[0]),
+        sizes[0],
         tuple(names[1][column] for column in columns),
     )
 

@@ -104,7 +104,7 @@ class UnderWay:
     @property
     def frame(self) -> xarray.Dataset:
         """Coordinates and attributes."""
-        return self.partial.frame()
+        return self.partial.frame
 
     @property
     def dims(self) -> Mapping[str, tuple[str, ...]]:

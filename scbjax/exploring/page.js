@@ -30,6 +30,18 @@ const worded = value => {
 const grouped = value => Number.isFinite(value) ? value.toLocaleString("en").replaceAll(",", " ") : "?"
 const put = (id, text) => { document.getElementById(id).textContent = text }
 
+// Widgets stand in shadow trees, which a query from outside does not see.
+const within = (root, what) => {
+  const found = root.querySelector(what)
+  if (found) return found
+  for (const node of root.querySelectorAll("*")) {
+    const inner = node.shadowRoot && within(node.shadowRoot, what)
+    if (inner) return inner
+  }
+  return null
+}
+const handle = within(document, ".noUi-handle")
+
 // The place of the chosen trajectory among all that are kept: the last axis changes fastest.
 const chosen = () => {
   let place = 0
@@ -47,7 +59,7 @@ const choose = () => {
   about.matrices.forEach((own, n) => {
     const { truth, rows, scale } = data(n), { cells, marks, names, mapper } = models(n)
     const size = cellsOf(own), places = rows.subarray(trajectory * own.rows, (trajectory + 1) * own.rows)
-    const labels = Array.from(places, place => own.row_names[place])
+    const labels = Array.from(places, place => own.row_names[place] ?? String(place))
     const right = Float32Array.from(
       truth.subarray(trajectory * size, (trajectory + 1) * size), bits => half[bits])
     cells.data.truth = right
@@ -83,6 +95,7 @@ const show = () => {
   })
   for (const cursor of cursors) cursor.location = step
   slider.title = `Step ${step} of ${about.last_step}`
+  handle?.setAttribute("aria-label", slider.title)
   tell(trajectory, frame, step)
 }
 
@@ -110,9 +123,9 @@ const warning = (trajectory, step) => {
 }
 
 const elsewhere = (own, n, trajectory, frame) => {
-  if (own.rows >= own.row_names.length) return ""
+  if (own.rows >= own.all_rows) return ""
   const start = 2 * (trajectory * frames + frame), [largest, sum] = data(n).elsewhere.subarray(start, start + 2)
-  return `In the ${own.row_names.length - own.rows} rows of ${own.symbols[0]} that are not shown, the largest ` +
+  return `In the ${own.all_rows - own.rows} rows of ${own.symbols[0]} that are not shown, the largest ` +
     `weight at this step is ${worded(largest)}; their weights sum up, in size, to ${worded(sum)} a column.`
 }
 

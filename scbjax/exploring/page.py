@@ -32,6 +32,7 @@ from scbjax.plot.style import COLOURS
 
 if TYPE_CHECKING:
     import xarray
+    from bokeh.document import Document
     from bokeh.models import ColumnDataSource, LinearColorMapper, Model, Select
     from bokeh.plotting import figure as Figure  # noqa: N812 - a class
 
@@ -103,64 +104,73 @@ def make_page(results: Results, data: Gathered) -> str:
     from bokeh.resources import INLINE
 
     frame = results.frame
-    selects = [_select(frame, axis, places) for axis, places in data.axes.items()]
     tall = any(own.learned.shape[2] > _MANY for own in data.matrices)
+    selects = [_select(frame, axis, places) for axis, places in data.axes.items()]
     pictures = [_picture(own, tall=tall) for own in data.matrices]
-    panels = [
-        _curves(panel, data, spread)
-        for panel, spread in zip(data.choice.panels, data.ranges, strict=True)
-    ]
+    panels = [_curves(*each, data) for each in zip(data.choice.panels, data.ranges, strict=True)]
     slider = Slider(
         start=0, end=max(1, len(data.steps) - 1), step=1, value=0, name="step", title="Step",
         show_value=False, tooltips=False, sizing_mode="stretch_width",
     )  # fmt: skip
     play = Toggle(label="▶ Play", name="play", sizing_mode="stretch_width")
     figures = [figure for picture in pictures for figure in picture.figures]
-    document = Document()
+    document = Document(title=title_of(frame))
     for root in (*selects, play, slider, *figures, *(panel for panel, _, _ in panels)):
         document.add_root(root)
-    document.title = title_of(frame)
-    arguments = {
-        "meta": json.dumps(_meta(results, data)),
+    models = {
         "slider": slider,
         "play": play,
         "selects": selects,
         "pictures": [model for picture in pictures for model in picture.changing],
         "curve_sources": [source for _, source, _ in panels],
         "cursors": [cursor for _, _, cursor in panels],
-        "arrays": [array for own in data.matrices for array in _arrays(own)],
-        "curves": data.curves.ravel(),
-        "records": data.records,
-        "diverged": data.diverged_at,
     }
-    _tie(document, arguments)
+    _tie(document, models, _data(results, data))
+    names = {
+        "axes": [select.name for select in selects],
+        "matrices": [figure.name for figure in figures],
+        "curves": [panel.name for panel, _, _ in panels],
+    }
+    page: str = file_html(
+        document, INLINE, template=_own_text("page.html"),
+        template_variables={**names, **_texts(results, data)}, suppress_callback_warning=True,
+    )  # fmt: skip
+    return page
+
+
+def _texts(results: Results, data: Gathered) -> dict[str, Any]:
+    """What the page says."""
+    frame = results.frame
     marked = any(own.shown.has_truth and own.shown.matrix.by_weight for own in data.matrices)
-    variables = {
+    return {
         "marker": MARKER,
         "heading": title_of(frame),
         "question": attribute(frame, "question"),
         "facts": facts_of(frame),
         "notes": [*results.notes, *_without_truth(data)],
-        "axes": [select.name for select in selects],
-        "matrices": [figure.name for figure in figures],
-        "curves": [panel.name for panel, _, _ in panels],
         "reading": _READING + (_MARKED if marked else ""),
         "left_out": left_out(data),
         "version": scbjax.__version__,
         "source": results.source,
     }
-    template = _own_text("page.html")
-    return file_html(
-        document, INLINE, template=template, template_variables=variables,
-        suppress_callback_warning=True,
-    )  # fmt: skip
+
+
+def _data(results: Results, data: Gathered) -> dict[str, Any]:
+    """What the page shows."""
+    return {
+        "meta": json.dumps(_meta(results, data)),
+        "arrays": [array for own in data.matrices for array in _arrays(own)],
+        "curves": data.curves.ravel(),
+        "records": data.records,
+        "diverged": data.diverged_at,
+    }
 
 
 def _own_text(name: str) -> str:
     return files("scbjax.exploring").joinpath(name).read_text(encoding="utf-8")
 
 
-def _tie(document: Any, arguments: Mapping[str, Any]) -> None:  # noqa: ANN401 - untyped by Bokeh
+def _tie(document: Document, models: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     """Ties the models together: what happens when the page is there, and on each change."""
     from bokeh.events import DocumentReady, Tap
     from bokeh.models import CustomJS
@@ -169,10 +179,12 @@ def _tie(document: Any, arguments: Mapping[str, Any]) -> None:  # noqa: ANN401 -
         # Until the page is ready there is nothing to call.
         return CustomJS(code=f"window.scbjaxExplorer?.{what}")
 
-    document.js_on_event(DocumentReady, CustomJS(args=arguments, code=_own_text("page.js")))
-    arguments["slider"].js_on_change("value", call("show()"))
-    arguments["play"].js_on_change("active", call("toggle(cb_obj.active)"))
-    for select in arguments["selects"]:
+    document.js_on_event(
+        DocumentReady, CustomJS(args={**models, **data}, code=_own_text("page.js"))
+    )
+    models["slider"].js_on_change("value", call("show()"))
+    models["play"].js_on_change("active", call("toggle(cb_obj.active)"))
+    for select in models["selects"]:
         select.js_on_change("value", call("choose()"))
     for root in document.roots:
         if str(root.name).startswith("curves"):
@@ -207,6 +219,7 @@ def _meta(results: Results, data: Gathered) -> dict[str, Any]:
                 "rows": own.learned.shape[2],
                 "columns": own.learned.shape[3],
                 "row_names": own.row_names,
+                "all_rows": own.all_rows,
                 "mark": own.shown.matrix.by_weight and own.shown.has_truth,
             }
             for own in data.matrices
@@ -344,7 +357,7 @@ def _heat_map(
 
 
 def _curves(
-    panel: Panel, data: Gathered, spread: tuple[float, float]
+    panel: Panel, spread: tuple[float, float], data: Gathered
 ) -> tuple[Figure, ColumnDataSource, Model]:
     """Curves of one kind, with a cursor at the step that is shown."""
     from bokeh.models import ColumnDataSource, Legend, Range1d, Span

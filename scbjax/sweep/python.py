@@ -113,7 +113,7 @@ def run(
         [('l1', 2), ('seed', 3), ('step', 3)]
     """
     say = _note if progress else _keep_quiet
-    with _in_words_of_python(), contextlib.ExitStack() as stack:
+    with in_words_of_python(), contextlib.ExitStack() as stack:
         about = study if isinstance(study, Experiment) else experiment
         what = {} if isinstance(study, Experiment) else study
         resolved = _read(what, axes, set, _experiments(about), small=small, name=name, say=say)
@@ -153,7 +153,7 @@ def load(path: str | os.PathLike[str]) -> xarray.Dataset:
         StudyError: there is none, it is damaged, or the run is not complete; the sentence says what
             is missing.
     """
-    with _in_words_of_python():
+    with in_words_of_python():
         found = existing(os.fspath(path), "folder or dataset")
         from scbjax.sweep.results.dataset import checksum_path, is_whole, read_dataset
 
@@ -402,7 +402,7 @@ def _dataset_of(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _in_words_of_python() -> Iterator[None]:
+def in_words_of_python() -> Iterator[None]:
     """Names arguments as they are called here: ``out`` for ``--out``."""
     try:
         yield
