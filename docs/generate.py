@@ -81,6 +81,13 @@ MODULES = (
     "scbjax.fitting.fits",
     "scbjax.fitting.saving",
     "scbjax.fitting.picture",
+    "scbjax.exploring.opening",
+    "scbjax.exploring.choosing",
+    "scbjax.exploring.thinning",
+    "scbjax.exploring.gathering",
+    "scbjax.exploring.words",
+    "scbjax.exploring.page",
+    "scbjax.exploring.explorer",
     "scbjax.lazily",
     "scbjax.sweep.python",
     "scbjax.sweep.study.own",
@@ -108,6 +115,7 @@ MODULES = (
     "scbjax.sweep.results.arrays",
     "scbjax.sweep.results.store",
     "scbjax.sweep.results.dataset",
+    "scbjax.sweep.results.partial",
     "scbjax.sweep.engine.divergence",
     "scbjax.sweep.results.verify",
     "scbjax.sweep.scripts.figures",
@@ -206,6 +214,7 @@ def _parameters(node: ast.FunctionDef | ast.ClassDef) -> str:
     if isinstance(node, ast.ClassDef):
         lines = [line for line in node.body if isinstance(line, ast.AnnAssign)]
         names = [ast.unparse(line.target) for line in lines]
+        names = [name for name in names if not name.startswith("_")]
         return f"({', '.join(names)})" if names else ""
     every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
     for argument in every:

@@ -407,7 +407,7 @@ def field_table(fields: Fields) -> str:
         sweep = field.kind if field.sweepable else "no"
         holds = field.allowed
         if field.many:
-            holds = "a list of variables" if field.type is str else f"a list, each {holds}"
+            holds = "a list of variables" if field.type is str else f"a list or range, each {holds}"
         meaning = field.help.replace("|", r"\|")
         rows.append(f"| `{field.path}` | {holds} | {_default_text(field)} | {sweep} | {meaning} |")
     return "\n".join(rows) + "\n"
