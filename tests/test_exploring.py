@@ -141,7 +141,9 @@ SIZES = st.builds(
     frames=st.integers(1, 2000),
     records=st.integers(1, 5000),
     curves=st.integers(0, 9),
-    matrices=st.just({"attention": Shape(5000, 300, True), "value": Shape(300, 300, False)}),
+    matrices=st.just(
+        {"attention": Shape(5000, 300, True, True), "value": Shape(300, 300, False, False)}
+    ),
 )
 
 
@@ -158,7 +160,7 @@ def test_what_is_kept_is_within_the_budget_and_no_more_than_there_is(
 
 
 def test_what_fits_is_kept_and_a_larger_budget_keeps_more() -> None:
-    sizes = Sizes({"seed": 100, "l1": 5}, 50, 100, 2, {"attention": Shape(20, 3, True)})
+    sizes = Sizes({"seed": 100, "l1": 5}, 50, 100, 2, {"attention": Shape(20, 3, True, True)})
     assert thin(sizes, sizes.bytes) == sizes
     less = thin(sizes, sizes.bytes // 3)
     # The longest axis goes first; nothing else is touched while it has many points.
@@ -169,7 +171,7 @@ def test_what_fits_is_kept_and_a_larger_budget_keeps_more() -> None:
 
 
 def test_a_budget_for_nothing_is_refused() -> None:
-    sizes = Sizes({"seed": 100}, 50, 100, 2, {"attention": Shape(20, 3, True)})
+    sizes = Sizes({"seed": 100}, 50, 100, 2, {"attention": Shape(20, 3, True, True)})
     with pytest.raises(StudyError, match=r"a page of one trajectory takes \d+ bytes"):
         thin(sizes, 100)
 
@@ -284,8 +286,8 @@ def test_of_many_tokens_the_same_are_kept_everywhere() -> None:
     found = Whole(dataset, "made")
     attention, value = gather(found, choose(found), 10**7).matrices
     assert attention.column_names == value.column_names == tuple(map(str, evenly(80, MAX_COLUMNS)))
-    assert (value.rows == evenly(80, MAX_ROWS)).all()
-    rows, columns = np.ix_(evenly(80, MAX_ROWS), evenly(80, MAX_COLUMNS))
+    assert (value.rows == evenly(80, MAX_COLUMNS)).all()
+    rows, columns = np.ix_(evenly(80, MAX_COLUMNS), evenly(80, MAX_COLUMNS))
     assert close(value.learned[0], dataset["value_snapshots"].to_numpy()[0][:, rows, columns])
 
 

@@ -104,7 +104,9 @@ def sizes_of(results: Results, choice: Choice) -> Sizes:
     """How much there is of a study; of one that is not complete, along points that have begun."""
     frame, dims = results.frame, results.dims
     matrices = {
-        s.matrix.learned: Shape(frame.sizes[s.dims[0]], frame.sizes[s.dims[1]], s.has_truth)
+        s.matrix.learned: Shape(
+            frame.sizes[s.dims[0]], frame.sizes[s.dims[1]], s.has_truth, s.matrix.by_weight
+        )
         for s in choice.matrices
     }
     names = _names(results, choice)

@@ -40,11 +40,14 @@ class Shape:
         rows: of it.
         columns: of it.
         has_truth: whether there is another one of the same shape for each trajectory.
+        by_weight: whether rows are chosen by weight. Where they are not they are tokens, as columns
+            are, and the same ones are kept of both.
     """
 
     rows: int
     columns: int
     has_truth: bool
+    by_weight: bool
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,8 @@ def thin(sizes: Sizes, budget: int) -> Sizes:
 
 
 def _limited(shape: Shape, rows: int = MAX_ROWS, columns: int = MAX_COLUMNS) -> Shape:
-    return replace(shape, rows=min(shape.rows, rows), columns=min(shape.columns, columns))
+    most = rows if shape.by_weight else columns
+    return replace(shape, rows=min(shape.rows, most), columns=min(shape.columns, columns))
 
 
 def _smaller(kept: Sizes) -> Iterator[Sizes]:
