@@ -261,6 +261,7 @@ def test_wheel_holds_the_library_only(tmp_path: Path) -> None:
         "scbjax",
         f"scbjax-{scbjax.__version__}.dist-info",
     }
+    assert {"scbjax/exploring/page.html", "scbjax/exploring/page.js"} <= set(names)
     packaged = {name for name in names if name.endswith((".py", ".typed"))}
     in_checkout = [*PACKAGE.rglob("*.py"), PACKAGE / "py.typed"]
     assert packaged == {path.relative_to(ROOT).as_posix() for path in in_checkout}
