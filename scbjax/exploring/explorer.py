@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from scbjax.base import Experiment, StudyError
-from scbjax.exploring.choosing import choose
-from scbjax.exploring.gathering import gather
+from scbjax.exploring.choosing import Choice, choose
+from scbjax.exploring.gathering import Gathered, gather
 from scbjax.exploring.opening import Results, attribute, opened_results
 from scbjax.exploring.page import MARKER, check_bokeh, empty_size, make_page
+from scbjax.exploring.thinning import thin
 from scbjax.exploring.words import left_out
 from scbjax.sweep.engine.places import checked_path, read_bytes
 from scbjax.sweep.python import in_words_of_python
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 BUDGET: Final = "20MB"
 """Size of a page: what a browser opens at once, and a mail takes."""
+_MOST_COMPRESSED: Final = 4
+"""A browser holds so many times what the file would without compression, and no more."""
+_SAFE: Final = 0.9  # other data may be compressed a little less
 _HEAD: Final = 4096
 """Bytes at the start of a file in which a page says what made it."""
 _OWN: Final = f'<meta name="generator" content="{MARKER}">'
@@ -88,15 +93,33 @@ def write_page(
         choice = choose(found)
         path = _out(found, what, out)
         _check_free(path, force=force)
-        # Four characters for three bytes, in base64.
-        data = gather(found, choice, (size - empty_size()) * 3 // 4)
-        page = make_page(found, data)
+        data, page = _fitted(found, choice, size)
         for sentence in (*found.notes, *left_out(data)):
             if say is not None:
                 say(sentence)
     with atomic_file(path) as file:
         file.write(page.encode())
     return path
+
+
+def _fitted(found: Results, choice: Choice, size: int) -> tuple[Gathered, str]:
+    """What is shown, and the page of it, which has at most a number of bytes.
+
+    Bokeh compresses arrays, by how much is known when a page is made. Where that leaves room for
+    what was left out, the page is made once more.
+    """
+    empty = empty_size()
+    room = (size - empty) * 3 // 4  # four characters for three bytes, in base64
+    data = gather(found, choice, room)
+    page = make_page(found, data)
+    written = max(1, len(page.encode()) - empty)
+    more = min(_MOST_COMPRESSED, _SAFE * (size - empty) / written)
+    if more > 1 and data.kept != thin(data.there, sys.maxsize):
+        larger = gather(found, choice, int(more * data.kept.bytes))
+        again = make_page(found, larger)
+        if len(again.encode()) <= size:
+            return larger, again
+    return data, page
 
 
 def _read_budget(budget: int | str) -> int:
