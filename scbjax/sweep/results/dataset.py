@@ -114,7 +114,7 @@ def check_arrays(plan: Plan, chunk: Chunk, arrays: Arrays) -> None:
 
 
 def variables_of(study: Study) -> dict[str, Variable]:
-    """All that a dataset of a study holds beside coordinates, with the dimensions after its axes."""
+    """All that a dataset holds beside coordinates, with the dimensions after those of its axes."""
     experiment = study.experiment
     found: dict[str, Variable] = {}
     for name in study.variables:

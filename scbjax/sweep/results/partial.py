@@ -212,7 +212,9 @@ def _under_way(plan: Plan, chunk: Chunk, arrays: Arrays, facts: Mapping[str, Any
     diverged = leaves[-1][:outer, :inner].astype(float)
     found["diverged_at"] = np.where(diverged == NOT_DIVERGED, np.nan, diverged)
     for kind in study.experiment.kept:
-        taken = [arrays[key] for n in range(len(study.snapshots)) if (key := f"{kind}_{n}") in arrays]
+        taken = [
+            arrays[key] for n in range(len(study.snapshots)) if (key := f"{kind}_{n}") in arrays
+        ]
         if taken:
             stack = np.stack(taken, axis=2)[:outer, :inner]
             room = [(0, 0)] * stack.ndim
