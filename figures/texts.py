@@ -145,15 +145,12 @@ def draw_panel(axes: Axes, lines: list[Line]) -> None:
     axes.axhline(0.0, color="black", linewidth=0.8)
     trigram = float(np.median(first.trigram - first.bigram))
     axes.axhline(trigram, color="black", linewidth=0.8, linestyle="--", label="trigram")
-    found = [np.median(line.bits - line.bigram, axis=0) for line in lines]
-    lowest, highest = (
-        min(trigram, *(each.min() for each in found)),
-        max(each.max() for each in found),
-    )
-    room = 0.12 * (max(highest, 0.0) - lowest)
-    axes.set_ylim(
-        lowest - room, max(highest, 0.0) + room
-    )  # theory leaves it where a model overfits
+    saved = [median_of(each) for line in lines for each in (line.bits - line.bigram).T]
+    lowest = min(trigram, *(each.low if np.isfinite(each.low) else each.value for each in saved))
+    highest = max(0.0, *(each.value for each in saved))
+    room = 0.12 * (highest - lowest)
+    # Theory leaves at the top where it has models overfit, and so do some intervals.
+    axes.set_ylim(lowest - room, highest + room)
     axes.set_title(f"{TITLES[first.data]}\n(bigram {np.median(first.bigram):.2f} bits)")
     axes.set_xscale("log", base=2)
     ticks = [d for d in (1, 2, 4, 8, 16, 32, 64) if first.contexts[0] <= d <= first.contexts[-1]]
