@@ -1,9 +1,9 @@
 """What pyproject.toml can't say: studies, benchmarks and figures travel inside the wheel.
 
 In a checkout they stand in folders of their own, `sweeps/` and `figures/`, and there the library
-finds them (`scbjax.sweep.study.locating`). A wheel holds copies of them in `scbjax/_shipped/`, laid
-out as in the checkout, so that scripts find what stands beside them. A source distribution holds the
-checkout's folders (MANIFEST.in), and an editable installation uses the checkout itself.
+finds them (`scbjax.sweep.study.locating`). A wheel holds copies of them in `scbjax/_shipped/`,
+laid out as in the checkout, so that scripts find what stands beside them. A source distribution
+holds the checkout's folders (MANIFEST.in), and an editable installation uses the checkout itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class BuildWithShipped(build_py):
             self.mkpath(str(Path(built).parent))
             self.copy_file(source, built)
 
-    def get_outputs(self, include_bytecode: bool = True) -> list[str]:  # noqa: FBT001, FBT002
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         """The files that are built."""
         shipped = [] if self.editable_mode else list(self._shipped())
         return [*super().get_outputs(include_bytecode), *shipped]

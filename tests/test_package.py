@@ -1,6 +1,6 @@
 """What is built and installed: contents, metadata, and the command away from any checkout.
 
-`make dist` runs these tests on the files that it has built (SCBJAX_DIST); alone they build their own.
+`make dist` runs these tests on the files that it has built (SCBJAX_DIST); alone they build some.
 """
 
 import email
@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NAME = f"scbjax-{scbjax.__version__}"
 PYTHONS = ["3.11", "3.12", "3.13"]
-WRITTEN = ("results", "out", "__pycache__", "build", "dist")
-"""Folders of what runs and tools write."""
+WRITTEN = ("results", "figures/out", "build", "dist")
+"""Folders of what runs and tools write, from the checkout's root."""
 BUILD = """
 import sys
 from setuptools import build_meta
@@ -72,10 +72,20 @@ def build(kind: str, source: Path, out: Path) -> None:
 
 def copied(out: Path) -> Path:
     """The checkout as it is, without what is written there."""
-    skip = shutil.ignore_patterns(
-        ".git", ".venv*", ".*_cache", ".hypothesis", "*.egg-info", *WRITTEN
+    tools = shutil.ignore_patterns(
+        ".git", ".venv*", ".*_cache", ".hypothesis", "*.egg-info", "__pycache__"
     )
+
+    def skip(folder: str, names: list[str]) -> set[str]:
+        written = {name for name in names if is_written(Path(folder, name).relative_to(ROOT))}
+        return written | tools(folder, names)
+
     return Path(shutil.copytree(ROOT, out, ignore=skip))
+
+
+def is_written(path: Path) -> bool:
+    """Whether a file or folder of the checkout is written by runs and tools."""
+    return path.as_posix().startswith(WRITTEN) or "__pycache__" in path.parts
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +130,7 @@ def below(*folders: str) -> set[str]:
         path.relative_to(ROOT).as_posix()
         for folder in folders
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and not set(WRITTEN) & set(path.relative_to(ROOT).parts)
+        if path.is_file() and not is_written(path.relative_to(ROOT))
     }
 
 
@@ -145,9 +155,7 @@ def test_the_source_distribution_holds_the_checkout(dist: Dist) -> None:
         *("README.md", "REPRODUCTION.md", "pyproject.toml", "setup.py"),
     }
     assert below(*folders) | files <= held
-    parts = {part for name in held for part in name.split("/")}
-    assert not parts & set(WRITTEN)
-    assert not {name for name in held if name.endswith((".pyc", ".nc.tmp"))}
+    assert not {name for name in held if is_written(Path(name)) or name.endswith(".pyc")}
 
 
 def test_an_editable_installation_copies_nothing(tmp_path: Path) -> None:
@@ -239,13 +247,13 @@ def test_runs_figures_and_fits_without_a_checkout(installed: Installed, tmp_path
 
 @pytest.mark.slow
 def test_benchmarks_write_to_the_working_folder(installed: Installed, tmp_path: Path) -> None:
-    packages = {path for path in installed.python.parents[1].rglob("*.json")}
+    packages = set(installed.python.parents[1].rglob("*.json"))
     here = installed._replace(folder=tmp_path)
     here.output("bench", "sampler", "--quick")
     (stored,) = tmp_path.rglob("sampler.json")
     assert stored.parent.parent == tmp_path / "results" / "benchmarks" / "quick"
     assert stored.with_suffix(".png").is_file()
-    assert {path for path in installed.python.parents[1].rglob("*.json")} == packages
+    assert set(installed.python.parents[1].rglob("*.json")) == packages
 
 
 # ---------------------------------------------------------------------- beside the package
