@@ -43,7 +43,7 @@ SIZES = tuple(Size(n, 5000, 64, 32) for n in (3, 10, 300))
 QUICK_SIZES = (Size(3, 200, 8, 4),)
 CACHED = "copy in a cache"
 CACHED_BYTES = 2**18
-OF_A_WORD = 55  # Threefry: 10 rotations of 3 operations, 10 additions, 10 xors, 5 for its keys
+OF_A_WORD = 57.5  # Threefry, for two words: 20 rounds of 5 operations, and 15 with its keys
 LIMITS = {"memory": "memory", "operations": "arithmetic", "kernels": "starting kernels"}
 COLOURS = {"NVIDIA H100 SXM": "#009E73", "NVIDIA H200 SXM": "#56B4E9", "TPU v5e": "#E69F00"}
 
