@@ -149,7 +149,7 @@ def test_the_wheel_holds_the_library_and_all_that_it_ships(dist: Dist) -> None:
 def test_the_source_distribution_holds_the_checkout(dist: Dist) -> None:
     with tarfile.open(dist.sdist) as archive:
         held = {name.removeprefix(f"{NAME}/") for name in archive.getnames()}
-    folders = (".ci", "docs", "figures", "requirements", "scbjax", "sweeps", "tests")
+    folders = (".ci", ".github", "docs", "figures", "requirements", "scbjax", "sweeps", "tests")
     files = {
         *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile"),
         *("README.md", "REPRODUCTION.md", "pyproject.toml", "setup.py"),

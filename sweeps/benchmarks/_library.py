@@ -226,7 +226,7 @@ def arithmetic() -> Contender:
         first: jax.Array, count: jax.Array, carry: jax.Array, by: jax.Array, more: jax.Array
     ) -> jax.Array:
         def chain(_: jax.Array, carry: jax.Array) -> jax.Array:
-            for _ in range(CHAIN_LENGTH // 2):
+            for _link in range(CHAIN_LENGTH // 2):
                 carry = carry * by + more
             return carry
 

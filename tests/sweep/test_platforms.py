@@ -104,7 +104,8 @@ def test_another_platform_has_another_program_also_where_one_was_traced_before()
 
     @jax.jit
     def mapped(numbers: jax.Array) -> jax.Array:
-        return jax.vmap(one_by_one(lambda x: x + 1))(numbers)
+        more: jax.Array = jax.vmap(one_by_one(lambda x: x + 1))(numbers)
+        return more
 
     def primitives() -> set[str]:
         return {str(one.primitive) for one in mapped.trace(jnp.zeros(3)).jaxpr.eqns}
