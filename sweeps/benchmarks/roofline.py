@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def measure(quick: bool) -> Payload:
             f"N = {row['num_tokens']}, {row['chip']}: {digits(row['rate'] / 1e6)} million tokens/s "
             f"at most, limited by {row['limit']}"
         )
-    checks = [_check(size, quick) for size in sizes]
+    checks = check(sizes, quick)
     for row in checks:
         say(
             f"N = {row['num_tokens']}, here: predicted {digits(row['predicted'] / 1e6)}, measured "
@@ -123,40 +123,44 @@ def _per_token(counts: Counts, size: Size) -> Payload:
     return {**per_token, "kernels": int(counts.kernels)}
 
 
-def _check(size: Size, quick: bool) -> Payload:
+def check(sizes: Sequence[Size], quick: bool) -> list[Payload]:
     """The same for the device at hand, beside what it does: the fastest of many short calls."""
+    raced = []
+    for size in sizes:
+        contenders = [library(size), arithmetic(), memory_copy(CACHED, CACHED_BYTES), memory_copy()]
+        rows = race(contenders, QUICK if quick else SHORT)
+        raced.append({row["name"]: row["rate"] for row in rows})
+    # What a block works on stays in a cache of a processor; an accelerator has one block.
+    copy = CACHED if jax.devices()[0].platform == "cpu" else COPY
+    arithmetics = max(rows[ARITHMETIC]["max"] for rows in raced)
     chip = next((c for c in CHIPS if jax.devices()[0].device_kind.startswith(c.kind)), None)
-    rows = {
-        row["name"]: row["rate"]
-        for row in race(
-            [library(size), arithmetic(), memory_copy(CACHED, CACHED_BYTES), memory_copy()],
-            QUICK if quick else SHORT,
-        )
+    rates = {
+        "bandwidth": max(rows[copy]["max"] for rows in raced),
+        "operations": arithmetics,
+        "integers": arithmetics,
+        "kernel_seconds": chip.kernel_seconds if chip else 0.0,
     }
-    counted = census(size)
-    block = size._replace(trajectories=block_of(size))
+    measured = [rows[OURS] for rows in raced]
+    return [compared(size, rates, own) for size, own in zip(sizes, measured, strict=True)]
+
+
+def compared(size: Size, rates: Mapping[str, float], measured: Payload) -> Payload:
+    """What these rates predict for a size on the device at hand, beside what was measured."""
+    block, counted = size._replace(trajectories=block_of(size)), census(size)
     counts = Counts(
         counted["operations"] * block.tokens,
         counted["bytes"] * block.tokens,
         counted["random_words"] * block.tokens,
         counted["kernels"],
     )
-    # What a block works on stays in a cache of a processor; an accelerator has one block.
-    copy = CACHED if jax.devices()[0].platform == "cpu" else COPY
-    rates = {
-        "bandwidth": rows[copy]["max"],
-        "operations": rows[ARITHMETIC]["max"],
-        "integers": rows[ARITHMETIC]["max"],
-        "kernel_seconds": chip.kernel_seconds if chip else 0.0,
-    }
     found = predict(counts, block.tokens, rates)
     return {
         "num_tokens": size.num_tokens,
         "counts": _per_token(counts, block),
-        "rates": rates,
+        "rates": dict(rates),
         "predicted": found["rate"],
         "limit": found["limit"],
-        "measured": rows[OURS],
+        "measured": measured,
     }
 
 
