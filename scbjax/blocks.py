@@ -6,7 +6,9 @@ says, and what it holds stays in the cache. Accelerators get one block: they hav
 would wait for the launch of every block.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +21,36 @@ BLOCK_ELEMENTS = 2**15
 _TERMS = 20
 
 
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
+
+
 def has_blocks() -> bool:
-    """Whether there is more than one block on this backend."""
-    return jax.default_backend() == "cpu"
+    """Whether there is more than one block on the platform that programs are traced for."""
+    return (_platform.get() or jax.default_backend()) == "cpu"
+
+
+@contextmanager
+def for_platform(name: str) -> Iterator[None]:
+    """Within it, what is traced is the program of another platform than JAX runs on.
+
+    To lower it for that platform is up to the caller, as by `jax.export`. What JAX has traced
+    before is forgotten at both ends, since JAX can't tell it from what it would trace now.
+
+    Args:
+        name: a platform of JAX, such as ``cuda`` or ``tpu``.
+
+    Example:
+        >>> with for_platform("tpu"):
+        ...     has_blocks()
+        False
+    """
+    jax.clear_caches()
+    token = _platform.set(name)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
+        jax.clear_caches()
 
 
 def fill(

@@ -215,16 +215,94 @@ def test_the_exponent_is_that_of_the_upper_half() -> None:
 
 def test_random_words_are_counted_in_the_program() -> None:
     """Ten rotations make a word: a program that draws one word for each of 64 elements."""
-    library = script("_library")
+    hlo = script("_hlo")
 
     def draw(seed: jax.Array) -> jax.Array:
         counter = jnp.arange(32, dtype=jnp.uint32)
         return jnp.concatenate(threefry(seed, counter, counter))
 
     text = jax.jit(draw).lower(jnp.zeros(2, jnp.uint32)).compile().as_text()
-    words = library._elements(text, "shift-left") / 10
-    assert words >= 64
-    assert words % 64 == 0
+    words = hlo.count(text).random_words
+    assert words > 63.9
+    assert words / 64 == pytest.approx(round(words / 64))
+
+
+def compiled_text(function: Any, *arguments: Any) -> str:  # noqa: ANN401
+    return str(jax.jit(function).lower(*arguments).compile().as_text())
+
+
+def test_what_is_counted_of_a_product_of_matrices_and_of_a_chain() -> None:
+    hlo = script("_hlo")
+    left, right = jnp.ones((8, 16)), jnp.ones((16, 4))
+    product = hlo.count(compiled_text(lambda a, b: a @ b, left, right))
+    assert product.operations == 2 * 8 * 16 * 4
+    assert product.bytes >= 4 * (8 * 16 + 16 * 4 + 8 * 4)
+    chain = hlo.count(compiled_text(lambda a: (a * 2 + 1) / 3, left))
+    assert chain == hlo.Counts(operations=3 * 128, bytes=2 * 4 * 128, kernels=1)
+
+
+def test_the_body_of_a_loop_counts_as_often_as_it_is_run() -> None:
+    hlo = script("_hlo")
+
+    def loop(turns: int) -> Any:  # noqa: ANN401
+        def turn(_: int, array: jax.Array) -> jax.Array:
+            # Two kernels: what sorts is none of what adds.
+            return jnp.sort(array, axis=-1) + 1
+
+        text = compiled_text(lambda a: jax.lax.fori_loop(0, turns, turn, a), jnp.ones((64, 32)))
+        assert " while(" in text
+        return hlo.count(text)
+
+    few, more, many = loop(5), loop(20), loop(50)  # and what is done once
+    assert many.operations - more.operations == 2 * (more.operations - few.operations) > 0
+    assert many.bytes - more.bytes == 2 * (more.bytes - few.bytes) > 0
+
+
+PROGRAM = """
+HloModule of_a_tpu
+
+%fused (p.0: f32[1000,3], p.1: s32[]) -> f32[1,3] {
+  %p.0 = f32[1000,3]{0,1:T(4,128)} parameter(0)
+  %p.1 = s32[]{:T(128)} parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  ROOT %row = f32[1,3]{0,1:T(4,128)S(1)} dynamic-slice(%p.0, %p.1, %zero), dynamic_slice_sizes={1,3}
+}
+
+ENTRY %main (a: f32[1000,3], i: s32[], b: f32[2,8,16], c: f32[2,16,4]) -> f32[2,8,4] {
+  %a = f32[1000,3]{0,1:T(4,128)} parameter(0)
+  %i = s32[]{:T(128)} parameter(1)
+  %b = f32[2,8,16]{2,1,0:T(8,128)} parameter(2)
+  %c = f32[2,16,4]{2,1,0:T(8,128)} parameter(3)
+  %f = f32[1,3]{0,1:T(4,128)S(1)} fusion(%a, %i), kind=kLoop, calls=%fused
+  ROOT %d = f32[2,8,4]{2,1,0:T(8,128)} convolution(%b, %c), window={size=2 stride=1 lhs_dilate=2}, dim_labels=0bf_0io->0bf
+}
+"""  # noqa: E501 - as a compiler writes it
+
+
+def test_what_a_program_of_a_tpu_moves_is_counted_with_its_tiles() -> None:
+    """By hand: rows of 16 and of 4 numbers fill tiles of 8 by 128; what is on the chip is free."""
+    hlo = script("_hlo")
+    row, index = 0, 4  # a single row is looked at, which stays on the chip; its number
+    product = 2 * (8 * 128 + 16 * 128 + 8 * 128) * 4
+    found = hlo.count(PROGRAM)
+    assert found.operations == 2 * 2 * 8 * 4 * 16
+    assert found.bytes == row + index + product
+    assert found.kernels == 2
+    array = hlo._array("f32", "1000,3", "0,1", "T(4,128)")
+    assert array.bytes == 4 * 1024 * 4
+
+
+def test_a_roofline_is_the_slowest_of_three() -> None:
+    hlo, roofline = script("_hlo"), script("roofline")
+    rates = {"bandwidth": 1e12, "operations": 2e12, "integers": 1e12, "kernel_seconds": 1e-6}
+    counts = hlo.Counts(operations=1e9, bytes=2e9, random_words=0.0, kernels=10)
+    found = roofline.predict(counts, 10**6, rates)
+    assert found["seconds"] == pytest.approx({"memory": 2e-3, "operations": 5e-4, "kernels": 1e-5})
+    assert (found["limit"], found["rate"]) == ("memory", pytest.approx(5e8))
+    drawn = roofline.predict(counts._replace(bytes=0.0, random_words=1e9 / 57.5), 10**6, rates)
+    assert (drawn["limit"], drawn["rate"]) == ("arithmetic", pytest.approx(1e9))
+    small = roofline.predict(counts._replace(operations=0.0, bytes=0.0), 10**6, rates)
+    assert (small["limit"], small["rate"]) == ("starting kernels", pytest.approx(1e11))
 
 
 # ----------------------------------------------------------------------- what is published

@@ -33,6 +33,7 @@ from scbjax.sweep.results.dataset import is_whole
 from scbjax.sweep.results.store import Manifest, Store
 from scbjax.sweep.scripts import figures
 from scbjax.sweep.study.files import load_study, parse_study
+from scbjax.sweep.study.locating import find_studies
 
 WAIT_SECONDS = 120.0
 """Far more than a process needs on a busy machine."""
@@ -337,7 +338,7 @@ def test_list_goes_on_after_a_broken_study(
         ("bench step", ["no benchmark is called 'step'", "'sweeps/benchmarks'"]),
     ],
 )
-def test_outside_of_a_checkout(
+def test_where_nothing_is_found(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -349,7 +350,21 @@ def test_outside_of_a_checkout(
     assert cli.main(arguments.split()) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert [part for part in parts if part not in said] == []
-    assert "run scbjax in a checkout, which has one" in said
+    assert "the one that comes with scbjax is missing: install scbjax again" in said
+
+
+def test_what_travels_in_the_package_is_found_and_the_working_folder_comes_first(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path_factory.mktemp("site-packages") / "scbjax"
+    shipped = package / "_shipped" / "sweeps"
+    shipped.mkdir(parents=True)
+    (package.parent / "sweeps").mkdir()  # of another package
+    (package.parent / "sweeps" / "foreign.toml").write_text(TINY)
+    for name in ("tiny", "other"):
+        (shipped / f"{name}.toml").write_text(TINY)
+    monkeypatch.setattr(scbjax, "__file__", str(package / "__init__.py"))
+    assert find_studies() == [shipped / "other.toml", checkout / "sweeps" / "tiny.toml"]
 
 
 def test_a_closed_pipe_is_no_error(checkout: Path) -> None:

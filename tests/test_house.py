@@ -2,11 +2,9 @@
 
 import ast
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
-import zipfile
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -246,25 +244,6 @@ def test_no_name_is_hidden_by_a_module() -> None:
 def test_unknown_names_raise() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
         scbjax.no_such_name  # noqa: B018 - the look-up itself is what is tested
-
-
-@pytest.mark.slow
-def test_wheel_holds_the_library_only(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    skip = shutil.ignore_patterns(".*", "build", "results", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, source, ignore=skip)
-    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w"]
-    subprocess.run([*pip, str(tmp_path), str(source)], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names} == {
-        "scbjax",
-        f"scbjax-{scbjax.__version__}.dist-info",
-    }
-    assert {"scbjax/exploring/page.html", "scbjax/exploring/page.js"} <= set(names)
-    packaged = {name for name in names if name.endswith((".py", ".typed"))}
-    in_checkout = [*PACKAGE.rglob("*.py"), PACKAGE / "py.typed"]
-    assert packaged == {path.relative_to(ROOT).as_posix() for path in in_checkout}
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

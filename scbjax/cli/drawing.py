@@ -17,7 +17,7 @@ from scbjax.cli.options import Results
 from scbjax.cli.printing import note
 from scbjax.sweep.engine.places import RESULTS, checked_path
 from scbjax.sweep.study.fields import shown
-from scbjax.sweep.study.locating import outside_checkout
+from scbjax.sweep.study.locating import none_found
 
 PICTURES = "figures/out"
 
@@ -128,7 +128,7 @@ def _show_all(results: Path, show: Callable[[Path, Path], None]) -> int:
     left_out, failed = [], []
     scripts = find_figures()
     if not scripts:
-        raise StudyError(f"there are no figures: {outside_checkout(FOLDER)}")
+        raise StudyError(f"there are no figures: {none_found(FOLDER)}")
     for script in scripts.values():
         try:
             dataset_of(script, results)

@@ -13,7 +13,7 @@ from scbjax.cli.options import left_out
 from scbjax.cli.printing import aligned
 from scbjax.sweep.engine.places import check_writable, checked_path
 from scbjax.sweep.study.fields import shown
-from scbjax.sweep.study.locating import outside_checkout
+from scbjax.sweep.study.locating import none_found
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,12 @@ class Bench:
     ] = None
     all: Annotated[bool, tyro.conf.arg(help="Run all of them, one after the other.")] = False
     out: Annotated[
-        str | None, left_out(metavar="DIR", help="Where files go, if not docs/benchmarks/DEVICE.")
+        str | None,
+        left_out(
+            metavar="DIR",
+            help="Where files go, if not results/benchmarks/DEVICE, or docs/benchmarks/DEVICE of a "
+            "checkout.",
+        ),
     ] = None
     quick: Annotated[bool, tyro.conf.arg(help="Small and few: shows that it runs.")] = False
 
@@ -66,7 +71,7 @@ class Bench:
         if self.name is None and not self.all:
             rows = [(name, summary_of(script)) for name, script in find_benchmarks().items()]
             if not rows:
-                raise StudyError(f"there are no benchmarks: {outside_checkout(FOLDER)}")
+                raise StudyError(f"there are no benchmarks: {none_found(FOLDER)}")
             print("\n".join(aligned([("benchmark", "what it measures"), *rows])))
             return 0
         every = list(find_benchmarks().values())

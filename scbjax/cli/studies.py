@@ -25,7 +25,7 @@ from scbjax.sweep.engine.progress import counted, readable_count, readable_secon
 from scbjax.sweep.search import first_studies
 from scbjax.sweep.study.cells import cells_of, is_search
 from scbjax.sweep.study.files import Study, load_study
-from scbjax.sweep.study.locating import find_studies, outside_checkout
+from scbjax.sweep.study.locating import find_studies, none_found
 
 if TYPE_CHECKING:
     from scbjax.sweep.plan.programs import Measure, Plan
@@ -42,7 +42,7 @@ class List:
         """Runs the command; returns its exit status."""
         paths = find_studies()
         if not paths:
-            raise StudyError(f"there are no studies to list: {outside_checkout('sweeps')}")
+            raise StudyError(f"there are no studies to list: {none_found('sweeps')}")
         rows: list[tuple[str, ...]] = [("study", "runs", "tokens", "time", "title")]
         failures = []
         for path in paths:

@@ -11,8 +11,9 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _hlo import count
 from _measure import Contender, Payload
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from scbjax.losses import loss, sample_gradients
 from scbjax.model import Params
@@ -40,6 +41,9 @@ COPY: Final = "memory copy"
 SPARSITY: Final = 2  # Q of the paper's main setting
 L1: Final = 1e-5  # lambda of the paper's main setting
 COPY_BYTES: Final = 2**28  # far more than any cache holds
+ARITHMETIC: Final = "elementwise operations"
+CHAIN_ELEMENTS: Final = 2**13  # 32 KiB
+CHAIN_LENGTH: Final = 64
 
 # What is done of a step: drawing the batch; then also its gradient; then also eqs. 4 to 6.
 Part: TypeAlias = Literal["sample", "gradient", "step"]
@@ -195,9 +199,14 @@ def random_words(size: Size) -> Contender:
     return _compiled_sweep(FLOOR, body, (words, (keys,)), size)
 
 
-def memory_copy() -> Contender:
-    """The memory's bandwidth: an array far larger than the caches is read and written once."""
-    array = jnp.zeros((COPY_BYTES // 4,), jnp.float32)
+def memory_copy(name: str = COPY, size: int = COPY_BYTES) -> Contender:
+    """The memory's bandwidth: an array far larger than the caches is read and written once.
+
+    Args:
+        name: the contender's name.
+        size: bytes of the array; with few of them it is the bandwidth of a cache.
+    """
+    array = jnp.zeros((size // 4,), jnp.float32)
 
     def loop(first: jax.Array, count: jax.Array, carry: jax.Array, one: jax.Array) -> jax.Array:
         copied: jax.Array = jax.lax.fori_loop(
@@ -206,7 +215,26 @@ def memory_copy() -> Contender:
         return copied
 
     # An argument: adding a constant of the program might be simplified away in a loop.
-    return _compiled_loop(COPY, loop, array, (jnp.ones(()),), 2 * COPY_BYTES)
+    return _compiled_loop(name, loop, array, (jnp.ones(()),), 2 * size)
+
+
+def arithmetic() -> Contender:
+    """The rate of elementwise operations: long chains of them on an array that stays in a cache."""
+    array = jnp.zeros((CHAIN_ELEMENTS,), jnp.float32)
+
+    def loop(
+        first: jax.Array, count: jax.Array, carry: jax.Array, by: jax.Array, more: jax.Array
+    ) -> jax.Array:
+        def chain(_: jax.Array, carry: jax.Array) -> jax.Array:
+            for _link in range(CHAIN_LENGTH // 2):
+                carry = carry * by + more
+            return carry
+
+        done: jax.Array = jax.lax.fori_loop(first, first + count, chain, carry)
+        return done
+
+    inputs = (jnp.full((), 0.5), jnp.ones(()))
+    return _compiled_loop(ARITHMETIC, loop, array, inputs, CHAIN_LENGTH * CHAIN_ELEMENTS)
 
 
 def block_of(size: Size, devices: int = 1) -> int:
@@ -297,36 +325,60 @@ def _compiled_loop(
 # ------------------------------------------------------------------------- what the compiler made
 
 
-def census(size: Size) -> Payload:
-    """Counts of one step of a block of trajectories, from the program that XLA compiled for it.
+def lowered_step(size: Size, *, device: Any = None) -> Any:  # noqa: ANN401 - a `jax.stages.Lowered`
+    """One step of so many trajectories under vmap, before it is compiled; nothing is computed.
 
-    Returns:
-        Per token: bytes that pass between kernels, floating-point operations, and random words
-        (from the rotations of Threefry: 20 give two words); and the number of kernels, scatters,
-        gathers and matrix products.
+    Args:
+        size: what is run.
+        device: of this process, or one that there is only a compiler for (`jax.experimental.
+            topologies`); the first of this process if left out.
     """
-    size = size._replace(trajectories=block_of(size))
-    settings, tasks = settings_for(size), draw_tasks(size)
-    samplers = jax.jit(jax.vmap(make_sampler))(tasks)
-    seeds = jax.vmap(make_seed)(jax.random.split(jax.random.key(1), size.trajectories))
-    states = jax.jit(jax.vmap(lambda task: stored(start(task, settings), task, settings)))(tasks)
+    device = jax.devices()[0] if device is None else device
+    place, settings = SingleDeviceSharding(device), settings_for(size)
+
+    def inputs() -> tuple[Any, ...]:
+        tasks = draw_tasks(size)
+        seeds = jax.vmap(make_seed)(jax.random.split(jax.random.key(1), size.trajectories))
+        states = jax.vmap(lambda task: stored(start(task, settings), task, settings))(tasks)
+        return states, tasks, jax.vmap(make_sampler)(tasks), seeds
 
     def one_step(state: State, task: Task, sampler: Any, seed: Seed) -> State:  # noqa: ANN401
         batch = draw_step(seed, sampler, size.batch_size)
         state, _ = step(stored(state, task, settings), batch, task, settings)
         return stored(state, task, settings)
 
-    compiled = jax.jit(jax.vmap(one_step), donate_argnums=0).lower(states, tasks, samplers, seeds)
-    program = compiled.compile(compiler_options=compiler_options(jax.devices()[0].platform))
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        jax.eval_shape(inputs),
+    )
+    steps = jax.jit(jax.vmap(one_step), donate_argnums=0, in_shardings=place, out_shardings=place)
+    return steps.trace(*shapes).lower(lowering_platforms=(platform_of(device),))
+
+
+def platform_of(device: Any) -> str:  # noqa: ANN401 - a device, or the description of one
+    """What a device's platform is called where programs are lowered for it."""
+    return "cuda" if device.platform == "gpu" else str(device.platform)
+
+
+def census(size: Size) -> Payload:
+    """Counts of one step of a block of trajectories, from the program that XLA compiled for it.
+
+    Returns:
+        Per token: bytes that pass between kernels, operations, and random words; and the number of
+        kernels, scatters, gathers and matrix products.
+    """
+    size = size._replace(trajectories=block_of(size))
+    program = lowered_step(size).compile(
+        compiler_options=compiler_options(jax.devices()[0].platform)
+    )
     text = program.as_text() or ""
-    costs = program.cost_analysis() or {}
-    memory = program.memory_analysis()
+    found, memory = count(text), program.memory_analysis()
     return {
-        "bytes": costs.get("bytes accessed", 0.0) / size.tokens,
-        "operations": costs.get("flops", 0.0) / size.tokens,
-        "random_words": _elements(text, "shift-left") / (20 / 2) / size.tokens,
+        "bytes": found.bytes / size.tokens,
+        "operations": found.operations / size.tokens,
+        "random_words": found.random_words / size.tokens,
         "temporary_bytes": getattr(memory, "temp_size_in_bytes", 0) / size.tokens,
-        "kernels": _count(text, "fusion") + _count(text, "call"),
+        "kernels": int(found.kernels),
         "scatters": _count(text, "scatter"),
         "gathers": _count(text, "gather"),
         "products": _count(text, "dot") + _count(text, "custom-call"),
@@ -335,9 +387,3 @@ def census(size: Size) -> Payload:
 
 def _count(text: str, opcode: str) -> int:
     return len(re.findall(rf"= \S+ {opcode}\(", text))
-
-
-def _elements(text: str, opcode: str) -> int:
-    """Elements that all operations of a kind give."""
-    shapes = re.findall(rf"= \w+\[([\d,]*)\]\S* {opcode}\(", text)
-    return sum(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes)

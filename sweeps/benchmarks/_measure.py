@@ -25,8 +25,11 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-STORED: Final = ROOT / "docs" / "benchmarks"
-TRIED: Final = ROOT / "results" / "benchmarks"  # quick runs must not replace what is published
+IN_CHECKOUT: Final = (ROOT / "docs" / "benchmarks").is_dir()
+"""Scripts that a wheel carries have no documents to write to; they write where they are run."""
+RUNS: Final = (ROOT if IN_CHECKOUT else Path()) / "results" / "benchmarks"
+STORED: Final = ROOT / "docs" / "benchmarks" if IN_CHECKOUT else RUNS
+TRIED: Final = RUNS / "quick"  # quick runs must not replace what is published
 PACKAGES: Final = ("jax", "jaxlib", "optax", "numpy", "scbjax", "torch")
 
 Payload: TypeAlias = dict[str, Any]
@@ -204,6 +207,8 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
+    if not IN_CHECKOUT:  # what is installed may lie in the checkout of something else
+        return None
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -262,7 +267,7 @@ def run_script(
         The exit status.
     """
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, help="where files go, if not docs/benchmarks/DEVICE")
+    parser.add_argument("--out", type=Path, help=f"where files go, if not {STORED}/DEVICE")
     parser.add_argument("--quick", action="store_true", help="small and few: shows that it runs")
     arguments = parser.parse_args(argv)
     use_every_core()

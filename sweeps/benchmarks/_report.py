@@ -296,6 +296,56 @@ def memory_table(payload: Payload) -> str:
     return table(header, rows)
 
 
+def roofline_table(payload: Payload) -> str:
+    """What a step does for each token on every chip, and what that should make of its speed."""
+    rows = []
+    for row in payload["rows"]:
+        counts, seconds = row["counts"], row["seconds"]
+        picoseconds = (1e12 * seconds[part] / tokens_of(payload) for part in seconds)
+        cells = (
+            *(digits(counts[name]) for name in ("bytes", "operations", "random_words")),
+            str(counts["kernels"]),
+            *(digits(value) for value in picoseconds),
+            digits(row["rate"] / 1e6),
+            row["limit"],
+        )
+        # Of a compiler that was not there.
+        mark = (
+            "" if row["counted_for"] == row["chip"] else f" (as compiled for {row['counted_for']})"
+        )
+        rows.append((str(row["num_tokens"]), row["chip"] + mark, *cells))
+    header = ("N", "", "bytes", "operations", "random words", "kernels of a step", "memory, ps",
+              "arithmetic, ps", "kernels, ps", "million tokens/s, at most", "limit")  # fmt: skip
+    sources = "\n".join(f"- *{chip['name']}*: {chip['source']}." for chip in payload["chips"])
+    return f"{table(header, rows)}\n\nSources:\n\n{sources}"
+
+
+def tokens_of(payload: Payload) -> int:
+    """Tokens of a step of all trajectories."""
+    return int(payload["context_length"] * payload["batch_size"] * payload["trajectories"])
+
+
+def roofline_check_table(payload: Payload) -> str:
+    """The same prediction for the device at hand, beside what was measured."""
+    rows = [
+        (
+            str(row["num_tokens"]),
+            *(digits(row["counts"][name]) for name in ("bytes", "operations", "random_words")),
+            digits(row["rates"]["bandwidth"] / 1e9),
+            digits(row["rates"]["operations"] / 1e9),
+            digits(row["predicted"] / 1e6),
+            row["limit"],
+            digits(row["measured"]["max"] / 1e6),
+            digits(row["measured"]["max"] / row["predicted"]),
+        )
+        for row in payload["checks"]
+    ]
+    header = ("N", "bytes", "operations", "random words", "GB/s", "billion operations/s",
+              "predicted, million tokens/s", "limit", "measured", "measured / predicted",
+              )  # fmt: skip
+    return table(header, rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[Payload], str]]] = {
     "step": ("step", step_table),
     "parts": ("step", parts_table),
@@ -313,8 +363,10 @@ TABLES: dict[str, tuple[str, Callable[[Payload], str]]] = {
     "memory": ("memory", memory_table),
     "learners": ("learners", learners_table),
     "fit": ("fit", fit_table),
+    "roofline": ("roofline", roofline_table),
+    "roofline_check": ("roofline", roofline_check_table),
 }
-PICTURED = frozenset(TABLES) - {"parts", "grid", "split"}
+PICTURED = frozenset(TABLES) - {"parts", "grid", "split", "roofline_check"}
 
 
 def section(name: str) -> str:

@@ -5,7 +5,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -47,44 +47,89 @@ class Compiled:
     memory: Memory | None
 
 
-def compile_program(program: Program) -> Compiled:
-    """Compiles a program so that each device does its own part of the outer layer, and no more."""
+class Jitted(NamedTuple):
+    """A function under `jax.jit`, and what it is called with: arrays, or their shapes."""
+
+    function: Any
+    arguments: tuple[Any, ...]
+
+
+class Parts(NamedTuple):
+    """What a program is compiled of; nothing of it has been compiled, or belongs to a platform.
+
+    Attributes:
+        prepare: makes the beginning of a chunk of its numbers.
+        constants: of the tasks of a chunk.
+        segment: takes any number of records.
+    """
+
+    prepare: Jitted
+    constants: Jitted
+    segment: Jitted
+
+
+def parts_of(program: Program, mesh: Mesh) -> Parts:
+    """The functions of a program, of which each device does its own part of the outer layer.
+
+    Args:
+        program: the program.
+        mesh: the devices that share a chunk, along one axis (`mesh_of`).
+    """
     outer_size, inner_size = program.chunk_shape
-    mesh = _mesh(program)
     part = outer_size // mesh.size, inner_size
     sharded, whole = PartitionSpec(_OUTER), PartitionSpec()
-    on_inputs = cast("Any", Inputs)(sharded, whole, whole)
+    on_inputs = _on_inputs()
     on_carry = cast("Any", Carry)(sharded, PartitionSpec(None, _OUTER), sharded)
     on_prepared = cast("Any", Prepared)(sharded, on_carry)
 
-    place = partial(jax.device_put, device=_shardings(mesh, on_inputs))
-    inputs = place(chunk_inputs(program, Chunk(0, program.index, (0, 1), (0, 1))))
-    start = time.perf_counter()
-    first = _jit(partial(prepare, program, part), mesh, (on_inputs,), on_prepared).lower(inputs)
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), first.out_info)
-    told = _jit(partial(constants, program, part), mesh, (on_inputs, sharded), sharded).lower(
-        inputs, shapes.tasks
-    )
+    inputs = jax.tree.map(_shape_of, chunk_inputs(program, Chunk(0, program.index, (0, 1), (0, 1))))
+    first = _jit(partial(prepare, program, part), mesh, (on_inputs,), on_prepared)
+    made = jax.eval_shape(first, inputs)
+    told = _jit(partial(constants, program, part), mesh, (on_inputs, sharded), sharded)
     segment = _jit(
         partial(take_records, program, part),
         mesh,
         (on_inputs, sharded, on_carry, whole, whole),
         (on_carry, sharded),
         donate_argnums=(2,),
-    ).lower(inputs, shapes.tasks, shapes.carry, np.int32(0), np.int32(0))
+    )
+    tasks, carry = jax.tree.map(_shape_of, (made.tasks, made.carry))
+    return Parts(
+        Jitted(first, (inputs,)),
+        Jitted(told, (inputs, tasks)),
+        Jitted(segment, (inputs, tasks, carry, np.int32(0), np.int32(0))),
+    )
+
+
+def compile_program(program: Program) -> Compiled:
+    """Compiles a program so that each device does its own part of the outer layer, and no more."""
+    mesh = mesh_of(program)
+    start = time.perf_counter()
+    first, told, segment = (
+        part.function.lower(*part.arguments) for part in parts_of(program, mesh)
+    )
     options = compiler_options(mesh.devices.flat[0].platform)
     # What runs once is to be ready soon.
     once = {**options, **quick_options()}
     taking = segment.compile(compiler_options=options)
     return Compiled(
         functions_of(program),
-        place,
+        partial(jax.device_put, device=_shardings(mesh, _on_inputs())),
         first.compile(compiler_options=once),
         told.compile(compiler_options=once),
         taking,
         time.perf_counter() - start,
         _memory_of(taking, mesh.size),
     )
+
+
+def _on_inputs() -> Any:  # noqa: ANN401 - a tree of specs
+    whole = PartitionSpec()
+    return cast("Any", Inputs)(PartitionSpec(_OUTER), whole, whole)
+
+
+def _shape_of(array: Any) -> jax.ShapeDtypeStruct:  # noqa: ANN401 - of NumPy, or a shape
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
 def _memory_of(compiled: Any, devices: int) -> Memory | None:  # noqa: ANN401 - of JAX, untyped
@@ -151,7 +196,7 @@ def _shardings(mesh: Mesh, specs: Any) -> Any:  # noqa: ANN401 - trees of specs 
     )
 
 
-def _mesh(program: Program) -> Mesh:
+def mesh_of(program: Program) -> Mesh:
     """The devices that share a chunk, or fewer if the process has not so many."""
     devices, blocks = jax.local_devices(), program.chunk_shape[0] // program.block
     most = min(program.devices, len(devices))

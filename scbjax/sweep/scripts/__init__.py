@@ -1,1 +1,1 @@
-"""Finds and runs the scripts of a checkout: figures and benchmarks."""
+"""Finds and runs scripts: figures and benchmarks."""

@@ -1,4 +1,4 @@
-"""Finding the benchmarks of a checkout and running them, each in a process of its own.
+"""Finding the benchmarks and running them, each in a process of its own.
 
 A benchmark is a script ``sweeps/benchmarks/NAME.py``; names that begin with an underscore are
 helpers. A fresh process keeps what one of them compiles and allocates out of the figures of the
@@ -20,7 +20,7 @@ FOLDER = "sweeps/benchmarks"
 
 
 def find_benchmarks() -> dict[str, Path]:
-    """Returns the benchmark scripts of the current directory and the checkout, by name."""
+    """Returns the benchmark scripts of the current directory and of the library, by name."""
     return find_scripts(FOLDER)
 
 

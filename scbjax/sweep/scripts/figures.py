@@ -26,7 +26,7 @@ _DIGITS = "[0-9a-f]" * 8
 
 
 def find_figures() -> dict[str, Path]:
-    """Returns the figure scripts of the current directory and the checkout, by name."""
+    """Returns the figure scripts of the current directory and of the library, by name."""
     return find_scripts(FOLDER)
 
 

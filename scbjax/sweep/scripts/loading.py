@@ -1,4 +1,4 @@
-"""Finding the scripts of a checkout, those of figures and of benchmarks, by name."""
+"""Finding scripts, those of figures and of benchmarks, by name."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from scbjax.base import StudyError
 from scbjax.sweep.study.fields import shown
-from scbjax.sweep.study.locating import outside_checkout, search_path
+from scbjax.sweep.study.locating import none_found, search_path
 from scbjax.tables import nearest
 
 
 def find_scripts(folder: str) -> dict[str, Path]:
-    """Returns the scripts of a folder in the current directory and the checkout, by name.
+    """Returns the scripts of a folder in the current directory and of the library, by name.
 
     Names that begin with an underscore are helpers of the scripts.
 
@@ -39,5 +39,5 @@ def find_script(folder: str, name: str, kind: str) -> Path:
     found = find_scripts(folder)
     if name in found:
         return found[name]
-    known = f" ({kind}s: {', '.join(found)})" if found else f": {outside_checkout(folder)}"
+    known = f" ({kind}s: {', '.join(found)})" if found else f": {none_found(folder)}"
     raise StudyError(f"no {kind} is called {shown(name)}{nearest(name, found) or known}")

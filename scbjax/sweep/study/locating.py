@@ -21,21 +21,30 @@ BYTE_ORDER_MARK = "\ufeff"
 
 
 def search_path(folder: str) -> list[Path]:
-    """Returns where a folder of a checkout is looked for: the current directory, then the checkout.
+    """Returns where a folder is looked for: in the current directory, then with the library.
 
     Args:
         folder: such as ``sweeps`` or ``figures``.
 
     Returns:
-        The existing folders; none where the library is installed without a checkout.
+        The existing folders.
     """
-    places = [Path.cwd(), Path(scbjax.__file__).resolve().parents[1]]
-    found = [place / folder for place in dict.fromkeys(places)]
+    found = [place / folder for place in dict.fromkeys((Path.cwd(), shipped()))]
     return [place for place in found if place.is_dir()]
 
 
+def shipped() -> Path:
+    """Returns the folder that holds ``sweeps`` and ``figures`` of the library itself.
+
+    A wheel carries copies of them within the package; a checkout has them beside it.
+    """
+    package = Path(scbjax.__file__).resolve().parent
+    copies = package / "_shipped"
+    return copies if copies.is_dir() else package.parent
+
+
 def find_studies() -> list[Path]:
-    """Returns the study files of the current directory and the checkout, sorted by name."""
+    """Returns the study files of the current directory and of the library, sorted by name."""
     found: dict[str, Path] = {}
     for folder in search_path("sweeps"):
         for path in folder.glob("*.toml"):
@@ -64,17 +73,20 @@ def _hint(given: str, found: Mapping[str, Path]) -> str:
         if given and Path(f"{given}.toml").is_file():
             return f"; did you mean the file '{given}.toml'?"
     if not found:
-        return f": {outside_checkout('sweeps')}, or name a study file, such as my_study.toml"
+        return f": {none_found('sweeps')}, or name a study file, such as my_study.toml"
     return nearest(given, found) or f" (studies: {', '.join(found)})"
 
 
-def outside_checkout(folder: str) -> str:
-    """What to say where a folder that a checkout has can't be found, as the library alone has not.
+def none_found(folder: str) -> str:
+    """What to say where nothing is found, not even what comes with the library.
 
     Args:
         folder: such as ``sweeps`` or ``figures``.
     """
-    return f"there is no folder '{folder}' with any here; run scbjax in a checkout, which has one"
+    return (
+        f"there is no folder '{folder}' with any here, and the one that comes with scbjax is "
+        "missing: install scbjax again"
+    )
 
 
 def read_text(path: Path) -> str:
