@@ -145,9 +145,9 @@ def draw_panel(axes: Axes, lines: list[Line]) -> None:
     axes.axhline(0.0, color="black", linewidth=0.8)
     trigram = float(np.median(first.trigram - first.bigram))
     axes.axhline(trigram, color="black", linewidth=0.8, linestyle="--", label="trigram")
-    estimates = [median_of(each) for line in lines for each in (line.bits - line.bigram).T]
-    lowest = min(trigram, *(each.low if np.isfinite(each.low) else each.value for each in estimates))
-    highest = max(0.0, *(each.value for each in estimates))
+    found = [median_of(each) for line in lines for each in (line.bits - line.bigram).T]
+    lowest = min(trigram, *(each.low if np.isfinite(each.low) else each.value for each in found))
+    highest = max(0.0, *(each.value for each in found))
     room = 0.12 * (highest - lowest)
     # Theory leaves at the top where it has models overfit, and so do some intervals.
     axes.set_ylim(lowest - room, highest + room)
