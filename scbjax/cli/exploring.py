@@ -9,7 +9,7 @@ import tyro
 
 from scbjax.cli.options import ExperimentFile, Results, left_out
 from scbjax.cli.printing import note
-from scbjax.exploring.explorer import BUDGET, write_page
+from scbjax.exploring import BUDGET
 from scbjax.sweep.engine.places import RESULTS
 
 
@@ -39,6 +39,8 @@ class Explore:
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
+        from scbjax.exploring.explorer import write_page
+
         path = write_page(
             self.path,
             self.out,

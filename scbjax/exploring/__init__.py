@@ -6,3 +6,8 @@ curves are shown, `thinning` how much of them fits into the file, `gathering` re
 arrays, and `page` writes them into a page. The page is built with Bokeh, which is imported when a
 page is made; nothing here needs JAX.
 """
+
+from typing import Final
+
+BUDGET: Final = "20MB"
+"""Size of a page: what a browser opens at once, and a mail takes."""

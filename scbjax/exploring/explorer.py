@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from scbjax.base import Experiment, StudyError
+from scbjax.exploring import BUDGET
 from scbjax.exploring.choosing import Choice, choose
 from scbjax.exploring.gathering import Gathered, gather
 from scbjax.exploring.opening import Results, attribute, opened_results
@@ -24,8 +25,6 @@ from scbjax.sweep.study.fields import shown
 if TYPE_CHECKING:
     import xarray
 
-BUDGET: Final = "20MB"
-"""Size of a page: what a browser opens at once, and a mail takes."""
 _MOST_COMPRESSED: Final = 4
 """A browser holds so many times what the file would without compression, and no more."""
 _SAFE: Final = 0.9  # other data may be compressed a little less
