@@ -22,7 +22,7 @@ PYTHONS := python3.11 python3.12 python3.13
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo explore test test-slow test-browser soak test-versions reference lint docs numbers claims \
-	figures bench dist workflows
+	figures bench dist workflows site
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -67,6 +67,15 @@ lint: $(STAMP)  ## ruff and mypy
 docs: $(STAMP)  ## write the generated pages of docs/
 	$(BIN)/python docs/generate.py
 
+# Its tools have pins and a stamp of their own, so that nothing else has to install them.
+SITE := build/site
+SITE_STAMP := $(VENV)/.installed-site
+site: $(SITE_STAMP)  ## build the site into build/site/html; a warning or a broken link is an error
+	$(BIN)/python docs/site/assemble.py $(SITE)/source
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs/site -d $(SITE)/doctrees \
+		-b html $(SITE)/source $(SITE)/html
+	@echo "the site: $(SITE)/html/index.html"
+
 RESULTS := results
 numbers: $(STAMP)  ## renew docs/numbers.md from the studies that were run into RESULTS (results)
 	$(BIN)/python docs/generate.py --results $(RESULTS)
@@ -101,13 +110,17 @@ $(VENV)-dist/.installed: requirements/dist.txt
 	@$(VENV)-dist/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-$(STAMP): pyproject.toml $(wildcard requirements/*.txt)
+$(STAMP): pyproject.toml $(filter-out requirements/site.txt,$(wildcard requirements/*.txt))
 	@test -n "$(PYTHON)" || { \
 		echo "scbjax needs Python 3.11 or newer; python3 is $$(python3 --version 2>&1)."; exit 1; }
 	@echo "Making $(VENV) with $$($(PYTHON) --version); this takes a minute."
 	@$(PYTHON) -m venv $(VENV)
 	@$(MAKE) --no-print-directory install-$(PINS) VENV=$(VENV)
 	@touch $(STAMP)
+
+$(SITE_STAMP): requirements/site.txt $(STAMP)
+	@$(PIP) -r requirements/site.txt
+	@touch $(SITE_STAMP)
 
 # A Python newer than the newest pins tries those.
 .PHONY: install-exact install-oldest

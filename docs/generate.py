@@ -227,16 +227,35 @@ def _plain(docstring: str) -> str:
     return re.sub(r":\w+:`([^`]*)`", r"`\1`", docstring.replace("``", "`"))
 
 
+def summary(module: str) -> str:
+    """The first sentence of a module's text, as Markdown."""
+    return _plain((import_module(module).__doc__ or "").partition("\n")[0])
+
+
+def entries(module: str) -> dict[str, str]:
+    """What a module defines for others, by name: ``function``, ``class`` or ``data``."""
+    kinds = {ast.FunctionDef: "function", ast.ClassDef: "class", ast.AnnAssign: "data"}
+    return {name: kinds[type(node)] for name, node in definitions(module).items()}
+
+
+def exported() -> dict[str, tuple[str, str]]:
+    """The names of `scbjax` itself: the module that each is from, and what it is."""
+    found = {}
+    for name, module in scbjax._MODULE_OF.items():
+        node = definitions(f"scbjax.{module}")[name]
+        found[name] = module, _describe(node, exported=False).partition("`: ")[2]
+    return found
+
+
 def api() -> str:
     """The text of docs/api.md."""
     parts = [API_HEADER]
     for module in MODULES:
-        summary = _plain((import_module(module).__doc__ or "").partition("\n")[0])
-        entries = [
+        listed = [
             _describe(node, exported=scbjax._MODULE_OF.get(name) == module.removeprefix("scbjax."))
             for name, node in definitions(module).items()
         ]
-        parts.append("\n".join([f"## `{module}`\n", f"{summary}\n", *entries]) + "\n")
+        parts.append("\n".join([f"## `{module}`\n", f"{summary(module)}\n", *listed]) + "\n")
     return "\n".join(parts)
 
 
