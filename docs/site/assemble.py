@@ -324,9 +324,12 @@ scbjax figure {caption.name} --numbers
 It is drawn by [`{caption.script}`](../{caption.script}) from the dataset of the study
 [`sweeps/{caption.study}.toml`](../sweeps/{caption.study}.toml):
 
+:::{{dropdown}} The study
+
 ```toml
 {read(f"sweeps/{caption.study}.toml").rstrip()}
 ```
+:::
 {_numbers(caption.name)}"""
 
 

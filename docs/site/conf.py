@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import sys
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +82,7 @@ toc_object_entries_show_parents = "hide"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+napoleon_attr_annotations = False
 napoleon_preprocess_types = False
 
 # ------------------------------------------------------------------------------------- pages
@@ -98,13 +101,15 @@ html_theme_options: dict[str, Any] = {
     "navigation_with_keys": False,
     "show_toc_level": 2,
     "show_nav_level": 1,
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": {"**": ["page-toc"], "index": []},
     "footer_start": ["copyright"],
     "footer_end": [],
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
     "back_to_top_button": False,
 }
+
+html_context = {"default_mode": "auto"}
 
 # Formulas are set in the browser, by files that are part of the site: nothing is fetched.
 mathjax_path = "mathjax/tex-chtml.js"
@@ -177,12 +182,23 @@ def qualify(app: Sphinx, doctree: nodes.document) -> None:
     del app
     for node in doctree.findall(pending_xref):
         name, module = node.get("reftarget", ""), node.get("py:module")
-        if node.get("refdomain") != "py" or "." in name or not module:
-            continue
-        found = getattr(importlib.import_module(module), name, None)
-        home = getattr(found, "__module__", None) or ""
-        if home.startswith("scbjax.") and getattr(found, "__qualname__", None) == name:
-            node["reftarget"] = f"{home}.{name}"
+        if node.get("refdomain") == "py" and name.isidentifier() and module:
+            node["reftarget"] = imported(module).get(name, name)
+
+
+@cache
+def imported(module: str) -> dict[str, str]:
+    """Names that a module has from others of the library, also for type checkers alone."""
+    found = find_spec(module)
+    assert found is not None
+    assert found.origin is not None
+    tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
+    return {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scbjax")
+        for alias in node.names
+    }
 
 
 def exists(name: str) -> bool:

@@ -17,6 +17,10 @@ SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Warns|Examples?|No
 ITEM = re.compile(r"\s*(?:[-*]|\d+\.) ")
 EQUATION = re.compile(r"^[^=`]{1,30} (?:=|\+=|-=|<-) ")
 LABELLED = re.compile(r"((?:[A-Za-z'^()]+ ?){1,4}:(?=\s{2}))?\s*(.*)")
+# Symbols in a sentence: alpha_V, K_P, mu; not what a section explains, such as `mu: ...`.
+SYMBOL = re.compile(
+    r"(?<![\w`./\"'=\[(-])(?:(?:alpha|eta|Delta|K|h)_(?:VP|AQ|[APQV])|mu)(?![\w(=:`\"']|-orth)"
+)
 # What has a meaning already: literals, roles and names in backticks, strong and emphasised text.
 MARKUP = re.compile(
     r"(``.+?``|:[a-z:]+:`[^`]+`|`[^`]+`_{0,2}|\*\*\S[^*]*\*\*|(?<![\w*])\*[^\s*][^*]*\*(?![\w*]))",
@@ -136,7 +140,9 @@ def _maths(chunk: list[str]) -> list[str]:
         label, rest = match.groups()
         more = r"\qquad " if _indent(line) > first else ""
         name = rf"{tex(label[:-1], words=True)}\text{{:}}\quad " if label else ""
-        rows.append(f"& {more}{name}{tex(rest, words=True)}")
+        rows.append(f"{more}{name}{tex(rest, words=True)}")
+    if len(rows) > 1:  # which Sphinx sets in an environment that aligns them
+        rows = [f"& {row}" for row in rows]
     last = len(rows) - 1
     lines = [
         f"{outer}   {row}" + (r" \\" if number < last else "") for number, row in enumerate(rows)
@@ -162,4 +168,5 @@ def _escaped(text: str) -> str:
     """What would be a substitution, emphasis or a link, and is none."""
     text = re.sub(r"(?<!\\)\|", r"\\|", text)
     lines = [re.sub(r"(?<=\S)\*|\*(?=\S)", r"\\*", line) for line in text.split("\n")]
-    return re.sub(r"(?<=\w)_(?=[\s,.;:)'?!]|$)", r"\\_", "\n".join(lines))
+    text = re.sub(r"(?<=\w)_(?=[\s,.;:)'?!]|$)", r"\\_", "\n".join(lines))
+    return SYMBOL.sub(lambda match: f":math:`{tex(match.group())}`", text)
