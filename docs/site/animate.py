@@ -180,14 +180,29 @@ def frames(runs: dict[str, xr.Dataset], query: int) -> Iterator[Image.Image]:
             yield picture.frame(step)
 
 
+def with_palette(picture: Image.Image, palette: Image.Image) -> Image.Image:
+    """A picture in the nearest colours of a palette, exactly: what does not change stays the same.
+
+    Pillow looks for them in a coarser grid of colours, in which white is not white.
+    """
+    given = palette.getpalette() or []
+    known = np.array(given, np.int32).reshape(-1, 3)[:COLORS]
+    seen, index = np.unique(np.asarray(picture).reshape(-1, 3), axis=0, return_inverse=True)
+    far = ((seen[:, None].astype(np.int32) - known) ** 2).sum(axis=-1)
+    nearest = far.argmin(axis=1).astype(np.uint8)[index.reshape(-1)]
+    mapped = Image.fromarray(nearest.reshape(picture.height, picture.width), mode="P")
+    mapped.putpalette(given)
+    return mapped
+
+
 def save(pictures: Sequence[Image.Image], out: Path) -> list[Path]:
     """Writes ``sparse.gif`` and ``sparse.png``; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
     still, moving = out / "sparse.png", out / "sparse.gif"
-    # The last frame has all colours; without dithering what does not change stays the same.
+    # The last frame has all colours.
     palette = pictures[-1].quantize(COLORS)
     palette.save(still, optimize=True)
-    few = [it.quantize(palette=palette, dither=Image.Dither.NONE) for it in pictures]
+    few = [with_palette(it, palette) for it in pictures]
     times = [FRAME] * (len(few) - 1) + [LAST]
     few[0].save(moving, save_all=True, append_images=few[1:], duration=times, loop=0)
     return [moving, still]

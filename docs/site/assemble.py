@@ -369,9 +369,9 @@ def api(site: Site) -> None:
     parts = [head, _public_names(generate)]
     for room in ROOMS:
         modules = [module for module in generate.MODULES if room_of(module) == room]
-        rows = [f"| {{py:mod}}`{it}` | {generate.summary(it)} |" for it in modules]
+        rows = [f"| {{py:mod}}`{it}` | {_cell(generate.summary(it))} |" for it in modules]
         parts.append(f"## {room}\n\n| module | |\n|---|---|\n" + "\n".join(rows) + "\n")
-        names = "\n".join(modules)
+        names = "\n".join(f"{it.removeprefix(ROOMS[room])} <{it}>" for it in modules)
         parts.append(f"```{{toctree}}\n:hidden:\n:caption: {room}\n\n{names}\n```\n")
     site.texts["api/index.md"] = "\n".join(parts)
     for module in generate.MODULES:
@@ -380,11 +380,16 @@ def api(site: Site) -> None:
 
 def _public_names(generate: object) -> str:
     rows = [
-        f"| {{py:obj}}`{name} <scbjax.{module}.{name}>` | {meaning} |"
+        f"| {{py:obj}}`{name} <scbjax.{module}.{name}>` | {_cell(meaning)} |"
         for name, (module, meaning) in sorted(generate.exported().items())  # type: ignore[attr-defined]
     ]
     head = "## Names of `scbjax` itself\n\n| name | |\n|---|---|\n"
     return head + "\n".join(rows) + "\n"
+
+
+def _cell(text: str) -> str:
+    """A text in a table, where a bar would end the cell."""
+    return text.replace("|", r"\|")
 
 
 def module_page(module: str, entries: Mapping[str, str]) -> str:

@@ -224,8 +224,14 @@ def exists_in(module: str, name: str) -> bool:
     return hasattr(found, name) or name in getattr(found, "__annotations__", {})
 
 
+def rules() -> str:
+    """What makes reStructuredText of docstrings: with another text the pages are written anew."""
+    return "".join((HERE / name).read_text("utf-8") for name in ("docstrings.py", "maths.py"))
+
+
 def setup(app: Sphinx) -> None:
     """Connects the functions above."""
+    app.add_config_value("site_rules", rules(), "env")
     app.connect("autodoc-process-docstring", prepare_docstring, priority=400)
     app.connect("autodoc-skip-member", skip_member)
     app.connect("doctree-read", qualify)

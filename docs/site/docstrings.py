@@ -19,7 +19,7 @@ EQUATION = re.compile(r"^[^=`]{1,30} (?:=|\+=|-=|<-) ")
 LABELLED = re.compile(r"((?:[A-Za-z'^()]+ ?){1,4}:(?=\s{2}))?\s*(.*)")
 # Symbols in a sentence: alpha_V, K_P, mu; not what a section explains, such as `mu: ...`.
 SYMBOL = re.compile(
-    r"(?<![\w`./\"'=\[(-])(?:(?:alpha|eta|Delta|K|h)_(?:VP|AQ|[APQV])|mu)(?![\w(=:`\"']|-orth)"
+    r"(?<![\w`./\"'=\[(-])(?:(?:alpha|eta|Delta|K|h)_(?:VP|AQ|[APQV])|mu)'?(?![\w(=:^`\"']|-orth)"
 )
 # What has a meaning already: literals, roles and names in backticks, strong and emphasised text.
 MARKUP = re.compile(
@@ -106,19 +106,21 @@ def _is_equations(chunk: list[str]) -> bool:
 
 def language_of(code: str) -> str | None:
     """The language of an indented block: Python, TOML, other text; None for formulas."""
-    if re.search(r'"|\bimport\b|\w\.[a-z_]+\(', code):
-        try:
-            ast.parse(code)
-        except SyntaxError:
-            pass
-        else:
-            return "python"
-        try:
-            tomllib.loads(code)
-        except tomllib.TOMLDecodeError:
-            return "text"
-        return "toml"
-    return "text" if re.search(r"\w/\w+\.\w", code) else None
+    if not re.search(r'"|\bimport\b|\w\.[a-z_]+\(', code):
+        return "text" if re.search(r"\w/\w+\.\w", code) else None
+    try:
+        tomllib.loads(code)
+    except tomllib.TOMLDecodeError:
+        return "python" if _is_python(code) else "text"
+    return "toml"
+
+
+def _is_python(code: str) -> bool:
+    try:
+        ast.parse(code)
+    except SyntaxError:
+        return False
+    return True
 
 
 def _block(chunk: list[str]) -> list[str]:
