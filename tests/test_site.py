@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import xarray as xr
-from PIL import Image
+from PIL import Image, ImageSequence
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "docs" / "site"
@@ -48,18 +48,21 @@ def test_every_page_of_the_docs_is_on_the_site(site: object) -> None:
 
 
 def test_every_page_stands_in_a_table_of_contents(site: object) -> None:
-    listed: set[str] = set()
-    for path, text in site.texts.items():  # type: ignore[attr-defined]
-        folder = path.rpartition("/")[0]
-        for body in re.findall(r"^```\{toctree\}\n(?::[^\n]*\n)*\n(.*?)^```", text, re.M | re.S):
-            for line in body.split("\n"):
-                name = re.sub(r".*<(.*)>", r"\1", line.strip())
-                if name:
-                    listed.add(name.removeprefix("/") if name[0] == "/" else f"{folder}/{name}")
-    listed = {name.removeprefix("/") for name in listed}
+    listed = assemble.listed(site)
     orphans = {path for path, text in site.texts.items() if "\norphan: true\n" in text}  # type: ignore[attr-defined]
     pages = {path.rpartition(".")[0] for path in set(site.texts) - orphans}  # type: ignore[attr-defined]
     assert pages - {"index"} == listed
+
+
+def test_a_new_page_is_added_to_the_last_table() -> None:
+    contents = "```{toctree}\n:hidden:\n\n/trust\n<!-- the rest -->\n```\n"
+    site = assemble.Site(
+        texts={"more/index.md": contents, "a/index.md": contents.replace("/trust", "x <b>")}
+    )
+    assert assemble.listed(site) >= {"trust", "a/b"}
+    assemble.list_the_rest(site)
+    assert {"trust", "figures", "start/install"} <= assemble.listed(site)
+    assert assemble.REST not in site.texts["more/index.md"]
 
 
 def test_every_picture_of_the_docs_is_in_the_gallery(site: object) -> None:
@@ -139,6 +142,10 @@ def test_what_is_as_it_was_is_not_written_again(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------- formulas
 
 
+def frames_of(picture: Image.Image) -> int:
+    return sum(1 for _ in ImageSequence.Iterator(picture))
+
+
 def squeezed(text: str) -> str:
     return re.sub(r"\s+", "", text)
 
@@ -175,7 +182,9 @@ def test_code_stays_code(code: str) -> None:
 
 
 def test_words_in_formulas_are_text() -> None:
-    assert "\\text{ over samples of a query }" in maths.tex("r   over samples of a query", words=True)
+    assert "\\text{ over samples of a query }" in maths.tex(
+        "r   over samples of a query", words=True
+    )
     with pytest.raises(maths.NotMathsError):
         maths.tex("over samples")
 
@@ -200,7 +209,8 @@ def test_a_docstring_becomes_restructured_text() -> None:
         r"The size :math:`|A |_{\mu}^{2}` of A, \|A\| for short, with a\_ and ``code_name``."
     )
     assert lines[2:6] == [".. math::", "", lines[4], lines[5]]
-    assert lines[4].startswith("   & V") and lines[4].endswith(r"\\")
+    assert lines[4].startswith("   & V")
+    assert lines[4].endswith(r"\\")
     assert r"    mu: :math:`\mu` [N]; :math:`K_{P}` is ``keys``." in lines
     assert "    >>> 2 * 3 * 4" in lines
 
@@ -227,15 +237,15 @@ def snapshots(length: int = 12, tokens: int = 3) -> xr.Dataset:
     noise = np.array([0.0, 0.05])[None, :, None, None, None]
     attention = attention + noise * rng.normal(size=(1, 2, len(steps), length, tokens))
     value = share * transition[:, None, None] + (1 - share) / tokens + 0 * noise
-    dims = ("seed", "optimizer", "snapshot")
+    dims, by_step = ("seed", "optimizer", "snapshot"), ("seed", "optimizer", "step")
     return xr.Dataset(
         {
             "attention_snapshots": ((*dims, "position", "query"), attention),
             "value_snapshots": ((*dims, "token_out", "token_in"), value),
             "pattern": (("seed", "position", "query"), pattern),
             "transition": (("seed", "token_out", "token_in"), transition),
-            "attention_distance": (("seed", "optimizer", "step"), 1 - share[..., 0, 0] + 0 * noise[..., 0, 0]),
-            "stage": (("seed", "optimizer", "step"), np.array([[[1, 1, 2, 2, 3], [1, 1, 2, 2, 2]]])),
+            "attention_distance": (by_step, (1 - share + 0 * noise)[..., 0, 0]),
+            "stage": (by_step, np.array([[[1, 1, 2, 2, 3], [1, 1, 2, 2, 2]]])),
         },
         coords={
             "seed": [4], "optimizer": ["proximal", "sgd"], "snapshot": steps, "step": steps,
@@ -247,8 +257,11 @@ def test_the_animation_is_drawn_from_a_dataset(tmp_path: Path) -> None:
     path = tmp_path / "made.nc"
     snapshots().to_netcdf(path, engine="h5netcdf")
     assert animate.main([str(path), "--seed", "4", "--out", str(tmp_path)]) == 0
-    with Image.open(tmp_path / "sparse.gif") as moving, Image.open(tmp_path / "sparse.png") as still:
-        assert moving.n_frames == 5
+    with (
+        Image.open(tmp_path / "sparse.gif") as moving,
+        Image.open(tmp_path / "sparse.png") as still,
+    ):
+        assert frames_of(moving) == 5
         assert moving.size == still.size
         moving.seek(0)
         first = np.asarray(moving.convert("RGB")).copy()
@@ -289,7 +302,7 @@ def test_what_can_not_be_drawn_is_said(
 def test_the_picture_of_the_first_page_is_small() -> None:
     assert 10_000 < (HERE / "sparse.gif").stat().st_size < 400_000
     with Image.open(HERE / "sparse.gif") as moving:
-        assert moving.n_frames > 30
+        assert frames_of(moving) > 30
 
 
 def test_the_study_of_the_picture_is_valid() -> None:

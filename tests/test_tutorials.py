@@ -51,7 +51,8 @@ def test_there_are_three_and_each_asserts_what_it_says() -> None:
 
 
 def test_cells_keep_their_lines() -> None:
-    text = "# Title\n\n```{code-cell} python\n:tags: [x]\n\na = 1\n```\n\n```{code-cell} python\nb\n```\n"
+    cells = "```{code-cell} python\n:tags: [x]\n\na = 1\n```", "```{code-cell} python\nb\n```"
+    text = "\n\n".join(["# Title", *cells]) + "\n"
     lines = script_of(text).splitlines()
     assert lines[5] == "a = 1"
     assert lines[9] == "b"

@@ -26,7 +26,7 @@ from PIL import Image
 STYLE = Path(__file__).resolve().parents[2] / "figures" / "scbjax.mplstyle"
 SIZE, DPI = (6.6, 5.8), 105
 # It is seen on phones, at half its size.
-LARGE = dict.fromkeys(("axes.titlesize", "axes.labelsize", "legend.fontsize"), 10.5) | {
+LARGE: Any = dict.fromkeys(("axes.titlesize", "axes.labelsize", "legend.fontsize"), 10.5) | {
     "xtick.labelsize": 9.5,
     "ytick.labelsize": 9.5,
 }
@@ -74,16 +74,18 @@ class Picture:
     def __init__(self, runs: dict[str, xr.Dataset], query: int) -> None:
         self.runs, self.query = runs, query
         self.first = next(iter(runs.values()))
-        self.figure = Figure(figsize=SIZE, dpi=DPI, layout="none")  # what moves must not be moved
+        self.figure = Figure(figsize=SIZE, dpi=DPI)
+        self.figure.set_layout_engine("none")  # the panels stay where they are
         self.canvas = FigureCanvasAgg(self.figure)
         sides: dict[str, float] = {"left": 0.09, "right": 0.98}
         above = self.figure.add_gridspec(len(runs), 1, **sides, top=0.88, bottom=0.43, hspace=0.4)
         below = self.figure.add_gridspec(
             1, 3, **sides, top=0.29, bottom=0.09, width_ratios=(1, 1, 2), wspace=0.3
         )
+        cells = [above[row] for row in range(len(runs))]
         self.bars = [
             self._attention(self.figure.add_subplot(cell), name)
-            for cell, name in zip(above, runs, strict=True)
+            for cell, name in zip(cells, runs, strict=True)
         ]
         self.value = self._matrix(self.figure.add_subplot(below[0]), "value matrix V", None)
         truth = self.first["transition"].to_numpy()
@@ -168,8 +170,9 @@ class Picture:
         stage = self._stage()
         named = "" if stage is None else STAGES.get(int(stage.sel(step=step)), "")
         self.title.set_text(f"step {step}" + (f",  {named}" if named else ""))
-        self.canvas.draw()
-        return Image.fromarray(np.asarray(self.canvas.buffer_rgba())).convert("RGB")
+        self.canvas.draw()  # type: ignore[no-untyped-call]
+        pixels = self.canvas.buffer_rgba()  # type: ignore[no-untyped-call]
+        return Image.fromarray(np.asarray(pixels)).convert("RGB")
 
 
 def frames(runs: dict[str, xr.Dataset], query: int) -> Iterator[Image.Image]:

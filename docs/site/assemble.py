@@ -41,6 +41,8 @@ PICTURES = (".png", ".gif", ".svg")
 LANGUAGES = {".py": "python", ".toml": "toml", ".md": "markdown", ".sh": "sh", ".cff": "yaml"}
 THUMBNAIL = 640  # pixels
 INCLUDE = re.compile(r"^<!-- include (\S+?)(?:: (.+))? -->$", re.MULTILINE)
+REST = "<!-- the rest -->"
+CONTENTS = re.compile(r"^```\{toctree\}\n(?::[^\n]*\n)*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FENCE = re.compile(r"^(`{3,}|~{3,}).*?^\1`*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\])\(([^()\s]+)\)")
 
@@ -89,10 +91,10 @@ def pages() -> dict[str, str]:
         found[f"tutorials/{path.stem}"] = f"docs/tutorials/{path.name}"
     for path in sorted(PAGES.rglob("*.md")):
         found[str(path.relative_to(PAGES).with_suffix(""))] = str(path.relative_to(ROOT))
-    for path, page in NAMED.items():
-        if path.endswith(".md") and page not in found and (ROOT / path).is_file():
-            found[page] = path
-    return {name: path for name, path in found.items() if (ROOT / path).is_file()}
+    for name, page in NAMED.items():
+        if name.endswith(".md") and page not in found and (ROOT / name).is_file():
+            found[page] = name
+    return found
 
 
 @cache
@@ -165,9 +167,7 @@ def sections(text: str) -> dict[str, str]:
     heads = [
         match
         for match in re.finditer(r"^#{1,2} (.*)$", text, re.MULTILINE)
-        if not any(
-            fence.start() < match.start() < fence.end() for fence in FENCE.finditer(text)
-        )
+        if not any(fence.start() < match.start() < fence.end() for fence in FENCE.finditer(text))
     ]
     ends = [*(match.start() for match in heads[1:]), len(text)]
     return {
@@ -256,7 +256,9 @@ def gallery(site: Site) -> None:
         parts.append(f"## {title}\n\n:::::{{grid}} 1 2 3 3\n:gutter: 3\n\n" + "\n".join(cards))
         parts.append(":::::\n")
     others = [_other_card(site, path) for path in other_pictures()]
-    parts.append("## Sequences of your own\n\n:::::{grid} 1 2 3 3\n:gutter: 3\n\n" + "\n".join(others))
+    parts.append(
+        "## Sequences of your own\n\n:::::{grid} 1 2 3 3\n:gutter: 3\n\n" + "\n".join(others)
+    )
     parts.append(":::::\n")
     names = "\n".join(captions())
     parts.append(f"```{{toctree}}\n:hidden:\n\n{names}\n```\n")
@@ -311,7 +313,7 @@ def figure_page(caption: Caption) -> str:
 *{_question(caption.study)}*
 
 {text}
-How lines, bands and stars are to be read is said [in front of the captions](figures.md#how-to-read-them).
+Lines, bands and stars are explained [in front of the captions](figures.md#how-to-read-them).
 
 ## How it is made
 
@@ -367,11 +369,11 @@ def api(site: Site) -> None:
 
     head = (PAGES / "api" / "index.md").read_text(encoding="utf-8")
     parts = [head, _public_names(generate)]
-    for room in ROOMS:
+    for room, prefix in ROOMS.items():
         modules = [module for module in generate.MODULES if room_of(module) == room]
         rows = [f"| {{py:mod}}`{it}` | {_cell(generate.summary(it))} |" for it in modules]
         parts.append(f"## {room}\n\n| module | |\n|---|---|\n" + "\n".join(rows) + "\n")
-        names = "\n".join(f"{it.removeprefix(ROOMS[room])} <{it}>" for it in modules)
+        names = "\n".join(f"{it.removeprefix(prefix)} <{it}>" for it in modules)
         parts.append(f"```{{toctree}}\n:hidden:\n:caption: {room}\n\n{names}\n```\n")
     site.texts["api/index.md"] = "\n".join(parts)
     for module in generate.MODULES:
@@ -413,13 +415,33 @@ def assemble() -> Site:
     site = Site()
     for page, path in pages().items():
         if page not in ("gallery/index", "api/index"):
-            site.add(page, text_of(page, path), path)
+            site.add(page, text_of(path), path)
     gallery(site)
     api(site)
+    list_the_rest(site)
     return site
 
 
-def text_of(page: str, path: str) -> str:
+def listed(site: Site) -> set[str]:
+    """The pages that stand in a table of contents."""
+    found = set()
+    for path, text in site.texts.items():
+        for body in CONTENTS.findall(text):
+            for line in filter(None, map(str.strip, body.split("\n"))):
+                name = line[line.find("<") + 1 :].rstrip(">")
+                found.add(posixpath.normpath(posixpath.join("/", posixpath.dirname(path), name)))
+    return {name.removeprefix("/") for name in found}
+
+
+def list_the_rest(site: Site) -> None:
+    """Adds to the last table of contents what no other one has: pages that are new in docs/."""
+    rest = sorted(set(pages()) - listed(site) - {"index"})
+    last = site.texts["more/index.md"]
+    names = "\n".join(f"/{name}" for name in rest)
+    site.texts["more/index.md"] = last.replace(REST, names)
+
+
+def text_of(path: str) -> str:
     """The text of a page: long lists are kept out of the search, the rest is as it stands."""
     text = read(path)
     if path == FIGURES:  # one title a page
@@ -440,9 +462,9 @@ def write(site: Site, out: Path) -> None:
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             _shrink(source, out / path)
     wanted = {*site.texts, *site.copies, *site.thumbnails}
-    for path in list(_files(out)):
-        if path.relative_to(out).as_posix() not in wanted:
-            path.unlink()
+    for found in list(_files(out)):
+        if found.relative_to(out).as_posix() not in wanted:
+            found.unlink()
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
@@ -474,7 +496,7 @@ def main() -> None:
     write(assemble(), parser.parse_args().out)
 
 
-if not os.fspath(DOCS) in sys.path:
+if os.fspath(DOCS) not in sys.path:
     sys.path.append(os.fspath(DOCS))
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(ROOT)]
 
-import scbjax  # noqa: E402 - of this checkout
 from docstrings import prepare  # noqa: E402
+
+import scbjax  # noqa: E402 - of this checkout
 
 project = "scbjax"
 author = "The scbjax developers"
@@ -48,7 +49,14 @@ copybutton_prompt_is_regexp = True
 
 # ---------------------------------------------------------------------------------- Markdown
 
-myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "attrs_block", "attrs_inline", "deflist"]
+myst_enable_extensions = [
+    "dollarmath",
+    "amsmath",
+    "colon_fence",
+    "attrs_block",
+    "attrs_inline",
+    "deflist",
+]
 myst_heading_anchors = 4
 myst_dmath_double_inline = True
 
@@ -135,7 +143,7 @@ def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
         copy_asset(home / name, to)
 
 
-def prepare_docstring(  # noqa: PLR0917 - what Sphinx calls it with
+def prepare_docstring(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
     """Makes reStructuredText of a docstring; before Napoleon, which reads the sections."""
@@ -143,7 +151,7 @@ def prepare_docstring(  # noqa: PLR0917 - what Sphinx calls it with
     lines[:] = prepare(lines)
 
 
-def skip_member(  # noqa: PLR0917 - what Sphinx calls it with
+def skip_member(
     app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object
 ) -> bool | None:
     """Leaves out the fields of tuples, which the text of their class explains."""
@@ -168,9 +176,7 @@ def resolve(
     if home is not None:
         target = f"scbjax.{home}.{last}"
         domain = env.get_domain("py")
-        found = domain.resolve_any_xref(
-            env, node["refdoc"], app.builder, target, node, contnode
-        )
+        found = domain.resolve_any_xref(env, node["refdoc"], app.builder, target, node, contnode)
         return found[0][1] if found else None
     return contnode if not name.startswith("scbjax.") or exists(name) else None
 

@@ -97,9 +97,7 @@ def _is_block(chunk: list[str], indent: int) -> bool:
 def _is_equations(chunk: list[str]) -> bool:
     """Whether all lines are equations: some docstrings have them without an indentation."""
     try:
-        return all(
-            EQUATION.match(line) and bool(tex(line.strip().rstrip("."))) for line in chunk
-        )
+        return all(EQUATION.match(line) and bool(tex(line.strip().rstrip("."))) for line in chunk)
     except NotMathsError:
         return False
 

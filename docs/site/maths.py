@@ -8,7 +8,7 @@ something in brackets behind them, ``1^T`` for a row of ones, ``<A, B>_mu`` for 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # Names of arguments and functions, although they could be formulas.
 CODE = ("l1", "grad", "lambda", "int", "max", "min", "sum", "log", "exp")
@@ -20,6 +20,13 @@ FUNCTIONS = ("sum", "log", "exp", "sinh", "max", "min", "int", "cos")
 OPERATORS = ("Tr", "tr", "Cov", "diag")
 SUBSCRIPTS = ("VP", "AQ", "block", "flat", "hat", "ij", "jh", "position", "yx", "gg", "bj")
 BLANKS = ("ds", "dt", "dp")
+COMMANDS = {
+    **{name: f"\\{name} " for name in (*GREEK, *FUNCTIONS)},
+    **{name: rf"\operatorname{{{name}}}" for name in OPERATORS},
+    "grad": r"\nabla ",
+    "Pr": r"\Pr",
+    "infinity": r"\infty ",
+}
 # Around words that are set as text, while a line is written.
 OPEN, CLOSE = "\x01", "\x02"
 SIGNS = {
@@ -84,20 +91,17 @@ class _Writer:
             yield self._one(match)
 
     def _one(self, match: re.Match[str]) -> str:
-        kind, text = match.lastgroup, match.group()
-        if kind == "gap":
-            return self._gap()
-        if kind == "words":
-            return self._word(text)
-        if kind == "label":
-            return rf"\text{{{text}}}"
-        if kind == "half":
-            return r"\tfrac{1}{2}"
-        if kind == "number":
-            return self._dressed(self._ones(text))
-        if kind == "name":
-            return self._name(text)
-        return self._sign(text)
+        text = match.group()
+        written: dict[str | None, Callable[[], str]] = {
+            "gap": self._gap,
+            "words": lambda: self._word(text),
+            "label": lambda: rf"\text{{{text}}}",
+            "half": lambda: r"\tfrac{1}{2}",
+            "number": lambda: self._dressed(self._ones(text)),
+            "name": lambda: self._name(text),
+            "sign": lambda: self._sign(text),
+        }
+        return written[match.lastgroup]()
 
     def _gap(self) -> str:
         """Blanks between formulas; those that line signs up under each other mean nothing."""
@@ -111,24 +115,17 @@ class _Writer:
         return r"\mathbf{1}" if is_vector else text
 
     def _name(self, text: str) -> str:
-        if text == "sqrt" and self._next() == "(":
-            return rf"\sqrt{{{self._inner(self._bracket())}}}"
-        if text in ("grad", "Pr"):
-            return self._dressed({"grad": r"\nabla ", "Pr": r"\Pr"}[text])
-        if text == "infinity":
-            return r"\infty "
-        if text in GREEK:
-            return self._dressed(f"\\{text} ")
-        if text in OPERATORS:
-            return self._dressed(rf"\operatorname{{{text}}}")
         rest = self.text[self.place :]
+        if text == "sqrt" and rest.startswith("("):
+            return rf"\sqrt{{{self._inner(self._bracket())}}}"
         if text == "E" and re.match(r"\[| [|<]| grad| [hn]_o", rest):
             return r"\mathbb{E}\,"
-        if text in FUNCTIONS and not rest.startswith(" over"):
-            return self._dressed(f"\\{text} ")
         if text == "l" and rest.startswith("1"):
             self.place += 1
             return r"\ell_1 "
+        command = COMMANDS.get(text)
+        if command is not None and not (text in FUNCTIONS and rest.startswith(" over")):
+            return self._dressed(command)
         is_article = text == "a" and re.match(r" [a-z]{3,}", rest) and not _is_name(rest)
         if (len(text) == 1 and not is_article) or text in BLANKS:
             return self._dressed(text + " ")
