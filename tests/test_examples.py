@@ -79,7 +79,7 @@ CHECKS: dict[str, Callable[[Names], None]] = {
 }
 
 
-SWEPT = ("heads", "letters")
+SWEPT = ("heads", "letters", "temperature")
 """Experiments, which tests/sweep/test_experiments.py runs."""
 QUICK = ("own_observable", "own_stages", "continue_and_save")
 """Every kind of part; the others take their time to compile."""

@@ -423,7 +423,7 @@ def test_a_study_without_snapshots_is_told_how_to_record_them() -> None:
     with pytest.raises(StudyError, match="has no snapshots of A and V to explore") as caught:
         choose(Whole(dataset, "own.nc"))
     command = shlex.split(str(caught.value).partition("record them with: ")[2])
-    assert command[:3] == ["scbjax", "run", "own"]
+    assert command[:3] == ["scbjax", "run", "own.toml"]
     overrides = [command[n + 1] for n, word in enumerate(command) if word == "--set"]
     again = parse_study(NO_SNAPSHOTS, "own", overrides)
     assert again.truth

@@ -541,6 +541,18 @@ def test_a_saved_fit_is_the_fit(fitted: Fit, tmp_path: Path) -> None:
         np.testing.assert_array_equal(own, other)
 
 
+def test_other_data_are_told_by_the_names_of_symbols(fitted: Fit) -> None:
+    """Whatever numbers a file of its own gives them."""
+    few = [name for name in fitted.names if name not in {"a", "b"}]
+    text = [few[n] for n in np.random.default_rng(0).integers(len(few), size=400)]
+    own = as_symbols(text)
+    assert own.names != fitted.names
+    assert fitted.score(own) == fitted.score(text)
+    strange = as_symbols([*text, "ZZ"])
+    with pytest.raises(StudyError, match="the data has 'ZZ', which the fit does not know"):
+        fitted.score(strange)
+
+
 def test_samples_have_the_probabilities_of_the_model() -> None:
     truth = random_mixture("scb", 1, 3, [1, 2], seed=3)
     drawn = np.asarray(mixtures.sample(truth, jax.random.key(0), jnp.array([0, 1]), 20_000))
@@ -620,6 +632,37 @@ def test_numbers_of_a_column_become_classes(tmp_path: Path) -> None:
     found = read_symbols(tmp_path / "t.csv", classes=4)
     assert np.bincount(found.tokens).tolist() == [250, 250, 250, 250]
     assert (np.diff([numbers[found.tokens == n].max() for n in range(4)]) > 0).all()
+
+
+def test_other_numbers_are_cut_at_the_bounds_of_a_fit(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    one.write_text("t\n1\n2\n3\n4\n5\n6\n")
+    two.write_text("t\n-7\n2.9\n3\n100\n4.5\n")
+    first = read_symbols(one, classes=3)
+    low, high = (float(name.split()[-1]) for name in first.names[:2])
+    assert first.names == (f"0: below {low:g}", f"1: {low:g} to {high:g}", f"2: from {high:g}")
+    second = read_symbols(two, names=first.names)
+    expected = [int(x >= low) + int(x >= high) for x in (-7, 2.9, 3, 100, 4.5)]
+    assert (second.names, second.tokens.tolist()) == (first.names, expected)
+
+
+def test_bounds_that_are_near_each_other_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("t\n" + "\n".join(f"1234567.{n}" for n in range(10)))
+    assert np.bincount(read_symbols(path, classes=5).tokens).tolist() == [2] * 5
+
+
+def test_nothing_is_told_across_an_empty_cell(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n1,x\n2,y\n3,\n4,x\n5,\n6,\n7,y\n8,y\n")
+    found = read_symbols(path, column="b")
+    assert (found.names, found.tokens.tolist(), found.starts) == (
+        ("x", "y"),
+        [0, 1, 0, 1, 1],
+        (0, 2, 3),
+    )
+    path.write_text("a,b\nu,1\nu,\nu,3\nu,2\n")
+    assert read_symbols(path, column="b", classes=2).starts == (0, 1)
 
 
 BAD = [

@@ -63,7 +63,8 @@ def runs_of(dataset: xr.Dataset, seed: int) -> dict[str, xr.Dataset]:
     rest = {dim: 0 for dim in dataset.dims if dim not in matrix | {"optimizer"}}
     dataset = dataset.isel(rest)
     if "optimizer" not in dataset.dims:
-        return {"": dataset}
+        chosen = [f"{dim} = {dataset[dim].item()}" for dim in rest if dim in dataset.coords]
+        return {", ".join(chosen): dataset}
     names = [str(name) for name in dataset["optimizer"].to_numpy()]
     return {name: dataset.sel(optimizer=name) for name in names[:2]}
 
@@ -95,7 +96,7 @@ class Picture:
 
     def _attention(self, axes: Any, name: str) -> Any:  # noqa: ANN401 - matplotlib's artists
         """A panel with the attention of the query; returns its bars."""
-        label, color, _ = ARMS.get(name, OTHER)
+        label, color, _ = ARMS.get(name, (name, *OTHER[1:]))
         pattern = self.first["pattern"].isel(query=self.query).to_numpy()
         learned = [run["attention_snapshots"].isel(query=self.query) for run in self.runs.values()]
         top = 1.12 * max(pattern.max(), *(float(it.max()) for it in learned))
@@ -106,7 +107,7 @@ class Picture:
         axes.plot(positions[at], pattern[at], "o", ms=9, mfc="none", mec="black", mew=1.3)
         axes.axhline(0, color="0.6", lw=0.6)
         axes.set(xlim=(0, len(pattern) + 1), ylim=(min(low, -0.05 * top), top))
-        axes.set_title(f"attention A, {label}" if name else label, loc="left")
+        axes.set_title(f"attention A, {label}" if name else OTHER[0], loc="left")
         axes.set_ylabel("weight")
         if not name or name == list(self.runs)[-1]:
             axes.set_xlabel("position in the context (rings: the truth Q)")
@@ -213,13 +214,18 @@ def save(pictures: Sequence[Image.Image], out: Path) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the animation of a dataset."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("dataset", type=Path, help="a dataset with snapshots and the truth")
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("dataset", type=Path, help="a dataset with snapshots and the truth (.nc)")
     parser.add_argument("--out", type=Path, default=Path("figures/out"), help="folder to write to")
     parser.add_argument("--seed", type=int, default=0, help="the seed that is shown")
     parser.add_argument("--query", type=int, default=0, help="whose attention is shown")
     given = parser.parse_args(arguments)
     try:
+        if given.dataset.suffix != ".nc":
+            raise ValueError("it must be the file of a dataset, such as results/sparse/sparse.nc")
         with xr.open_dataset(given.dataset) as dataset:
             runs = runs_of(dataset.load(), given.seed)
         queries = next(iter(runs.values())).sizes["query"]
@@ -228,7 +234,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"{given.dataset}: {error}", file=sys.stderr)
         return 2
-    for path in save(list(frames(runs, given.query)), given.out):
+    pictures = []
+    for picture in frames(runs, given.query):
+        pictures.append(picture)
+        if len(pictures) % 10 == 0:
+            print(f"{len(pictures)} frames", file=sys.stderr)
+    for path in save(pictures, given.out):
         print(path)
     return 0
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from scbjax.base import RECORD_EVERY, STEPS, StudyError
 from scbjax.exploring.opening import Results, attribute
+from scbjax.sweep.study.locating import find_studies
 
 if TYPE_CHECKING:
     import xarray
@@ -231,10 +232,11 @@ def _without_snapshots(results: Results) -> str:
         return f"{start}: a study records them with snapshots and truth in its table [record]"
     between = every * max(1, round(steps / every / FEW_FRAMES))
     name = attribute(results.frame, "name") or "STUDY"
+    study = name if name in {path.stem for path in find_studies()} else f"{name}.toml"
     snapshots = f"record.snapshots={{range=[0, {steps + 1}, {between}]}}"
     return (
-        f"{start}; record them with: scbjax run {name} --set '{snapshots}' --set record.final=true "
-        f"--set record.truth=true --out results/{name}-snapshots"
+        f"{start}; record them with: scbjax run {study} --set '{snapshots}' "
+        f"--set record.final=true --set record.truth=true --out results/{name}-snapshots"
     )
 
 

@@ -23,7 +23,7 @@ from scbjax.fitting.mixtures import (
     sample,
     score,
 )
-from scbjax.fitting.reading import Symbols, as_symbols, encode
+from scbjax.fitting.reading import Symbols, as_symbols, encode, renamed
 from scbjax.fitting.series import series_of
 from scbjax.tables import brief, nearest
 
@@ -170,7 +170,7 @@ class Fit:
     def encoded(self, given: Any, where: str = "the context") -> Symbols:  # noqa: ANN401
         """A text, or a list or array of symbols, by the names of this fit."""
         if isinstance(given, Symbols):
-            return given
+            return renamed(given, self.names, where)
         if isinstance(given, str):
             return encode([list(given)], self.kind, where=where, names=self.names)
         items = list(given)

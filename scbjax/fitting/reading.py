@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +22,7 @@ SAMPLES: Final = ("english", "temperatures", "brca1")
 """Sequences that come with Python or this library; where from, says `samples/README.md`."""
 OTHER: Final = "<other>"
 """The symbol that stands for all that are not among the most frequent ones."""
+_LISTED = 8  # names in a sentence
 MOST: Final = 4096  # symbols: matrices are [N, N]
 
 _ENDINGS: Final[Mapping[str, str]] = {
@@ -99,10 +102,12 @@ def read_symbols(
         raise StudyError(f"no kind of symbols is called {brief(kind)}{known}")
     for name, value in (("column", column), ("classes", classes)):
         if value is not None and kind != "csv":
-            raise StudyError(f"{name} = {brief(value)} has no meaning for {kind}, only for csv")
+            raise StudyError(
+                f"{name} = {brief(value)} has no meaning for {kind}, only for csv: --as csv"
+            )
     if kind == "integers":
         return as_symbols(_array(path), names=names)
-    records = _records(path, _text(path), kind, column, classes)
+    records = _records(path, _text(path), kind, column, classes, names)
     return encode(records, kind, where=str(path), top=top, names=names)
 
 
@@ -120,12 +125,22 @@ def read_sample(name: str) -> Symbols:
 
 
 def _records(
-    path: Path, text: str, kind: str, column: str | None, classes: int | None
+    path: Path,
+    text: str,
+    kind: str,
+    column: str | None,
+    classes: int | None,
+    names: Sequence[str] | None = None,
 ) -> list[list[str]]:
     if kind != "csv":
         return _TEXTS[kind](text)
     cells = _column(path, text, column)
-    return [cells if classes is None else _classes(path, cells, classes)]
+    if names is not None and (bounds := _bounds(names)):
+        cells = _cut(path, cells, bounds)
+    elif classes is not None:
+        cells = _classes(path, cells, classes)
+    # An empty cell is a gap: nothing is told across it.
+    return [list(part) for full, part in itertools.groupby(cells, bool) if full]
 
 
 def _is_sample(path: Path) -> bool:
@@ -197,8 +212,7 @@ def encode(
     number = {name: place for place, name in enumerate(names)}
     other = number.get(OTHER)
     if other is None and (unknown := [name for name in counts if name not in number]):
-        known = nearest(unknown[0], names) or f" (known: {', '.join(map(brief, names[:8]))}, ...)"
-        raise StudyError(f"{where} has {brief(unknown[0])}, which the fit does not know{known}")
+        raise StudyError(_unknown(where, unknown[0], names))
     of = {name: number.get(name, other) for name in counts}
     parts = [np.fromiter((of[s] for s in record), np.int64, len(record)) for record in records]
     ends = np.cumsum([part.size for part in parts])
@@ -208,6 +222,35 @@ def encode(
         (0, *(int(end) for end in ends[:-1])),
         kind,
     )
+
+
+def renamed(symbols: Symbols, names: Sequence[str], where: str) -> Symbols:
+    """The same symbols, numbered as those of a fit are: by what they stand for.
+
+    Raises:
+        StudyError: for a symbol that occurs and is not among the names.
+
+    Example:
+        >>> renamed(as_symbols("cab"), ("a", "b", "c", "d"), "the data").tokens.tolist()
+        [2, 0, 1]
+    """
+    if symbols.names == tuple(names):
+        return symbols
+    number = {name: place for place, name in enumerate(names)}
+    other = number.get(OTHER, -1)
+    table = np.array([number.get(name, other) for name in symbols.names])
+    unknown = np.flatnonzero(table < 0)
+    seen = unknown[np.isin(unknown, symbols.tokens)]
+    if seen.size:
+        raise StudyError(_unknown(where, symbols.names[seen[0]], names))
+    tokens = table[symbols.tokens].astype(_dtype(len(names)))
+    return dataclasses.replace(symbols, tokens=tokens, names=tuple(names))
+
+
+def _unknown(where: str, name: str, names: Sequence[str]) -> str:
+    more = ", ..." if len(names) > _LISTED else ""
+    known = nearest(name, names) or f" (known: {', '.join(map(brief, names[:_LISTED]))}{more})"
+    return f"{where} has {brief(name)}, which the fit does not know{known}"
 
 
 def _names(counts: Counter[str], kind: str, where: str, top: int | None) -> tuple[str, ...]:
@@ -293,27 +336,61 @@ def _column(path: Path, text: str, column: str | None) -> list[str]:
 
 
 def _classes(path: Path, cells: Sequence[str], classes: int) -> list[str]:
-    """Classes of numbers at their quantiles, named by their bounds."""
+    """Classes of numbers at their quantiles, named by their bounds; empty cells stay so."""
     if not 2 <= classes <= MOST:
         raise StudyError(f"classes = {classes}; it must be between 2 and {MOST}")
-    numbers = np.empty(len(cells))
+    numbers = _numbers(path, cells)
+    known = numbers[~np.isnan(numbers)]
+    if not known.size:
+        return []
+    cuts = np.unique(np.quantile(known, np.arange(1, classes) / classes))
+    for digits in range(6, 18):
+        bounds = [f"{cut:.{digits}g}" for cut in cuts]
+        if len(set(bounds)) == cuts.size:
+            break
+    return _cut(path, cells, bounds)
+
+
+def _cut(path: Path, cells: Sequence[str], bounds: Sequence[str]) -> list[str]:
+    """The names of the classes that numbers are in; a bound belongs to the class above it."""
+    # Numbered, so that they are in the order of the numbers when they are sorted by name.
+    width = len(str(len(bounds)))
+    between = (f"{low} to {high}" for low, high in pairwise(bounds))
+    spelt = (f"below {bounds[0]}", *between, f"from {bounds[-1]}")
+    names = [f"{n:0{width}d}: {text}" for n, text in enumerate(spelt)]
+    numbers = _numbers(path, cells)
+    places = np.searchsorted([float(bound) for bound in bounds], numbers, side="right")
+    return ["" if np.isnan(x) else names[n] for x, n in zip(numbers, places, strict=True)]
+
+
+def _bounds(names: Sequence[str]) -> list[str]:
+    """The bounds of classes, by their names; none where symbols are no classes."""
+    bounds = []
+    for place, name in enumerate(names):
+        match = re.fullmatch(r"(\d+): (?:below (\S+)|\S+ to (\S+)|from \S+)", name)
+        if match is None or int(match[1]) != place:
+            return []
+        bounds.append(match[2] or match[3])
+    return bounds[:-1]
+
+
+def _numbers(path: Path, cells: Sequence[str]) -> NDArray[Any]:
+    """Cells as numbers, NaN for empty ones."""
+    numbers = np.full(len(cells), np.nan)
     for place, cell in enumerate(cells):
+        if not cell:
+            continue
         try:
             numbers[place] = float(cell)
         except ValueError:
+            hint = "; write a decimal point" if "," in cell else ""
             raise StudyError(
-                f"{path}: {brief(cell)} in row {place + 2} is no number, and classes are of numbers"
+                f"{path}: {brief(cell)} in row {place + 2} is no number, and classes are of "
+                f"numbers{hint}"
             ) from None
-    if not np.isfinite(numbers).all():
-        raise StudyError(f"{path}: a number in the column is not finite")
-    if not numbers.size:
-        return []
-    cuts = np.unique(np.quantile(numbers, np.arange(1, classes) / classes))
-    bounds = ["", *(f"{cut:g}" for cut in cuts), ""]
-    # Numbered, so that they are in the order of the numbers when they are sorted by name.
-    width = len(str(cuts.size))
-    names = [f"{n:0{width}d}: {bounds[n]} to {bounds[n + 1]}" for n in range(cuts.size + 1)]
-    return [names[n] for n in np.searchsorted(cuts, numbers, side="right")]
+        if not np.isfinite(numbers[place]):
+            raise StudyError(f"{path}: a number in the column is not finite")
+    return numbers
 
 
 def letters_of(text: str) -> list[list[str]]:

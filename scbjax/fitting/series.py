@@ -86,9 +86,10 @@ def series_of(
     last = size if last is None else min(last, size)
     weights = window_weights(symbols, longest)[first:last]
     if not weights.any():
+        records = len(symbols.starts)
         raise StudyError(
-            f"{size} symbols in {len(symbols.starts)} records have no window of {longest} symbols "
-            "and the one behind them: ask for a shorter context"
+            f"{size} symbols{f' in {records} records' * (records > 1)} have no window of {longest} "
+            f"symbols and the one behind them: {longest + 1} in a row are needed"
         )
     chunk = min(CHUNK, 1 << math.ceil(math.log2(weights.size)))
     padded = -(-weights.size // chunk) * chunk

@@ -64,10 +64,17 @@ def _checked(dataset: xarray.Dataset, variables: Sequence[str]) -> list[str]:
             known = ", ".join(map(str, dataset.data_vars))
             raise StudyError(f"the dataset does not hold {name!r} (it holds {known})")
         if not _is_drawable(dataset, name):
-            raise StudyError(f"{name} can't be drawn: it is not a number for each run")
+            raise StudyError(f"{name} can't be drawn: {_why_not(dataset, name)}")
     if len({"step" in dataset[name].dims for name in names}) > 1:
         raise StudyError(f"{', '.join(names)} can't be drawn together: not all are along the step")
     return names
+
+
+def _why_not(dataset: xarray.Dataset, name: str) -> str:
+    own = [str(dim) for dim in dataset[name].dims if dim in MATRICES]
+    if not own:
+        return "it is not a number for each run"
+    return f"it has the dimension {', '.join(own)}; record a scalar of it beside the array"
 
 
 def _is_drawable(dataset: xarray.Dataset, name: str) -> bool:

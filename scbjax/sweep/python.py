@@ -298,6 +298,8 @@ def _entries(value: object, where: str) -> Sequence[Any]:
             raise StudyError(
                 f"{where} must be a number, a text, true or false, a list of these, a range or an "
                 f"array, got {shown(value)} of type {kind}"
+                + "; functions of your own go into an experiment (scbjax.learning)"
+                * callable(value)
             )
         array = np.asarray(value)
         if array.ndim > 1 or array.dtype.kind not in "biufU":

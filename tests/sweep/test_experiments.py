@@ -188,6 +188,21 @@ def test_data_of_ones_own_are_swept(tmp_path: Path) -> None:
     assert (out / "experiment.py").is_file()
 
 
+@pytest.mark.slow
+def test_a_number_of_an_attention_map_is_swept() -> None:
+    """A temperature is traced, one program; the lower it is, the less entropy is left."""
+    found = scbjax.sweep.run(
+        EXAMPLES / "temperature.toml",
+        experiment=EXAMPLES / "temperature.py",
+        axes={"seed": [0, 1], "temperature": [0.1, 3.0]},
+        progress=False,
+    )
+    entropy = found.entropy.isel(step=[0, -1]).transpose("temperature", "seed", "step").to_numpy()
+    np.testing.assert_allclose(entropy[..., 0], np.log(50), rtol=1e-5)  # even at the start
+    assert np.all(entropy[0, :, 1] < 0.5 * entropy[1, :, 1])
+    assert np.all(found.attention_distance.isel(step=-1) < found.attention_distance.isel(step=0))
+
+
 def test_the_sizes_of_records_are_worked_out_once(heads: tuple[Experiment, ...]) -> None:
     """They are asked for each chunk that is read, and a learner takes seconds to be traced."""
     (experiment,) = heads
