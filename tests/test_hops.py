@@ -202,7 +202,8 @@ def path_params(task: HopTask, at: HopPath) -> HopParams:
     )
 
 
-@pytest.mark.parametrize("easy", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("easy", [False, True])
 def test_a_step_on_the_path_is_that_of_expected_gradients(easy: bool) -> None:
     """By autodiff of the exact loss; what is left out for two hops is of order 1/T."""
     with double_precision():

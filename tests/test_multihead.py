@@ -255,6 +255,7 @@ def swept() -> xarray.Dataset:
     return found.transpose("correlation", "arm", "heads", "seed", "step", ...)
 
 
+@pytest.mark.slow
 def test_linear_heads_leave_what_theory_says(swept: xarray.Dataset) -> None:
     loss = swept.heads_excess_loss.values
     start, (apart, equal) = loss[..., 0], loss[..., -1]
@@ -273,6 +274,7 @@ def test_linear_heads_leave_what_theory_says(swept: xarray.Dataset) -> None:
     np.testing.assert_allclose(one, np.linalg.eigvalsh(moment)[:, 0] / 2, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_heads_one_after_the_other_find_patterns_of_different_weights(
     swept: xarray.Dataset,
 ) -> None:

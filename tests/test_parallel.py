@@ -49,7 +49,8 @@ def test_a_mapped_function_is_the_function_of_every_place(count: int) -> None:
     np.testing.assert_allclose(jax.jit(mapped)(keys, 1e-3), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 4])
 def test_several_devices_share_the_axis(devices: int) -> None:
     """Seven places on two and on four devices: neither divides them."""
     flags = f"--xla_force_host_platform_device_count={devices}"

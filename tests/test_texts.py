@@ -123,7 +123,13 @@ def test_bits_are_those_of_a_plain_computation(model: str, block: texts.Block) -
         assert float(bits) == pytest.approx(-logs[np.asarray(chosen) > 0].mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize(("model", "heads"), [("mtd", 2), ("mtdg", 1), ("scb", 1)])
+@pytest.mark.parametrize(
+    ("model", "heads"),
+    [
+        ("mtdg", 1),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("mtd", 2), ("scb", 1))),
+    ],
+)
 def test_the_start_is_that_of_a_fit(model: str, heads: int, block: texts.Block) -> None:
     context = 3
     series = block.series(context)

@@ -74,6 +74,7 @@ def run(folder: Path, *arguments: str, **environ: str) -> tuple[list[int], str]:
     return [int(word) for word in ran.stdout.splitlines()[-1].split()], ran.stderr
 
 
+@pytest.mark.slow
 @reads_back
 def test_the_second_process_compiles_nothing_and_gets_the_same_bits(tmp_path: Path) -> None:
     import xarray
