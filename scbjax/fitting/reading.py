@@ -344,9 +344,10 @@ def _classes(path: Path, cells: Sequence[str], classes: int) -> list[str]:
     if not known.size:
         return []
     cuts = np.unique(np.quantile(known, np.arange(1, classes) / classes))
-    for digits in range(6, 18):
+    places = np.searchsorted(cuts, known, side="right")
+    for digits in range(6, 18):  # as few as leave every number in its class
         bounds = [f"{cut:.{digits}g}" for cut in cuts]
-        if len(set(bounds)) == cuts.size:
+        if (np.searchsorted([float(b) for b in bounds], known, side="right") == places).all():
             break
     return _cut(path, cells, bounds)
 
