@@ -285,6 +285,10 @@ def draw(payload: Payload) -> Figure:
                 label=f"N = {size['num_tokens']}",
             )  # fmt: skip
         axes.set(xscale="log", xlabel=label)
+        low, high = axes.get_xlim()
+        ticks = [x for x in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0) if low <= x <= high]
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.minorticks_off()
         axes.axvline(1.0, color="#888888", linewidth=0.8)
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
