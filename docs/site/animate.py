@@ -101,12 +101,12 @@ class Picture:
         learned = [run["attention_snapshots"].isel(query=self.query) for run in self.runs.values()]
         top = 1.12 * max(pattern.max(), *(float(it.max()) for it in learned))
         low = 1.25 * min(0.0, *(float(it.min()) for it in learned))
-        positions = np.arange(1, len(pattern) + 1)
+        positions = np.arange(len(pattern))
         bars = axes.bar(positions, 0 * pattern, width=0.8, color=color)
         at = np.flatnonzero(pattern)
         axes.plot(positions[at], pattern[at], "o", ms=9, mfc="none", mec="black", mew=1.3)
         axes.axhline(0, color="0.6", lw=0.6)
-        axes.set(xlim=(0, len(pattern) + 1), ylim=(min(low, -0.05 * top), top))
+        axes.set(xlim=(-1, len(pattern)), ylim=(min(low, -0.05 * top), top))
         axes.set_title(f"attention A, {label}" if name else OTHER[0], loc="left")
         axes.set_ylabel("weight")
         if not name or name == list(self.runs)[-1]:
