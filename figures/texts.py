@@ -60,6 +60,7 @@ class Line:
         gap: their difference by theory, the same.
         bigram: held-out bits of it, the same.
         trigram: the same of the trigram.
+        change: of the held-out bits since the record before the last one, the same.
         lag: of the largest weight, the same.
         weight: the largest.
     """
@@ -72,13 +73,16 @@ class Line:
     gap: Values
     bigram: Values
     trigram: Values
+    change: Values
     lag: Values
     weight: Values
 
 
 def lines_of(dataset: xr.Dataset) -> list[Line]:
     """Read the lines of the study, as they stand at the last step."""
-    data = tidy(dataset).isel(step=-1)
+    records = tidy(dataset)
+    data = records.isel(step=-1)
+    data["change"] = data["held_out_bits"] - records["held_out_bits"].isel(step=-2)
     kinds = [along_arms(data, name) for name in ("data", "model", "heads", "context_length")]
     rows = list(zip(*kinds, strict=True))
 
@@ -95,7 +99,7 @@ def lines_of(dataset: xr.Dataset) -> list[Line]:
                 str(key[0]), (str(key[1]), int(key[2])),
                 np.array([int(rows[arm][3]) for arm in arms]),
                 of("held_out_bits", arms), of("learned_bits", arms), of("expected_gap", arms),
-                of("bigram_bits", arms), of("trigram_bits", arms),
+                of("bigram_bits", arms), of("trigram_bits", arms), of("change", arms),
                 of("main_lag", arms), of("main_weight", arms),
             )
         )  # fmt: skip
@@ -173,7 +177,8 @@ def tables(dataset: xr.Dataset) -> list[Table]:
                 (
                     line.data, label, int(context), float(np.median(line.bits[:, place])),
                     *saved, float(np.median(gap)),
-                    float(np.median(line.gap[:, place])), int(often[np.argmax(count)]),
+                    float(np.median(line.gap[:, place])),
+                    float(np.abs(line.change[:, place]).max()), int(often[np.argmax(count)]),
                     float(np.median(line.weight[:, place])),
                 )
             )  # fmt: skip
@@ -184,9 +189,10 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     return [
         Table(
             "Held-out bits a symbol, medians over blocks; less the bigram's of the same block, "
-            "with 95% intervals; gap to the learned ones, and k / (n ln 2)",
+            "with 95% intervals; gap to the learned ones, and k / (n ln 2); largest change of "
+            "held-out bits since the record before",
             ("sequence", "model", "d", "bits", *ranged("less the bigram"), "gap", "gap by theory",
-             "main lag", "weight"),
+             "largest change", "main lag", "weight"),
             rows,
         ),
         Table(

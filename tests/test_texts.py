@@ -9,12 +9,12 @@ import scbjax.sweep
 from scbjax.base import StudyError
 from scbjax.experiments import texts
 from scbjax.fitting import baselines, fits
-from scbjax.fitting.em import Data
+from scbjax.fitting.em import Data, relaxed_steps
 from scbjax.fitting.fitted import Options
 from scbjax.fitting.mixtures import Mixture, free_numbers, sample
-from scbjax.fitting.moments import count_pairs
+from scbjax.fitting.moments import Moments, count_pairs
 from scbjax.fitting.reading import Symbols, as_symbols, read_sample
-from scbjax.fitting.series import window_weights
+from scbjax.fitting.series import Series, window_weights
 from scbjax.sweep.study.files import load_study
 
 SIZE, LENGTH = 4, 512
@@ -47,6 +47,12 @@ def random_mixture(model: str, lags: int, seed: int = 0) -> Mixture:
         jnp.asarray(np.swapaxes(matrices, 1, 2), jnp.float32),
         jnp.arange(1, lags + 1, dtype=jnp.int32),
     )
+
+
+def steps(mixture: Mixture, series: Series, moments: Moments, count: int) -> Mixture:
+    """EM without smoothing."""
+    none = jnp.zeros(())
+    return relaxed_steps(mixture, series, none, moments.mu, factor=1.6, count=count)[0]
 
 
 def test_a_block_is_a_part_of_the_sequence(symbols: Symbols, block: texts.Block) -> None:
@@ -145,7 +151,7 @@ def test_the_start_is_that_of_a_fit(model: str, heads: int, block: texts.Block) 
 def test_em_learns(block: texts.Block) -> None:
     series = block.series(3)
     moments = count_pairs(series, SIZE)
-    step = jax.jit(lambda mixture: texts.em_steps(mixture, series, moments, jnp.zeros(()), 4))
+    step = jax.jit(lambda mixture: steps(mixture, series, moments, 4))
     mixture, bits = random_mixture("mtdg", 3), []
     for _ in range(4):
         bits.append(float(texts.mean_bits(mixture, block, 3)[0]))
@@ -169,7 +175,7 @@ def test_the_gap_is_that_of_akaike() -> None:
         tokens = sample(truth, first, jnp.zeros(1, jnp.int32), length + texts.LONGEST)
         block = texts.cut_block(then, tokens, jnp.ones(tokens.shape, bool), length)
         series = block.series(1)
-        fitted = texts.em_steps(start, series, count_pairs(series, 3), jnp.zeros(()), 20)
+        fitted = steps(start, series, count_pairs(series, 3), 20)
         own, other = (jnp.stack(texts.mean_bits(each, block, 1)) for each in (fitted, truth))
         found: jax.Array = (own - other)[1] - (own - other)[0]
         return found

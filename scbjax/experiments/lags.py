@@ -161,7 +161,7 @@ def chosen(
         series: the windows.
         moments: of their pairs.
     """
-    from scbjax.fitting.em import e_step, m_step, overrelaxed
+    from scbjax.fitting.em import relaxed_steps
     from scbjax.fitting.mixtures import Mixture, free_numbers
 
     queries = SYMBOLS if model == "scb" else 1
@@ -175,14 +175,11 @@ def chosen(
         weights = jnp.where(places < count, 1.0, 0.0)
         weights = weights / jnp.sum(weights)
         start = jnp.broadcast_to(weights[None, :, None], (1, _MOST, queries))
-
-        def step(at: Mixture, _: None) -> tuple[Mixture, jax.Array]:
-            shares, told = e_step(at, series)
-            target = m_step(shares, at, smoothing, moments.mu)
-            return overrelaxed(at, target, jnp.asarray(_FACTOR)), jnp.sum(told)
-
-        end = jax.lax.scan(step, Mixture(start, matrices, lags), None, length=_ITERATIONS)
-        likelihood = end[1][-1]
+        _, told = relaxed_steps(
+            Mixture(start, matrices, lags), series, smoothing, moments.mu,
+            factor=_FACTOR, count=_ITERATIONS,
+        )  # fmt: skip
+        likelihood = told[-1]
         free = free_numbers(model, SYMBOLS, count.astype(likelihood.dtype))
         bic: jax.Array = free * jnp.log(moments.windows) - 2.0 * likelihood
         return bic

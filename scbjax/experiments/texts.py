@@ -45,6 +45,7 @@ from scbjax.base import (
     in_turn,
 )
 from scbjax.experiments.parts_common import DECLARED
+from scbjax.fitting.reading import SAMPLES
 from scbjax.lazily import Lazily
 
 if TYPE_CHECKING:
@@ -57,11 +58,11 @@ if TYPE_CHECKING:
 else:
     jax, jnp = Lazily("jax"), Lazily("jax.numpy")
 
-SAMPLES: Final = ("english", "temperatures", "brca1")
 NGRAMS: Final = ("unigram", "bigram", "trigram")
 LONGEST: Final = 64
 """Symbols before the first that is told: of the longest context."""
 _HELD_OUT = 8  # one symbol of so many
+_KEPT = 0.95  # of the start, beside even weights and columns
 _FACTOR = 1.6  # of over-relaxed steps of EM: what plain ones find at once is left 0.6 times off
 
 
@@ -126,46 +127,24 @@ def start_of(series: Series, moments: Moments, model: str, heads: int) -> Mixtur
     from scbjax.fitting.mixtures import moved_inside
 
     lags = jnp.arange(1, series.longest + 1, dtype=jnp.int32)
-    if model == "mtdg":
-        mixture = by_moments.start_mtdg(moments, lags)
-    elif model == "mtd":
-        mixture = by_moments.start_mtd(moments, lags, heads)
-    else:
-        mixture = by_moments.start_scb(series, moments, lags, heads)
-    return moved_inside(mixture, moments.mu, 0.95)
-
-
-def em_steps(
-    mixture: Mixture, series: Series, moments: Moments, smoothing: jax.Array, count: int
-) -> Mixture:
-    """So many over-relaxed steps of EM."""
-    from scbjax.fitting.em import e_step, m_step, overrelaxed
-
-    def step(at: Mixture, _: None) -> tuple[Mixture, None]:
-        shares, _told = e_step(at, series)
-        return overrelaxed(
-            at, m_step(shares, at, smoothing, moments.mu), jnp.asarray(_FACTOR)
-        ), None
-
-    found: Mixture = jax.lax.scan(step, mixture, None, length=count)[0]
-    return found
+    mixture = by_moments.start_of(model, series, moments, lags, heads)
+    return moved_inside(mixture, moments.mu, _KEPT)
 
 
 def mean_bits(mixture: Mixture, block: Block, context: int) -> tuple[jax.Array, jax.Array]:
     """Bits a symbol, of those that were learned from and of those that were held out."""
-    from scbjax.fitting.mixtures import chunk_probability, weighted_log
-    from scbjax.fitting.series import Chunk, over_chunks
+    from scbjax.fitting.mixtures import chunk_probability
+    from scbjax.fitting.series import over_chunks
 
-    def of(weights: jax.Array) -> jax.Array:
-        series = block.series(context)._replace(weights=weights)
-
-        def part(chunk: Chunk) -> tuple[jax.Array, None]:
-            return weighted_log(chunk_probability(mixture, chunk), chunk), None
-
-        bits: jax.Array = -over_chunks(series, part)[0] / (jnp.sum(weights) * jnp.log(2.0))
-        return bits
-
-    return of(block.learned), of(block.held_out)
+    found = over_chunks(
+        block.series(context), lambda chunk: ((), chunk_probability(mixture, chunk))
+    )[1].ravel()
+    told = block.learned + block.held_out > 0  # others may look over the end of a record
+    bits = -jnp.log2(jnp.where(told, jnp.maximum(found, jnp.finfo(found.dtype).tiny), 1.0))
+    learned, held_out = (
+        jnp.sum(weights * bits) / jnp.sum(weights) for weights in (block.learned, block.held_out)
+    )
+    return learned, held_out
 
 
 # ----------------------------------------------------------------------------------------- n-grams
@@ -180,8 +159,6 @@ def kneser_ney(counts: jax.Array) -> jax.Array:
     Returns:
         Probabilities of the same shape.
     """
-    if counts.ndim == 0:
-        raise ValueError("counts must have at least one dimension")
     size = counts.shape[-1]
     once, twice = (jnp.sum(counts == number).astype(counts.dtype) for number in (1.0, 2.0))
     found = once / jnp.maximum(once + 2.0 * twice, 1.0)
@@ -284,6 +261,7 @@ POWER_OF_TWO = Relation(
 
 def _build(fixed: Values, _: Mapping[str, tuple[Any, ...]]) -> Functions:
     """The functions of a program."""
+    from scbjax.fitting.em import relaxed_steps
     from scbjax.fitting.mixtures import free_numbers
     from scbjax.fitting.moments import count_pairs
     from scbjax.fitting.reading import read_sample
@@ -310,7 +288,8 @@ def _build(fixed: Values, _: Mapping[str, tuple[Any, ...]]) -> Functions:
 
     def advance(_: Keys, values: Values, drawn: Drawn, state: Mixture, __: jax.Array) -> Mixture:
         series, smoothing = drawn.block.series(context), values["train.smoothing"]
-        return em_steps(state, series, drawn.moments, smoothing, every)
+        mu = drawn.moments.mu
+        return relaxed_steps(state, series, smoothing, mu, factor=_FACTOR, count=every)[0]
 
     def record(
         _: Keys, __: Values, drawn: Drawn, state: Mixture, ___: jax.Array

@@ -121,6 +121,38 @@ def overrelaxed(old: Mixture, new: Mixture, factor: jax.Array) -> Mixture:
     )
 
 
+def relaxed_steps(
+    mixture: Mixture,
+    series: Series,
+    smoothing: jax.Array,
+    mu: jax.Array,
+    *,
+    factor: float,
+    count: int,
+) -> tuple[Mixture, jax.Array]:
+    """So many steps, over-relaxed by one factor: EM where nothing may be looked at on the way.
+
+    Args:
+        mixture: the start.
+        series: the windows.
+        smoothing: s.
+        mu: how often symbols occur, [N].
+        factor: below two, so that the fixed point still attracts.
+        count: steps.
+
+    Returns:
+        The mixture, and the log-likelihood before each of the steps, [count].
+    """
+
+    def step(at: Mixture, _: None) -> tuple[Mixture, jax.Array]:
+        shares, told = e_step(at, series)
+        target = m_step(shares, at, smoothing, mu)
+        return overrelaxed(at, target, jnp.asarray(factor)), jnp.sum(told)
+
+    found: tuple[Mixture, jax.Array] = jax.lax.scan(step, mixture, None, length=count)
+    return found
+
+
 def log_prior(mixture: Mixture, smoothing: jax.Array, mu: jax.Array) -> jax.Array:
     """What smoothing adds to the log-likelihood that EM raises; a scalar."""
     tiny = jnp.finfo(mixture.weights.dtype).tiny

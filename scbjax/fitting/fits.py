@@ -139,12 +139,8 @@ def _start(symbols: Symbols, data: Data, own: Options, lags: jax.Array, last: in
         from scbjax.fitting.descent import fit_by_descent
 
         mixture = fit_by_descent(symbols, lags, last=last, seed=own.seed)
-    elif own.model == "mtdg":
-        mixture = by_moments.start_mtdg(data.moments, lags)
-    elif own.model == "mtd":
-        mixture = by_moments.start_mtd(data.moments, lags, own.heads)
     else:
-        mixture = by_moments.start_scb(data.series, data.moments, lags, own.heads)
+        mixture = by_moments.start_of(own.model, data.series, data.moments, lags, own.heads)
     # What is never said to happen costs without end when it does, and zeros stay zeros in EM.
     if own.polish:
         return moved_inside(mixture, data.moments.mu, 0.95)

@@ -343,6 +343,27 @@ def columns_on_simplex(matrices: jax.Array) -> jax.Array:
     return jnp.swapaxes(nearest.reshape(columns.shape), -1, -2)
 
 
+def start_of(
+    model: str, series: Series, moments: Moments, lags: jax.Array, heads: int = 1
+) -> Mixture:
+    """A model by squared error.
+
+    Args:
+        model: ``mtd``, ``mtdg`` or ``scb``.
+        series: the windows.
+        moments: of their pairs.
+        lags: of the model, [G] int32.
+        heads: H; MTDg has one.
+    """
+    if model == "mtdg":
+        mixture: Mixture = start_mtdg(moments, lags)
+    elif model == "mtd":
+        mixture = start_mtd(moments, lags, heads)
+    else:
+        mixture = start_scb(series, moments, lags, heads)
+    return mixture
+
+
 # -------------------------------------------------------------------------------- weights by query
 
 

@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 from scbjax.base import StudyError
 from scbjax.tables import brief, nearest
 
-SAMPLES: Final = ("english", "temperatures", "brca1")
+_SAMPLE_KINDS: Final[Mapping[str, str]] = {
+    "english": "letters", "temperatures": "csv", "brca1": "fasta",
+}  # fmt: skip
+SAMPLES: Final = tuple(_SAMPLE_KINDS)
 """Sequences that come with Python or this library; where from, says `samples/README.md`."""
 OTHER: Final = "<other>"
 """The symbol that stands for all that are not among the most frequent ones."""
@@ -28,9 +31,6 @@ MOST: Final = 4096  # symbols: matrices are [N, N]
 _ENDINGS: Final[Mapping[str, str]] = {
     ".csv": "csv", ".tsv": "csv", ".fa": "fasta", ".fasta": "fasta", ".fna": "fasta",
     ".ffn": "fasta", ".npy": "integers",
-}  # fmt: skip
-_SAMPLE_KINDS: Final[Mapping[str, str]] = {
-    "english": "letters", "temperatures": "csv", "brca1": "fasta",
 }  # fmt: skip
 _SAMPLE_CLASSES = 6
 
@@ -296,8 +296,8 @@ def _sample_text(name: str) -> str:
         from pydoc_data.topics import topics
 
         return "\n".join(topics.values())
-    ending = "csv" if name == "temperatures" else "fasta"
-    return (Path(__file__).parent / "samples" / f"{name}.{ending}").read_text(encoding="utf-8")
+    path = Path(__file__).parent / "samples" / f"{name}.{_SAMPLE_KINDS[name]}"
+    return path.read_text(encoding="utf-8")
 
 
 def _array(path: Path) -> NDArray[Any]:
