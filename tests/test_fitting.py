@@ -661,6 +661,10 @@ def test_nothing_is_told_across_an_empty_cell(tmp_path: Path) -> None:
         [0, 1, 0, 1, 1],
         (0, 2, 3),
     )
+    path.write_text("b\nx\n\ny\nx\n\n")  # the only column
+    assert read_symbols(path).starts == (0, 1)
+    path.write_text("a,b\nu,x\n\nu,y\n")
+    assert read_symbols(path, column="b").starts == (0,)
     path.write_text("a,b\nu,1\nu,\nu,3\nu,2\n")
     assert read_symbols(path, column="b", classes=2).starts == (0, 1)
 

@@ -312,10 +312,14 @@ def _column(path: Path, text: str, column: str | None) -> list[str]:
     """The cells of a column, without its head."""
     first = text.partition("\n")[0]
     delimiter = max("\t,;", key=first.count) if any(mark in first for mark in "\t,;") else ","
-    rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
-    if not rows:
+    rows = list(csv.reader(text.splitlines(), delimiter=delimiter))
+    if not any(rows):
         raise StudyError(f"{path} is empty: there are no rows in it")
+    while not rows[0]:
+        rows.pop(0)
     heads = [head.strip() for head in rows[0]]
+    # An empty line is no row of a table, and the empty cell of one column.
+    rows = [row or [""] for row in rows if row or len(heads) == 1]
     if column is None:
         if len(heads) > 1:
             raise StudyError(f"{path} has {len(heads)} columns; name one: {', '.join(heads)}")
