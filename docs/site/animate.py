@@ -226,6 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.dataset.suffix != ".nc":
             raise ValueError("it must be the file of a dataset, such as results/sparse/sparse.nc")
+        if not given.dataset.is_file():
+            raise ValueError("there is no such file")
         with xr.open_dataset(given.dataset) as dataset:
             runs = runs_of(dataset.load(), given.seed)
         queries = next(iter(runs.values())).sizes["query"]

@@ -17,7 +17,7 @@ from scbjax.sweep.study.locating import find_studies
 if TYPE_CHECKING:
     import xarray
 
-_STEP: Final = "step"
+STEP: Final = "step"
 _SNAPSHOT: Final = "snapshot"
 SAMPLES: Final = "samples"
 DIVERGED: Final = "diverged_at"
@@ -166,19 +166,20 @@ def _places(
 ) -> dict[int, Place]:
     """Where a matrix stands at which step: along the steps, or in snapshots and at the end."""
     own = dims.get(name, ())
-    if _STEP in own:
-        return {step: Place(name, _STEP, n) for n, step in enumerate(_steps(frame, _STEP))}
+    if STEP in own:
+        return {step: Place(name, STEP, n) for n, step in enumerate(steps_along(frame, STEP))}
     found = {}
     kept = f"{name}_snapshots"
     if _SNAPSHOT in dims.get(kept, ()):
-        steps = _steps(frame, _SNAPSHOT)
+        steps = steps_along(frame, _SNAPSHOT)
         found = {step: Place(kept, _SNAPSHOT, n) for n, step in enumerate(steps)}
-    if found and set(own) == set(dims[kept]) - {_SNAPSHOT} and _STEP in frame.dims:
-        found.setdefault(_steps(frame, _STEP)[-1], Place(name))
+    if found and set(own) == set(dims[kept]) - {_SNAPSHOT} and STEP in frame.dims:
+        found.setdefault(steps_along(frame, STEP)[-1], Place(name))
     return found
 
 
-def _steps(frame: xarray.Dataset, dim: str) -> list[int]:
+def steps_along(frame: xarray.Dataset, dim: str) -> list[int]:
+    """The steps along a dimension of time: its coordinate, or numbers from 0."""
     if dim not in frame.coords:
         return list(range(frame.sizes[dim]))
     return [int(step) for step in frame[dim].to_numpy()]
@@ -187,7 +188,7 @@ def _steps(frame: xarray.Dataset, dim: str) -> list[int]:
 def _panels(results: Results, axes: Sequence[str]) -> list[Panel]:
     """The curves: of the families that were recorded, or else the first few of what was."""
     curves = [
-        name for name, own in results.dims.items() if _STEP in own and set(own) <= {_STEP, *axes}
+        name for name, own in results.dims.items() if STEP in own and set(own) <= {STEP, *axes}
     ]
     panels = []
     for label, names in FAMILIES.items():
@@ -212,7 +213,7 @@ def _words(results: Results, name: str) -> str:
 def extras_of(results: Results, axes: Sequence[str]) -> tuple[str, ...]:
     """What is told beside the curves, if it was recorded: the samples that were used."""
     own = results.dims.get(SAMPLES, ())
-    return (SAMPLES,) if _STEP in own and set(own) <= {_STEP, *axes} else ()
+    return (SAMPLES,) if STEP in own and set(own) <= {STEP, *axes} else ()
 
 
 def _without_snapshots(results: Results) -> str:

@@ -15,11 +15,13 @@ import numpy.typing as npt
 
 from scbjax.exploring.choosing import (
     DIVERGED,
+    STEP,
     Choice,
     Place,
     Shown,
     extras_of,
     points_along,
+    steps_along,
 )
 from scbjax.exploring.opening import Results
 from scbjax.exploring.thinning import Places, Shape, Sizes, evenly, largest_rows, thin
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
 Half = npt.NDArray[np.float16]
 Single = npt.NDArray[np.float32]
-_STEP: Final = "step"
 _BEYOND: Final = 1.5
 """A colour scale goes up to so many times the largest entry of the truth: what is beyond it, of a
 trajectory that diverges, has a colour of its own, and does not make all others look alike."""
@@ -110,7 +111,7 @@ def sizes_of(results: Results, choice: Choice) -> Sizes:
         for s in choice.matrices
     }
     names = _names(results, choice)
-    records = frame.sizes[_STEP] if any(_STEP in dims[name] for name in names) else 0
+    records = frame.sizes[STEP] if any(STEP in dims[name] for name in names) else 0
     axes = {axis: len(places) for axis, places in _begun(results, choice.axes).items()}
     return Sizes(axes, len(choice.steps), records, len(names), matrices)
 
@@ -324,12 +325,7 @@ def scale_of(learned: npt.NDArray[Any], truth: npt.NDArray[Any]) -> Single:
 
 
 def _record_steps(results: Results) -> list[int]:
-    frame = results.frame
-    if _STEP not in frame.dims:
-        return []
-    if _STEP not in frame.coords:
-        return list(range(frame.sizes[_STEP]))
-    return [int(step) for step in frame[_STEP].to_numpy()]
+    return steps_along(results.frame, STEP) if STEP in results.frame.dims else []
 
 
 def _curves(
@@ -352,8 +348,8 @@ def _curves(
     where = {step: place for place, step in enumerate(steps)}
     own = {where[step] for step in (choice.steps[n] for n in at) if step in where}
     places = np.array(sorted(own | set(evenly(len(steps), most).tolist())))
-    dataset = results.select(list(names), {**axes, _STEP: places})
-    curves = [_arranged(dataset[name], choice.axes, counts, (_STEP,)) for name in names]
+    dataset = results.select(list(names), {**axes, STEP: places})
+    curves = [_arranged(dataset[name], choice.axes, counts, (STEP,)) for name in names]
     return np.stack([curve.astype(np.float32) for curve in curves], axis=1), places
 
 
