@@ -201,6 +201,18 @@ def test_help_does_without_jax() -> None:
     assert "run" in done.stdout
 
 
+def test_a_command_imports_no_other() -> None:
+    """`show` does not wait for what `fit`, `explore` and the others are made of."""
+    others = ["comparing", "drawing", "exploring", "fitting", "machine", "run", "status"]
+    done = python(
+        f"import sys; sys.modules.update({{'scbjax.cli.' + name: None for name in {others}}})\n"
+        "sys.argv = ['scbjax', 'show', 'quickstart']\n"
+        "from scbjax.cli import main; sys.exit(main())"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "quickstart" in done.stdout
+
+
 POSIX_ONLY = ("fcntl", "grp", "pwd", "resource", "syslog", "termios")
 
 

@@ -433,19 +433,20 @@ def _layer(
     swept = {path for axis in members for path in axis.fields}
     if lowering and any(_is_lowered(study, axis) for axis in members):
         swept |= lowering.writes
+    lowers = lowering is not None and not swept.isdisjoint(lowering.writes)
     # Of the base, what lowering asks for and what it may replace: there may be a million points.
-    asked = swept | (lowering.reads if lowering else set())
+    asked = swept | lowering.reads if lowering and lowers else frozenset()
     needed = {path: base[path] for path in base if path in asked}
     values = []
     for point in points:
         own = dict(needed)
         for axis, row in zip(members, itertools.compress(point, member), strict=True):
             own.update(zip(axis.fields, axis.values[row], strict=True))
-        values.append(_lowered(study, own))
+        values.append(_lowered(study, own) if lowers else own)
     columns = {
         path: tuple(value[path] for value in values)
-        for path, entry in study.fields.items()
-        if path in swept and entry.kind != "static"
+        for path in study.fields
+        if path in swept and study.fields[path].kind != "static"
     }
     return Layer(len(points), columns), np.array(points, np.int64).reshape(len(points), len(axes)).T
 
