@@ -11,6 +11,8 @@ V = TypeVar("V")
 
 NEAREST_CUTOFF = 0.5
 """Similarity (of difflib) from which a name is suggested: low enough for 'l2' to suggest 'l1'."""
+MIN_BEGUN = 3
+"""Letters from which what is typed may be the beginning of a name."""
 MAX_SHOWN = 60
 """Characters of an offending value that an error message repeats."""
 
@@ -18,13 +20,21 @@ MAX_SHOWN = 60
 def nearest(name: str, names: Iterable[str]) -> str:
     """Returns the suggestion that ends an error about a misspelt name, or nothing.
 
+    What is typed may also be the beginning of a name, which difflib finds unlike it.
+
     Example:
         >>> nearest("proximl", ["proximal", "sgd"])
         "; did you mean 'proximal'?"
+        >>> nearest("temp", ["time", "temperature_c"])
+        "; did you mean 'temperature_c'?"
         >>> nearest("xyz", ["proximal", "sgd"])
         ''
     """
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=NEAREST_CUTOFF)
+    known = list(names)
+    found = difflib.get_close_matches(name, known, n=1, cutoff=NEAREST_CUTOFF)
+    begun = [each for each in known if each.lower().startswith(name.lower())]
+    if len(name) >= MIN_BEGUN and begun:
+        found = difflib.get_close_matches(name, begun, n=1, cutoff=0.0)
     return f"; did you mean '{found[0]}'?" if found else ""
 
 

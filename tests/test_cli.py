@@ -931,6 +931,52 @@ def test_a_study_without_a_script_ends_with_the_default_figure(
     assert "--numbers needs the name of a figure with a script" in capsys.readouterr().err
 
 
+def test_variables_of_a_dataset_are_drawn_whatever_figures_there_are(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = checkout / "results" / "tiny"
+    results.mkdir(parents=True)
+    steps = np.arange(4)
+    xarray.Dataset(
+        {name: (("seed", "step"), np.ones((2, 4))) for name in ("value_distance", "stage")},
+        {"step": steps, "seed": [0, 1]},
+    ).to_netcdf(results / "tiny.nc", engine="h5netcdf")
+    for name in ("tiny", "results/tiny", "results/tiny/tiny.nc"):
+        assert cli.main(["figure", name, "--variables", "stage, value_distance"]) == 0
+        stem = "figures/out/tiny-stage-value_distance"
+        assert capsys.readouterr().out.splitlines() == [f"{stem}.png", f"{stem}.pdf"]
+        assert (checkout / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
+    for arguments, said in (
+        (["tiny", "--variables", "stag"], "does not hold 'stag'; did you mean 'stage'?"),
+        (["nope", "--variables", "stage"], "'nope' is no dataset, nor a study with one in results"),
+        (["all", "--variables", "stage"], "does not go with all"),
+        (["tiny", "--numbers", "--variables", "stage"], "does not go with --numbers"),
+    ):
+        assert cli.main(["figure", *arguments]) == 2
+        told = capsys.readouterr().err
+        assert said in told
+        assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "told"),
+    [("[0, 4]", ["watch it with: scbjax explore 'a b/tiny'"]), ("[]", [])],
+)
+def test_a_run_with_snapshots_says_how_to_watch_it(
+    checkout: Path,
+    capsys: pytest.CaptureFixture[str],
+    fake_runs: FakeRuns,
+    snapshots: str,
+    told: list[str],
+) -> None:
+    setting = f"record.snapshots={snapshots}"
+    assert cli.main(["run", "tiny", "--out", "a b/tiny", "--set", setting]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if "watch" in line] == told
+    assert fake_runs.calls
+    assert checkout.is_dir()
+
+
 def test_a_default_figure_that_fails_does_not_fail_the_run(
     checkout: Path, capsys: pytest.CaptureFixture[str], fake_runs: FakeRuns
 ) -> None:

@@ -857,6 +857,38 @@ def test_another_seed_and_arm_change_the_picture(
 
 
 @pytest.mark.browser
+def test_lines_across_the_curves_are_where_stages_begin(
+    tmp_path: Path, open_page: Callable[..., Any]
+) -> None:
+    dataset = made(frames=7)
+    stage = np.ones((3, dataset.sizes["step"]), np.int32)
+    stage[0, 3:] = 2  # from step 30 on, or whatever the third record is
+    stage[0, 5:] = 3
+    dataset["stage"] = (("seed", "step"), stage)
+    page = open_page(scbjax.explore(dataset, tmp_path / "page.html"))
+    steps = dataset["step"].to_numpy()
+    assert lines_of(page) == [steps[3], steps[5]]
+    assert "stage 1" in page.locator("#state").text_content()
+    page.keyboard.press("End")
+    assert "stage 3" in page.locator("#state").text_content()
+    with_lines = picture(page, "curves")
+    page.locator("select").nth(0).select_option("101")
+    settle(page)
+    assert lines_of(page) == []
+    assert "stage 1" in page.locator("#state").text_content()
+    assert picture(page, "curves") != with_lines
+
+
+def lines_of(page: Any) -> list[int]:  # noqa: ANN401
+    found: list[int] = page.evaluate(
+        """() => Bokeh.documents[0].get_model_by_name("curves-attention_distance")
+            .renderers.filter(each => each.glyph.type == "VSpan")
+            .flatMap(each => Array.from(each.data_source.data.step))"""
+    )
+    return found
+
+
+@pytest.mark.browser
 def test_a_click_on_a_curve_goes_to_that_step(
     tmp_path: Path, open_page: Callable[..., Any]
 ) -> None:

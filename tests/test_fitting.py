@@ -1,5 +1,7 @@
 """Fits of sequences: against brute force in float64, known chains, and plain n-grams."""
 
+import csv
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -529,6 +531,43 @@ def test_a_fit_tells_what_comes_next(fitted: Fit) -> None:
     assert (fitted.interval[:, 0] <= fitted.interval[:, 1]).all()
 
 
+def test_positions_are_told_one_by_one_as_contexts_are(fitted: Fit, letters: str) -> None:
+    text = letters[:2500]  # more than are told at a time
+    told = fitted.predict_along(text)
+    places = [fitted.longest, fitted.longest + 1, 1024, 1777, len(text) - 1]
+    law = fitted.predict_proba([text[place - fitted.longest : place] for place in places])
+    at = np.searchsorted(told.positions, places)
+    np.testing.assert_array_equal(told.positions, np.arange(fitted.longest, len(text)))
+    assert [told.symbols[n] for n in at] == [text[place] for place in places]
+    came = [fitted.names.index(text[place]) for place in places]
+    np.testing.assert_allclose(told.probabilities[at], law[np.arange(5), came], rtol=1e-5)
+    np.testing.assert_allclose(told.highest[at], law.max(axis=1), rtol=1e-5)
+    assert [told.likeliest[n] for n in at] == [fitted.names[n] for n in law.argmax(axis=1)]
+    bits = -np.log2(told.probabilities).mean()
+    assert bits == pytest.approx(fitted.score(text).bits, rel=1e-5)
+
+
+def test_nothing_is_told_across_the_end_of_a_record(fitted: Fit, letters: str) -> None:
+    own = as_symbols(letters[:60])
+    parts = dataclasses.replace(own, starts=(0, 25))
+    longest = fitted.longest
+    expected = [*range(longest, 25), *range(25 + longest, 60)]
+    assert fitted.predict_along(parts).positions.tolist() == expected
+
+
+def test_a_unigram_is_that_of_the_fit(fitted: Fit, letters: str) -> None:
+    text = letters[:400]
+    rest = text[fitted.longest :]
+    mu = dict(zip(fitted.names, np.asarray(fitted.mu, np.float64), strict=True))
+    loss = -sum(math.log(mu[c]) for c in rest)
+    row = fitted.unigram(text)
+    assert row.name == "unigram"
+    assert row.bits == pytest.approx(loss / len(rest) / math.log(2), rel=1e-5)
+    free = len(fitted.names) - 1
+    assert row.aic == pytest.approx(2 * loss + 2 * free, rel=1e-5)
+    assert row.bic == pytest.approx(2 * loss + free * math.log(len(rest)), rel=1e-5)
+
+
 def test_a_saved_fit_is_the_fit(fitted: Fit, tmp_path: Path) -> None:
     save_fit(fitted, tmp_path / "fit.nc")
     again = load_fit(tmp_path / "fit.nc")
@@ -646,6 +685,16 @@ def test_other_numbers_are_cut_at_the_bounds_of_a_fit(tmp_path: Path) -> None:
     assert (second.names, second.tokens.tolist()) == (first.names, expected)
 
 
+def test_numbers_are_contexts_of_a_fit_of_classes() -> None:
+    series = np.tile(["0: below 3", "1: from 3"], 200).tolist()
+    found = fit(series, model="mtd", context=2, lags=(1,), resamples=0)
+    by_number, by_name = found.predict_proba([["2.5", "7"], ["0: below 3", "1: from 3"]])
+    np.testing.assert_array_equal(by_number, by_name)
+    assert found.names[int(by_name.argmax())] == "0: below 3"
+    with pytest.raises(StudyError, match="'x' in row 2 is no number"):
+        found.predict_proba([["x", "7"]])
+
+
 def test_bounds_that_are_near_each_other_are_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("t\n" + "\n".join(f"1234567.{n}" for n in range(10)))
@@ -678,6 +727,13 @@ BAD = [
     ("t.csv", "temp,b\n1,2\n", {"column": "tmp"}, "did you mean 'temp'"),
     ("t.csv", "a\nx\ny\n", {"classes": 2}, "'x' in row 2 is no number"),
     ("t.csv", "a,b\n1,2\n3\n", {"column": "b"}, "row 3 has no column 'b'"),
+    ("t.csv", "temperature,b\n1,2\n", {"column": "temp"}, "did you mean 'temperature'"),
+    (
+        "t.csv",
+        "day\n" + "".join(f"{n}\n" for n in range(40)),
+        {},
+        "all 40 rows of the column differ",
+    ),
     ("a.txt", "abc", {"kind": "leters"}, "did you mean 'letters'"),
     ("a.txt", "abc", {"column": "x"}, "column = 'x' has no meaning for characters"),
     ("a.npy", b"no", {}, "not a file of one array"),
@@ -754,12 +810,36 @@ def test_the_command_fits_predicts_samples_and_scores(
     status, said = run(["predict", out, "the cat", "--top", 2], capsys)
     assert status == 0
     assert len(said.out.splitlines()) == 3
+    status, said = run(["predict", out, "the cat", "on a mat", "--top", 2], capsys)
+    assert [line.split()[0] for line in said.out.splitlines()] == [
+        "after",
+        *2 * ["the"],
+        *2 * ["on"],
+    ]
+    status, said = run(["predict", out, "--file", text, "--top", 1], capsys)
+    at_the_end = said.out
+    assert run(["predict", out, letters, "--top", 1], capsys)[1].out == at_the_end
+    table = tmp_path / "told.csv"
+    status, said = run(["predict", out, "--file", text, "--out", table], capsys)
+    assert status == 0
+    longest = load_fit(out).longest
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    assert [row["symbol"] for row in rows] == list(letters[longest:])
+    assert run(["predict", out, "--file", text, "--out", table], capsys)[0] == 2  # is there already
     status, said = run(["sample", out, "--length", 12, "--start", "the cat"], capsys)
     assert status == 0
     assert len(said.out.rstrip("\n")) == 12
     status, said = run(["score", out, text], capsys)
     assert status == 0
     assert "bits" in said.out
-    for wrong in (["predict", Path(tmp_path, "no.nc"), "a"], ["fit", text, "--lags", "1,99"]):
+    assert "unigram" in said.out
+    for wrong in (
+        ["predict", Path(tmp_path, "no.nc"), "a"],
+        ["predict", out],
+        ["predict", out, "the cat", "--file", text],
+        ["predict", out, "the cat", "--column", "x"],
+        ["predict", out, "--file", text, "--out", tmp_path / "told.txt"],
+        ["fit", text, "--lags", "1,99"],
+    ):
         status, said = run(wrong, capsys)
         assert (status, said.err.count("\n")) == (2, 1)

@@ -13,7 +13,7 @@ import tyro
 
 from scbjax.base import StudyError
 from scbjax.cli.exits import EXIT_BAD_INPUT
-from scbjax.cli.options import Results
+from scbjax.cli.options import Results, left_out
 from scbjax.cli.printing import note
 from scbjax.sweep.engine.places import RESULTS, checked_path
 from scbjax.sweep.study.fields import shown
@@ -37,12 +37,20 @@ class Figure:
     numbers: Annotated[
         bool, tyro.conf.arg(help="Print the numbers behind it as tables, and draw nothing.")
     ] = False
+    variables: Annotated[
+        str | None,
+        left_out(
+            metavar="NAME,NAME", help="Draw these variables of a dataset, a panel each, instead."
+        ),
+    ] = None
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
         from scbjax.sweep.scripts.figures import find_dataset, find_figure, find_figures
 
         results, out = Path(checked_path(self.results)), Path(checked_path(self.out))
+        if self.variables is not None:
+            return self._draw_variables(results, out)
         show = _print_numbers if self.numbers else partial(_draw, out=out)
         if self.name == "all":
             return _show_all(results, show)
@@ -55,6 +63,19 @@ class Figure:
             )
         else:
             _draw_any(dataset, out)
+        return 0
+
+    def _draw_variables(self, results: Path, out: Path) -> int:
+        from scbjax.sweep.scripts.figures import draw_default, find_dataset
+
+        names = [name.strip() for name in str(self.variables).split(",")]
+        if self.numbers or self.name == "all":
+            other = "--numbers" if self.numbers else "all"
+            raise StudyError(f"--variables draws one dataset, and does not go with {other}")
+        dataset = find_dataset(self.name, results)
+        if dataset is None:
+            raise StudyError(f"{shown(self.name)} is no dataset, nor a study with one in {results}")
+        _print_paths(draw_default(dataset, out, names))
         return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +20,12 @@ from scbjax.sweep.study.fields import shown
 from scbjax.tables import nearest
 
 if TYPE_CHECKING:
-    from scbjax.fitting.fitted import Fit as Fitted, Row
+    from scbjax.fitting.fitted import Fit as Fitted, Predictions, Row
     from scbjax.fitting.reading import Symbols
 
 _FOLDER = Path("results") / "fit"
 _DPI = 200
+_TITLE = 40  # characters of a context
 _GLUED = frozenset({"characters", "letters", "fasta"})  # symbols without blanks between
 
 _Kind = Annotated[
@@ -122,25 +125,45 @@ class Fit:
 
 @dataclass(frozen=True)
 class Predict:
-    """Tell what comes next after a context, by a fit."""
+    """Tell by a fit what comes next: after contexts, at the end of a file, all along it."""
 
     fit: _Model
-    context: Annotated[
-        tyro.conf.Positional[str], tyro.conf.arg(metavar="CONTEXT", help="The symbols before it.")
-    ]
+    contexts: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="CONTEXT", help="The symbols before it, the newest last."),
+    ] = ()
     top: Annotated[int, tyro.conf.arg(help="How many symbols are listed.")] = 5
+    file: Annotated[
+        str | None, left_out(metavar="FILE", help="Tell what comes at the end of a file.")
+    ] = None
+    column: _Column = None
+    out: Annotated[
+        str | None,
+        left_out(metavar="FILE.csv", help="Write what is told of every position of --file."),
+    ] = None
+    force: Annotated[bool, tyro.conf.arg(help="Replace what is in --out.")] = False
 
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
-        fitted = _load(self.fit)
         read_integer("--top", str(self.top), 1)
-        law = fitted.predict_proba([split(self.context, fitted.kind)])[0]
-        order = law.argsort(kind="stable")[::-1][: self.top]
-        rows = [
-            ("next", "probability"),
-            *((_quoted(fitted.names[n]), f"{law[n]:.4f}") for n in order),
-        ]
-        print("\n".join(aligned(rows)))
+        if bool(self.contexts) == (self.file is not None):
+            raise StudyError("predict needs contexts or a --file, and not both")
+        for name, value in (("--column", self.column), ("--out", self.out)):
+            if value is not None and self.file is None:
+                raise StudyError(f"{name} is of a --file, and there is none")
+        fitted = _load(self.fit)
+        if self.file is None:
+            given = [split(text, fitted.kind) for text in self.contexts]
+            _print_next(fitted, given, self.contexts, self.top)
+            return 0
+        out = None if self.out is None else _free(self.out, ".csv", force=self.force)
+        symbols = _read_as(fitted, self.file, self.column)
+        end = symbols.tokens[symbols.starts[-1] :][-fitted.longest :]
+        last = [symbols.names[n] for n in end]
+        _print_next(fitted, [last], [f"the end of {self.file}"], self.top)
+        if out is not None:
+            _write_predictions(out, fitted.predict_along(symbols))
+            print(f"all along it: {out}")
         return 0
 
 
@@ -174,13 +197,42 @@ class Score:
     def __call__(self) -> int:
         """Runs the command; returns its exit status."""
         fitted = _load(self.fit)
-        from scbjax.fitting.reading import read_symbols
-
-        symbols = read_symbols(
-            checked_path(self.file), fitted.kind, column=self.column, names=fitted.names
-        )
-        print("\n".join(aligned([_HEAD, _cells(fitted.score(symbols))])))
+        symbols = _read_as(fitted, self.file, self.column)
+        rows = fitted.unigram(symbols), fitted.score(symbols)
+        print("\n".join(aligned([_HEAD, *map(_cells, rows)])))
+        print("(the unigram is that of the fit; AIC and BIC are of these data)")
         return 0
+
+
+def _read_as(fitted: Fitted, file: str, column: str | None) -> Symbols:
+    """Other data of the kind that a fit is of, by its symbols."""
+    from scbjax.fitting.reading import read_symbols
+
+    return read_symbols(checked_path(file), fitted.kind, column=column, names=fitted.names)
+
+
+def _print_next(
+    fitted: Fitted, given: Sequence[Sequence[str]], titles: Sequence[str], top: int
+) -> None:
+    """The likeliest symbols after contexts; of several, each with its context before it."""
+    laws = fitted.predict_proba(given)
+    rows = [("after", "next", "probability")]
+    for title, law in zip(titles, laws, strict=True):
+        order = law.argsort(kind="stable")[::-1][:top]
+        short = title if len(title) <= _TITLE else f"...{title[-_TITLE:]}"  # the newest is last
+        rows += [(_quoted(short), _quoted(fitted.names[n]), f"{law[n]:.4f}") for n in order]
+    print("\n".join(aligned(rows if len(laws) > 1 else [row[1:] for row in rows])))
+
+
+def _write_predictions(out: Path, told: Predictions) -> None:
+    """What is told of each position, as a table; positions from 0, as in Python."""
+    from scbjax.sweep.results.arrays import atomic_file
+
+    with atomic_file(out) as file:
+        table = csv.writer(codecs.getwriter("utf-8")(file), lineterminator="\n")
+        table.writerow(["position", "symbol", "probability", "likeliest", "its_probability"])
+        for position, symbol, own, likeliest, highest in zip(*told, strict=True):
+            table.writerow([position, symbol, f"{own:.6g}", likeliest, f"{highest:.6g}"])
 
 
 def read_lags(text: str) -> str | tuple[int, ...]:
@@ -278,9 +330,14 @@ class _Stage:
 
 def _out(out: str | None, file: str, *, force: bool) -> Path:
     """Where a fit goes, which must be free and writable before anything is computed."""
-    path = _FOLDER / f"{Path(file).stem}.nc" if out is None else Path(checked_path(out))
-    if path.suffix != ".nc":
-        raise StudyError(f"--out must end in .nc, got {shown(str(path))}")
+    default = str(_FOLDER / f"{Path(file).stem}.nc")
+    return _free(default if out is None else out, ".nc", force=force)
+
+
+def _free(out: str, ending: str, *, force: bool) -> Path:
+    path = Path(checked_path(out))
+    if path.suffix != ending:
+        raise StudyError(f"--out must end in {ending}, got {shown(str(path))}")
     if path.exists() and not force:
         raise StudyError(f"{path} is there already; replace it with --force, or name another --out")
     check_writable(path.parent)

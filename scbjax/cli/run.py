@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,9 @@ from scbjax.sweep.study.files import Study
 
 if TYPE_CHECKING:
     from scbjax.sweep.engine.here import Place
+
+_WATCHED = {"attention", "value"}
+"""Matrices that `scbjax explore` shows."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class Run:
             print("this study is already complete; --force runs it again")
         print(f"dataset: {report.dataset}")
         tell_figures(study.name, report.dataset, draw=not self.no_figure)
+        if study.snapshots and _WATCHED & set(study.experiment.kept):
+            print("watch it with:", shlex.join(["scbjax", "explore", str(report.dataset.parent)]))
         return 0
 
     def _place(self) -> AbstractContextManager[Place]:

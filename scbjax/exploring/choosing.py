@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 STEP: Final = "step"
 _SNAPSHOT: Final = "snapshot"
 SAMPLES: Final = "samples"
+STAGE: Final = "stage"
 DIVERGED: Final = "diverged_at"
 FEW_FRAMES: Final = 20
 """So many snapshots are suggested where there are none."""
@@ -74,7 +75,7 @@ FAMILIES: Final[Mapping[str, Mapping[str, str]]] = {
     "loss": {"excess_loss": "above that of the truth"},
 }
 """What is drawn together, in one panel each, as far as it was recorded, and what it is called."""
-_LEFT_TO_THE_END: Final = (SAMPLES, "stage", "flipped")
+_LEFT_TO_THE_END: Final = (SAMPLES, STAGE, "flipped")
 
 
 @dataclass(frozen=True)
@@ -211,9 +212,13 @@ def _words(results: Results, name: str) -> str:
 
 
 def extras_of(results: Results, axes: Sequence[str]) -> tuple[str, ...]:
-    """What is told beside the curves, if it was recorded: the samples that were used."""
-    own = results.dims.get(SAMPLES, ())
-    return (SAMPLES,) if STEP in own and set(own) <= {STEP, *axes} else ()
+    """What is told beside the curves, if it was recorded: the samples used, and the stage."""
+    of_trajectories = {STEP, *axes}
+    return tuple(
+        name
+        for name in (SAMPLES, STAGE)
+        if STEP in (own := results.dims.get(name, ())) and set(own) <= of_trajectories
+    )
 
 
 def _without_snapshots(results: Results) -> str:

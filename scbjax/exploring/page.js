@@ -74,7 +74,15 @@ const choose = () => {
     for (const name of panel) found[name] = curveOf(trajectory, name)
     curve_sources[n].data = found
   })
+  stages.data = { step: beginnings(trajectory) }
   show()
+}
+
+// The first records of all stages but the first.
+const beginnings = trajectory => {
+  if (!about.names.includes("stage")) return []
+  const stage = curveOf(trajectory, "stage")
+  return about.record_steps.filter((_, n) => n > 0 && stage[n] > stage[n - 1])
 }
 
 const curveOf = (trajectory, name) => {
@@ -104,6 +112,8 @@ const tell = (trajectory, frame, step) => {
   const now = name => place < 0 ? NaN : curveOf(trajectory, name)[place]
   const told = about.told.map(([name, words]) => `${words} ${worded(now(name))}`)
   if (about.names.includes("samples")) told.unshift(`${grouped(now("samples"))} samples`)
+  const stage = about.names.includes("stage") ? now("stage") : NaN
+  if (stage > 0) told.unshift(`stage ${stage}`)
   put("state", [label(), `step ${step}`, ...told].filter(part => part).join(" · "))
   put("warning", warning(trajectory, step))
   put("elsewhere", about.matrices.map((own, n) => elsewhere(own, n, trajectory, frame)).filter(part => part).join(" "))

@@ -17,7 +17,7 @@ import numpy as np
 
 import scbjax
 from scbjax.base import StudyError
-from scbjax.exploring.choosing import SAMPLES, Panel
+from scbjax.exploring.choosing import SAMPLES, STAGE, Panel
 from scbjax.exploring.gathering import Gathered, MatrixData
 from scbjax.exploring.opening import Results, attribute
 from scbjax.exploring.words import (
@@ -43,6 +43,7 @@ _MANY: Final = 40
 _CURVES_HEIGHT: Final = 190
 _GRID: Final = "#e6e6e6"
 _NOTHING: Final = "#d9d9d9"
+_STAGE: Final = "#666666"
 _ABOVE, _BELOW = COLOURS[1], COLOURS[4]  # beyond a colour scale: not among its own colours
 _DASHES: Final = ("solid", "dashed", "dotdash", "dotted")
 _READING: Final = (
@@ -50,6 +51,7 @@ _READING: Final = (
     "at all steps. Grey: there is no number. Orange and pink: above and below the scale, as in "
     "trajectories that diverge. Entries are kept to one part in 2048."
 )
+_STAGES: Final = " Dotted lines across the curves: a stage begins."
 _MARKED: Final = " Framed entries of A: where Q is not zero."
 
 
@@ -100,14 +102,18 @@ def make_page(results: Results, data: Gathered) -> str:
     """
     from bokeh.document import Document
     from bokeh.embed import file_html
-    from bokeh.models import Slider, Toggle
+    from bokeh.models import ColumnDataSource, Slider, Toggle
     from bokeh.resources import INLINE
 
     frame = results.frame
     tall = any(own.learned.shape[2] > _MANY for own in data.matrices)
     selects = [_select(frame, axis, places) for axis, places in data.axes.items()]
     pictures = [_picture(own, tall=tall) for own in data.matrices]
-    panels = [_curves(*each, data) for each in zip(data.choice.panels, data.ranges, strict=True)]
+    stages = ColumnDataSource({"step": []})
+    panels = [
+        _curves(panel, spread, stages, data)
+        for panel, spread in zip(data.choice.panels, data.ranges, strict=True)
+    ]
     slider = Slider(
         start=0, end=max(1, len(data.steps) - 1), step=1, value=0, name="step", title="Step",
         show_value=False, tooltips=False, sizing_mode="stretch_width",
@@ -124,6 +130,7 @@ def make_page(results: Results, data: Gathered) -> str:
         "pictures": [model for picture in pictures for model in picture.changing],
         "curve_sources": [source for _, source, _ in panels],
         "cursors": [cursor for _, _, cursor in panels],
+        "stages": stages,
     }
     _tie(document, models, _data(results, data))
     names = {
@@ -148,7 +155,9 @@ def _texts(results: Results, data: Gathered) -> dict[str, Any]:
         "question": attribute(frame, "question"),
         "facts": facts_of(frame),
         "notes": [*results.notes, *_without_truth(data)],
-        "reading": _READING + (_MARKED if marked else ""),
+        "reading": "".join(
+            [_READING, _MARKED if marked else "", _STAGES if STAGE in data.names else ""]
+        ),
         "left_out": left_out(data),
         "version": scbjax.__version__,
         "source": results.source,
@@ -357,9 +366,9 @@ def _heat_map(
 
 
 def _curves(
-    panel: Panel, spread: tuple[float, float], data: Gathered
+    panel: Panel, spread: tuple[float, float], stages: ColumnDataSource, data: Gathered
 ) -> tuple[Figure, ColumnDataSource, Model]:
-    """Curves of one kind, with a cursor at the step that is shown."""
+    """Curves of one kind, with lines where stages begin, and a cursor at the step that is shown."""
     from bokeh.models import ColumnDataSource, Legend, Range1d, Span
     from bokeh.plotting import figure
 
@@ -391,6 +400,7 @@ def _curves(
         "below",
     )
     picture.grid.grid_line_color = _GRID
+    picture.vspan(x="step", source=stages, line_color=_STAGE, line_dash="dotted", line_width=1.5)
     cursor = Span(location=first, dimension="height", line_color="black", line_width=1.5)
     picture.add_layout(cursor)
     return picture, source, cursor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,10 @@ from scbjax.fitting.mixtures import (
     free_numbers,
     sample,
     score,
+    tell,
 )
-from scbjax.fitting.reading import Symbols, as_symbols, encode, renamed
-from scbjax.fitting.series import series_of
+from scbjax.fitting.reading import Symbols, as_symbols, encode, in_classes, renamed
+from scbjax.fitting.series import series_of, window_weights
 from scbjax.tables import brief, nearest
 
 STARTS = ("moments", "descent")
@@ -89,6 +90,24 @@ class Row:
     accuracy: float
     aic: float
     bic: float
+
+
+class Predictions(NamedTuple):
+    """What a fit says of the positions of a sequence, one after the other; [M] each.
+
+    Attributes:
+        positions: those with a whole context before them, from 0.
+        symbols: what came, as names.
+        probabilities: of what came.
+        likeliest: what was most likely, as names.
+        highest: the probability of that.
+    """
+
+    positions: NDArray[Any]
+    symbols: list[str]
+    probabilities: NDArray[Any]
+    likeliest: list[str]
+    highest: NDArray[Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +180,27 @@ class Fit:
             raise StudyError(_too_short(tokens.shape[1], self.longest))
         return np.asarray(distribution(self.mixture, jnp.asarray(tokens, jnp.int32)))
 
+    def predict_along(self, given: Any) -> Predictions:  # noqa: ANN401 - as of scbjax.fit
+        """What is said of each position of other data, by what stands before it there.
+
+        Args:
+            given: a text, symbols, integers, or what :func:`read_symbols` has read.
+
+        Raises:
+            StudyError: where no position has `longest` symbols before it, and for unknown symbols.
+        """
+        symbols = self.encoded(given, "the data")
+        told = tell(self.mixture, series_of(symbols, self.longest))
+        fits = np.flatnonzero(window_weights(symbols, self.longest))
+        probability, likeliest, highest = (np.asarray(each)[fits] for each in told)
+        return Predictions(
+            fits,
+            [self.names[n] for n in symbols.tokens[fits]],
+            probability,
+            [self.names[n] for n in likeliest],
+            highest,
+        )
+
     def _context(self, given: Any) -> NDArray[Any]:  # noqa: ANN401 - a text or symbols
         symbols = self.encoded(given).tokens
         if symbols.size < self.longest:
@@ -175,6 +215,7 @@ class Fit:
             return encode([list(given)], self.kind, where=where, names=self.names)
         items = list(given)
         if items and all(isinstance(item, str) for item in items):
+            items = in_classes(items, self.names, where)
             return encode([items], self.kind, where=where, names=self.names)
         return as_symbols(np.asarray(items), self.names)
 
@@ -205,10 +246,25 @@ class Fit:
         Args:
             given: a text, symbols, integers, or what :func:`read_symbols` has read.
         """
-        symbols = self.encoded(given, "the data")
-        scores = score(self.mixture, series_of(symbols, self.longest))
-        sums = [float(np.asarray(each, np.float64).sum()) for each in scores]
-        return row_of(self.mixture, scores, -sums[0], sums[-1])
+        return row_of(self.mixture, *self._scores(self.mixture, given))
+
+    def unigram(self, given: Any) -> Row:  # noqa: ANN401 - as of scbjax.fit
+        """Scores of the overall frequencies of this fit, `mu`, at the positions that `score` tells.
+
+        Args:
+            given: as of `score`.
+        """
+        size = len(self.names)
+        alike = jnp.broadcast_to(jnp.asarray(self.mu)[None, :, None], (1, size, size))
+        ones = jnp.ones((1, 1, 1), alike.dtype)
+        flat = Mixture(ones, alike, jnp.array([self.longest], jnp.int32))
+        return _row("unigram", size - 1, *self._scores(flat, given))
+
+    def _scores(self, mixture: Mixture, given: Any) -> tuple[Scores, float, float]:  # noqa: ANN401
+        series = series_of(self.encoded(given, "the data"), self.longest)
+        scores = score(mixture, series)
+        loss, _, _, windows = _sums(scores)
+        return scores, -loss, windows
 
 
 def row_of(mixture: Mixture, scores: Scores, learned: float, windows: float) -> Row:
@@ -220,12 +276,20 @@ def row_of(mixture: Mixture, scores: Scores, learned: float, windows: float) -> 
         learned: its log-likelihood of what AIC and BIC are of, in nats.
         windows: of those.
     """
-    loss, brier, hits, count = (float(np.asarray(each, np.float64).sum()) for each in scores)
     heads, lags, _ = mixture.weights.shape
     numbers = free_numbers(mixture.kind, mixture.matrices.shape[-1], lags, heads)
-    told = baselines.information(learned, numbers, windows)
-    title = title_of(mixture)
-    return Row(title, numbers, loss / count / math.log(2.0), brier / count, hits / count, *told)
+    return _row(title_of(mixture), numbers, scores, learned, windows)
+
+
+def _row(name: str, parameters: int, scores: Scores, learned: float, windows: float) -> Row:
+    loss, brier, hits, count = _sums(scores)
+    told = baselines.information(learned, parameters, windows)
+    return Row(name, parameters, loss / count / math.log(2.0), brier / count, hits / count, *told)
+
+
+def _sums(scores: Scores) -> list[float]:
+    """Over chunks, in double precision."""
+    return [float(np.asarray(each, np.float64).sum()) for each in scores]
 
 
 def title_of(mixture: Mixture) -> str:

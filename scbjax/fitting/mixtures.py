@@ -54,6 +54,20 @@ class Mixture(NamedTuple):
         )
 
 
+class Told(NamedTuple):
+    """What a model says of windows, [L] each.
+
+    Attributes:
+        probability: of what came.
+        likeliest: the likeliest symbol, int32.
+        highest: its probability.
+    """
+
+    probability: jax.Array
+    likeliest: jax.Array
+    highest: jax.Array
+
+
 class Scores(NamedTuple):
     """Sums over windows, scalars.
 
@@ -171,13 +185,30 @@ def score(mixture: Mixture, series: Series) -> Scores:
     """
 
     def part(chunk: Chunk) -> tuple[tuple[()], Scores]:
-        windows = jnp.arange(chunk.weights.shape[0], dtype=jnp.int32)[:, None]
-        places = jnp.arange(series.longest, dtype=jnp.int32)[None, :]
-        law = distribution(mixture, chunk.tokens[windows + places])
+        law = distribution(mixture, _contexts(chunk, series.longest))
         return (), scores_of(law, chunk.label, chunk.weights)
 
     found: Scores = over_chunks(series, part, _SCORED)[1]
     return found
+
+
+@jax.jit
+def tell(mixture: Mixture, series: Series) -> Told:
+    """What a model says of each position of a series, [m]; of windows that do not fit, nonsense."""
+
+    def part(chunk: Chunk) -> tuple[tuple[()], Told]:
+        law = distribution(mixture, _contexts(chunk, series.longest))
+        came = jnp.take_along_axis(law, chunk.label[:, None], axis=1)[:, 0]
+        return (), Told(came, jnp.argmax(law, axis=1).astype(jnp.int32), jnp.max(law, axis=1))
+
+    found: Told = over_chunks(series, part, _SCORED)[1]
+    return Told(*map(jnp.ravel, found))
+
+
+def _contexts(chunk: Chunk, longest: int) -> jax.Array:
+    """What stands before the labels of a chunk, [L, longest], in the order of time."""
+    windows = jnp.arange(chunk.weights.shape[0], dtype=jnp.int32)[:, None]
+    return chunk.tokens[windows + jnp.arange(longest, dtype=jnp.int32)[None, :]]
 
 
 def scores_of(law: jax.Array, label: jax.Array, weights: jax.Array) -> Scores:

@@ -26,6 +26,7 @@ SAMPLES: Final = tuple(_SAMPLE_KINDS)
 OTHER: Final = "<other>"
 """The symbol that stands for all that are not among the most frequent ones."""
 _LISTED = 8  # names in a sentence
+_FEW = 16  # rows that may all differ by chance
 MOST: Final = 4096  # symbols: matrices are [N, N]
 
 _ENDINGS: Final[Mapping[str, str]] = {
@@ -256,6 +257,11 @@ def _unknown(where: str, name: str, names: Sequence[str]) -> str:
 def _names(counts: Counter[str], kind: str, where: str, top: int | None) -> tuple[str, ...]:
     if len(counts) == 1:
         raise StudyError(f"{where} has one symbol only, {brief(next(iter(counts)))}")
+    if kind == "csv" and len(counts) > _FEW and max(counts.values()) == 1:
+        raise StudyError(
+            f"{where}: all {len(counts)} rows of the column differ, so that none tells another; "
+            "cut numbers into classes, or name another column"
+        )
     if top is not None and top < 1:
         raise StudyError(f"top = {top}; it must be at least 1")
     if top is not None and top < len(counts):
@@ -366,6 +372,20 @@ def _cut(path: Path, cells: Sequence[str], bounds: Sequence[str]) -> list[str]:
     numbers = _numbers(path, cells)
     places = np.searchsorted([float(bound) for bound in bounds], numbers, side="right")
     return ["" if np.isnan(x) else names[n] for x, n in zip(numbers, places, strict=True)]
+
+
+def in_classes(cells: Sequence[str], names: Sequence[str], where: str) -> list[str]:
+    """Cells by the names of a fit; numbers by the classes that they are in, where it has classes.
+
+    Example:
+        >>> in_classes(["7", "0: below 3"], ("0: below 3", "1: from 3"), "the context")
+        ['1: from 3', '0: below 3']
+    """
+    bounds = _bounds(names)
+    if not bounds or set(cells) <= set(names):
+        return list(cells)
+    cut = iter(_cut(Path(where), [cell for cell in cells if cell not in names], bounds))
+    return [cell if cell in names else next(cut) for cell in cells]
 
 
 def _bounds(names: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from scbjax.base import StudyError
 from scbjax.plot.arranging import MATRICES, PROBE, seeds_of
+from scbjax.tables import nearest
 
 if TYPE_CHECKING:
     import xarray
@@ -61,8 +62,9 @@ def _checked(dataset: xarray.Dataset, variables: Sequence[str]) -> list[str]:
         raise StudyError(f"variables must be 1 to {MAX_PANELS} names, got {len(names)}")
     for name in names:
         if name not in dataset.data_vars:
-            known = ", ".join(map(str, dataset.data_vars))
-            raise StudyError(f"the dataset does not hold {name!r} (it holds {known})")
+            known = [str(own) for own in dataset.data_vars]
+            near = nearest(name, known) or f" (it holds {', '.join(known)})"
+            raise StudyError(f"the dataset does not hold {name!r}{near}")
         if not _is_drawable(dataset, name):
             raise StudyError(f"{name} can't be drawn: {_why_not(dataset, name)}")
     if len({"step" in dataset[name].dims for name in names}) > 1:

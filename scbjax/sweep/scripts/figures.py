@@ -14,6 +14,7 @@ import ast
 import importlib.util
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from scbjax.sweep.scripts.loading import find_script, find_scripts
 
 FOLDER = "figures"
 _KINDS = ("png", "pdf")
+_LONGEST_STEM = 120  # of a file's name
 _DIGITS = "[0-9a-f]" * 8
 
 
@@ -202,12 +204,14 @@ def draw_dataset(script: Path, dataset: Path, out: Path) -> list[Path]:
             raise StudyError(str(error).replace(str(link), str(dataset.parent))) from None
 
 
-def draw_default(dataset: Path, out: Path) -> list[Path]:
-    """Draws the default figure of a dataset, which has no script of its own, as PNG and PDF.
+def draw_default(dataset: Path, out: Path, variables: Sequence[str] | None = None) -> list[Path]:
+    """Draws the default figure of a dataset, which needs no script of its own, as PNG and PDF.
 
     Args:
         dataset: any dataset of a study.
         out: where the pictures go; made if it does not exist.
+        variables: what is drawn, a panel each, and named in the names of the pictures; None for
+            what suits most.
 
     Returns:
         The files written.
@@ -221,9 +225,10 @@ def draw_default(dataset: Path, out: Path) -> list[Path]:
 
     try:
         data = read_dataset(dataset, matrices=False)
-        paths = [out / f"{dataset.stem}.{kind}" for kind in _KINDS]
+        stem = "-".join([dataset.stem, *(variables or ())])[:_LONGEST_STEM]
+        paths = [out / f"{stem}.{kind}" for kind in _KINDS]
         for path in paths:
-            plot_dataset(data, path)
+            plot_dataset(data, path, variables=variables)
     except StudyError as error:
         told = str(error).replace("the dataset", str(dataset), 1)
         raise StudyError(f"figure of {dataset.stem}: {told}") from None
