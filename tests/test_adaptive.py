@@ -13,8 +13,8 @@ from scipy.stats import norm
 
 import scbjax
 from scbjax.base import StudyError
-from scbjax.experiments import adaptive
-from scbjax.experiments.adaptive import Candidates, Progress
+from scbjax.experiments import adaptive, adaptive_learner, adaptive_noise
+from scbjax.experiments.adaptive_learner import Candidates, Progress
 from scbjax.losses import population_grad, sample_gradients
 from scbjax.sweep.study.files import load_study
 
@@ -105,12 +105,12 @@ def test_the_noise_has_the_variance_of_all_contexts(
     pattern = jnp.array([[0.5, 1.0, 0, 0], [0.5, 0, 0.3, 0], [0, 0, 0.7, 1.0], [0, 0, 0, 0]])
     attention = 0.8 * pattern + 0.05 + 0.02 * jnp.array([[1.0], [-1.0], [2.0], [-2.0]])
     short, own = task._replace(pattern=pattern), params._replace(attention=attention)
-    found = np.asarray(adaptive.noise_of(own, short)) ** 2
+    found = np.asarray(adaptive_noise.noise_of(own, short)) ** 2
     np.testing.assert_allclose(found, by_enumeration(own, short), rtol=2e-5)
     # Where nothing is attended to and the start has no signal, it is the learner's unit.
     blind = own._replace(attention=jnp.zeros_like(attention))
-    unit = float(adaptive.noise_unit(own.value, task.stationary))
-    np.testing.assert_allclose(adaptive.noise_of(blind, short), unit, rtol=1e-5)
+    unit = float(adaptive_noise.noise_unit(own.value, task.stationary))
+    np.testing.assert_allclose(adaptive_noise.noise_of(blind, short), unit, rtol=1e-5)
 
 
 def test_gradients_of_samples_have_that_deviation(task: scbjax.Task, params: scbjax.Params) -> None:
@@ -118,7 +118,7 @@ def test_gradients_of_samples_have_that_deviation(task: scbjax.Task, params: scb
     batch = scbjax.sample_batch(jax.random.key(3), task, 20000)
     grads = np.asarray(sample_gradients(params, batch)[1].attention, float) * 20000
     grads = grads - grads.mean(axis=1, keepdims=True)
-    expected = np.asarray(adaptive.noise_of(params, task))
+    expected = np.asarray(adaptive_noise.noise_of(params, task))
     for k in range(4):
         own = grads[np.asarray(batch.query) == k][:, np.asarray(task.pattern[:, k]) == 0]
         # Centring takes 1/20 of the variance.
@@ -138,13 +138,13 @@ def test_the_chain_is_zero_as_often_as_when_simulated(
         raw = (1 - decay) * entry + drift + rng.normal(size=entry.size)
         entry = np.sign(raw) * np.maximum(np.abs(raw) - level, 0)
     share = (entry == 0).mean()
-    found = float(adaptive.zero_share(*(jnp.asarray(x) for x in (level, drift, decay))))
+    found = float(adaptive_noise.zero_share(*(jnp.asarray(x) for x in (level, drift, decay))))
     assert found == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / entry.size) + 3e-4)
 
 
 @pytest.mark.parametrize(("level", "drift"), [(2.0, 0.0), (1.0, 1.7), (4.0, 8.0)])
 def test_the_chain_without_memory_is_one_normal_draw(level: float, drift: float) -> None:
-    found = adaptive.zero_share(jnp.asarray(level), jnp.asarray(drift), jnp.asarray(1.0))
+    found = adaptive_noise.zero_share(jnp.asarray(level), jnp.asarray(drift), jnp.asarray(1.0))
     expected = norm.cdf(level - drift) - norm.cdf(-level - drift)
     assert float(found) == pytest.approx(expected, abs=2e-5)
 
@@ -156,7 +156,9 @@ def test_thresholds_have_the_formula(task: scbjax.Task, params: scbjax.Params) -
 
     def at(adapt: float) -> Array:
         return np.asarray(
-            adaptive.thresholds(2.0, params.value, task.stationary, jnp.asarray(0.3), 64.0, adapt)
+            adaptive_learner.thresholds(
+                2.0, params.value, task.stationary, jnp.asarray(0.3), 64.0, adapt
+            )
         )
 
     np.testing.assert_allclose(at(1.0), 2 * 0.3 * np.sqrt(square / (64 * mu)), rtol=1e-5)
@@ -165,7 +167,9 @@ def test_thresholds_have_the_formula(task: scbjax.Task, params: scbjax.Params) -
 
 
 def test_a_path_falls_to_its_end_and_stays() -> None:
-    found = [adaptive.levels_at(VALUES, 2, jnp.int32(step)).tolist() for step in (0, 4, 8, 99)]
+    found = [
+        adaptive_learner.levels_at(VALUES, 2, jnp.int32(step)).tolist() for step in (0, 4, 8, 99)
+    ]
     np.testing.assert_allclose(found[0], [1.4, 1.4 / 1.5], rtol=1e-6)
     np.testing.assert_allclose(found[1], [0.7 * 2**0.5, 0.7 * 2**0.5 / 1.5], rtol=1e-6)
     np.testing.assert_allclose(found[2], [0.7, 0.7 / 1.5], rtol=1e-6)
@@ -178,12 +182,12 @@ def test_one_threshold_is_the_step_of_the_paper_s_arm(
     grads = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(5), leaf.shape), params)
     optimizer = scbjax.scb_proximal(task.stationary, 0.1, 0.02, 0.09)
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
-    found, support = adaptive.proximal_step(
+    found, support = adaptive_learner.proximal_step(
         params.attention, grads.attention, task.stationary, jnp.asarray(0.02), jnp.full(4, 0.09)
     )
     np.testing.assert_allclose(found, params.attention + updates.attention, atol=2e-7)
     for column, own, rest in zip(
-        found.T, support.T, adaptive.background(found, support), strict=True
+        found.T, support.T, adaptive_learner.background(found, support), strict=True
     ):
         assert 0 < np.asarray(own).mean() < 1
         np.testing.assert_allclose(column[~own], rest, atol=1e-7)
@@ -235,9 +239,9 @@ def test_a_step_is_that_of_plain_jax(task: scbjax.Task, params: scbjax.Params) -
     batch = scbjax.sample_batch(jax.random.key(6), task, B)
     rate = VALUES["rate"] / scbjax.transition_signal(task)
     level = 0.7 * 2 ** (1 - 5 / 8)
-    lambdas = adaptive.thresholds(level, params.value, task.stationary, rate, float(B), 1.0)
+    lambdas = adaptive_learner.thresholds(level, params.value, task.stationary, rate, float(B), 1.0)
     loss, grads, moved = jax.jit(in_plain_jax)(params, batch, task, lambdas)
-    (found, own), after, progress = jax.jit(adaptive.step_candidates)(
+    (found, own), after, progress = jax.jit(adaptive_learner.step_candidates)(
         candidates_of(params, 1), progress_at(5, 1), batch, task, VALUES
     )
     assert float(found) == pytest.approx(float(loss), rel=1e-5)
@@ -254,9 +258,9 @@ def test_v_is_projected_on_the_bound_and_left_alone_within(
 ) -> None:
     mu = task.stationary
     signal = float(scbjax.transition_signal(task._replace(transition=params.value)))
-    same = adaptive.bounded(params.value, mu, jnp.asarray(1.01 * signal))
+    same = adaptive_learner.bounded(params.value, mu, jnp.asarray(1.01 * signal))
     np.testing.assert_allclose(same, params.value, atol=1e-7)
-    found = adaptive.bounded(params.value, mu, jnp.asarray(0.49 * signal))
+    found = adaptive_learner.bounded(params.value, mu, jnp.asarray(0.49 * signal))
     expected = 0.7 * np.asarray(params.value) + 0.3 * np.asarray(mu)[:, None]
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -265,7 +269,7 @@ def test_losses_of_queries_are_means_over_their_samples(
     task: scbjax.Task, params: scbjax.Params
 ) -> None:
     batch = scbjax.sample_batch(jax.random.key(7), task, B)
-    found, count = adaptive.losses_by_query(params, batch)
+    found, count = adaptive_learner.losses_by_query(params, batch)
     v, a = (np.asarray(x, float) for x in params)
     losses: list[list[float]] = [[] for _ in range(4)]
     for context, k, label in zip(*(np.asarray(x) for x in batch), strict=True):
@@ -285,19 +289,21 @@ def test_relaxing_gives_back_what_l1_takes_where_noise_is_none(task: scbjax.Task
     shrinkage = jnp.array([0.015, 0.02, 0.025, 0.015])
     shrunk = jnp.where(support, (k_vp * task.pattern - shrinkage[None]) / k_v, 0.0)
     attention = shrunk + (1 - shrunk.sum(axis=0, keepdims=True)) / 20
-    found = adaptive.relaxed(scbjax.Params(value, attention), support, mu, shrinkage).attention
+    found = adaptive_learner.relaxed(
+        scbjax.Params(value, attention), support, mu, shrinkage
+    ).attention
     unshrunk = task.pattern / 1.05
     expected = unshrunk + (1 - unshrunk.sum(axis=0, keepdims=True)) / 20
     np.testing.assert_allclose(found, expected, atol=1e-6)
     # And it is a fixed point: the expected step and the threshold undo each other.
     grads = population_grad(scbjax.Params(value, attention), task)
-    moved, kept = adaptive.proximal_step(
+    moved, kept = adaptive_learner.proximal_step(
         attention, grads.attention, mu, jnp.asarray(rate), rate * shrinkage
     )
     np.testing.assert_array_equal(kept, support)
-    above = moved - adaptive.background(moved, kept)[None]
+    above = moved - adaptive_learner.background(moved, kept)[None]
     # But for the background, by which all entries stand higher before they are thresholded.
-    rest = adaptive.background(attention, support)
+    rest = adaptive_learner.background(attention, support)
     lifted = (1 - rate * k_v) * rest + rate * (k_v - k_vp) / 20
     np.testing.assert_allclose(above, jnp.where(support, shrunk + lifted[None], 0.0), atol=2e-6)
 
@@ -305,26 +311,28 @@ def test_relaxing_gives_back_what_l1_takes_where_noise_is_none(task: scbjax.Task
 def test_a_query_takes_the_candidate_with_the_least_running_loss(
     task: scbjax.Task, params: scbjax.Params
 ) -> None:
-    step = jax.jit(adaptive.step_candidates)
+    step = jax.jit(adaptive_learner.step_candidates)
     state, progress = candidates_of(params, 3), progress_at(0, 3)
     expected = np.zeros((3, 4))
     for index in range(4):
         batch = scbjax.sample_batch(jax.random.key(index), task, B)
         rate = VALUES["rate"] / scbjax.transition_signal(task)
-        levels = adaptive.levels_at(VALUES, 3, jnp.int32(index))
+        levels = adaptive_learner.levels_at(VALUES, 3, jnp.int32(index))
         for m in range(3):
             own = scbjax.Params(state.value[m], state.attention[m])
-            lambdas = adaptive.thresholds(
+            lambdas = adaptive_learner.thresholds(
                 levels[m], own.value, task.stationary, rate, float(B), VALUES["adapt"]
             )
-            own = adaptive.relaxed(own, progress.support[m], task.stationary, lambdas / rate)
-            fresh, count = adaptive.losses_by_query(own, batch)
+            own = adaptive_learner.relaxed(
+                own, progress.support[m], task.stationary, lambdas / rate
+            )
+            fresh, count = adaptive_learner.losses_by_query(own, batch)
             change = (np.asarray(fresh) - expected[m]) / min(index + 1, VALUES["memory"])
             expected[m] += np.where(np.asarray(count) > 0, change, 0.0)
         _, state, progress = step(state, progress, batch, task, VALUES)
     np.testing.assert_allclose(state.losses, expected, rtol=1e-4, atol=1e-6)
     best = expected.argmin(axis=0)
-    readout = adaptive.model_of({**STATIC, "candidates": 3}).readout(state)
+    readout = adaptive_learner.model_of({**STATIC, "candidates": 3}).readout(state)
     for k in range(4):
         np.testing.assert_array_equal(readout.attention[:, k], state.attention[best[k], :, k])
     np.testing.assert_array_equal(readout.value, state.value[expected.sum(axis=1).argmin()])

@@ -16,7 +16,7 @@ from scipy import integrate, stats
 import scbjax
 from scbjax.base import StudyError
 from scbjax.chances import chi_squared_quantile
-from scbjax.experiments import cheaper
+from scbjax.experiments import cheaper, cheaper_estimators, cheaper_theory
 from scbjax.noise import initial_noise
 from scbjax.once import LIGHTEST, compiled_quickly
 from scbjax.sweep.study.files import load_study
@@ -36,12 +36,12 @@ VALUES = {"rate": 0.2, "batch_growth": 4.0, "theta": 0.0, "false_positives": 0.5
 
 
 @cache
-def drawer(context_length: int) -> Callable[[jax.Array], cheaper.Tasks]:
+def drawer(context_length: int) -> Callable[[jax.Array], cheaper_theory.Tasks]:
     draw = cheaper._source({**STATIC, "context_length": context_length}).draw
     return compiled_quickly(draw, level=lambda *_: LIGHTEST)
 
 
-def tasks_of(seed: int = 0, context_length: int = 40) -> cheaper.Tasks:
+def tasks_of(seed: int = 0, context_length: int = 40) -> cheaper_theory.Tasks:
     return drawer(context_length)(jax.random.key(seed))
 
 
@@ -74,7 +74,7 @@ def test_short_contexts_have_the_chain_of_the_long_ones() -> None:
     assert source.keys is not None
     keys = source.keys
 
-    def sample(tasks: cheaper.Tasks) -> cheaper.Pair:
+    def sample(tasks: cheaper_theory.Tasks) -> cheaper.Pair:
         pair: cheaper.Pair = source.sample(
             keys(jax.random.key(1))(jnp.int32(0)), source.prepare(tasks), 31
         )
@@ -204,11 +204,11 @@ def test_moments_are_those_of_one_hot_tensors() -> None:
     _, mu, _ = in_numpy(task)
     batch = scbjax.sample_batch(jax.random.key(5), task, 50)
     contexts, query, label = one_hots(batch)
-    counts = cheaper.joint_counts(batch, 3, jnp.float32)
+    counts = cheaper_estimators.joint_counts(batch, 3, jnp.float32)
     np.testing.assert_array_equal(counts, np.einsum("btx,bk,bo->txko", contexts, query, label))
     centred = np.einsum("btx,bk,bo->txko", contexts - mu, query, label - mu)
     scale = np.sqrt(query.sum(axis=0))[:, None] * np.sqrt(mu) * np.sqrt(mu)[:, None, None]
-    found = cheaper.standardised(counts, task.stationary)
+    found = cheaper_estimators.standardised(counts, task.stationary)
     np.testing.assert_allclose(found, centred / scale, rtol=1e-3, atol=1e-4)
 
 
@@ -228,18 +228,18 @@ def test_the_mean_moments_are_of_rank_one_and_have_the_noncentrality() -> None:
     task = tasks_of().task
     p, mu, q = in_numpy(task)
     counts = jnp.asarray(expected_counts(task, 3000.0), jnp.float32)
-    moments = cheaper.standardised(counts, task.stationary)
+    moments = cheaper_estimators.standardised(counts, task.stationary)
     direction = (p - mu[:, None]).T * np.sqrt(mu)[:, None] / np.sqrt(mu)  # [x, o]
     size = np.sqrt(3000 * mu) * q
     np.testing.assert_allclose(
         moments, size[:, None, :, None] * direction[None, :, None], atol=2e-3 * size.max()
     )
     squared = (direction**2).sum()
-    assert float(cheaper.association(task)) == pytest.approx(squared, rel=1e-4)
+    assert float(cheaper_theory.association(task)) == pytest.approx(squared, rel=1e-4)
     np.testing.assert_allclose(
-        cheaper.chi_squared(moments), size**2 * squared, rtol=1e-2, atol=1e-2
+        cheaper_estimators.chi_squared(moments), size**2 * squared, rtol=1e-2, atol=1e-2
     )
-    scores = cheaper.leading_scores(moments)
+    scores = cheaper_estimators.leading_scores(moments)
     np.testing.assert_allclose(scores, size * np.sqrt(squared), atol=2e-3 * size.max())
 
 
@@ -252,9 +252,9 @@ def test_scores_are_those_of_the_leading_singular_vector() -> None:
     expected = (left[:, 0] @ flat).reshape(20, 3)
     expected *= np.sign((expected**3).sum())
     assert singular[0] > 1.2 * singular[1]
-    found = cheaper.leading_scores(jnp.asarray(moments, jnp.float32))
+    found = cheaper_estimators.leading_scores(jnp.asarray(moments, jnp.float32))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
-    other = cheaper.leading_scores(jnp.asarray(-moments, jnp.float32))
+    other = cheaper_estimators.leading_scores(jnp.asarray(-moments, jnp.float32))
     np.testing.assert_allclose(other, found, rtol=1e-3, atol=1e-3)
 
 
@@ -263,7 +263,7 @@ def test_the_cut_has_so_many_false_positives_in_the_mean(delta: float) -> None:
     level = stats.chi2.isf(delta / 120, 4)
     statistic = np.full((40, 3), 1.0)
     statistic[3, 1], statistic[5, 2] = level * 1.001, level * 0.999
-    found = np.asarray(cheaper.significant(jnp.asarray(statistic, jnp.float32), delta))
+    found = np.asarray(cheaper_estimators.significant(jnp.asarray(statistic, jnp.float32), delta))
     assert found[3, 1]
     assert found.sum() == 1
     tail = jnp.asarray(delta / 120, jnp.float32)
@@ -274,8 +274,10 @@ def test_the_cut_has_so_many_false_positives_in_the_mean(delta: float) -> None:
 def test_off_the_support_the_statistic_is_chi_squared() -> None:
     task = tasks_of(3, context_length=300).task
     batch = scbjax.sample_batch(jax.random.key(0), task, 3000)
-    counts = cheaper.joint_counts(batch, 3, jnp.float32)
-    found = np.asarray(cheaper.chi_squared(cheaper.standardised(counts, task.stationary)))
+    counts = cheaper_estimators.joint_counts(batch, 3, jnp.float32)
+    found = np.asarray(
+        cheaper_estimators.chi_squared(cheaper_estimators.standardised(counts, task.stationary))
+    )
     null = found[np.asarray(task.pattern) == 0]
     # About 900 of them: four standard errors, and what the cells' counts are short of Gaussian.
     assert np.mean(null) == pytest.approx(4.0, abs=4 * math.sqrt(8 / null.size))
@@ -295,7 +297,7 @@ def test_the_sign_has_the_level_of_the_growing_signal(growth: float, projector: 
     window = growth / samples
     mean = integrate.quad(lambda t: np.cosh(growth - t) / 40, 0, growth)[0]
     variance = integrate.quad(lambda t: np.cosh(growth - t) ** 2 * window * sigma**2, 0, growth)[0]
-    found = cheaper.drift_level(task, jnp.asarray(samples), jnp.asarray(growth), projector)
+    found = cheaper_theory.drift_level(task, jnp.asarray(samples), jnp.asarray(growth), projector)
     assert float(found) == pytest.approx(mean / np.sqrt(variance), rel=2e-3)
     if growth < 0.1:
         assert float(found) == pytest.approx(np.sqrt(samples) / (40 * sigma), rel=1e-3)
@@ -312,7 +314,7 @@ def test_the_noise_of_v_is_that_of_single_samples(projector: Any) -> None:  # no
     rows = attended / mu @ (np.eye(3) - right)
     energy = (error**2).sum(axis=1) * (rows**2 * mu).sum(axis=1)
     expected, spread = energy.mean(), energy.std() / np.sqrt(len(energy))
-    found = float(cheaper.noise_energy(task, projector))
+    found = float(cheaper_theory.noise_energy(task, projector))
     assert found == pytest.approx(expected, abs=4 * spread + 0.01 * expected)
 
 
@@ -320,10 +322,10 @@ def test_what_counts_for_a_is_that_of_quadrature() -> None:
     task, samples, growth = tasks_of().task, 500.0, 2.5
     p, mu, _ = in_numpy(task)
     found = np.asarray(
-        cheaper.lead_levels(task, jnp.asarray(samples), jnp.asarray(growth), "paper")
+        cheaper_theory.lead_levels(task, jnp.asarray(samples), jnp.asarray(growth), "paper")
     )
     window, sigma = growth / samples, float(initial_noise(task, "paper"))
-    total = float(cheaper.noise_energy(task, "paper")) / ((p - mu[:, None]) ** 2 * mu).sum()
+    total = float(cheaper_theory.noise_energy(task, "paper")) / ((p - mu[:, None]) ** 2 * mu).sum()
     for place in (0, 20, len(found) - 1):
         g = stats.norm.ppf((place + 0.5) / len(found))
 
@@ -352,10 +354,10 @@ def test_the_cosine_of_the_left_vector_is_that_of_random_matrices() -> None:
             noise = rng.normal(size=(4, 900))
             noise[0, 0] += np.sqrt(samples * phi * size)
             cosines.append(np.linalg.svd(noise, full_matrices=False)[0][0, 0] ** 2)
-        found = float(cheaper.left_cosine(task, jnp.asarray(samples)))
+        found = float(cheaper_theory.left_cosine(task, jnp.asarray(samples)))
         # Four rows are not many: the limit is met up to terms of 1 / 4 of what is missing to one.
         assert found == pytest.approx(np.mean(cosines), abs=0.35 * (1 - found))
-    assert float(cheaper.left_cosine(task, jnp.asarray(0.9 * weakest))) == 0.0
+    assert float(cheaper_theory.left_cosine(task, jnp.asarray(0.9 * weakest))) == 0.0
 
 
 def test_the_information_is_that_of_all_contexts() -> None:
@@ -369,7 +371,7 @@ def test_the_information_is_that_of_all_contexts() -> None:
             law = q[first, k] * p[:, x] + q[second, k] * p[:, y]
             told += mu[x] * mu[y] * (law * np.log(law)).sum()
         needed.append((0.9 * math.log(math.comb(40, 2)) - math.log(2)) / (mu[k] * told))
-    found = float(cheaper.information_samples(task, 2))
+    found = float(cheaper_theory.information_samples(task, 2))
     assert found == pytest.approx(max(needed), rel=1e-3)
 
 
@@ -397,7 +399,9 @@ def test_the_share_that_finds_supports_is_as_expected(method: str) -> None:
             least = np.where(q > 0, scores, np.inf).min(axis=0)
             most = np.where(q > 0, -np.inf, scores).max(axis=0)
             found += bool((least > most).all())
-        expected = cheaper._expected_estimate(method, 2, task, jnp.asarray(samples), values_of())
+        expected = cheaper_theory.expected_estimate(
+            method, 2, task, jnp.asarray(samples), values_of()
+        )
         hits.append((found / 200, float(expected[0])))
     assert hits[0][0] < 0.7
     assert hits[-1][0] > 0.5

@@ -16,16 +16,18 @@ import scbjax
 from scbjax.base import StudyError
 from scbjax.experiments import embeddings
 from scbjax.experiments.embeddings import (
-    Modes,
     as_one_hot,
-    centre,
     descent,
     embedded_loss,
-    inverse_power,
     left_of_loss,
+    path_step,
+)
+from scbjax.experiments.embeddings_modes import (
+    Modes,
+    centre,
+    inverse_power,
     mode_signals,
     modes_of,
-    path_step,
     random_embedding,
     rank_floor,
 )

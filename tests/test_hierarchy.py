@@ -14,8 +14,9 @@ from scipy import integrate, optimize, special
 
 import scbjax
 from scbjax.base import StudyError
-from scbjax.experiments import hierarchy
-from scbjax.experiments.hierarchy import block_sums, spread
+from scbjax.experiments import hierarchy, hierarchy_theory
+from scbjax.experiments.hierarchy import spread
+from scbjax.experiments.hierarchy_theory import block_sums
 from scbjax.model import keep_largest
 from scbjax.once import LIGHTEST, compiled_quickly
 from scbjax.patterns import leads
@@ -281,7 +282,7 @@ def test_what_a_sample_adds_has_the_moments_of_the_theory() -> None:
     score = -np.asarray(grads.attention, np.float64) * count - shift + mu @ mu
     query = np.asarray(batch.query)
     weights = np.asarray(jax.lax.top_k(task.pattern.T, 6)[0])
-    own = hierarchy.contest(task, jnp.asarray(weights), 42, 1)
+    own = hierarchy_theory.contest(task, jnp.asarray(weights), 42, 1)
     mean, v, second = (float(x) for x in (own.mean, own.variance, own.second))
     for k in range(3):
         mine = score[query == k]
@@ -338,18 +339,18 @@ def test_the_probability_to_lead_and_its_median_are_those_of_quadrature(level: s
     count = int((rows[:, 0] > 0).sum())
     weights = np.sort(rows, axis=0)[-count:].T
     rivals = len(rows) - count
-    own = hierarchy.contest(task, jnp.asarray(weights, jnp.float32), rivals, length)
+    own = hierarchy_theory.contest(task, jnp.asarray(weights, jnp.float32), rivals, length)
 
     def exact(samples: float) -> float:
         return lead_by_quadrature(task, weights, rivals, length, samples)
 
-    probability = compiled_quickly(partial(hierarchy.lead_probability, own))
+    probability = compiled_quickly(partial(hierarchy_theory.lead_probability, own))
     median = optimize.brentq(lambda n: exact(np.exp(n)) - 0.5, 2, 12, xtol=1e-4)
     for samples in np.exp(median) * np.array([0.3, 1.0, 2.5]):
         found = float(probability(jnp.asarray(samples, jnp.float32)))
         assert found == pytest.approx(exact(samples), abs=5e-3)
     sizes = {name: SIZES[name] for name in ("block_length", "active_blocks", "block_sparsity")}
-    predicted = compiled_quickly(lambda task: hierarchy.predictions(task, **sizes))(task)
+    predicted = compiled_quickly(lambda task: hierarchy_theory.predictions(task, **sizes))(task)
     assert float(predicted[name]) == pytest.approx(np.exp(median), rel=0.01)
 
 
@@ -362,8 +363,10 @@ def test_without_rivals_of_other_number_the_ratio_is_that_of_the_noise() -> None
         weights = jnp.full((3, 1), weight)
         # With the variance of a null row throughout.
         second = v + weight * mean**2
-        own = hierarchy.Contest(weights, 20, length, mean, v, second, mu)
-        until[length] = float(hierarchy.samples_until(partial(hierarchy.lead_probability, own)))
+        own = hierarchy_theory.Contest(weights, 20, length, mean, v, second, mu)
+        until[length] = float(
+            hierarchy_theory.samples_until(partial(hierarchy_theory.lead_probability, own))
+        )
     assert until[1] / until[8] == pytest.approx(9 / 8, rel=1e-3)
 
 
@@ -377,7 +380,7 @@ def test_the_end_of_the_first_level_is_predicted() -> None:
         return float(np.prod(special.ndtr((z - 4.0)[b > 0])) - 0.5)
 
     expected = np.exp(optimize.brentq(share, 0, 15))
-    found = float(hierarchy.predicted_switch(task, jnp.asarray(4.0), 8, 2))
+    found = float(hierarchy_theory.predicted_switch(task, jnp.asarray(4.0), 8, 2))
     assert found == pytest.approx(expected, rel=1e-3)
 
 

@@ -14,8 +14,9 @@ import pytest
 
 import scbjax
 from scbjax.base import StudyError
-from scbjax.experiments import hops
-from scbjax.experiments.hops import HopBatch, HopParams, HopPath, HopTask
+from scbjax.experiments import hops, hops_model, hops_theory
+from scbjax.experiments.hops_model import HopBatch, HopParams, HopTask
+from scbjax.experiments.hops_theory import HopPath
 from scbjax.sampling import make_seed
 from scbjax.sweep.study.files import load_study
 
@@ -94,7 +95,7 @@ def test_loss_and_gradient_are_those_of_plain_jax(num_tokens: int, direct: bool)
         tokens = jax.random.randint(keys[0], (7, 11), 0, num_tokens).astype(jnp.uint8)
         query, label = (jax.random.randint(key, (7,), 0, num_tokens, jnp.int32) for key in keys[1:])
         batch = HopBatch(tokens, query, label, label)
-        found, grads = jax.value_and_grad(hops.hop_loss)(params, batch, direct)
+        found, grads = jax.value_and_grad(hops_model.hop_loss)(params, batch, direct)
         expected, plain = jax.value_and_grad(plain_loss)(params, batch, direct)
         np.testing.assert_allclose(found, expected, rtol=1e-12)
         for own, other in zip(grads, plain, strict=True):
@@ -117,10 +118,10 @@ def test_excess_losses_are_those_of_all_contexts() -> None:
             ):
                 term = chance * (mu * ((output - truth) ** 2).sum(axis=0)).sum() / 2
                 two, one = (two + term, one) if loss == "two" else (two, one + term)
-        assert float(hops.excess_loss(params, task)) == pytest.approx(two, rel=1e-11)
-        assert float(hops.one_layer_excess(params, task)) == pytest.approx(one, rel=1e-11)
+        assert float(hops_theory.excess_loss(params, task)) == pytest.approx(two, rel=1e-11)
+        assert float(hops_theory.one_layer_excess(params, task)) == pytest.approx(one, rel=1e-11)
         truth_itself = HopParams(task.transition, task.first, task.second)
-        assert float(hops.excess_loss(truth_itself, task)) == pytest.approx(0.0, abs=1e-14)
+        assert float(hops_theory.excess_loss(truth_itself, task)) == pytest.approx(0.0, abs=1e-14)
 
 
 def test_no_function_of_single_tokens_is_below_the_floor() -> None:
@@ -136,23 +137,23 @@ def test_no_function_of_single_tokens_is_below_the_floor() -> None:
             truth = np.stack([p @ x @ r @ x @ q[:, k] for x, _ in all_contexts]) * roots[:, None]
             fitted = features @ np.linalg.lstsq(features, truth, rcond=None)[0]
             least += mu[k] * ((fitted - truth) ** 2).sum() / 2
-        floor = float(hops.one_layer_floor(task))
+        floor = float(hops_theory.one_layer_floor(task))
         assert floor == pytest.approx(least, rel=1e-10)
         assert floor > 1e-4
         # And one layer comes to it: V = P, and the same attention for every query.
         best = HopParams(
             task.transition, task.first, jnp.tile((task.second @ task.stationary)[:, None], 3)
         )
-        assert float(hops.one_layer_excess(best, task)) == pytest.approx(floor, rel=1e-12)
+        assert float(hops_theory.one_layer_excess(best, task)) == pytest.approx(floor, rel=1e-12)
 
 
 @pytest.mark.slow
 def test_labels_are_drawn_by_two_hops_and_easy_ones_by_one() -> None:
     """What a label has beyond its expectation is uncorrelated with pairs of tokens."""
-    task = hops.random_hops(
+    task = hops_model.random_hops(
         jax.random.key(4), num_tokens=3, context_length=6, sparsity=2, transition_signal=0.3
     )
-    batch = hops.sample_hops(make_seed(jax.random.key(5)), hops.prepare(task), 30_000)
+    batch = hops_model.sample_hops(make_seed(jax.random.key(5)), hops_model.prepare(task), 30_000)
     p, mu, q, r = (np.asarray(array, float) for array in task)
     hot = np.eye(3)[np.asarray(batch.tokens)]
     query = np.asarray(batch.query)
@@ -176,7 +177,7 @@ def test_labels_are_drawn_by_two_hops_and_easy_ones_by_one() -> None:
 
 
 def test_tasks_have_patterns_on_positions_of_their_own() -> None:
-    task = hops.random_hops(
+    task = hops_model.random_hops(
         jax.random.key(7), num_tokens=5, context_length=13, sparsity=3, transition_signal=0.4
     )
     assert task.first.shape == task.second.shape == (13, 5)
@@ -188,7 +189,7 @@ def test_tasks_have_patterns_on_positions_of_their_own() -> None:
         np.testing.assert_allclose(columns.sum(axis=0), 1.0, rtol=1e-5)
     np.testing.assert_allclose(task.transition @ task.stationary, task.stationary, rtol=1e-4)
     assert float(np.ptp(task.stationary)) > 0.01
-    assert float(hops.constants(task).transition) == pytest.approx(0.4, rel=1e-3)
+    assert float(hops_theory.constants(task).transition) == pytest.approx(0.4, rel=1e-3)
 
 
 def path_params(task: HopTask, at: HopPath) -> HopParams:
@@ -213,21 +214,21 @@ def test_a_step_on_the_path_is_that_of_expected_gradients(easy: bool) -> None:
         errors: list[float] = []
         for length in (40, 4000):
             task = exact_task(length, seed=2)
-            own, params = hops.constants(task), path_params(task, at)
+            own, params = hops_theory.constants(task), path_params(task, at)
 
             def loss(params: HopParams, task: HopTask = task) -> jax.Array:
                 if easy:
                     one = scbjax.Params(params.value, params.second)
-                    return scbjax.excess_loss(one, hops.easy_task(task))
-                return hops.excess_loss(params, task)
+                    return scbjax.excess_loss(one, hops_model.easy_task(task))
+                return hops_theory.excess_loss(params, task)
 
             if not easy:
-                away = float(loss(params) / hops.path_excess(at, own, length))
+                away = float(loss(params) / hops_theory.path_excess(at, own, length))
                 errors.append(abs(away - 1))
             turned = hops.directions(jax.grad(loss)(params), task.stationary)
             scales = HopParams(rates["value"], rates["first"], rates["second"])
             moved = jax.tree.map(lambda x, rate, d: x - rate * d, params, scales, turned)
-            after = hops.path_step(at, rates, own, length, easy)
+            after = hops_theory.path_step(at, rates, own, length, easy)
             expected = path_params(task, after)
             for name in ("value", "second"):
                 found, wanted, start = (getattr(x, name) for x in (moved, expected, params))

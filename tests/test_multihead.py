@@ -19,13 +19,13 @@ import xarray
 
 import scbjax
 from scbjax.base import StudyError
-from scbjax.experiments import multihead
-from scbjax.experiments.multihead import (
+from scbjax.experiments import multihead, multihead_model
+from scbjax.experiments.multihead import is_trained
+from scbjax.experiments.multihead_model import (
     HeadsTask,
     heads_excess_loss,
     heads_loss,
     heads_population_loss,
-    is_trained,
     random_heads,
 )
 
@@ -34,7 +34,7 @@ FIGURES = Path(__file__).resolve().parents[1] / "figures"
 N, T = 4, 5
 SIZES = {"true_heads": 2, "num_tokens": N, "context_length": T, "sparsity": 2}
 _draw = jax.jit(functools.partial(random_heads, **SIZES))  # type: ignore[arg-type]
-SOURCE = multihead.heads_source(**SIZES)
+SOURCE = multihead_model.heads_source(**SIZES)
 
 
 def in_double(tree: Any) -> Any:  # noqa: ANN401 - any tree

@@ -14,8 +14,9 @@ import scipy.stats
 
 import scbjax
 from scbjax.base import StudyError
-from scbjax.experiments import sequences
-from scbjax.experiments.sequences import Moving, SequenceTask, chain_task
+from scbjax.experiments import sequences_moments, sequences_task, sequences_theory
+from scbjax.experiments.sequences_moments import Moving
+from scbjax.experiments.sequences_task import SequenceTask, chain_task
 from scbjax.sweep.study.files import load_study
 
 Array = np.ndarray
@@ -57,7 +58,7 @@ def circular(seed: int, length: int = 400) -> tuple[Array, Array]:
 
 def found_in(tokens: Array, windows: Array) -> Moving:
     seen = jnp.asarray(np.bincount(tokens, minlength=NUM_TOKENS) * 1.0)
-    return sequences.moments(jnp.asarray(counts_of(tokens, windows)), seen)
+    return sequences_moments.moments(jnp.asarray(counts_of(tokens, windows)), seen)
 
 
 def counts_of(labels: Array, windows: Array) -> Array:
@@ -118,7 +119,7 @@ def test_fixed_lags_keep_mu_and_lags_by_query_do_not() -> None:
 def test_a_grown_sequence_has_the_law_of_the_chain(lags: str) -> None:
     task, length = random_chain(5, 0.7, lags, context=3), 200_000
     last = jnp.zeros(3, jnp.int32)
-    grown = np.asarray(sequences.grow(jax.random.key(3), task, last, length, 2))
+    grown = np.asarray(sequences_task.grow(jax.random.key(3), task, last, length, 2))
     exact, single = exact_law(task)
     places, seen = np.arange(3, len(grown)), np.zeros((NUM_TOKENS,) * 4)
     np.add.at(seen, tuple(grown[places - back] for back in (3, 2, 1, 0)), 1)
@@ -142,7 +143,9 @@ def test_the_shift_of_mu_is_that_of_the_exact_chain_to_first_order() -> None:
             pattern = part * task.pattern + (1 - part) * mean[:, None]
             own = task._replace(pattern=pattern)
             moved = exact_law(own)[1] - numpy_of(own)[1]
-            predicted = np.asarray(sequences.shift(sequences.expected(own, "sequence"), own))
+            predicted = np.asarray(
+                sequences_theory.shift(sequences_theory.expected(own, "sequence"), own)
+            )
             assert np.abs(predicted).max() > 1e-5
             errors.append(np.abs(moved - predicted).max() / part)
         assert errors[1] < 0.6 * errors[0] + 1e-7  # what is left is of second order
@@ -155,12 +158,12 @@ def test_counts_by_fourier_transforms_are_those_by_hand() -> None:
     tokens = np.random.default_rng(0).integers(0, NUM_TOKENS, 60)
     windows = np.stack([tokens[i - CONTEXT : i][::-1] for i in range(CONTEXT, 60)])
     expected = counts_of(tokens[CONTEXT:], windows)
-    found = sequences.lag_counts(jnp.asarray(tokens), CONTEXT, NUM_TOKENS, jnp.float64)
+    found = sequences_task.lag_counts(jnp.asarray(tokens), CONTEXT, NUM_TOKENS, jnp.float64)
     np.testing.assert_array_equal(found, expected)
     batch = scbjax.Batch(
         jnp.asarray(windows, jnp.uint8), jnp.zeros(53, jnp.int32), jnp.asarray(tokens[CONTEXT:])
     )
-    contexts = sequences.context_counts(batch, NUM_TOKENS, jnp.float64)
+    contexts = sequences_task.context_counts(batch, NUM_TOKENS, jnp.float64)
     np.testing.assert_array_equal(contexts, expected)
     # As it is written in plain JAX.
     label, hot = jax.nn.one_hot(tokens[CONTEXT:], 3), jax.nn.one_hot(windows, 3)
@@ -171,7 +174,7 @@ def test_moments_are_those_of_the_whitened_tokens() -> None:
     tokens, windows = circular(1)
     found = found_in(tokens, windows)
     mean = np.bincount(tokens) / len(tokens)
-    white = np.asarray(sequences.whitening(jnp.asarray(mean)))
+    white = np.asarray(sequences_task.whitening(jnp.asarray(mean)))
     np.testing.assert_allclose(white @ mean, 0.0, atol=1e-12)
     np.testing.assert_allclose(white * mean @ white.T, np.eye(2), atol=1e-12)
     seen = white.T[tokens]
@@ -188,21 +191,23 @@ def test_the_autocovariance_of_the_shortest_sequence_is_positive() -> None:
     whole = np.concatenate([np.zeros(CONTEXT, int), tokens])
     for block in range(0, 36, 4):
         own = jnp.asarray(whole[block : block + CONTEXT + 4])
-        counts += np.asarray(sequences.lag_counts(own, CONTEXT, 3, jnp.float64, CONTEXT - block))
+        counts += np.asarray(
+            sequences_task.lag_counts(own, CONTEXT, 3, jnp.float64, CONTEXT - block)
+        )
     for lag in range(1, CONTEXT + 1):
         by_hand = np.zeros((NUM_TOKENS, NUM_TOKENS))
         np.add.at(by_hand, (tokens[lag:], tokens[:-lag]), 1)
         np.testing.assert_array_equal(counts[lag - 1], by_hand)
-    found = sequences.moments(jnp.asarray(counts), jnp.asarray(np.bincount(tokens) * 1.0))
+    found = sequences_moments.moments(jnp.asarray(counts), jnp.asarray(np.bincount(tokens) * 1.0))
     rows = jnp.concatenate([jnp.eye(2)[None], found.whole[:-1]])
-    assert np.linalg.eigvalsh(sequences._toeplitz(rows)).min() > 0
+    assert np.linalg.eigvalsh(sequences_moments._toeplitz(rows)).min() > 0
 
 
 def test_yule_walker_is_the_regression_on_windows() -> None:
     """On a circle the Gram matrix of the windows is the Toeplitz matrix."""
     tokens, windows = circular(2)
     found = found_in(tokens, windows)
-    white = np.asarray(sequences.whitening(found.mean)).T
+    white = np.asarray(sequences_task.whitening(found.mean)).T
     inputs, labels = white[windows].reshape(len(tokens), -1), white[tokens]
     weights = np.linalg.lstsq(inputs, labels, rcond=None)[0]
     left = np.cov(labels - inputs @ weights, rowvar=False, bias=True)
@@ -212,9 +217,11 @@ def test_yule_walker_is_the_regression_on_windows() -> None:
         own = slice(2 * lag, 2 * lag + 2)
         middle = weights[own].T @ np.linalg.inv(inverse[own, own]) @ weights[own]
         expected.append((len(tokens) - 2 * CONTEXT) * np.trace(np.linalg.inv(left) @ middle))
-    np.testing.assert_allclose(sequences.yule_walker(found), expected, rtol=1e-8)
+    np.testing.assert_allclose(sequences_moments.yule_walker(found), expected, rtol=1e-8)
     pearson = len(tokens) * np.array([(labels.T @ white[w] / len(tokens)) ** 2 for w in windows.T])
-    np.testing.assert_allclose(sequences.marginal(found), pearson.sum(axis=(1, 2)), rtol=1e-8)
+    np.testing.assert_allclose(
+        sequences_moments.marginal(found), pearson.sum(axis=(1, 2)), rtol=1e-8
+    )
 
 
 def plain_loss(
@@ -232,14 +239,14 @@ def plain_loss(
 def test_two_steps_are_those_of_gradient_descent() -> None:
     tokens, windows = circular(3)
     found = found_in(tokens, windows)
-    half, plain, newton = sequences.two_steps(found)
+    half, plain, newton = sequences_moments.two_steps(found)
     mu, label, context = found.mean, jnp.asarray(tokens), jnp.asarray(windows)
     start, uniform = mu[:, None] * jnp.ones((1, 3)), jnp.full(CONTEXT, 1 / CONTEXT)
     gradient = jax.grad(plain_loss)(start, uniform, context, label)
     batch = scbjax.Batch(context.astype(jnp.uint8), jnp.zeros_like(label), label)
     params = scbjax.Params(start, uniform[:, None] * jnp.ones((1, 3)))
     np.testing.assert_allclose(jax.grad(scbjax.loss)(params, batch).value, gradient, atol=1e-10)
-    value = half @ sequences.whitening(mu)
+    value = half @ sequences_task.whitening(mu)
     step = -gradient / mu[None, :]
     step = step - (step @ mu)[:, None]  # the projector of the mu geometry
     np.testing.assert_allclose(value, step, atol=1e-12)
@@ -270,7 +277,7 @@ def autocorrelation(value: float, weights: Array, count: int) -> Array:
 
 def test_what_is_expected_is_that_of_the_recursion() -> None:
     task = random_chain(8, 0.7)
-    own, weights = sequences.expected(task, "sequence"), numpy_of(task)[2][:, 0]
+    own, weights = sequences_theory.expected(task, "sequence"), numpy_of(task)[2][:, 0]
     far = 400
     rho = [autocorrelation(float(v), weights, far) for v in task.eigenvalues]
     both = [np.concatenate([r[:0:-1], r]) for r in rho]  # from 1 - far
@@ -305,7 +312,9 @@ def test_what_is_expected_is_that_of_the_recursion() -> None:
     # With what is expected for moments, the statistic is the effect of as many windows.
     whole = jax.vmap(jnp.diag)(own.moment)
     found = Moving(task.stationary, whole, jnp.asarray(1014.0))
-    np.testing.assert_allclose(sequences.yule_walker(found), 1000 * effect, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        sequences_moments.yule_walker(found), 1000 * effect, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_cross_moments_of_the_exact_chain_are_the_expected_ones() -> None:
@@ -319,30 +328,39 @@ def test_cross_moments_of_the_exact_chain_are_the_expected_ones() -> None:
             joint[lag - 1][:, state[-lag]] += weight * after
     modes = np.asarray(task.modes) / mu[:, None]
     found = np.einsum("ni,gnm,mi->gi", modes, joint - np.outer(mu, mu), modes)
-    np.testing.assert_allclose(sequences.expected(task, "sequence").moment, found, atol=1e-10)
+    np.testing.assert_allclose(
+        sequences_theory.expected(task, "sequence").moment, found, atol=1e-10
+    )
 
 
 def test_thresholds_and_chances_are_those_of_scipy() -> None:
     for context, freedom in ((200, 4), (50, 1), (1000, 9), (200, 25)):
-        exact = scipy.stats.chi2.isf(sequences.LEVEL / context, freedom)
-        assert sequences.threshold(context, freedom) == pytest.approx(exact, rel=1e-9)
+        exact = scipy.stats.chi2.isf(sequences_moments.LEVEL / context, freedom)
+        assert sequences_moments.threshold(context, freedom) == pytest.approx(exact, rel=1e-9)
     task = random_chain(10, 0.5)
-    own, level = sequences.expected(task, "sequence"), sequences.threshold(CONTEXT, 4)
+    own, level = (
+        sequences_theory.expected(task, "sequence"),
+        sequences_moments.threshold(CONTEXT, 4),
+    )
     windows = jnp.asarray(3000.0)
     signal = (3000 - 2 * CONTEXT) * np.asarray(own.effect)
     exact = scipy.stats.ncx2.sf(level, 4, np.maximum(signal, 1e-9))
     assert np.ptp(exact) > 0.3
-    np.testing.assert_allclose(sequences.chance_whitened(own, windows, level), exact, atol=0.02)
+    np.testing.assert_allclose(
+        sequences_theory.chance_whitened(own, windows, level), exact, atol=0.02
+    )
     rng = np.random.default_rng(0)
     mean = np.asarray(jax.vmap(jnp.diag)(own.moment))
     drawn = rng.normal(mean, np.sqrt(np.asarray(own.noise) / 3000), (20_000, *mean.shape))
     exact = (3000 * (drawn**2).sum(axis=(2, 3)) > level).mean(axis=0)
-    np.testing.assert_allclose(sequences.chance_marginal(own, windows, level), exact, atol=0.03)
+    np.testing.assert_allclose(
+        sequences_theory.chance_marginal(own, windows, level), exact, atol=0.03
+    )
 
 
 def test_the_expected_cosine_is_that_of_v_and_p() -> None:
     task = random_chain(11, 0.8)
-    own = sequences.expected(task, "sequence")
+    own = sequences_theory.expected(task, "sequence")
     transition, mu, _ = numpy_of(task)
     modes = np.asarray(task.modes)
     rng = np.random.default_rng(1)
@@ -351,7 +369,7 @@ def test_the_expected_cosine_is_that_of_v_and_p() -> None:
     excess = transition - mu[:, None]
     inner = np.einsum("snm,nm,m->s", pulled, excess, mu).mean()
     length = np.einsum("snm,m->s", pulled**2, mu).mean() * (excess**2 @ mu).sum()
-    found = sequences.expected_cosine(own, task, jnp.asarray(500.0))
+    found = sequences_theory.expected_cosine(own, task, jnp.asarray(500.0))
     assert float(found) == pytest.approx(inner / np.sqrt(length), rel=0.01)
 
 

@@ -64,10 +64,21 @@ from dataclasses import replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 import scbjax
 from scbjax.base import FLOAT32_MAX, INT32_MAX, Interval, Parameter
+from scbjax.experiments.adaptive_learner import (
+    Candidates,
+    Progress,
+    background,
+    best_candidates,
+    chosen,
+    levels_at,
+    model_of,
+    rates_of,
+    step_candidates,
+    thresholds,
+)
+from scbjax.experiments.adaptive_noise import noise_of, zero_share
 from scbjax.experiments.of_parts import learning
 from scbjax.experiments.parts_common import (
     DECLARED,
@@ -75,7 +86,7 @@ from scbjax.experiments.parts_common import (
 )
 from scbjax.experiments.scb_common import SPARSITY_FITS
 from scbjax.lazily import Lazily
-from scbjax.parts import Model, Observable, Source
+from scbjax.parts import Observable, Source
 
 if TYPE_CHECKING:
     import jax
@@ -84,10 +95,6 @@ else:
     jax, jnp = Lazily("jax"), Lazily("jax.numpy")
 
 _STREAM = 7  # of a task's key, for its supports
-_BELOW, _ABOVE = 12, 28  # nodes of the chain's density, on either side of zero
-_DEVIATIONS = 6.5  # up to where the density is followed; with a mean above that it is never zero
-_ITERATIONS = 64  # of the chain; it forgets by 1 - rho a step
-_LEAST_DECAY = 0.1
 _MOST = 16  # nonzeros of a column
 
 # ----------------------------------------------------------------------------------------- the task
@@ -137,339 +144,7 @@ def draw_task(static: Mapping[str, Any], key: jax.Array, values: Mapping[str, An
     return task._replace(pattern=jax.vmap(column, out_axes=1)(keys, sizes))
 
 
-# --------------------------------------------------------------------------------- what theory says
-
-
-def _spread(value: jax.Array, other: jax.Array, stationary: jax.Array) -> jax.Array:
-    """``(V - mu 1^T) diag(mu) (W - mu 1^T)^T`` [N, N]."""
-    from scbjax.task import product
-
-    return product((value - stationary[:, None]) * stationary[None, :], other.T - stationary[None])
-
-
-def noise_unit(value: jax.Array, stationary: jax.Array) -> jax.Array:
-    """``s(V)``, the deviation of a sample's gradient of an entry of A; a scalar.
-
-    Args:
-        value: V [N, N] with ``V mu = mu``.
-        stationary: mu [N].
-    """
-    from scbjax.task import product
-
-    spread = _spread(value, value, stationary)
-    square = jnp.sum(jnp.diagonal(spread) * stationary) - stationary @ product(spread, stationary)
-    return jnp.sqrt(jnp.maximum(square, 0.0))
-
-
-def noise_of(params: scbjax.Params, task: scbjax.Task) -> jax.Array:
-    """``s_k`` [N]: the deviation, for query k, of a sample's gradient of an entry off the support.
-
-    Args:
-        params: V [N, N] and A [T, N] with ``V mu = mu`` and ``1^T A = 1^T``.
-        task: the task.
-    """
-    mu, (value, attention) = task.stationary, params
-    spread = _spread(value, value, mu)
-    crossed = _spread(task.transition, value, mu)
-    size = jnp.sum(attention**2, axis=0)
-    overlap = jnp.sum(task.pattern * attention, axis=0)
-    square = (
-        noise_unit(value, mu) ** 2
-        + size * jnp.sum(spread * spread)
-        - 2.0 * overlap * jnp.sum(spread * crossed)
-    )
-    return jnp.sqrt(jnp.maximum(square, 0.0))
-
-
-def zero_share(level: jax.Array, drift: jax.Array, decay: jax.Array) -> jax.Array:
-    """How often ``x' = S_level((1 - decay) x + drift + noise)`` is zero; noise of deviation one.
-
-    The stationary density on both sides of zero, by Gauss-Legendre quadrature, and the mass at it.
-
-    Args:
-        level: kappa, the threshold of the soft threshold S; a scalar.
-        drift: not negative; a scalar.
-        decay: rho; those below 0.1 are taken for 0.1, those above one for one.
-
-    Returns:
-        The probability of zero, a scalar.
-
-    Example:
-        >>> round(float(1 - zero_share(jnp.array(3.0), jnp.array(0.0), jnp.array(1.0))), 5)
-        0.0027
-    """
-    from scbjax.task import product
-
-    dtype = jnp.result_type(level)
-    decay = jnp.clip(decay, _LEAST_DECAY, 1.0)
-    tail = _DEVIATIONS / jnp.sqrt(decay * (2.0 - decay))
-    drift = jnp.minimum(drift, level + decay * tail)
-    ends = (-tail, tail + jnp.maximum(drift - level, 0.0) / decay)
-    (below, below_weight), (above, above_weight) = (
-        (jnp.asarray((x + 1.0) / 2.0, dtype) * end, jnp.asarray(w / 2.0, dtype) * jnp.abs(end))
-        for (x, w), end in zip(map(np.polynomial.legendre.leggauss, (_BELOW, _ABOVE)), ends,
-                               strict=True)
-    )  # fmt: skip
-    nodes = jnp.concatenate([below, above])
-    weights = jnp.concatenate([below_weight, above_weight])
-
-    def density(start: jax.Array) -> jax.Array:
-        far = nodes + jnp.sign(nodes) * level - drift - (1.0 - decay) * start
-        return jnp.exp(-0.5 * far**2) / float(np.sqrt(2.0 * np.pi))
-
-    kernel = jax.vmap(density, out_axes=1)(nodes) * weights[None, :]
-    from_zero = density(jnp.zeros((), dtype))
-
-    def step(_: int, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        dense, zero = now
-        dense = product(kernel, dense) + zero * from_zero
-        return dense, jnp.clip(1.0 - jnp.sum(weights * dense), 0.0, 1.0)
-
-    start = (jnp.zeros_like(nodes), jnp.ones((), dtype))
-    zero: jax.Array = jax.lax.fori_loop(0, _ITERATIONS, step, start)[1]
-    return zero
-
-
 # -------------------------------------------------------------------------------------- the learner
-
-
-class Progress(NamedTuple):
-    """What goes along with the candidates.
-
-    Attributes:
-        step: steps done, int32.
-        batch_size: B, in the dtype of the parameters.
-        support: which entries of A the last threshold left, booleans [M, T, N].
-    """
-
-    step: jax.Array
-    batch_size: jax.Array
-    support: jax.Array
-
-
-class Candidates(NamedTuple):
-    """What is trained: M learners side by side, which see the same batches.
-
-    Attributes:
-        value: V [M, N, N].
-        attention: A [M, T, N].
-        losses: running means of the loss of each query on batches before they were learned from,
-            [M, N].
-    """
-
-    value: jax.Array
-    attention: jax.Array
-    losses: jax.Array
-
-
-def best_candidates(params: Candidates) -> jax.Array:
-    """The candidate with the least held-out loss, for each query; int32 [N]."""
-    return jnp.argmin(params.losses, axis=0).astype(jnp.int32)
-
-
-def chosen(array: jax.Array, best: jax.Array) -> jax.Array:
-    """Column k of the candidate that query k takes: [..., N] from [M, ..., N] and best [N]."""
-    index = best.reshape((1,) * (array.ndim - 1) + (-1,))
-    return jnp.take_along_axis(array, index, axis=0)[0]
-
-
-def model_of(static: Mapping[str, Any]) -> Model:
-    """V and A of every candidate, from the paper's start."""
-    count = static["candidates"]
-
-    def init(_: jax.Array, task: scbjax.Task) -> Candidates:
-        params = scbjax.init_params(task)
-        value, attention = (jnp.broadcast_to(p[None], (count, *p.shape)) for p in params)
-        losses = jnp.zeros((count, task.num_tokens), value.dtype)
-        return Candidates(value, attention, losses)
-
-    def readout(params: Candidates) -> scbjax.Params:
-        # V has no column of a query's own: that of the candidate with the least loss in all.
-        value = params.value[jnp.argmin(jnp.sum(params.losses, axis=1))]
-        return scbjax.Params(value, chosen(params.attention, best_candidates(params)))
-
-    def loss(params: Candidates, batch: Any) -> jax.Array:  # noqa: ANN401 - as Model has it
-        from scbjax.losses import unchecked_loss
-
-        value: jax.Array = unchecked_loss(readout(params), batch)
-        return value
-
-    return Model(init, loss, readout)
-
-
-def levels_at(values: Mapping[str, Any], count: int, step: jax.Array) -> jax.Array:
-    """Thresholds of the candidates [M] at a step, in units of the noise.
-
-    ``level * path_ratio^(1 - step / path_steps)`` along the path, and ``level`` at its end; of
-    several candidates each is ``candidate_ratio`` times smaller than the one before.
-    """
-    share = jnp.minimum(jnp.asarray(step, jnp.float32) / values["path_steps"], 1.0)
-    on_path = values["level"] * jnp.asarray(values["path_ratio"], jnp.float32) ** (1.0 - share)
-    places = jnp.arange(count, dtype=jnp.float32)
-    levels: jax.Array = on_path * jnp.asarray(values["candidate_ratio"], jnp.float32) ** -places
-    return levels
-
-
-def thresholds(
-    level: jax.Array | float,
-    value: jax.Array,
-    stationary: jax.Array,
-    rate: jax.Array,
-    batch_size: jax.Array | float,
-    adapt: jax.Array | float,
-) -> jax.Array:
-    """``lambda_k`` [N]: level times the noise of a step, of query k or of one of frequency 1/N.
-
-    ``level eta_A s(V) / sqrt(B mu_k^adapt N^(adapt - 1))``.
-
-    Args:
-        level: in units of the noise, a scalar.
-        value: V [N, N].
-        stationary: mu [N].
-        rate: eta_A.
-        batch_size: B.
-        adapt: 1 for a threshold a query, 0 for one threshold; between, in between.
-    """
-    size = float(stationary.shape[0])
-    frequency = jnp.exp(adapt * jnp.log(stationary) - (1.0 - adapt) * float(np.log(size)))
-    unit = rate * noise_unit(value, stationary) / jnp.sqrt(batch_size)
-    lambdas: jax.Array = level * unit / jnp.sqrt(frequency)
-    return lambdas
-
-
-def proximal_step(
-    attention: jax.Array, gradient: jax.Array, stationary: jax.Array, rate: jax.Array,
-    lambdas: jax.Array,
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """Eqs. 4 and 6 for A with a threshold a column.
-
-    Args:
-        attention: A [T, N].
-        gradient: of a mini-batch [T, N].
-        stationary: mu [N].
-        rate: eta_A.
-        lambdas: thresholds [N].
-
-    Returns:
-        The new A, and which entries are not zero before the sums are restored; [T, N].
-    """
-    from scbjax.optim import soft_threshold
-
-    direction = gradient / stationary[None, :]
-    direction = direction - jnp.mean(direction, axis=0, keepdims=True)
-    kept = soft_threshold(attention - rate * direction, lambdas[None, :])
-    missing = 1.0 - jnp.sum(kept, axis=0, keepdims=True)
-    return kept + missing / kept.shape[0], kept != 0
-
-
-def bounded(value: jax.Array, stationary: jax.Array, largest: jax.Array) -> jax.Array:
-    """V [N, N], projected on ``K_V <= largest`` in the mu-norm, by shrinking ``V - mu 1^T``."""
-    away = value - stationary[:, None]
-    signal = jnp.maximum(jnp.sum(away**2 * stationary[None, :]), jnp.finfo(value.dtype).tiny)
-    return stationary[:, None] + away * jnp.minimum(1.0, jnp.sqrt(largest / signal))
-
-
-def background(attention: jax.Array, support: jax.Array) -> jax.Array:
-    """What entries off the support share, [N]; 0 where there are none."""
-    off = jnp.sum(~support, axis=0, dtype=attention.dtype)
-    return jnp.sum(jnp.where(support, 0.0, attention), axis=0) / jnp.maximum(off, 1.0)
-
-
-def relaxed(
-    params: scbjax.Params, support: jax.Array, stationary: jax.Array, shrinkage: jax.Array
-) -> scbjax.Params:
-    """The parameters with what l1 takes of nonzero entries given back, and columns that sum to one.
-
-    Args:
-        params: V [N, N] and A [T, N].
-        support: which entries are not zero, [T, N].
-        stationary: mu [N].
-        shrinkage: ``lambda_k / eta_A`` [N], the share of it that is given back.
-    """
-    from scbjax.task import mu_inner
-
-    value, attention = params
-    signal = mu_inner(value, value, stationary) - jnp.sum(stationary**2)
-    signal = jnp.maximum(signal, jnp.finfo(signal.dtype).eps)
-    above = attention - background(attention, support)[None, :]
-    back = jnp.where(support, jnp.sign(above) * (shrinkage / signal)[None, :], 0.0)
-    attention = attention + back
-    missing = 1.0 - jnp.sum(attention, axis=0, keepdims=True)
-    return scbjax.Params(value, attention + missing / attention.shape[0])
-
-
-def losses_by_query(params: scbjax.Params, batch: scbjax.Batch) -> tuple[jax.Array, jax.Array]:
-    """The mean loss (eq. 3) of the samples of each query, and their number; [N] and [N]."""
-    from scbjax.model import attend
-    from scbjax.task import product
-
-    num_tokens = params.value.shape[0]
-    output = product(attend(params.attention, batch.tokens, batch.query), params.value.T)
-    tokens = jnp.arange(num_tokens, dtype=jnp.int32)[None, :]
-    target = (batch.label.astype(jnp.int32)[:, None] == tokens).astype(output.dtype)
-    by_query = (batch.query.astype(jnp.int32)[:, None] == tokens).astype(output.dtype)
-    count = jnp.sum(by_query, axis=0)
-    loss = 0.5 * jnp.sum((output - target) ** 2, axis=1)
-    return product(loss, by_query) / jnp.maximum(count, 1.0), count
-
-
-def step_candidates(
-    params: Candidates,
-    progress: Progress,
-    batch: scbjax.Batch,
-    task: scbjax.Task,
-    values: Mapping[str, Any],
-    *_: object,
-) -> tuple[tuple[jax.Array, Any], Candidates, Progress]:
-    """One step of every candidate on the same batch; each one's loss on it first.
-
-    Args:
-        params: the candidates.
-        progress: steps before, and B.
-        batch: tokens [B, T], query [B], label [B].
-        task: of which mu, K_P and K_Q are used.
-        values: the numbers of the study, by short name.
-
-    Returns:
-        The mean loss of the candidates and their gradients, the new candidates, and progress.
-    """
-    from scbjax.losses import unchecked_loss
-    from scbjax.optim import value_descent
-    from scbjax.task import transition_signal
-
-    mu, (rate, attention_rate) = task.stationary, rates_of(task, values)
-    descent = value_descent(mu, rate)
-    number = params.value.shape[0]
-    levels = levels_at(values, number, progress.step).astype(mu.dtype)
-
-    def one(value: jax.Array, attention: jax.Array, support: jax.Array, level: jax.Array) -> Any:  # noqa: ANN401
-        own = scbjax.Params(value, attention)
-        loss, grads = jax.value_and_grad(unchecked_loss)(own, batch)
-        lambdas = thresholds(level, value, mu, attention_rate, progress.batch_size, values["adapt"])
-        held_out = jnp.zeros_like(mu), jnp.zeros_like(mu)
-        if number > 1:  # a single candidate needs no choice
-            shrinkage = values["relax"] * lambdas / attention_rate
-            held_out = losses_by_query(relaxed(own, support, mu, shrinkage), batch)
-        moved, kept = proximal_step(attention, grads.attention, mu, attention_rate, lambdas)
-        update, _ = descent.update(grads.value, descent.init(value), value)
-        value = bounded(value + update, mu, values["value_bound"] * transition_signal(task))
-        return loss, grads, value, moved, kept, held_out
-
-    found = jax.vmap(one)(params.value, params.attention, progress.support, levels)
-    loss, grads, value, attention, support, (fresh, samples) = found
-    weight = 1.0 / jnp.minimum(progress.step.astype(mu.dtype) + 1.0, values["memory"])
-    losses = params.losses + jnp.where(samples > 0, (fresh - params.losses) * weight, 0.0)
-    progress = progress._replace(step=progress.step + 1, support=support)
-    return (jnp.mean(loss), grads), Candidates(value, attention, losses), progress
-
-
-def rates_of(task: scbjax.Task, values: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-    """``eta_V = eta / K_Q`` and ``eta_A = eta / K_P``."""
-    from scbjax.algorithm import per_signal
-
-    rate = jnp.asarray(values["rate"], task.stationary.dtype)
-    value = per_signal(rate, scbjax.pattern_signal(task))
-    return value, per_signal(rate, scbjax.transition_signal(task))
 
 
 def _source(static: Mapping[str, Any]) -> Source:

@@ -54,7 +54,6 @@ What is recorded as expected is for a constant rate from V = mu 1^T; Adam counts
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -62,6 +61,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import scbjax
 from scbjax.base import FLOAT32_MAX, INT32_MAX, Choice, Interval, Parameter, Relation, Values
+from scbjax.experiments.cheaper_estimators import (
+    chi_squared,
+    joint_counts,
+    leading_scores,
+    significant,
+    standardised,
+)
+from scbjax.experiments.cheaper_theory import (
+    SHORT_FIRST,
+    Tasks,
+    dense_samples,
+    expected_descent,
+    expected_estimate,
+    information_samples,
+)
 from scbjax.experiments.of_parts import learning
 from scbjax.experiments.parts_common import DECLARED, RATES, SPARSITY, of_static
 from scbjax.experiments.scb_common import SPARSITY_FITS
@@ -73,35 +87,16 @@ if TYPE_CHECKING:
     import jax
     import jax.numpy as jnp
     import optax
-    from jax.scipy import special
 
     from scbjax.moves import Move
-    from scbjax.optim import Geometry
 else:
     jax, jnp, optax = Lazily("jax"), Lazily("jax.numpy"), Lazily("optax")
-    special = Lazily("jax.scipy.special")
 
 DESCENTS = ("gradient", "momentum", "adam", "short_first")
 ESTIMATORS = ("screening", "ranking", "spectral")
-_SHORT = "short_first"
 _DECAY = 0.9  # of momentum
-_GRID = 48  # points of an integral
-_MOST_GROWTH = 15.0  # e-foldings that are looked at
 _MOST_CONTEXTS = 2**16
 _SHORT_STREAM = 1  # of the task's key
-_LEAST_SHARE = 0.9  # of the runs that find a column's support, in Fano's inequality
-
-
-class Tasks(NamedTuple):
-    """What is learned, and the same P on short contexts.
-
-    Attributes:
-        task: the task.
-        short: P and mu of the task, and a pattern of its own.
-    """
-
-    task: scbjax.Task
-    short: scbjax.Task
 
 
 class Pair(NamedTuple):
@@ -130,7 +125,7 @@ class Reading(NamedTuple):
 
 
 def _source(static: Mapping[str, Any]) -> Source:
-    pairs = static["method"] == _SHORT
+    pairs = static["method"] == SHORT_FIRST
     batches = scbjax.sources.scb_batches(packed=static["method"] in DESCENTS)
 
     def draw(key: jax.Array) -> Tasks:
@@ -168,7 +163,7 @@ def _loss(static: Mapping[str, Any]) -> Callable[[scbjax.Params, Any], jax.Array
     def loss(params: scbjax.Params, batch: Any) -> jax.Array:  # noqa: ANN401 - of the source
         from scbjax.losses import unchecked_loss
 
-        if static["method"] != _SHORT:
+        if static["method"] != SHORT_FIRST:
             value: jax.Array = unchecked_loss(params, batch)
             return value
         length = static["short_context"]
@@ -207,7 +202,7 @@ def descent_model(static: Mapping[str, Any]) -> Model:
     def readout(params: scbjax.Params) -> Reading:
         apart = params.attention - 1.0 / params.attention.shape[0]
         upright = jnp.where(jnp.sum(apart**3) < 0, -1.0, 1.0)
-        return Reading(upright * apart, apart, partial(_expected_descent, static), least)
+        return Reading(upright * apart, apart, partial(expected_descent, static), least)
 
     return Model(init, _loss(static), readout)
 
@@ -263,73 +258,6 @@ def optimizer_of(static: Mapping[str, Any]) -> Callable[[Tasks, Any, Any], Any]:
 # -------------------------------------------------------------------------------------- estimators
 
 
-def joint_counts(batch: scbjax.Batch, num_tokens: int, dtype: Any) -> jax.Array:  # noqa: ANN401
-    """How often token, query and label meet at every position: [T, N, N, N] of a mini-batch.
-
-    Args:
-        batch: tokens [B, T], query [B], label [B].
-        num_tokens: N.
-        dtype: of the counts.
-    """
-    from scbjax.blocks import fill
-    from scbjax.task import product
-
-    size, length = num_tokens**2, batch.tokens.shape[1]
-    kinds = (batch.query * num_tokens + batch.label)[:, None]
-    hot = (kinds == jnp.arange(size, dtype=kinds.dtype)[None, :]).astype(dtype)
-    tokens = batch.tokens.T
-    classes = jnp.arange(num_tokens, dtype=tokens.dtype)[None, :, None]
-
-    def count(first: jax.Array, rows: int) -> jax.Array:
-        here = jax.lax.dynamic_slice_in_dim(tokens, first, rows)[:, None, :] == classes
-        return product(here.reshape(rows * num_tokens, -1).astype(dtype), hot).reshape(
-            rows, num_tokens, size
-        )
-
-    counts = fill(count, (length, num_tokens, size), dtype, num_tokens * hot.shape[0])
-    return counts.reshape(length, num_tokens, num_tokens, num_tokens)
-
-
-def standardised(counts: jax.Array, stationary: jax.Array) -> jax.Array:
-    """Cross-moments in units of their noise: [T, x, k, o] from counts of the same axes.
-
-    ``sum (1[o] - mu_o)(1[x] - mu_x) / sqrt(n_k mu_o mu_x)`` over the n_k samples of query k; zero
-    for a query that has none.
-    """
-    of_token, of_label = stationary[None, :, None, None], stationary[None, None, None, :]
-    without = counts - of_label * jnp.sum(counts, axis=3, keepdims=True)
-    centred = without - of_token * jnp.sum(without, axis=1, keepdims=True)
-    asked = jnp.sum(counts[0], axis=(0, 2))[None, None, :, None]
-    return centred / jnp.sqrt(of_token * of_label * jnp.maximum(asked, 1.0))
-
-
-def chi_squared(moments: jax.Array) -> jax.Array:
-    """Pearson's statistic of position and label, [T, k] from [T, x, k, o]."""
-    return jnp.sum(moments**2, axis=(1, 3))
-
-
-def significant(statistic: jax.Array, false_positives: jax.Array | float) -> jax.Array:
-    """Where T N null statistics [T, N] would have so few exceedances in the mean; booleans."""
-    tail = jax.scipy.stats.chi2.sf(statistic, (statistic.shape[1] - 1) ** 2)
-    return tail * statistic.size <= false_positives
-
-
-def leading_scores(moments: jax.Array) -> jax.Array:
-    """``u^T M``, u the leading left singular vector of the moments: [T, k] from [T, x, k, o].
-
-    The sign is that of the sum of cubes.
-    """
-    from scbjax.singly import one_by_one
-
-    rows = jnp.swapaxes(moments, 2, 3)  # [T, x, o, k]
-    length, tokens = rows.shape[:2]
-    flat = rows.reshape(length, tokens**2, tokens)
-    gram = jnp.einsum("tak,tbk->ab", flat, flat, precision="highest")
-    vector = one_by_one(jnp.linalg.eigh)(gram)[1][:, -1]
-    scores = jnp.einsum("a,tak->tk", vector, flat, precision="highest")
-    return scores * jnp.where(jnp.sum(scores**3) < 0, -1.0, 1.0)
-
-
 def estimator(static: Mapping[str, Any]) -> tuple[Model, Move]:
     """A learner whose parameters are sums over the samples, and whose steps add to them."""
     from scbjax.moves import Move
@@ -349,7 +277,7 @@ def estimator(static: Mapping[str, Any]) -> tuple[Model, Move]:
             scores = chi_squared(moments)
         if name == "screening":
             scores = significant(scores, values["false_positives"]).astype(mu.dtype)
-        expected = partial(_expected_estimate, name, static["sparsity"])
+        expected = partial(expected_estimate, name, static["sparsity"])
         least = partial(information_samples, sparsity=static["sparsity"])
         return Reading(scores, scores, expected, least)
 
@@ -368,187 +296,6 @@ def _learner(source: Source, static: Mapping[str, Any], **given: Any) -> scbjax.
     if static["method"] in ESTIMATORS:
         return scbjax.learner(source, *estimator(static), **given)
     return scbjax.learner(source, descent_model(static), optimizer_of(static), **given)
-
-
-# --------------------------------------------------------------------------------------- the theory
-
-
-def association(task: scbjax.Task) -> jax.Array:
-    """phi^2 of the module's text: chi-squared of two neighbours in the chain, for one sample."""
-    mu = task.stationary
-    return jnp.sum((task.transition - mu[:, None]) ** 2 * mu[None, :] / mu[:, None])
-
-
-def drift_level(
-    task: scbjax.Task, samples: jax.Array, growth: jax.Array | float, projector: Geometry
-) -> jax.Array:
-    """The z of the module's text, deviations by which the sign of alpha_V is told.
-
-    Args:
-        task: the task.
-        samples: n.
-        growth: tau, the rate eta times the steps.
-        projector: ``"mu"`` or ``"paper"``.
-    """
-    from scbjax.noise import initial_noise
-
-    tau = jnp.clip(growth, 1e-2, _MOST_GROWTH)
-    gained = jnp.sinh(tau) ** 2 / (0.5 * tau + 0.25 * jnp.sinh(2.0 * tau)) / tau
-    return jnp.sqrt(samples * gained) / (task.context_length * initial_noise(task, projector))
-
-
-def noise_energy(task: scbjax.Task, projector: Geometry) -> jax.Array:
-    """The mean of |G_V|_mu^2 of one sample at the start, up to terms of 1 / T^2; a scalar."""
-    mu = task.stationary
-    size = jnp.sum(mu**2)
-    constant = jnp.sum(mu**3) / size**2 - 1.0 if projector == "paper" else jnp.zeros_like(size)
-    return (1.0 - size) * (constant + (task.num_tokens - 1) / task.context_length)
-
-
-def lead_levels(
-    task: scbjax.Task, samples: jax.Array, growth: jax.Array, projector: Geometry
-) -> jax.Array:
-    """Share of the samples that count for A, signed, where alpha_V is g deviations off its drift.
-
-    V is made of ``a(t) = sinh(t) / T + g s(t)`` along P and of noise of size nu(t) across it, both
-    in the units of P, and A of the sums over samples weighed by that:
-
-        (int a)^2 / (tau int (a^2 + nu^2)),     s^2 = sigma^2 (eta / B) (t / 2 + sinh(2 t) / 4),
-        nu^2 = (E |G_V|^2 / K_P - sigma^2) (eta / B) t.
-
-    Returns:
-        For each g, quantiles of the normal distribution, the square root with the sign of int a.
-    """
-    from scbjax.noise import initial_noise
-
-    tau = jnp.clip(growth, 1e-2, _MOST_GROWTH)
-    times = (jnp.arange(_GRID, dtype=tau.dtype) + 0.5) / _GRID * tau
-    shares = (jnp.arange(_GRID, dtype=tau.dtype) + 0.5) / _GRID
-    along = initial_noise(task, projector) ** 2
-    across = noise_energy(task, projector) / scbjax.transition_signal(task) - along
-    window = tau / samples  # eta / B
-    spread = jnp.sqrt(along * window * (0.5 * times + 0.25 * jnp.sinh(2.0 * times)))
-    mean = jnp.sinh(times) / task.context_length
-    path = mean[None, :] + special.ndtri(shares)[:, None] * spread[None, :]
-    apart = jnp.maximum(across, 0.0) * window * times
-    whole = jnp.mean(path, axis=1)
-    energy = jnp.mean(path**2 + apart[None, :], axis=1)
-    return whole / jnp.sqrt(energy)
-
-
-def matched_level(task: scbjax.Task, weights: jax.Array) -> jax.Array:
-    """Deviations by which true weights [N, Q] stand out in A after one sample, where V is on P."""
-    from scbjax.noise import entry_noise
-
-    mu = task.stationary
-    variance = entry_noise(task.transition, mu)
-    return jnp.sqrt(mu)[:, None] * weights * scbjax.transition_signal(task) / jnp.sqrt(variance)
-
-
-def left_cosine(task: scbjax.Task, samples: jax.Array) -> jax.Array:
-    """Squared cosine of the leading left singular vector of the moments with that of P."""
-    rows = float((task.num_tokens - 1) ** 2)
-    columns = float(task.context_length * task.num_tokens)
-    size = scbjax.mu_inner(task.pattern, task.pattern, task.stationary)
-    signal = samples * association(task) * size / columns
-    share = rows / columns
-    cosine = 1.0 - share * (1.0 + signal) / jnp.maximum(signal * (signal + share), 1e-30)
-    return jnp.where(signal**2 > share, cosine, 0.0)
-
-
-def dense_samples(task: scbjax.Task) -> jax.Array:
-    """Samples at which, with P known, the whole right vector has a squared cosine of one half."""
-    size = scbjax.pattern_signal(task)
-    return task.context_length * task.num_tokens / (association(task) * size)
-
-
-def information_samples(task: scbjax.Task, sparsity: int) -> jax.Array:
-    """Samples below which no method has all supports in nine of ten runs, by Fano's inequality.
-
-    ``max_k (0.9 log binom(T, Q) - log 2) / (mu_k I_k)``, the weights of Q known beforehand.
-
-    Args:
-        task: the task, of whose columns each has Q nonzeros.
-        sparsity: Q; N^Q contexts are gone through.
-    """
-    mu, tokens = task.stationary, task.num_tokens
-    weights = _true_weights(task, sparsity)
-    grids = jnp.meshgrid(*[jnp.arange(tokens)] * sparsity, indexing="ij")
-    contexts = jnp.stack([grid.ravel() for grid in grids])  # [Q, N^Q]
-    law = jnp.einsum("kq,oqc->kco", weights, task.transition[:, contexts], precision="highest")
-
-    def entropy(shares: jax.Array) -> jax.Array:
-        return -jnp.sum(jnp.where(shares > 0, shares * jnp.log(jnp.maximum(shares, 1e-30)), 0), -1)
-
-    chance = jnp.prod(mu[contexts], axis=0)
-    told = entropy(mu) - jnp.sum(chance[None, :] * entropy(law), axis=1)
-    length = float(task.context_length)
-    choices = special.gammaln(length + 1.0) - special.gammaln(sparsity + 1.0)
-    choices = choices - special.gammaln(length - sparsity + 1.0)
-    return jnp.max((_LEAST_SHARE * choices - math.log(2.0)) / (mu * told))
-
-
-def _true_weights(task: scbjax.Task, sparsity: int) -> jax.Array:
-    """[N, Q], the largest first."""
-    return jax.lax.top_k(task.pattern.T, sparsity)[0]
-
-
-def _rival(task: scbjax.Task, sparsity: int) -> jax.Array:
-    """The tail probability of the largest of a column's null entries, its median."""
-    rivals = max(task.context_length - sparsity, 1)
-    return -jnp.expm1(jnp.log(jnp.asarray(0.5, task.pattern.dtype)) / rivals)
-
-
-def _expected_estimate(
-    name: str,
-    sparsity: int,
-    tasks: Tasks,
-    samples: jax.Array,
-    values: Mapping[str, jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-    """Of moments; roots of chi-squared variables count as normal."""
-    from scbjax.chances import chi_squared_quantile
-
-    task = tasks.task
-    degrees = (task.num_tokens - 1) ** 2
-    own = samples * task.stationary[:, None] * association(task)
-    noncentral = own * _true_weights(task, sparsity) ** 2
-    tail = _rival(task, sparsity)
-    if name == "spectral":
-        level = jnp.sqrt(noncentral * left_cosine(task, samples))
-        found = jnp.prod(special.ndtr(level + special.ndtri(tail)))
-        return found, found
-    if name == "screening":
-        tail = values["false_positives"] / (task.context_length * task.num_tokens)
-    level = chi_squared_quantile(tail.astype(task.pattern.dtype), degrees)
-    found = jnp.prod(special.ndtr(jnp.sqrt(noncentral + degrees - 1.0) - jnp.sqrt(level)))
-    if name == "screening":
-        found = found * jnp.exp(-values["false_positives"])
-    return found, found
-
-
-def _expected_descent(
-    static: Mapping[str, Any],
-    tasks: Tasks,
-    samples: jax.Array,
-    values: Mapping[str, jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-    """Of A, by itself and together with the sign."""
-    task, is_short = tasks.task, static["method"] == _SHORT
-    growth = values["rate"] * samples / static["batch_size"]
-    if is_short:
-        samples, growth = 0.5 * samples, 0.0 * growth
-    samples = jnp.maximum(samples, 1.0)
-    weights = _true_weights(task, static["sparsity"])
-    each = matched_level(task, weights) * jnp.sqrt(samples)
-    rival = special.ndtri(_rival(task, static["sparsity"]))
-    if is_short:
-        sign = special.ndtr(drift_level(tasks.short, samples, growth, static["projector"]))
-        found = jnp.prod(special.ndtr(each * jnp.sqrt(0.75) + rival))
-        return found, found * sign
-    shares = lead_levels(task, samples, growth, static["projector"])
-    found = jnp.prod(special.ndtr(jnp.abs(shares)[:, None, None] * each[None] + rival), axis=(1, 2))
-    return jnp.mean(found), jnp.mean(jnp.where(shares > 0, found, 0.0))
 
 
 # -------------------------------------------------------------------------------- what is recorded
@@ -673,7 +420,7 @@ _RELATIONS = (
     ),
     Relation(
         ("train.batch_size", "model.method"),
-        lambda size, method: method != _SHORT or size > 1,
+        lambda size, method: method != SHORT_FIRST or size > 1,
         "train.batch_size = {} has no sample for one of two contexts, with model.method = '{}'",
     ),
     Relation(

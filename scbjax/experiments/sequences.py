@@ -39,11 +39,10 @@ needed than i.i.d. ones, but not as many times more as there are tokens in the a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import scbjax
 from scbjax.base import (
@@ -61,6 +60,30 @@ from scbjax.base import (
 )
 from scbjax.experiments.parts_common import DECLARED, SPARSITY
 from scbjax.experiments.scb_common import SPARSITY_FITS
+from scbjax.experiments.sequences_moments import (
+    marginal,
+    moments,
+    threshold,
+    two_steps,
+    yule_walker,
+)
+from scbjax.experiments.sequences_task import (
+    SequenceTask,
+    chain_task,
+    context_counts,
+    grow,
+    lag_counts,
+    whitening,
+)
+from scbjax.experiments.sequences_theory import (
+    Drawn,
+    Expected,
+    chance_marginal,
+    chance_whitened,
+    expected,
+    expected_cosine,
+    shift,
+)
 from scbjax.lazily import Lazily
 
 if TYPE_CHECKING:
@@ -71,32 +94,9 @@ else:
 
 BLOCK = 128
 """Windows that are looked at in one go; records come at whole numbers of blocks."""
-LEVEL = 0.05
-"""Chance of a threshold to let any false lag pass, where nothing is correlated."""
 _MOST_STEPS = 34  # beyond, counts are no longer exact in float32
 _BURN_IN = 50  # context lengths, before the first window
-_PERIODS = 256  # context lengths that the autocorrelation of theory is cut off after
 _SLOWEST = 0.95  # of which nothing is left by then: r^256 < 1e-5
-
-
-class SequenceTask(NamedTuple):
-    """A chain, and what theory knows of it.
-
-    Attributes:
-        transition: P [N, N], reversible.
-        stationary: mu [N].
-        pattern: Q [T, N], of lags: row g - 1 is lag g.
-        eigenvalues: of P but for the one, [N - 1], rising.
-        sizes: ``u_i^T diag(mu) u_i``, what a whitened mode counts in the norm of labels, [N - 1].
-        modes: ``diag(mu)^(1/2) u_i``, the modes as deviations of mu, [N, N - 1].
-    """
-
-    transition: jax.Array
-    stationary: jax.Array
-    pattern: jax.Array
-    eigenvalues: jax.Array
-    sizes: jax.Array
-    modes: jax.Array
 
 
 class Moments(NamedTuple):
@@ -111,424 +111,6 @@ class Moments(NamedTuple):
     last: jax.Array
     counts: jax.Array
     seen: jax.Array
-
-
-class Moving(NamedTuple):
-    """Cross-moments in whitened coordinates, d = N - 1 of them.
-
-    Attributes:
-        mean: frequencies of the tokens, [N].
-        whole: ``W C(g) W^T``, [T, d, d].
-        windows: n, a scalar.
-    """
-
-    mean: jax.Array
-    whole: jax.Array
-    windows: jax.Array
-
-
-# ---------------------------------------------------------------------------------------- the task
-
-
-def whitening(stationary: jax.Array) -> jax.Array:
-    """W [d, N] with ``W mu = 0`` and ``W diag(mu) W^T = 1``.
-
-    Example:
-        >>> mu = jnp.array([0.2, 0.3, 0.5])
-        >>> own = whitening(mu)
-        >>> bool(jnp.allclose(own * mu[None, :] @ own.T, jnp.eye(2), atol=1e-6))
-        True
-    """
-    root = jnp.sqrt(stationary)
-    # The reflection that takes the root to the last axis: its other rows are orthogonal to it.
-    axis = root.at[-1].add(-1.0)
-    mirror = jnp.eye(root.shape[0], dtype=root.dtype) - jnp.outer(axis, axis) * (
-        2.0 / jnp.sum(axis**2)
-    )
-    return mirror[:-1] / root[None, :]
-
-
-def _eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Eigenvalues and vectors of a symmetric matrix, one of a batch after the other.
-
-    See :func:`scbjax.task.solve` for why.
-    """
-    from scbjax.singly import one_by_one
-
-    values, vectors = one_by_one(jnp.linalg.eigh)(matrix)
-    return values, vectors
-
-
-def slow_transition(
-    transition: jax.Array, stationary: jax.Array, slow: jax.Array | float
-) -> jax.Array:
-    """A reversible P [N, N] that keeps mu and whose largest eigenvalue but one is ``slow``.
-
-    Args:
-        transition: P' [N, N], any that keeps mu.
-        stationary: mu [N].
-        slow: r in [0, 1]; may be traced.
-
-    Example:
-        >>> task = scbjax.random_task(jax.random.key(0), num_tokens=3, context_length=9, sparsity=2)
-        >>> own = slow_transition(task.transition, task.stationary, 0.7)
-        >>> [round(float(v), 4) for v in jnp.sort(jnp.linalg.eigvals(own).real)[1:]]
-        [0.7, 1.0]
-    """
-    from scbjax.task import product
-
-    size, slow = stationary.shape[0], jnp.asarray(slow, transition.dtype)
-    reversal = transition.T * stationary[:, None] / stationary[None, :]
-    squared = product(transition, reversal)
-    white = whitening(stationary)
-    largest = _eigh(_symmetric(product(white, product(squared * stationary[None, :], white.T))))[0]
-    top = jnp.clip(largest[-1], 0.0, 1.0 - 1e-6)
-    stay = jnp.clip((slow - top) / (1.0 - top), 0.0, 1.0)
-    kept = jnp.where(top > slow, slow / jnp.maximum(top, 1e-6), 1.0)
-    identity = jnp.eye(size, dtype=transition.dtype)
-    mixed = stay * identity + (1.0 - stay) * squared
-    return kept * mixed + (1.0 - kept) * stationary[:, None]
-
-
-def _symmetric(matrix: jax.Array) -> jax.Array:
-    return (matrix + matrix.T) / 2.0
-
-
-def chain_task(task: scbjax.Task, slow: jax.Array | float, lags: str) -> SequenceTask:
-    """The chain of a task: its mu, its Q or the first column of it, and a P of a slow eigenvalue.
-
-    Args:
-        task: as :func:`scbjax.random_task` draws it.
-        slow: the eigenvalue.
-        lags: ``"fixed"``, the first column of Q whatever the query is, or ``"query"``.
-    """
-    from scbjax.task import product
-
-    mu = task.stationary
-    transition = slow_transition(task.transition, mu, slow)
-    white = whitening(mu)
-    inner = product(white, product(transition * mu[None, :], white.T))
-    values, vectors = _eigh(_symmetric(inner))
-    modes = product((white * mu[None, :]).T, vectors)  # W^T = diag(mu)^(-1/2) basis
-    first = jnp.broadcast_to(task.pattern[:, :1], task.pattern.shape)
-    pattern = first if lags == "fixed" else task.pattern
-    return SequenceTask(transition, mu, pattern, values, jnp.sum(modes**2, axis=0), modes)
-
-
-# ---------------------------------------------------------------------------------------- the data
-
-
-def grow(
-    key: jax.Array, task: SequenceTask, last: jax.Array, length: int, sparsity: int
-) -> jax.Array:
-    """Goes on with a sequence: the T tokens before and the new ones, [T + length] int32.
-
-    Args:
-        key: a PRNG key.
-        task: the chain.
-        last: the T tokens before, oldest first, int32.
-        length: number of new tokens.
-        sparsity: the largest number of nonzeros in a column of Q.
-
-    Example:
-        >>> task = scbjax.random_task(jax.random.key(0), num_tokens=3, context_length=4, sparsity=2)
-        >>> chain = chain_task(task, 0.5, "fixed")
-        >>> grow(jax.random.key(1), chain, jnp.zeros(4, jnp.int32), 6, 2).shape
-        (10,)
-    """
-    context, num_tokens = task.pattern.shape
-    weights, rows = jax.lax.top_k(task.pattern.T, sparsity)  # of every query
-    upto = jnp.cumsum(weights, axis=1)
-    labels = jnp.cumsum(task.transition, axis=0).T  # of every token, [N, N]
-    uniform = jax.random.uniform(key, (2, length), task.transition.dtype)
-    # Rounding may leave a sum below one: the last place takes what is left.
-    place = jnp.sum(uniform[0][:, None, None] > upto[None, :, :-1], axis=2, dtype=jnp.int32)
-    lags = 1 + jnp.take_along_axis(rows[None], place[:, :, None], axis=2)[:, :, 0]  # [length, N]
-    sequence = jnp.concatenate([last, jnp.zeros((length,), jnp.int32)])
-
-    def add(sequence: jax.Array, step: Any) -> tuple[jax.Array, None]:  # noqa: ANN401 - of scan
-        index, own, level = step
-        source = sequence[index - own[sequence[index - 1]]]
-        token = jnp.sum(level > labels[source, : num_tokens - 1], dtype=jnp.int32)
-        return sequence.at[index].set(token), None
-
-    places = jnp.arange(context, context + length, dtype=jnp.int32)
-    return jax.lax.scan(add, sequence, (places, lags.astype(jnp.int32), uniform[1]))[0]
-
-
-def lag_counts(
-    sequence: jax.Array,
-    context: int,
-    num_tokens: int,
-    dtype: Any,  # noqa: ANN401 - of arrays
-    unseen: jax.Array | int = 0,
-) -> jax.Array:
-    """How often label n has token m at lag g before it, [T, N, N], by Fourier transforms.
-
-    Args:
-        sequence: T tokens and those that are labels, [T + length].
-        context: T.
-        num_tokens: N.
-        dtype: of the counts, which are whole numbers.
-        unseen: how many of the oldest tokens are not counted.
-
-    Example:
-        >>> lag_counts(jnp.array([0, 1, 1, 0]), 1, 2, jnp.float32)[0].tolist()
-        [[0.0, 1.0], [1.0, 1.0]]
-    """
-    total = sequence.shape[0]
-    size = 1 << (total - 1).bit_length()  # no lag wraps around
-    sequence = jnp.where(jnp.arange(total) < unseen, -1, sequence)  # which is one-hot nowhere
-    hot = jax.nn.one_hot(sequence, num_tokens, axis=0, dtype=dtype)
-    every = jnp.fft.rfft(hot, size)
-    label = jnp.fft.rfft(hot[:, context:], size)
-    both = jnp.fft.irfft(jnp.conj(label)[:, None, :] * every[None, :, :], size)
-    # A label at place i and the token at place i + s of the whole are T - s apart.
-    counts: jax.Array = jnp.round(jnp.moveaxis(both[:, :, :context], 2, 0)[::-1])
-    return counts.astype(dtype)
-
-
-def context_counts(batch: scbjax.Batch, num_tokens: int, dtype: Any) -> jax.Array:  # noqa: ANN401
-    """The same of a batch of contexts of their own, [T, N, N]; row t of a context is lag t + 1."""
-    from scbjax.task import product
-
-    label = jax.nn.one_hot(batch.label, num_tokens, axis=0, dtype=dtype)
-    by_token = [product(label, (batch.tokens == n).astype(dtype)) for n in range(num_tokens)]
-    return jnp.moveaxis(jnp.stack(by_token), 2, 0).swapaxes(1, 2)
-
-
-# ------------------------------------------------------------------------------------ the learners
-
-
-def moments(counts: jax.Array, seen: jax.Array) -> Moving:
-    """Cross-moments of counts [T, N, N], whitened by the frequencies that were seen, [N].
-
-    Of a sequence the first tokens have fewer lags, and every sum is divided by n: as those of a
-    circle with T empty places, the autocovariances are those of a positive matrix R.
-    """
-    count = jnp.sum(seen)
-    some = jnp.maximum(count, 1.0)
-    uniform = jnp.full_like(seen, 1.0 / seen.shape[0])
-    mean = jnp.where(count > 0, jnp.maximum(seen, 0.5) / some, uniform)  # none is zero
-    mean = mean / jnp.sum(mean)
-    white = whitening(mean)
-    whole = jnp.einsum("cn,gnm,dm->gcd", white, counts / some, white)
-    return Moving(mean, whole, count)
-
-
-def threshold(context: int, freedom: int) -> jax.Array:
-    """What a chi-squared number of so many degrees of freedom exceeds with chance LEVEL / T."""
-    from scbjax.chances import chi_squared_quantile
-
-    return chi_squared_quantile(LEVEL / context, freedom)
-
-
-def marginal(found: Moving) -> jax.Array:
-    """Pearson's statistic of label and token at every lag, [T]: n times the squared moments."""
-    return found.windows * jnp.sum(found.whole**2, axis=(1, 2))
-
-
-def _toeplitz(blocks: jax.Array) -> jax.Array:
-    """R [T d, T d] of autocovariances [T, d, d], with itself at lag zero."""
-    from scbjax.fitting.moments import lagged_covariance
-
-    every = jnp.arange(blocks.shape[0], dtype=jnp.int32)
-    size = blocks.shape[0] * blocks.shape[1]
-    return lagged_covariance(blocks, every, every).reshape(size, size)
-
-
-def yule_walker(found: Moving) -> jax.Array:
-    """Wald's statistic of every lag of the autoregression, [T].
-
-    ``tr(S^{-1} Phi_g (R^{-1})_gg^{-1} Phi_g^T)`` times the windows less those that the fit takes, S
-    the covariance of what is not explained.
-    """
-    from scbjax.task import product, solve
-
-    context, size, _ = found.whole.shape
-    eye = jnp.eye(size, dtype=found.whole.dtype)
-    own = jnp.concatenate([eye[None], found.whole[:-1]])
-    right = found.whole.transpose(0, 2, 1).reshape(context * size, size)
-    whole = jnp.eye(context * size, dtype=own.dtype)
-    both = solve(_toeplitz(own), jnp.concatenate([whole, right], axis=1))
-    weights = both[:, context * size :]  # Phi^T
-    left = _inverse(_symmetric(eye - product(weights.T, right)))
-    each = jnp.arange(context)
-    blocks = both[:, : context * size].reshape(context, size, context, size)[each, :, each, :]
-    split = weights.reshape(context, size, size)
-    spread = jax.vmap(_inverse)(blocks)
-    total = jnp.einsum("gde,gdf,gfh,eh->g", split, spread, split, left)
-    return jnp.maximum(found.windows - context * size, 0.0) * total
-
-
-def _inverse(matrix: jax.Array) -> jax.Array:
-    """The inverse of a small positive matrix, by elimination without pivots.
-
-    A batch of calls of LAPACK would be a loop (:func:`scbjax.task.solve`); this is a few products.
-    """
-    size = matrix.shape[0]
-    both = jnp.concatenate([matrix, jnp.eye(size, dtype=matrix.dtype)], axis=1)
-    for row in range(size):
-        own = both[row] / both[row, row]
-        both = both - jnp.outer(both[:, row], own)
-        both = both.at[row].set(own)
-    return both[:, size:]
-
-
-def two_steps(found: Moving) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Two steps of gradient descent from uniform attention, on V and then on A.
-
-    The first makes ``V~`` of the mean over lags; A's gradient there, for a small step, is minus the
-    first array of what comes out. The second array is its Newton step, the gradient divided by the
-    curvature ``R_V[g, h] = tr(V~ C(g - h) V~^T)``.
-
-    Returns:
-        ``V~ diag(mu)^(1/2)`` in the basis of whitened tokens, [N, d], whose inner products are
-        those of the mu-norm; and [T] twice.
-    """
-    from scbjax.task import solve
-
-    labels = (whitening(found.mean) * found.mean[None, :]).T  # a label is this times whitened ones
-    value = labels @ jnp.mean(found.whole, axis=0)
-    plain = jnp.einsum("gcd,cd->g", found.whole, labels.T @ value)
-    near = jnp.einsum("de,ged->g", value.T @ value, found.whole)[:-1]
-    size = jnp.maximum(jnp.sum(value**2), jnp.finfo(near.dtype).tiny)
-    row = jnp.concatenate([jnp.ones_like(near[:1]), near / size])
-    return value, plain, solve(_toeplitz(row[:, None, None]), plain[:, None])[:, 0]
-
-
-# --------------------------------------------------------------------------------- what is expected
-
-
-class Expected(NamedTuple):
-    """What theory says of moments; modes i and j, [d] or [d, d].
-
-    Attributes:
-        moment: ``rho_i(g)`` [T, d], or ``r_i q_g`` of i.i.d. contexts.
-        noise: n times the variance of the moment (i, j), [T, d, d].
-        effect: what a window adds to Wald's statistic, [T].
-        pull: mean of the moments over lags, [d].
-        pull_noise: n times its variance, [d, d].
-        time: of frequencies, n times their variance over that of a token, [d].
-        near: ``rho_i(g - 1)`` of a sequence, [T, d].
-    """
-
-    moment: jax.Array
-    noise: jax.Array
-    effect: jax.Array
-    pull: jax.Array
-    pull_noise: jax.Array
-    time: jax.Array
-    near: jax.Array
-
-
-Drawn: TypeAlias = tuple[SequenceTask, Expected]
-"""What a trajectory learns from."""
-
-
-def spectra(task: SequenceTask) -> jax.Array:
-    """The spectrum of every mode, with mean 1, at frequencies that are not negative: [d, F]."""
-    context = task.pattern.shape[0]
-    size = 1 << (_PERIODS * context - 1).bit_length()
-    weights = jnp.pad(task.pattern @ task.stationary, (1, 0))
-    filtered = 1.0 - jnp.fft.rfft(task.eigenvalues[:, None] * weights[None, :], size)
-    power = 1.0 / jnp.abs(filtered) ** 2
-    return power / _mean(power)[:, None]
-
-
-def _mean(spectrum: jax.Array) -> jax.Array:
-    """The mean over all frequencies, of those that are not negative (the last axis)."""
-    inside = 2.0 * jnp.sum(spectrum[..., 1:-1], axis=-1)
-    return (spectrum[..., 0] + spectrum[..., -1] + inside) / (2 * spectrum.shape[-1] - 2)
-
-
-def expected(task: SequenceTask, data: str) -> Expected:
-    """What the module's text says, of fixed lags; of others, by their mean over queries.
-
-    Args:
-        task: the chain.
-        data: ``"sequence"`` or ``"independent"``.
-    """
-    context, values = task.pattern.shape[0], task.eigenvalues
-    weights = task.pattern @ task.stationary
-    same = jnp.eye(values.shape[0], dtype=values.dtype)
-    if data == "independent":
-        moment = weights[:, None] * values[None, :]
-        noise = jnp.ones((context, *same.shape), values.dtype)
-        pull = values / context
-        effect = jnp.sum(moment**2, axis=1)
-        time = jnp.full_like(values, 1.0 / context)  # all tokens of a context are counted
-        near = jnp.zeros_like(moment)
-        return Expected(moment, noise, effect, pull, noise[0] / context, time, near)
-    spectrum = spectra(task)
-    size = 2 * spectrum.shape[1] - 2
-    rho = jnp.fft.irfft(spectrum, size)  # at lag zero one
-    apart = jnp.fft.irfft(spectrum**2, size)[:, 2 : 2 * context + 2 : 2]  # sum rho(k+g) rho(k-g)
-    moment = rho[:, 1 : context + 1].T
-    pairs = spectrum[:, None, :] * spectrum[None, :, :]
-    noise = _mean(pairs)[None] + apart.T[:, :, None] * same[None]
-    window = jnp.full((context,), 1.0 / context, values.dtype)
-    transform = jnp.fft.rfft(jnp.pad(window, (1, 0)), size)
-    once = _mean(pairs * jnp.abs(transform)[None, None, :] ** 2)
-    twice = _mean(spectrum**2 * jnp.real(transform**2)[None, :])
-    ahead = 1.0 + jnp.cumsum(_edges(values, weights), axis=1)  # sigma_i^2 (R_i^{-1})_gg
-    effect = jnp.sum((values[:, None] * weights[None, :]) ** 2 / ahead, axis=0)
-    pull, once = jnp.mean(moment, axis=0), once + same * twice[:, None]
-    return Expected(moment, noise, effect, pull, once, spectrum[:, 0], rho[:, :context].T)
-
-
-def shift(own: Expected, task: SequenceTask) -> jax.Array:
-    """By how much the law of a token differs from mu where lags depend on the query, [N].
-
-    To first order in that dependence. A token at lag g and the query are ``C(g - 1)`` from being
-    independent, and a step of P takes mode i to r_i times itself:
-    ``sum_i m_i r_i / (1 - r_i) sum_g rho_i(g - 1) sum_k q_g^(k) m_i[k]``, m_i a column of `modes`.
-    """
-    drive = jnp.sum(own.near * (task.pattern @ task.modes), axis=0)
-    gain = task.eigenvalues / jnp.maximum(1.0 - task.eigenvalues, 1e-6)
-    return jnp.sum(task.modes * (gain * drive)[None, :], axis=1)
-
-
-def _edges(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """Steps of the diagonal of R^{-1} along a window, by the formula of Gohberg and Semencul."""
-    squares = (values[:, None] * weights[None, :]) ** 2
-    before = jnp.concatenate([jnp.zeros_like(squares[:, :1]), squares[:, :-1]], axis=1)
-    return before - squares[:, ::-1]
-
-
-def chance(mean: jax.Array, variance: jax.Array, level: jax.Array) -> jax.Array:
-    """That a sum of squares of normal numbers exceeds a level.
-
-    By a gamma law of the same moments, whose cube root is nearly normal (Wilson & Hilferty 1931).
-    """
-    ninth = variance / jnp.maximum(9.0 * mean**2, 1e-12)  # 2 / (9 k) of k degrees of freedom
-    place = (jnp.cbrt(level / jnp.maximum(mean, 1e-12)) - 1.0 + ninth) / jnp.sqrt(ninth)
-    return jax.scipy.special.erfc(place / math.sqrt(2.0)) / 2.0
-
-
-def chance_marginal(own: Expected, count: jax.Array, level: jax.Array) -> jax.Array:
-    """That a lag passes by :func:`marginal`, [T]."""
-    size = own.moment.shape[1]
-    signal = own.moment[:, :, None] * jnp.eye(size, dtype=own.moment.dtype)[None]
-    mean = count * jnp.sum(signal**2, axis=(1, 2)) + jnp.sum(own.noise, axis=(1, 2))
-    variance = 2.0 * own.noise**2 + 4.0 * count * own.noise * signal**2
-    return chance(mean, jnp.sum(variance, axis=(1, 2)), level)
-
-
-def chance_whitened(own: Expected, count: jax.Array, level: jax.Array) -> jax.Array:
-    """That a lag passes by :func:`yule_walker`, [T]."""
-    context, size = own.moment.shape
-    signal = jnp.maximum(count - context * size, 0.0) * own.effect
-    freedom = float(size * size)
-    return chance(signal + freedom, 2.0 * freedom + 4.0 * signal, level)
-
-
-def expected_cosine(own: Expected, task: SequenceTask, count: jax.Array) -> jax.Array:
-    """Cosine in the mu-norm of V~ after a step from uniform attention to P~; a scalar."""
-    sizes, values = task.sizes, task.eigenvalues
-    noise = jnp.sum(sizes[:, None] * own.pull_noise) / jnp.maximum(count, 1.0)
-    length = jnp.sum(sizes * values**2) * (jnp.sum(sizes * own.pull**2) + noise)
-    return jnp.sum(sizes * values * own.pull) / jnp.maximum(jnp.sqrt(length), 1e-12)
 
 
 # -------------------------------------------------------------------------------- what is recorded

@@ -35,7 +35,13 @@ from _plain import (
 from matplotlib.figure import Figure
 
 import scbjax
-from scbjax.experiments import embeddings, hierarchy, hops, maps, multihead
+from scbjax.experiments import (
+    embeddings,
+    hierarchy,
+    hops_model,
+    maps,
+    multihead_model,
+)
 from scbjax.sampling import draw_batch, draw_step, fold_in, make_sampler, make_seed
 
 LINEAR: Final = "linear"
@@ -124,18 +130,18 @@ def head_params(key: jax.Array, task: scbjax.Task) -> scbjax.Params:
     return params
 
 
-def hop_params(key: jax.Array, task: scbjax.Task) -> hops.HopParams:
+def hop_params(key: jax.Array, task: scbjax.Task) -> hops_model.HopParams:
     """V, A_1 and A_2 of two layers."""
     one = scbjax.init_params(task)
-    start = hops.HopParams(one.value, one.attention, one.attention)
-    params: hops.HopParams = moved(start, key, task.context_length)
+    start = hops_model.HopParams(one.value, one.attention, one.attention)
+    params: hops_model.HopParams = moved(start, key, task.context_length)
     return params
 
 
 def hop_batches(key: jax.Array, task: scbjax.Task, batch_size: int) -> tuple[Any, Any]:
     """A batch of two look-ups, by the same pattern."""
     sampler = make_sampler(task)
-    batch = hops.sample_hops(fold_in(make_seed(key), 0), (sampler, sampler), batch_size)
+    batch = hops_model.sample_hops(fold_in(make_seed(key), 0), (sampler, sampler), batch_size)
     return batch, batch
 
 
@@ -162,7 +168,7 @@ LEARNERS: Final = (
         f"{HEADS} heads",
         head_params,
         partial(scb_batches, packed=False),
-        multihead.heads_loss,
+        multihead_model.heads_loss,
         several_heads,
     ),
     Learner(
@@ -172,7 +178,7 @@ LEARNERS: Final = (
         hierarchy_loss,
         two_levels,
     ),
-    Learner("two layers, two look-ups", hop_params, hop_batches, hops.hop_loss, two_layers),
+    Learner("two layers, two look-ups", hop_params, hop_batches, hops_model.hop_loss, two_layers),
 )
 
 
