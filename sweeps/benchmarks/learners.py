@@ -43,6 +43,7 @@ from scbjax.experiments import (
     multihead_model,
 )
 from scbjax.sampling import draw_batch, draw_step, fold_in, make_sampler, make_seed
+from scbjax.sweep.engine.inputs import allow_float64
 
 LINEAR: Final = "linear"
 PLAIN: Final = ", plain JAX"
@@ -51,10 +52,6 @@ HEADS: Final = 4
 BLOCK: Final = 10  # positions; divides T
 TINY: Final = 1e-6  # of the parameters, so that what is timed does not run away
 TOLERANCE: Final = 2e-4  # of the largest entry; float32 against float64
-
-# JAX has moved the name.
-_allow_float64 = getattr(jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64")  # noqa: B009
-
 
 SIZES: Final = tuple(Size(n, 1000, 64, 4) for n in (3, 10, 64))
 QUICK_SIZES: Final = (Size(3, 40, 8, 2), Size(10, 40, 8, 2))
@@ -239,7 +236,7 @@ def _disagreement(learner: Learner, params: Any, batches: tuple[Any, Any]) -> fl
     """
     first, second = (jax.tree.map(lambda x: x[0], batch) for batch in batches)
     found = jax.jit(jax.vmap(jax.value_and_grad(learner.own)))(params, first)
-    with _allow_float64(True):
+    with allow_float64(True):
         exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
         expected = jax.jit(jax.vmap(jax.value_and_grad(learner.plain)))(exact, second)
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)

@@ -10,8 +10,9 @@ import numpy.typing as npt
 from scbjax.sweep.plan.programs import Chunk, Layer, Program
 from scbjax.sweep.study.fields import fields_of
 
-# The context in which JAX makes numbers of 64 bits has moved.
-_allow_float64 = getattr(jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64")  # noqa: B009
+# JAX has moved the name.
+allow_float64 = getattr(jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64")  # noqa: B009
+"""The context, of a boolean, in which JAX makes numbers of 64 bits."""
 
 
 class Inputs(NamedTuple):
@@ -78,4 +79,4 @@ def dtype_of(program: Program) -> str:
 
 def numbers_of(program: Program) -> contextlib.AbstractContextManager[Any]:
     """What lets JAX make the numbers that a program works with, whatever the user has set."""
-    return _allow_float64(dtype_of(program) == "float64")  # type: ignore[no-any-return]
+    return allow_float64(dtype_of(program) == "float64")  # type: ignore[no-any-return]
