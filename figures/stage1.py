@@ -54,14 +54,17 @@ def plot(dataset: xr.Dataset, printed: xr.Dataset | None = None) -> Figure:
     drawn = []
     for data in studies:
         geometry, lengths = str(setting(data, "geometry")), lengths_of(data)
-        costs = least(data[GOAL].to_numpy(), share_of(data))[0]
-        drawn.append(costs)
+        goal, share = data[GOAL].to_numpy(), share_of(data)
+        costs = least(goal, share)[0]
+        low, high = np.array(cost_intervals(by_setting(goal), share)).T
+        drawn += [costs, low, high]
         look = LOOKS[geometry]
+        draw_intervals(axes, lengths, (low, high), look["color"])
         axes.plot(lengths, costs, **look, markersize=4, linestyle="-", gid=f"costs {geometry}")
         label = NAMES[geometry]
-        power, low, high = power_of(lengths, data[GOAL].to_numpy(), share_of(data))
+        power, least_power, most_power = power_of(lengths, goal, share)
         if np.isfinite(power):
-            label += f": $T^{{{power:.2f}}}$ ({low:.2f} to {high:.2f})"
+            label += f": $T^{{{power:.2f}}}$ ({least_power:.2f} to {most_power:.2f})"
         entries[label] = Line2D([], [], **look, markersize=4)
         draw_guide(axes, lengths, costs, POWERS[geometry])
     powers = [POWERS[str(setting(data, "geometry"))] for data in studies]
@@ -76,6 +79,14 @@ def plot(dataset: xr.Dataset, printed: xr.Dataset | None = None) -> Figure:
     axes.set_ylabel(f"samples until {share:.0%} of {seeds} seeds\nhave a signal of +0.1")
     figure.legend(entries.values(), entries.keys(), loc="outside upper center")
     return figure
+
+
+def draw_intervals(axes: Axes, lengths: Values, ends: tuple[Values, Values], colour: str) -> None:
+    """Draw the interval of each cost; an open one goes to far above all axes."""
+    low, high = ends
+    known = np.isfinite(low)
+    top = np.where(np.isfinite(high), high, 1e12)[known]
+    axes.vlines(lengths[known], low[known], top, colors=colour, linewidth=1.0)
 
 
 def draw_guide(axes: Axes, lengths: Values, costs: Values, power: float) -> None:
