@@ -44,7 +44,8 @@ LOOKS: Final[dict[str, dict[str, Any]]] = {
     "paper": {"color": "#D55E00", "marker": "s"},
 }
 GEOMETRIES: Final = {"mu": r"$\mu$-orthogonal", "paper": "as printed"}
-PARTS: Final[dict[str, Any]] = {"total": "-", "stage 1": "--", "after stage 1": ":"}
+WHOLE: Final = "total"
+PARTS: Final[dict[str, Any]] = {WHOLE: "-", "stage 1": "--", "after stage 1": ":"}
 LABEL_GAP: Final = 0.065  # of the height of a panel
 LEAD: Final = 0.05  # of the width of a panel, from a line to its label
 ROOM: Final = 1.05  # for labels, of the width of the lines
@@ -114,6 +115,14 @@ def rows_of(dataset: xr.Dataset, field: str) -> list[int]:
     return sorted(rows, key=lambda row: float(table[field][row]))
 
 
+def draw_intervals(axes: Axes, x: Values, drawn: Sequence[Values], colour: str) -> None:
+    """Draw the intervals of the samples in all, as far as they have two ends."""
+    ends = np.array([ends_of(drawn, place) for place in range(x.size)])
+    known = np.isfinite(ends).all(axis=1)
+    low, high = ends[known].T
+    axes.vlines(x[known], low, high, colors=colour, linewidth=1.0, alpha=0.6)
+
+
 class Label(NamedTuple):
     """What stands at the end of a line."""
 
@@ -133,6 +142,8 @@ def draw_geometry(axes: Axes, part: xr.Dataset, field: str, geometry: str) -> li
             continue
         look = LOOKS[geometry]
         axes.plot(x[shown], found[name][shown], linestyle=style, markersize=3.5, **look)
+        if name == WHOLE:
+            draw_intervals(axes, x, [endless(draw[name]) for draw in resampled], look["color"])
         slope = exponent(x, found[name])
         if not np.isfinite(slope):
             continue
@@ -192,7 +203,7 @@ def costs(goal: Values, switch: Values, share: float) -> dict[str, Values]:
     least = total[rows, best]
     lost = ~np.isfinite(least)
     return {
-        "total": np.where(lost, np.nan, least),
+        WHOLE: np.where(lost, np.nan, least),
         "stage 1": np.where(lost, np.nan, before[rows, best]),
         "after stage 1": np.where(lost, np.nan, after[rows, best]),
     }
@@ -234,7 +245,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             part = dataset.isel(size=rows_of(dataset, field), geometry=index)
             found, resampled = costs_of(part)
             x = part[field].to_numpy().astype(float)
-            totals = [endless(costs["total"]) for costs in (found, *resampled)]
+            totals = [endless(costs[WHOLE]) for costs in (found, *resampled)]
             first = first or totals
             with np.errstate(invalid="ignore"):  # no ratio where neither geometry recovers
                 over = [own / other for own, other in zip(totals, first, strict=True)]
