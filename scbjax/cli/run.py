@@ -37,9 +37,6 @@ from scbjax.sweep.study.files import Study
 if TYPE_CHECKING:
     from scbjax.sweep.engine.here import Place
 
-_WATCHED = {"attention", "value"}
-"""Matrices that `scbjax explore` shows."""
-
 
 @dataclass(frozen=True)
 class Run:
@@ -92,8 +89,7 @@ class Run:
             print("this study is already complete; --force runs it again")
         print(f"dataset: {report.dataset}")
         tell_figures(study.name, report.dataset, draw=not self.no_figure)
-        if study.snapshots and _WATCHED & set(study.experiment.kept):
-            print("watch it with:", shlex.join(["scbjax", "explore", str(report.dataset.parent)]))
+        _tell_explorer(study, report.dataset)
         return 0
 
     def _place(self) -> AbstractContextManager[Place]:
@@ -119,3 +115,11 @@ class Run:
         results = Path(RESULTS) / SMALL if self.small else Path(RESULTS)
         # Without --force, other settings than those of results/STUDY get a directory of their own.
         return results / study.name if self.force else default_out(study, results)
+
+
+def _tell_explorer(study: Study, dataset: Path) -> None:
+    """Says how snapshots are watched, where there are some."""
+    from scbjax.exploring.choosing import MATRICES
+
+    if study.snapshots and any(matrix.learned in study.experiment.kept for matrix in MATRICES):
+        print("watch it with:", shlex.join(["scbjax", "explore", str(dataset.parent)]))
