@@ -79,6 +79,7 @@ from scbjax.experiments.hops_model import (
     prepare,
     random_hops,
     sample_hops,
+    start_hops,
 )
 from scbjax.experiments.hops_theory import (
     HopPath,
@@ -113,12 +114,6 @@ _GOAL = 0.5  # of the least loss of one layer
 
 
 # ------------------------------------------------------------------------------ the learner's parts
-
-
-def start_hops(task: HopTask) -> HopParams:
-    """The start: ``V = mu 1^T`` and uniform attention in both layers."""
-    value, attention = scbjax.init_params(easy_task(task))
-    return HopParams(value, attention, attention)
 
 
 def directions(grads: HopParams, stationary: jax.Array) -> HopParams:

@@ -116,6 +116,12 @@ def easy_task(task: HopTask) -> scbjax.Task:
     return scbjax.Task(task.transition, task.stationary, task.second)
 
 
+def start_hops(task: HopTask) -> HopParams:
+    """The start: ``V = mu 1^T`` and uniform attention in both layers."""
+    value, attention = scbjax.init_params(easy_task(task))
+    return HopParams(value, attention, attention)
+
+
 def prepare(task: HopTask) -> Any:  # noqa: ANN401 - two samplers
     """The distribution functions of both patterns."""
     from scbjax.sampling import make_sampler

@@ -87,9 +87,10 @@ def excess_loss(params: HopParams, task: HopTask) -> jax.Array:
     """The expected two-hop loss of two layers above that of the truth; a scalar.
 
     Exact where ``1^T V = 1^T``, ``V mu = mu`` and columns of A_1 and A_2 sum to one, which the
-    steps of this module keep.
+    learner's steps keep.
 
     Example:
+        >>> from scbjax.experiments.hops_model import random_hops
         >>> task = random_hops(jax.random.key(0), num_tokens=4, context_length=8, sparsity=2)
         >>> round(float(excess_loss(HopParams(task.transition, task.first, task.second), task)), 6)
         0.0
