@@ -139,7 +139,9 @@ class Predict:
     column: _Column = None
     out: Annotated[
         str | None,
-        left_out(metavar="FILE.csv", help="Write what is told of every position of --file."),
+        left_out(
+            metavar="FILE.csv", help="Write what is told of all positions of --file instead."
+        ),
     ] = None
     force: Annotated[bool, tyro.conf.arg(help="Replace what is in --out.")] = False
 
@@ -158,12 +160,13 @@ class Predict:
             return 0
         out = None if self.out is None else _free(self.out, ".csv", force=self.force)
         symbols = _read_as(fitted, self.file, self.column)
+        if out is not None:
+            _write_predictions(out, fitted.predict_along(symbols))
+            print(f"predictions: {out}")
+            return 0
         end = symbols.tokens[symbols.starts[-1] :][-fitted.longest :]
         last = [symbols.names[n] for n in end]
         _print_next(fitted, [last], [f"the end of {self.file}"], self.top)
-        if out is not None:
-            _write_predictions(out, fitted.predict_along(symbols))
-            print(f"all along it: {out}")
         return 0
 
 

@@ -30,7 +30,7 @@ class Command(Protocol):
         """Runs the command; returns its exit status."""
 
 
-# Only the module of the command that is asked for is imported: the others cost a tenth of a start.
+# Only the module of the command that is asked for is imported, so that none waits for the others.
 _CLASSES: Mapping[str, str] = {
     "run": "run.Run",
     "list": "studies.List",

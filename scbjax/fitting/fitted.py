@@ -96,7 +96,8 @@ class Predictions(NamedTuple):
     """What a fit says of the positions of a sequence, one after the other; [M] each.
 
     Attributes:
-        positions: those with a whole context before them, from 0.
+        positions: those with a whole context before them, from 0, among the symbols that were
+            read: empty cells of a column and gaps of FASTA are not counted.
         symbols: what came, as names.
         probabilities: of what came.
         likeliest: what was most likely, as names.

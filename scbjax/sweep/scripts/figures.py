@@ -23,7 +23,6 @@ from scbjax.sweep.scripts.loading import find_script, find_scripts
 
 FOLDER = "figures"
 _KINDS = ("png", "pdf")
-_LONGEST_STEM = 120  # of a file's name
 _DIGITS = "[0-9a-f]" * 8
 
 
@@ -225,7 +224,7 @@ def draw_default(dataset: Path, out: Path, variables: Sequence[str] | None = Non
 
     try:
         data = read_dataset(dataset, matrices=False)
-        stem = "-".join([dataset.stem, *(variables or ())])[:_LONGEST_STEM]
+        stem = "-".join([dataset.stem, *(variables or ())])
         paths = [out / f"{stem}.{kind}" for kind in _KINDS]
         for path in paths:
             plot_dataset(data, path, variables=variables)
