@@ -139,9 +139,7 @@ class Predict:
     column: _Column = None
     out: Annotated[
         str | None,
-        left_out(
-            metavar="FILE.csv", help="Write what is told of all positions of --file instead."
-        ),
+        left_out(metavar="FILE.csv", help="Write what is told of all positions of --file instead."),
     ] = None
     force: Annotated[bool, tyro.conf.arg(help="Replace what is in --out.")] = False
 
