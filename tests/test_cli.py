@@ -270,6 +270,14 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "benchmark without a name": (["bench", ""], ["no benchmark is called ''"]),
     "benchmark and all": (["bench", "tiny", "--all"], ["not both", "'tiny'"]),
     "benchmark out is a file": (["bench", "tiny", "--out", "broken.toml"], ["broken.toml"]),
+    "benchmark out can't be made": (
+        ["bench", "tiny", "--out", "/proc/none"],
+        ["/proc/none can't be written: No such file or directory"],
+    ),
+    "fit out can't be made": (
+        ["fit", "letters.txt", "--out", "/proc/none/fit.nc"],
+        ["/proc/none can't be written: No such file or directory"],
+    ),
     "failing benchmark": (["bench", "tiny"], ["benchmark tiny failed with status 3"]),
     "missing results": (
         ["figure", "tiny"],

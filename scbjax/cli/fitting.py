@@ -15,7 +15,7 @@ import tyro
 from scbjax.base import StudyError
 from scbjax.cli.options import left_out, read_integer
 from scbjax.cli.printing import aligned
-from scbjax.sweep.engine.places import check_writable, checked_path
+from scbjax.sweep.engine.places import checked_path, writable_folder
 from scbjax.sweep.study.fields import shown
 from scbjax.tables import nearest
 
@@ -341,8 +341,7 @@ def _free(out: str, ending: str, *, force: bool) -> Path:
         raise StudyError(f"--out must end in {ending}, got {shown(str(path))}")
     if path.exists() and not force:
         raise StudyError(f"{path} is there already; replace it with --force, or name another --out")
-    check_writable(path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    writable_folder(path.parent)
     return path
 
 

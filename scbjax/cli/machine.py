@@ -11,7 +11,7 @@ import tyro
 from scbjax.base import StudyError
 from scbjax.cli.options import left_out
 from scbjax.cli.printing import aligned
-from scbjax.sweep.engine.places import check_writable, checked_path
+from scbjax.sweep.engine.places import checked_path, writable_folder
 from scbjax.sweep.study.fields import shown
 from scbjax.sweep.study.locating import none_found
 
@@ -78,8 +78,7 @@ class Bench:
         scripts = every if self.name is None else [find_benchmark(self.name)]
         arguments = ["--quick"] if self.quick else []
         if self.out is not None:
-            check_writable(out := Path(checked_path(self.out)))
-            arguments += ["--out", str(out)]
+            arguments += ["--out", str(writable_folder(Path(checked_path(self.out))))]
         probe_devices()  # which fails with a sentence if there are none
         for script in scripts:
             run_benchmark(script, arguments)

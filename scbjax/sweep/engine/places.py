@@ -92,6 +92,20 @@ def check_writable(out: Path) -> None:
         raise StudyError(f"{out} can't be written: no permission to write in {place}")
 
 
+def writable_folder(out: Path) -> Path:
+    """Makes a directory, and those above it, before something is computed that goes there.
+
+    Raises:
+        StudyError: it can't be made or written.
+    """
+    check_writable(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # as on /proc, where permissions allow what the system refuses
+        raise StudyError(f"{out} can't be written: {error.strerror or error}") from None
+    return out
+
+
 def read_bytes(text: str | None, option: str = "--memory") -> int | None:
     """Returns a size in bytes, or `None` for none.
 
