@@ -27,9 +27,10 @@ from scbjax.model import Params, step_scale_of, sum_by_query
 from scbjax.models import linear_transformer
 from scbjax.moves import Move, by_optimizer
 from scbjax.observables import View
+from scbjax.parameters import PLAIN_OPTIMIZERS
 from scbjax.parts import Stage, Track
 from scbjax.sampling import POSITION_MAJOR_LIMIT, AnyBatch, Batch
-from scbjax.settings import PLAIN_OPTIMIZERS, Descent, Settings, Staging
+from scbjax.settings import Descent, Settings, Staging
 from scbjax.stages import (
     estimated_signals,
     is_mirrored,

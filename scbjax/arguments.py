@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scbjax.base import FLOAT32_MAX, INT32_MAX, Interval, Parameter
 from scbjax.tables import brief
-
-INT32_MAX = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +26,7 @@ class Numbers:
         whole: whether they are integers.
         infinite: whether infinity is one of them.
         limit: what the largest is called, for messages.
+        above: whether the least itself is left out.
     """
 
     low: float
@@ -34,6 +34,7 @@ class Numbers:
     whole: bool = False
     infinite: bool = False
     limit: str = ""
+    above: bool = False
 
     @property
     def kind(self) -> str:
@@ -47,7 +48,24 @@ class Numbers:
             return f"between {self.low:g} and {limit}{self.high:.10g}"
         if value > self.high:
             return f"at most {self.high:.0f}"
-        return "finite" if value == math.inf else f"at least {self.low:g}"
+        if value == math.inf:
+            return "finite"
+        return f"{'above' if self.above else 'at least'} {self.low:g}"
+
+
+def numbers_of(parameter: Parameter) -> Numbers:
+    """The numbers that a declared parameter may hold.
+
+    Example:
+        >>> numbers_of(Parameter("steps", int, 1, "traced", "inner", "", Interval(1, 9)))
+        Numbers(low=1, high=9, whole=True, infinite=False, limit='', above=False)
+    """
+    allowed, whole = parameter.check, parameter.type is int
+    assert isinstance(allowed, Interval)
+    # As an argument a number may be larger than float32 holds: float64 is allowed there.
+    high = math.inf if allowed.high == FLOAT32_MAX and not whole else allowed.high
+    infinite = not whole and allowed.high == math.inf
+    return Numbers(allowed.low, high, whole=whole, infinite=infinite, above=allowed.above)
 
 
 SIZES = Numbers(1, INT32_MAX, whole=True)
@@ -158,7 +176,8 @@ def check_number(name: str, value: Any, allowed: Numbers) -> None:  # noqa: ANN4
     if is_traced(value):
         return
     floats = _as_floats(value)
-    right = (floats >= allowed.low) & (floats <= allowed.high)  # NaN is neither
+    from_low = floats > allowed.low if allowed.above else floats >= allowed.low
+    right = from_low & (floats <= allowed.high)  # NaN is neither
     if not allowed.infinite:
         right &= np.isfinite(floats)
     if not np.all(right):

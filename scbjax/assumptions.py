@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scbjax.parameters import DEFAULTS
 from scbjax.task import Task, check_one_task
 
 # Largest deviation of a column sum from one that is put down to rounding in a user's float32
@@ -115,7 +116,7 @@ _SPARSE_SHARE = 0.1
 _SLACK = 1e-5
 
 
-def check_task(task: Task, *, skew: float = 2.0) -> TaskReport:
+def check_task(task: Task, *, skew: float = DEFAULTS["skew"]) -> TaskReport:
     """Says which parts of Assumption 2.1 hold for a task (host side, float64).
 
     Args:

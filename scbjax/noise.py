@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from scbjax.model import Params, attend, check_params
-from scbjax.optim import Geometry
+from scbjax.parameters import Geometry
 from scbjax.sampling import (
     Batch,
     Sampler,

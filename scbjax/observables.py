@@ -18,7 +18,7 @@ from scbjax.keys import as_threefry
 from scbjax.losses import excess_loss
 from scbjax.model import AttentionMap, Params, as_attention_map, check_params, map_attention
 from scbjax.noise import SignalNoise, initial_noise, signal_noise
-from scbjax.optim import Geometry
+from scbjax.parameters import DEFAULTS, Geometry
 from scbjax.recorded import DEFAULT_RECORD, OBSERVABLES, Record, as_record, record_name
 from scbjax.sampling import Sampler
 from scbjax.sharding import every_nth_row
@@ -97,10 +97,10 @@ class View:
         task: Any,  # noqa: ANN401 - what a source draws
         *,
         attention_map: str | AttentionMap = "linear",
-        rounding_share: jax.Array | float = 0.25,
-        refit_samples: int = 4096,
-        refit_support: int = 64,
-        noise_samples: int = 4096,
+        rounding_share: jax.Array | float = DEFAULTS["rounding_level"],
+        refit_samples: int = DEFAULTS["refit_samples"],
+        refit_support: int = DEFAULTS["refit_support"],
+        noise_samples: int = DEFAULTS["noise_samples"],
         sampler: Sampler | None = None,
         **training: Any,  # noqa: ANN401 - what is known of a state of training
     ) -> None:
@@ -301,10 +301,10 @@ def observe(
     *,
     key: jax.Array | None = None,
     attention_map: str | AttentionMap = "linear",
-    rounding_level: jax.Array | float = 0.25,
-    refit_samples: int = 4096,
-    refit_support: int = 64,
-    noise_samples: int = 4096,
+    rounding_level: jax.Array | float = DEFAULTS["rounding_level"],
+    refit_samples: int = DEFAULTS["refit_samples"],
+    refit_support: int = DEFAULTS["refit_support"],
+    noise_samples: int = DEFAULTS["noise_samples"],
 ) -> dict[str, jax.Array]:
     """Computes observables of parameters and a task, without a trajectory.
 

@@ -28,17 +28,18 @@ Gradients may be of another precision than the parameters, such as bfloat16: whe
 given the parameters, it computes in the wider of the two, and updates are in that.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-Geometry = Literal["mu", "paper"]
+from scbjax.parameters import Geometry
+
 Threshold = Literal["direct", "rate"]
-GEOMETRIES: tuple[Geometry, ...] = ("mu", "paper")
-THRESHOLDS: tuple[Threshold, ...] = ("direct", "rate")
+GEOMETRIES: tuple[Geometry, ...] = get_args(Geometry)
+THRESHOLDS: tuple[Threshold, ...] = get_args(Threshold)
 # The fields of the parameters, which label the branches of optax.partition.
 VALUE, ATTENTION = "value", "attention"
 

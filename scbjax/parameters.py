@@ -5,6 +5,8 @@ these declarations. Nothing here imports JAX.
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from scbjax.base import (
     FLOAT32_MAX,
@@ -16,6 +18,19 @@ from scbjax.base import (
     Interval,
     Parameter,
 )
+
+Optimizer = Literal["proximal", "sgd", "raw_sgd", "adam"]
+Geometry = Literal["mu", "paper"]
+L1Scaling = Literal["direct", "rate", "signal"]
+SwitchOn = Literal["parameters", "truth", "step"]
+Start = Literal["uniform", "transfer", "pretrained"]
+Precision = Literal["highest", "high", "default"]
+Generator = Literal["threefry-20", "threefry-13"]
+
+PLAIN_OPTIMIZERS: tuple[Optimizer, ...] = ("raw_sgd", "adam")
+"""Those without eq. 4: the only ones for attention maps that make column sums one by themselves."""
+SIMULATED_OPTIMIZERS: tuple[Optimizer, ...] = ("proximal", "sgd", "raw_sgd")
+"""Those that a simulation can take: steps that add up over the positions that it sums over."""
 
 _SIZE = Interval(1, INT32_MAX)
 _STEP = Interval(0, INT32_MAX)
@@ -121,7 +136,7 @@ TRAIN = (
         "static",
         "inner",
         "proximal (eq. 4 to 6), sgd (no l1, no thresholds), raw_sgd or adam (plain gradients)",
-        Choice(("proximal", "sgd", "raw_sgd", "adam")),
+        Choice(get_args(Optimizer)),
     ),
     Parameter(
         "train.geometry",
@@ -130,7 +145,7 @@ TRAIN = (
         "static",
         "inner",
         "Projector of eq. 4: orthogonal in the mu-inner product, or as the paper prints it",
-        Choice(("mu", "paper")),
+        Choice(get_args(Geometry)),
     ),
     Parameter(
         "train.scale_rates",
@@ -147,7 +162,7 @@ TRAIN = (
         "static",
         "inner",
         "Threshold of eq. 6: l1, l1 times the rate of A, or l1 times eta times alpha_V",
-        Choice(("direct", "rate", "signal")),
+        Choice(get_args(L1Scaling)),
     ),
     Parameter(
         "train.switch_on",
@@ -156,7 +171,7 @@ TRAIN = (
         "static",
         "inner",
         "What ends stage 1: the signal read off the parameters, off the truth, or a step",
-        Choice(("parameters", "truth", "step")),
+        Choice(get_args(SwitchOn)),
     ),
     Parameter(
         "train.flip",
@@ -173,7 +188,7 @@ TRAIN = (
         "static",
         "inner",
         "Where training starts: uniform attention, transfer of a related P, or of a pretrained V",
-        Choice(("uniform", "transfer", "pretrained")),
+        Choice(get_args(Start)),
     ),
     Parameter(
         "train.precision",
@@ -183,7 +198,7 @@ TRAIN = (
         "inner",
         "Matrix products of a step: highest, all digits; high or default, TF32 or bfloat16 factors "
         "where the device has them",
-        Choice(("highest", "high", "default")),
+        Choice(get_args(Precision)),
     ),
     Parameter(
         "train.generator",
@@ -192,7 +207,7 @@ TRAIN = (
         "static",
         "inner",
         "Random words of mini-batches: Threefry with the 20 rounds of JAX's keys, or with 13",
-        Choice(("threefry-20", "threefry-13")),
+        Choice(get_args(Generator)),
     ),
     Parameter(
         "train.refit_samples",
@@ -393,3 +408,8 @@ TRANSFER = (
         _SIZE,
     ),
 )
+
+DEFAULTS: Mapping[str, Any] = {
+    parameter.short: parameter.default for parameter in (*TASK, *MODEL, *TRAIN, *TRANSFER)
+}
+"""What functions that take some of these as arguments give when they are left out."""

@@ -17,7 +17,7 @@ positions and labels are found in :mod:`scbjax.inversion`.
 import math
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import chex
 import jax
@@ -39,6 +39,7 @@ from scbjax.inversion import (
 )
 from scbjax.keys import as_threefry
 from scbjax.once import compiled_quickly, level_for
+from scbjax.parameters import DEFAULTS, Generator
 from scbjax.sharding import COLUMNS, ROWS, WHOLE, Part, is_split, on_parts
 from scbjax.task import PRECISION, Task, check_one_task
 from scbjax.tuples import PACKED_LIMIT, token_at, tuple_shape, unpack
@@ -52,7 +53,6 @@ POSITION_MAJOR_LIMIT = 32
 # Counter streams of one batch.
 _TOKENS, _QUERIES, _POSITIONS, _STEPS = range(4)
 
-Generator = Literal["threefry-20", "threefry-13"]
 _ROUNDS: dict[Generator, int] = {"threefry-20": 20, "threefry-13": 13}
 
 
@@ -301,7 +301,7 @@ def _draw_queries(seed: Seed, sampler: Sampler, batch_size: int) -> tuple[jax.Ar
     return query, levels_below(seed, _POSITIONS, sampler.pattern_sums[query])
 
 
-def make_seed(key: jax.Array, generator: Generator = "threefry-20") -> Seed:
+def make_seed(key: jax.Array, generator: Generator = DEFAULTS["generator"]) -> Seed:
     """The seed that stands for a PRNG key of any kind; see :func:`scbjax.keys.as_threefry`.
 
     Args:

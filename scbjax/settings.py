@@ -4,45 +4,34 @@ What is not allowed is refused when a value is made.
 """
 
 import dataclasses
-import math
 import textwrap
 from collections.abc import Collection, Iterable
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import jax
 import numpy as np
 
-from scbjax import optim
-from scbjax.arguments import INT32_MAX, SIZES, Numbers, as_integer, check_is, check_number, what
-from scbjax.base import FLOAT32_MAX, REQUIRED, Choice, Interval, Parameter
+from scbjax.arguments import SIZES, Numbers, as_integer, check_is, check_number, numbers_of, what
+from scbjax.base import INT32_MAX, REQUIRED, Choice
 from scbjax.model import ATTENTION_MAPS, LINEAR, AttentionMap, as_attention_map
-from scbjax.parameters import MODEL, TRAIN, TRANSFER
+from scbjax.parameters import (
+    MODEL,
+    PLAIN_OPTIMIZERS,
+    TRAIN,
+    TRANSFER,
+    Generator,
+    Geometry,
+    L1Scaling,
+    Optimizer,
+    Precision,
+    Start,
+    SwitchOn,
+)
 from scbjax.recorded import DEFAULT_RECORD, Record, as_record
-from scbjax.sampling import Generator
 from scbjax.tables import brief, nearest
-
-Optimizer = Literal["proximal", "sgd", "raw_sgd", "adam"]
-L1Scaling = Literal["direct", "rate", "signal"]
-SwitchOn = Literal["parameters", "truth", "step"]
-Start = Literal["uniform", "transfer", "pretrained"]
-Precision = Literal["highest", "high", "default"]
 
 NEVER = INT32_MAX
 """A step number that no trajectory reaches."""
-
-PLAIN_OPTIMIZERS: tuple[Optimizer, ...] = ("raw_sgd", "adam")
-"""Those without eq. 4: the only ones for attention maps that make column sums one by themselves."""
-
-
-def _numbers(parameter: Parameter) -> Numbers:
-    """The numbers that a traced parameter may hold."""
-    allowed, whole = parameter.check, parameter.type is int
-    assert isinstance(allowed, Interval)
-    if whole:
-        return Numbers(allowed.low, allowed.high, whole=True)
-    high = math.inf if allowed.high == FLOAT32_MAX else allowed.high
-    return Numbers(allowed.low, high, infinite=allowed.high == math.inf)
-
 
 _DECLARED = {parameter.short: parameter for parameter in (*MODEL, *TRAIN, *TRANSFER)}
 del _DECLARED["correlation"]  # of the related task, not of the learner
@@ -54,7 +43,9 @@ _CHOICES: dict[str, Collection[str]] = {
 _SIZES = tuple(n for n, p in _DECLARED.items() if p.type is int and p.kind == "static")
 _SWITCHES = tuple(name for name, parameter in _DECLARED.items() if parameter.type is bool)
 _NUMBERS: dict[str, Numbers] = {
-    name: _numbers(parameter) for name, parameter in _DECLARED.items() if parameter.kind == "traced"
+    name: numbers_of(parameter)
+    for name, parameter in _DECLARED.items()
+    if parameter.kind == "traced"
 }
 
 
@@ -103,7 +94,7 @@ class Descent(_Checked):
 
     optimizer: Optimizer = _of("optimizer")
     attention_map: str | AttentionMap = _of("attention_map")
-    geometry: optim.Geometry = _of("geometry")
+    geometry: Geometry = _of("geometry")
     scale_rates: bool = _of("scale_rates")
     l1_scaling: L1Scaling = _of("l1_scaling")
     attention_rate_ratio: float | jax.Array = _of("attention_rate_ratio")

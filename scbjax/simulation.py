@@ -45,6 +45,7 @@ from scbjax.composition import REFITS
 from scbjax.model import LINEAR, Params, as_attention_map, attend, attend_transpose
 from scbjax.observables import observe_view
 from scbjax.paper import State, check_arguments, init as init_training, step_sizes
+from scbjax.parameters import SIMULATED_OPTIMIZERS, Geometry
 from scbjax.recorded import DEFAULT_RECORD, Record, as_record, record_name
 from scbjax.sampling import (
     Batch,
@@ -119,10 +120,13 @@ class Simulation:
             ValueError: for Adam and for attention maps other than the linear one.
         """
         check_arguments(key, task, settings)
-        allowed = {"attention_map": ("linear",), "optimizer": ("proximal", "sgd", "raw_sgd")}
+        allowed = {"attention_map": ("linear",), "optimizer": SIMULATED_OPTIMIZERS}
         own_map = as_attention_map(settings.attention_map)
         found = {"attention_map": own_map.name, "optimizer": settings.optimizer}
-        fit = {"attention_map": own_map == LINEAR, "optimizer": settings.optimizer != "adam"}
+        fit = {
+            "attention_map": own_map == LINEAR,
+            "optimizer": settings.optimizer in SIMULATED_OPTIMIZERS,
+        }
         for name, choices in allowed.items():
             if not fit[name]:
                 raise ValueError(
@@ -185,7 +189,7 @@ class Simulation:
         )
 
     def direction(
-        self, gradient: Gradient, params: Params, task: Task, geometry: optim.Geometry
+        self, gradient: Gradient, params: Params, task: Task, geometry: Geometry
     ) -> Params:
         """The preconditioned, projected gradient (eq. 4), with ``1^T`` of A over all T positions.
 
@@ -469,7 +473,7 @@ def simulate(
     return as_trajectory(state, records, start, every)
 
 
-def _value_direction(update: jax.Array, mu: jax.Array, geometry: optim.Geometry) -> jax.Array:
+def _value_direction(update: jax.Array, mu: jax.Array, geometry: Geometry) -> jax.Array:
     """Eq. 4 for V."""
     chain = optax.chain(optim.scale_by_stationary(mu), optim.project_tangent(mu, geometry))
     direction: jax.Array = chain.update(update, chain.init(update))[0]

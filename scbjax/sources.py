@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from scbjax.arguments import SIZES, Numbers, as_integer, check_number, is_traced, outline, what
+from scbjax.parameters import DEFAULTS, Generator
 from scbjax.parts import Source
 from scbjax.sampling import (
     Batch,
-    Generator,
     draw_batch,
     draw_step,
     fold_in,
@@ -35,7 +35,7 @@ _SHARES = Numbers(0, 1)
 
 def scb_source(
     *,
-    generator: Generator = "threefry-20",
+    generator: Generator = DEFAULTS["generator"],
     packed: bool = False,
     **sizes: Any,  # noqa: ANN401 - arguments of random_task
 ) -> Source:
@@ -60,7 +60,7 @@ def scb_source(
     return scb_batches(generator, packed=packed)._replace(draw=partial(random_task, **sizes))
 
 
-def scb_batches(generator: Generator = "threefry-20", *, packed: bool = False) -> Source:
+def scb_batches(generator: Generator = DEFAULTS["generator"], *, packed: bool = False) -> Source:
     """Like :func:`scb_source`, of tasks that are there already: it draws none."""
 
     def draw(_: jax.Array) -> Task:
@@ -75,7 +75,7 @@ def scb_batches(generator: Generator = "threefry-20", *, packed: bool = False) -
 
 
 def step_seeds(
-    key: jax.Array, generator: Generator = "threefry-20"
+    key: jax.Array, generator: Generator = DEFAULTS["generator"]
 ) -> Callable[[jax.Array | int], Seed]:
     """A function of a step that gives the seed of its batch: the ``keys`` of a source.
 

@@ -30,12 +30,18 @@ def nearest(name: str, names: Iterable[str]) -> str:
         >>> nearest("xyz", ["proximal", "sgd"])
         ''
     """
+    found = likest(name, names)
+    return f"; did you mean '{found}'?" if found else ""
+
+
+def likest(name: str, names: Iterable[str]) -> str:
+    """The name that one which is none of them is most like; empty if it is like none."""
     known = list(names)
     found = difflib.get_close_matches(name, known, n=1, cutoff=NEAREST_CUTOFF)
     begun = [each for each in known if each.lower().startswith(name.lower())]
     if len(name) >= MIN_BEGUN and begun:
         found = difflib.get_close_matches(name, begun, n=1, cutoff=0.0)
-    return f"; did you mean '{found[0]}'?" if found else ""
+    return found[0] if found else ""
 
 
 def brief(value: object) -> str:

@@ -20,18 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from scbjax.arguments import (
-    SIZES,
     Numbers,
     as_integer,
     check_is,
     check_number,
     is_numeric,
     is_traced,
+    numbers_of,
     outline,
 )
+from scbjax.base import Interval
 from scbjax.blocks import has_blocks
 from scbjax.keys import as_threefry
 from scbjax.once import compiled_quickly, level_for
+from scbjax.parameters import DEFAULTS, TASK, TRANSFER
 from scbjax.patterns import random_pattern, shrink_to_box
 
 # |mu|^2 of a random task stays below this for N >= 3, so that K_P >= |mu|^2 (Assumption 2.1 (c)),
@@ -185,7 +187,7 @@ def random_task(
     num_tokens: int,
     context_length: int,
     sparsity: int | jax.Array,
-    skew: float | jax.Array = 2.0,
+    skew: float | jax.Array = DEFAULTS["skew"],
     transition_signal: float | jax.Array | None = None,
     max_sparsity: int | None = None,
     dtype: jax.typing.DTypeLike = jnp.float32,
@@ -225,8 +227,8 @@ def random_task(
         ((50, 3), 2)
     """
     key = as_threefry(key)
-    num_tokens = as_integer("num_tokens", num_tokens, _VOCABULARIES)
-    context_length = as_integer("context_length", context_length, SIZES)
+    num_tokens = as_integer("num_tokens", num_tokens, _NUMBERS["num_tokens"])
+    context_length = as_integer("context_length", context_length, _NUMBERS["context_length"])
     _check_numbers(skew, transition_signal)
     max_sparsity = _check_sparsity(context_length, sparsity, max_sparsity)
     shape = (context_length, num_tokens)
@@ -240,7 +242,7 @@ def related_task(
     *,
     correlation: float | jax.Array,
     sparsity: int | jax.Array | None = None,
-    skew: float | jax.Array = 2.0,
+    skew: float | jax.Array = DEFAULTS["skew"],
     transition_signal: float | jax.Array | None = None,
     max_sparsity: int | None = None,
 ) -> Task:
@@ -275,7 +277,7 @@ def related_task(
     """
     key = as_threefry(key)
     check_one_task("task", task)
-    check_number("correlation", correlation, _SHARES)
+    check_number("correlation", correlation, _NUMBERS["correlation"])
     _check_numbers(skew, transition_signal)
     if sparsity is not None:
         max_sparsity = _check_sparsity(task.context_length, sparsity, max_sparsity)
@@ -383,14 +385,13 @@ def check_one_task(name: str, task: Task) -> None:
 
 
 # What arguments of this module may hold.
-_VOCABULARIES = Numbers(2, SIZES.high, whole=True)
-_SKEWS, _SIGNALS, _SHARES = Numbers(1), Numbers(0, infinite=True), Numbers(0, 1)
+_NUMBERS = {p.short: numbers_of(p) for p in (*TASK, *TRANSFER) if isinstance(p.check, Interval)}
 
 
 def _check_numbers(skew: float | jax.Array, signal: float | jax.Array | None) -> None:
-    check_number("skew", skew, _SKEWS)
+    check_number("skew", skew, _NUMBERS["skew"])
     if signal is not None:
-        check_number("transition_signal", signal, _SIGNALS)
+        check_number("transition_signal", signal, _NUMBERS["transition_signal"])
 
 
 def _check_sparsity(

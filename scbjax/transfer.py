@@ -25,7 +25,8 @@ from scbjax import optim
 from scbjax.arguments import SIZES, as_integer
 from scbjax.losses import unchecked_loss
 from scbjax.model import Params
-from scbjax.sampling import Generator, draw_step, fold_in, make_sampler, make_seed
+from scbjax.parameters import DEFAULTS, Generator
+from scbjax.sampling import draw_step, fold_in, make_sampler, make_seed
 from scbjax.task import Task, check_one_task, mu_inner, stationary_norm
 
 
@@ -65,7 +66,7 @@ def first_step(
     *,
     num_samples: int,
     batch_size: int,
-    generator: Generator = "threefry-20",
+    generator: Generator = DEFAULTS["generator"],
 ) -> Params:
     """One preconditioned, projected gradient step on A [T, N] alone, V staying as it is (eq. 4).
 

@@ -260,7 +260,9 @@ def test_a_source_is_as_large_as_its_task() -> None:
         ({"skew": jnp.array(0.5)}, "skew is 0.5; it must be at least 1"),
         ({"skew": np.float32("nan")}, "skew is nan; it must be at least 1"),
         ({"skew": float("inf")}, "skew is inf; it must be finite"),
-        ({"transition_signal": np.float32(-1)}, "transition_signal is -1.0; it must be at least 0"),
+        ({"transition_signal": np.float32(-1)}, "transition_signal is -1.0; it must be above 0"),
+        ({"transition_signal": 0}, "transition_signal is 0; it must be above 0"),
+        ({"transition_signal": np.inf}, "transition_signal is inf; it must be finite"),
     ],
 )
 def test_tasks_have_numbers_of_any_kind_checked(changes: dict[str, Any], message: str) -> None:

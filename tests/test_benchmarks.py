@@ -45,7 +45,7 @@ def size(num_tokens: int, context_length: int = 60, batch_size: int = 12) -> Any
 )
 def test_all_implementations_take_the_same_step(num_tokens: int) -> None:
     peers = script("_peers")
-    errors = peers.check_agreement(peers.available_peers(), size(num_tokens))
+    errors = script("_agreement").check_agreement(peers.available_peers(), size(num_tokens))
     assert errors.keys() == {"scbjax", *peers.available_peers()}
     # Short sums: all are exact to rounding, not only to what the check allows at T = 5000.
     assert all(error < 2e-5 for error in errors.values()), errors
@@ -73,7 +73,7 @@ def wrong_step(numpy_peer: type[Any]) -> type[Any]:
 def test_a_peer_that_takes_another_step_is_refused(break_it: Any) -> None:  # noqa: ANN401
     peers = script("_peers")
     with pytest.raises(RuntimeError, match=r"broken is off by .*it takes another step"):
-        peers.check_agreement({"broken": break_it(peers.NumPyPeer)}, size(3))
+        script("_agreement").check_agreement({"broken": break_it(peers.NumPyPeer)}, size(3))
 
 
 def test_the_reference_gradient_is_that_of_the_loss() -> None:
@@ -95,7 +95,7 @@ def test_the_reference_gradient_is_that_of_the_loss() -> None:
             total += 0.5 * sum((float(n == label) - output[n]) ** 2 for n in range(count))
         return total / samples
 
-    gradients = peers.reference_gradient((value, attention), batch)
+    gradients = script("_agreement").reference_gradient((value, attention), batch)
     step = 1e-5
     for index, (array, gradient) in enumerate(zip((value, attention), gradients, strict=True)):
         for place in np.ndindex(array.shape):

@@ -256,7 +256,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "unknown figure": (
         ["figure", "tyni"],
         [
-            "no figure is called 'tyni'; did you mean 'tiny'?",
+            "no figure is called 'tyni'; did you mean 'tiny'? Any dataset",
             "figure DATASET.nc",
             "figures/NAME.py",
         ],

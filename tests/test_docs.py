@@ -141,7 +141,9 @@ def test_contributing_examples_run(tmp_path: Path) -> None:
     run("-m", "scbjax", "run", "weights", cwd=tmp_path)
     assert (tmp_path / "figures" / "out" / "weights.png").stat().st_size > 0
     run("-m", "scbjax", "figure", "weights", "--numbers", cwd=tmp_path)
-    run_examples("CONTRIBUTING.md", tmp_path)
+    printed = run_examples("CONTRIBUTING.md", tmp_path)
+    for _, shown in blocks("CONTRIBUTING.md", "text"):
+        assert_printed(printed, shown)
 
 
 @pytest.mark.slow

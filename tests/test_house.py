@@ -129,7 +129,7 @@ def test_imports_run_downwards(path: Path) -> None:
     own = room(module_name(path))
     rooms = {room(name) for name in imported_modules(path)} - {None, own}
     if own in ALONE:
-        assert not rooms
+        assert rooms <= {"parameters"}  # the choices that it has
         return
     assert own in FLOORS, f"{own} has no floor yet: give it one here and in CONTRIBUTING.md"
     upwards = {other for other in rooms - ALONE if FLOORS[str(other)] > FLOORS[own]}

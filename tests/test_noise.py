@@ -9,7 +9,7 @@ import pytest
 
 from scbjax import noise
 from scbjax.model import Params, init_params
-from scbjax.optim import Geometry
+from scbjax.parameters import Geometry
 from scbjax.sampling import Batch, sample_batch
 from scbjax.task import Task, random_task
 from scbjax.theory import expected_direction, path_point

@@ -14,9 +14,10 @@ from scbjax import optim, paper, theory, training
 from scbjax.losses import loss
 from scbjax.model import Params
 from scbjax.paper import State
+from scbjax.parameters import Optimizer, SwitchOn
 from scbjax.recorded import DEFAULT_RECORD
 from scbjax.sampling import sample_batch
-from scbjax.settings import Optimizer, Settings, SwitchOn
+from scbjax.settings import Settings
 from scbjax.simulation import Simulation, simulate
 from scbjax.tagged import draw_others, repeats
 from scbjax.task import Task, mu_inner, random_task

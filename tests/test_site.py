@@ -26,8 +26,9 @@ def load(name: str) -> ModuleType:
     return module
 
 
-assemble = load("assemble")
 maths = load("maths")
+writing = load("writing")
+assemble = load("assemble")
 docstrings = load("docstrings")
 animate = load("animate")
 
@@ -129,11 +130,11 @@ def test_links_in_code_stay() -> None:
 
 def test_what_is_as_it_was_is_not_written_again(tmp_path: Path) -> None:
     site = assemble.Site(texts={"a.md": "text", "b/c.md": "more"})
-    assemble.write(site, tmp_path)
+    writing.write(tmp_path, site.texts, site.copies, site.thumbnails)
     before = (tmp_path / "a.md").stat().st_mtime_ns
     (tmp_path / "old.md").write_text("of a page that is no more")
     site.texts["b/c.md"] = "other"
-    assemble.write(site, tmp_path)
+    writing.write(tmp_path, site.texts, site.copies, site.thumbnails)
     assert (tmp_path / "a.md").stat().st_mtime_ns == before
     assert (tmp_path / "b" / "c.md").read_text() == "other"
     assert not (tmp_path / "old.md").exists()

@@ -25,8 +25,9 @@ from scbjax import (
 )
 from scbjax.model import Params, map_attention
 from scbjax.paper import State, advance, init, next_stage, step
+from scbjax.parameters import Precision
 from scbjax.sampling import Batch, sample_batch
-from scbjax.settings import NEVER, STATIC_FIELDS, TRACED_FIELDS, Precision, Settings
+from scbjax.settings import NEVER, STATIC_FIELDS, TRACED_FIELDS, Settings
 from scbjax.task import (
     Task,
     pattern_signal,

@@ -15,12 +15,12 @@ import os
 import posixpath
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
+from writing import write
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -39,7 +39,6 @@ GENERATED = ("api.md",)  # pages of docs/ that the site has in another form
 FIGURES, NUMBERS = "docs/figures.md", "docs/numbers.md"
 PICTURES = (".png", ".gif", ".svg")
 LANGUAGES = {".py": "python", ".toml": "toml", ".md": "markdown", ".sh": "sh", ".cff": "yaml"}
-THUMBNAIL = 640  # pixels
 INCLUDE = re.compile(r"^<!-- include (\S+?)(?:: (.+))? -->$", re.MULTILINE)
 REST = "<!-- the rest -->"
 CONTENTS = re.compile(r"^```\{toctree\}\n(?::[^\n]*\n)*\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -318,7 +317,7 @@ Lines, bands and stars are explained [in front of the captions](figures.md#how-t
 ## How it is made
 
 ```sh
-scbjax run {caption.study}        # --small for a size that takes seconds
+scbjax run {caption.study}        # --small for a small size
 scbjax figure {caption.name}
 scbjax figure {caption.name} --numbers
 ```
@@ -451,49 +450,12 @@ def text_of(path: str) -> str:
     return text
 
 
-def write(site: Site, out: Path) -> None:
-    """Writes the sources; files that are as they were keep their time, so that Sphinx sees it."""
-    for path, text in site.texts.items():
-        _write_bytes(out / path, text.encode("utf-8"))
-    for path, source in site.copies.items():
-        _write_bytes(out / path, source.read_bytes())
-    for path, source in site.thumbnails.items():
-        if not (out / path).is_file() or _older(out / path, source):
-            (out / path).parent.mkdir(parents=True, exist_ok=True)
-            _shrink(source, out / path)
-    wanted = {*site.texts, *site.copies, *site.thumbnails}
-    for found in list(_files(out)):
-        if found.relative_to(out).as_posix() not in wanted:
-            found.unlink()
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    if path.is_file() and path.read_bytes() == content:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
-def _older(path: Path, source: Path) -> bool:
-    return path.stat().st_mtime < source.stat().st_mtime
-
-
-def _shrink(source: Path, out: Path) -> None:
-    with Image.open(source) as picture:
-        height = round(picture.height * THUMBNAIL / picture.width)
-        picture.convert("RGB").resize((THUMBNAIL, height), Image.Resampling.LANCZOS).save(out)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for base, _, names in os.walk(folder):
-        yield from (Path(base) / name for name in names)
-
-
 def main() -> None:
     """Write the sources of the site to a folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="the folder; what else is in it is removed")
-    write(assemble(), parser.parse_args().out)
+    site = assemble()
+    write(parser.parse_args().out, site.texts, site.copies, site.thumbnails)
 
 
 if os.fspath(DOCS) not in sys.path:

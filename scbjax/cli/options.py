@@ -43,7 +43,7 @@ Precision: TypeAlias = Annotated[
     ),
 ]
 Small: TypeAlias = Annotated[
-    bool, tyro.conf.arg(help="The study's own small size, which takes seconds.")
+    bool, tyro.conf.arg(help="The study's own small size: compiling takes most of the time.")
 ]
 Memory: TypeAlias = Annotated[
     str | None,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import jax.numpy as jnp
     from jax.scipy import special
 
-    from scbjax.optim import Geometry
+    from scbjax.parameters import Geometry
 else:
     jax, jnp = Lazily("jax"), Lazily("jax.numpy")
     special = Lazily("jax.scipy.special")

@@ -71,6 +71,7 @@ from scbjax.experiments.parts_common import (
 )
 from scbjax.experiments.scb_common import SPARSITY_FITS
 from scbjax.lazily import Lazily
+from scbjax.parameters import DEFAULTS
 from scbjax.parts import Model, Observable, Source
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def mean_pattern(
     correlation: jax.Array | float,
     num_tasks: jax.Array | float,
     sparsity: int,
-    skew: jax.Array | float = 2.0,
+    skew: jax.Array | float = DEFAULTS["skew"],
 ) -> jax.Array:
     """The mean of ``rho Q + (1 - rho) Q'_m`` over M related tasks, [T, N].
 

@@ -217,7 +217,6 @@ RECORD = (
 )
 
 _COUNT = Interval(1, INT32_MAX)
-_UNIT = Interval(0.0, 1.0)
 PARAMETERS = (
     DECLARED["task.num_tokens"],
     DECLARED["task.context_length"],
@@ -230,14 +229,8 @@ PARAMETERS = (
         "data.most_samples", int, 8192, "static", "outer",
         "Samples that are drawn, of which the first n are used", _COUNT, sweepable=False,
     ),
-    Parameter(
-        "transfer.theta", float, 0.0, "traced", "inner",
-        "Weight of the related P in V at the start; 0 is from scratch", _UNIT, symbol=r"$\theta$",
-    ),
-    Parameter(
-        "transfer.correlation", float, 0.5, "traced", "inner",
-        "Weight of P in the related P", _UNIT, symbol=r"$\rho$",
-    ),
+    replace(DECLARED["transfer.theta"], default=0.0, symbol=r"$\theta$"),
+    replace(DECLARED["transfer.correlation"], always_float32=False, symbol=r"$\rho$"),
     *(
         replace(parameter, check=Choice(("linear", "softmax")), default="linear")
         if parameter.path == "model.attention_map"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import scbjax
 from scbjax.lazily import Lazily
+from scbjax.parameters import DEFAULTS
 
 if TYPE_CHECKING:
     import jax
@@ -100,7 +101,7 @@ def random_hops(
         sparsity=sparsity,
         transition_signal=transition_signal,
     )
-    skew, dtype = 2.0, task.pattern.dtype
+    skew, dtype = DEFAULTS["skew"], task.pattern.dtype
     pattern = random_pattern(second_key, (odd, num_tokens), sparsity, skew, sparsity, dtype)
     empty = jnp.zeros((context_length, num_tokens), dtype)
     return HopTask(

@@ -62,6 +62,7 @@ from scbjax.experiments.of_parts import learning
 from scbjax.experiments.parts_common import DECLARED, RATES, SPARSITY, of_static
 from scbjax.experiments.scb_common import SPARSITY_FITS
 from scbjax.lazily import Lazily
+from scbjax.parameters import DEFAULTS
 from scbjax.parts import Model, Observable, Source, Stage
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def random_modalities(
     shared: str,
     correlation: jax.Array | float = 1.0,
     sparsity: int,
-    skew: jax.Array | float = 2.0,
+    skew: jax.Array | float = DEFAULTS["skew"],
     **sizes: Any,  # noqa: ANN401 - of random_task
 ) -> ModalTask:
     """Draws two modalities; the second is a task of :func:`scbjax.random_task`.

@@ -78,6 +78,7 @@ from scbjax.experiments.parts_common import (
     DATA,
     DECLARED,
     NO_L1,
+    OPTIMIZER,
     RATE_OF_VALUE,
     RATES,
     SAMPLES_ARE_DRAWN,
@@ -332,11 +333,7 @@ PARAMETERS = (
     Parameter(
         "model.attention_map", str, "softmax", "static", "inner", "What makes A of W", Choice(MAPS)
     ),
-    Parameter(
-        "train.optimizer", str, "sgd", "static", "inner",
-        "sgd, adam, or the paper's preconditioned step in the metric of the map",
-        Choice(("sgd", "adam", "preconditioned")),
-    ),
+    OPTIMIZER,
     RATE_OF_VALUE,
     DECLARED["train.attention_rate_ratio"],
     NO_L1,

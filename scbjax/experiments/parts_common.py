@@ -21,6 +21,11 @@ DATA = Parameter(
     "Gradients: of fresh mini-batches, or expected ones (population)",
     Choice(("fresh", "population")),
 )  # fmt: skip
+OPTIMIZER = Parameter(
+    "train.optimizer", str, "sgd", "static", "inner",
+    "sgd, adam, or the paper's preconditioned step in the metric of the map",
+    Choice(("sgd", "adam", "preconditioned")),
+)  # fmt: skip
 RATE_OF_VALUE = Parameter(
     "train.rate", float, 0.1, "traced", "inner", "Rate of V", RATES, symbol=r"$\eta$"
 )

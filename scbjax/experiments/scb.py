@@ -30,13 +30,13 @@ from scbjax.experiments.scb_common import (
 )
 from scbjax.experiments.scb_cost import COST
 from scbjax.experiments.scb_rates import likely_cause, rate_warnings
-from scbjax.parameters import MODEL, TASK, TRAIN, TRANSFER
+from scbjax.parameters import MODEL, PLAIN_OPTIMIZERS, TASK, TRAIN, TRANSFER
 from scbjax.recorded import DEFAULT_RECORD, RECORDED
 
 _ATTENTION_RELATIONS = (
     Relation(
         ("train.optimizer", "model.attention_map"),
-        lambda optimizer, attention: attention == "linear" or optimizer in ("raw_sgd", "adam"),
+        lambda optimizer, attention: attention == "linear" or optimizer in PLAIN_OPTIMIZERS,
         "train.optimizer = '{}' has no meaning with model.attention_map = '{}', "
         "which needs raw_sgd or adam; a [[zip]] gives each map its own",
     ),

@@ -34,7 +34,7 @@ from scbjax.experiments.scb_common import (
 )
 from scbjax.experiments.scb_cost import COST
 from scbjax.experiments.scb_rates import likely_cause, rate_warnings
-from scbjax.parameters import TASK, TRAIN
+from scbjax.parameters import SIMULATED_OPTIMIZERS, TASK, TRAIN
 from scbjax.recorded import DEFAULT_RECORD
 
 _TAGGED = Parameter(
@@ -46,7 +46,6 @@ _TAGGED = Parameter(
     "Positions that get tokens, the others being summed up; with all of them contexts are real",
     Interval(1, INT32_MAX),
 )
-_OPTIMIZERS = ("proximal", "sgd", "raw_sgd")
 _LEFT_OUT = {"train.start", "train.noise_samples"}
 # What the learner does of which a simulation has no choice.
 _FIXED: Values = {"train.start": "uniform", "model.attention_map": "linear"}
@@ -57,7 +56,7 @@ def _as_simulated(parameter: Parameter) -> Parameter:
     if parameter.path != "train.optimizer":
         return parameter
     text = "proximal (eq. 4 to 6), sgd (no l1, no thresholds) or raw_sgd (plain gradients)"
-    return replace(parameter, check=Choice(_OPTIMIZERS), help=text)
+    return replace(parameter, check=Choice(SIMULATED_OPTIMIZERS), help=text)
 
 
 _RELATIONS = (

@@ -15,17 +15,10 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _agreement import OWN_TOLERANCE, largest_error, reference_gradient, reference_step
 from _library import SINGLE, Held, Size, held_in, library, settings_for, start, step_in
 from _measure import Payload, effort, race, ratio, run_script, say, speed
-from _peers import (
-    OWN_TOLERANCE,
-    HostBatch,
-    Values,
-    host_tasks,
-    largest_error,
-    reference_gradient,
-    reference_step,
-)
+from _peers import HostBatch, Values, host_tasks
 from _pictures import draw_spread, new_figure
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator

@@ -12,9 +12,10 @@ from __future__ import annotations
 import sys
 
 import jax
+from _agreement import check_agreement
 from _library import FLOOR, OURS, Size, census, library, memory_copy, random_words
 from _measure import Contender, Payload, effort, race, ratio, run_script, say, speed
-from _peers import available_peers, check_agreement, contender
+from _peers import available_peers, contender
 from _pictures import draw_spread, new_figure
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from scbjax.base import StudyError
 from scbjax.sweep.study.cells import is_search
 from scbjax.sweep.study.fields import shown
+from scbjax.tables import likest
 
 if TYPE_CHECKING:
     from scbjax.sweep.engine.execute import RunReport
@@ -60,8 +60,8 @@ def existing(text: str, kind: str = "folder") -> Path:
     runs = {run.parent for place in places for run in place.glob("*/manifest.json")}
     # What is alike may be the whole path or the name of the study alone.
     known = {name: run for run in sorted(runs) for name in (run.name, str(run))}
-    found = get_close_matches(text, known, n=1) or get_close_matches(path.name, known, n=1)
-    hint = f"; did you mean '{known[found[0]]}'?" if found else ""
+    found = likest(text, known) or likest(path.name, known)
+    hint = f"; did you mean '{known[found]}'?" if found else ""
     raise StudyError(f"there is no {kind} {shown(text)}{hint}")
 
 

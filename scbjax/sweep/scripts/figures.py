@@ -40,11 +40,11 @@ def find_figure(name: str) -> Path:
     try:
         return find_script(FOLDER, name, "figure")
     except StudyError as error:
-        own = (
-            "any dataset is drawn by scbjax figure DATASET.nc, or by a script of your own "
-            f"{FOLDER}/NAME.py, see CONTRIBUTING.md"
-        )
-        raise StudyError(f"{error}; {own}") from None
+        link = " Any" if str(error).endswith("?") else "; any"
+        raise StudyError(
+            f"{error}{link} dataset is drawn by scbjax figure DATASET.nc, or by a script of your "
+            f"own {FOLDER}/NAME.py, see CONTRIBUTING.md"
+        ) from None
 
 
 def study_of(script: Path) -> str:
