@@ -14,6 +14,7 @@ import scbjax
 from scbjax.base import StudyError
 from scbjax.experiments.scb import EXPERIMENT
 from scbjax.experiments.simulated import EXPERIMENT as SIMULATED
+from scbjax.parameters import DEFAULTS
 from scbjax.recorded import OBSERVABLES
 from scbjax.sweep.scripts.figures import dataset_of, find_figures, numbers_of
 from scbjax.sweep.study.fields import field_table, fields_of
@@ -232,7 +233,14 @@ def _parameters(node: ast.FunctionDef | ast.ClassDef) -> str:
     every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
     for argument in every:
         argument.annotation = None
-    return f"({ast.unparse(node.args)})"
+    return with_defaults(f"({ast.unparse(node.args)})")
+
+
+def with_defaults(signature: str) -> str:
+    """A signature with the defaults that are declared elsewhere as what they are."""
+    return re.sub(
+        r"DEFAULTS\[['\"](\w+)['\"]\]", lambda found: repr(DEFAULTS[found[1]]), signature
+    )
 
 
 def _plain(docstring: str) -> str:

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(ROOT)]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT)]
 
 from docstrings import prepare  # noqa: E402
+from generate import with_defaults  # noqa: E402 - docs/generate.py
 
 import scbjax  # noqa: E402 - of this checkout
 
@@ -235,10 +236,17 @@ def rules() -> str:
     return "".join((HERE / name).read_text("utf-8") for name in ("docstrings.py", "maths.py"))
 
 
+def plain_signature(*given: Any) -> tuple[str, str] | None:  # noqa: ANN401 - of autodoc
+    """Shows defaults that are declared elsewhere as what they are."""
+    signature, returned = given[-2:]
+    return (with_defaults(signature), returned) if signature else None
+
+
 def setup(app: Sphinx) -> None:
     """Connects the functions above."""
     app.add_config_value("site_rules", rules(), "env")
     app.connect("autodoc-process-docstring", prepare_docstring, priority=400)
+    app.connect("autodoc-process-signature", plain_signature)
     app.connect("autodoc-skip-member", skip_member)
     app.connect("doctree-read", qualify)
     app.connect("missing-reference", resolve)
