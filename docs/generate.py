@@ -238,9 +238,7 @@ def _parameters(node: ast.FunctionDef | ast.ClassDef) -> str:
 
 def with_defaults(signature: str) -> str:
     """A signature with the defaults that are declared elsewhere as what they are."""
-    return re.sub(
-        r"DEFAULTS\[['\"](\w+)['\"]\]", lambda found: repr(DEFAULTS[found[1]]), signature
-    )
+    return re.sub(r"DEFAULTS\[['\"](\w+)['\"]\]", lambda found: repr(DEFAULTS[found[1]]), signature)
 
 
 def _plain(docstring: str) -> str:
