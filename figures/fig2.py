@@ -208,7 +208,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     data = tidy(dataset)
     arms, curves = arms_of(data), data[list(CURVES)]
     reference = reference_of(data, arms)
-    alike, rest, spread = [], [], []
+    alike, rest, spread, left = [], [], [], []
     for arm in arms:
         cosines = [similarities(data, "attention", arm, other) for other in (None, reference)]
         ends = [f(values) for values in cosines for f in (median, least)]
@@ -217,14 +217,16 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         value = median(similarities(data, "value", arm))
         alike.append([arm.label, *ends, median(weight), value])
         spread.append(((arm.label,), cosines))
-        losses = [median(last(curves, "excess_loss", each)) for each in (arm, reference)]
+        losses = [last(curves, "excess_loss", each) for each in (arm, reference)]
         gains = [band(runs_of(curves, name, arm))[1] for name in GAINS]
         lowest = horizontal(curves, arm, "step")[
             np.where(np.isfinite(gains[1]), gains[1], np.inf).argmin()
         ]
-        ratio = median(np.divide(*(last(curves, name, arm) for name in GAINS)))
-        here = [gains[0][-1], gains[1][-1], least(gains[1]), lowest, ratio]
-        rest.append([arm.label, losses[0], losses[0] / losses[1], *here])
+        over, ratio = losses[0] / losses[1], np.divide(*(last(curves, name, arm) for name in GAINS))
+        here = [gains[0][-1], gains[1][-1], least(gains[1]), lowest, median(ratio)]
+        rest.append([arm.label, median(losses[0]), median(over), *here])
+        on, off = (last(curves, name, arm) for name in GAINS)
+        left.append(((arm.label,), (weight, over, on, off, ratio)))
     columns = (
         "arm",
         "A to Q",
@@ -248,6 +250,12 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             rest,
         ),
         intervals_table("Cosines at the end", ("arm",), ("A to Q", "A to linear"), spread),
+        intervals_table(
+            "What is left at the end",
+            ("arm",),
+            ("A over Q on the support", *more[2:], "on over off it"),
+            left,
+        ),
     ]
 
 

@@ -188,11 +188,21 @@ def theory_entries(data: xr.Dataset) -> dict[int, str]:
 # ---------------------------------------------------------------------------------- numbers
 
 
-def gain_of(data: xr.Dataset, learner: Learner) -> Estimate:
-    """How many times the loss at its best is that at the end, with its interval over tasks."""
-    pair = np.stack([at_end(data, learner), at_best(data, learner)])
+def ratio_of(over: Values, under: Values) -> Estimate:
+    """The ratio of the medians of two sets of the same tasks, with its interval over them."""
+    pair = np.stack([over, under])
     drawn = np.median(pair[:, resampled_runs(pair.shape[1], lost=0)], axis=-1)
     return Estimate(median(pair[0]) / median(pair[1]), *interval_of(drawn[0] / drawn[1]))
+
+
+def l1_gains(data: xr.Dataset, learners: Sequence[Learner]) -> list[tuple[object, ...]]:
+    """How many times lower the loss at the end is with l1 than without."""
+    bare = {(x.way, x.samples): x for x in learners if x.name == "linear" and not x.l1}
+    return [
+        (plain(x), x.way, x.samples, *ratio_of(at_end(data, without), at_end(data, x)))
+        for x in learners
+        if x.l1 and (without := bare.get((x.way, x.samples)))
+    ]
 
 
 def tables(dataset: xr.Dataset) -> list[Table]:
@@ -205,7 +215,9 @@ def tables(dataset: xr.Dataset) -> list[Table]:
           values_of(data, "attention_similarity", x)[:, -1]))
         for x in learners
     ]  # fmt: skip
-    gains = [(plain(x), x.way, x.samples, *gain_of(data, x)) for x in learners]
+    gains = [
+        (plain(x), x.way, x.samples, *ratio_of(at_end(data, x), at_best(data, x))) for x in learners
+    ]
     entries = theory_entries(data)
     sizes = {x.samples: median(values_of(data, "entry_excess", x)[:, 0]) for x in learners}
     expected = [(n, *(count * value for count in entries)) for n, value in sorted(sizes.items())]
@@ -217,6 +229,10 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         Table(
             "Test loss at the end over that at its best, with 95% intervals over tasks",
             ("learner", "start", "n", *ranged("ratio")), gains,
+        ),
+        Table(
+            "Test loss at the end without l1 over that with it, with 95% intervals over tasks",
+            ("learner", "start", "n", *ranged("ratio")), l1_gains(data, learners),
         ),
         Table(
             "Excess loss that theory expects, medians",

@@ -358,7 +358,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         for case in learning(cases)
     ]  # fmt: skip
     sparsity = int(str(setting(data, "sparsity")))
-    small = []
+    small, kept_rows = [], []
     for case in shown_small(data):
         values = kept(data, case)
         told = [median(column) for column in values.T]
@@ -366,6 +366,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         if case.name in ENTMAX:
             line = predicted_kept(case.alpha, case.length, sparsity, len(told)).tolist()
         small.append((plain(case), *told, *line))
+        kept_rows.append(((plain(case),), tuple(values.T)))
     bins = [f"q = {weight:.2f}/Q" for weight in bin_weights(data.sizes["weight_bin"])]
     lost = [
         (plain(case), case.length, case.rate, values.mean(), *mean_interval(values))
@@ -392,6 +393,10 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             "a/q by the size of q when the largest weights have half of theirs, medians; predicted",
             ("map", *bins, *(f"{name}, predicted" for name in bins)),
             small,
+        ),
+        intervals_table(
+            "a/q by the size of q when the largest weights have half of theirs",
+            ("map",), bins, kept_rows,
         ),
         Table(
             "Share of true positions lost, means with 95% intervals over tasks",

@@ -8,7 +8,7 @@ Once the signal has grown, the two are equally noisy.
 
 from __future__ import annotations
 
-from _statistics import quantile_interval, within_extreme
+from _statistics import NORMAL, quantile_interval, within_extreme
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -217,18 +217,22 @@ def start_tables(data: xr.Dataset) -> list[Table]:
         means = at_start(data, gradient)
         places = np.unique(lengths[usual])
         medians = [median(noise[usual & (lengths == length)]) for length in places]
-        for length, middle in zip(places, medians, strict=True):
+        ranges = [quantile_interval(noise[usual & (lengths == length)]) for length in places]
+        for length, middle, around in zip(places, medians, ranges, strict=True):
             here = usual & (lengths == length)
             known = finite_of(error[here])
             spread = length * np.sqrt((known**2).sum()) / max(1, known.size)
-            rows.append([look.label, length, middle, length * mean_of(means[here]), spread])
+            mean = length * mean_of(means[here])
+            ends = (mean - NORMAL * spread, mean + NORMAL * spread)
+            rows.append([look.label, length, middle, *around, mean, *ends])
         slope = np.polyfit(np.log(places), np.log(medians), 1)[0] if places.size > 1 else np.nan
         away, squared = largest(np.abs(noise / exact - 1)), ((means + 1 / lengths) / error) ** 2
         fits.append([look.label, slope, away, mean_of(squared)])
     return [
         Table(
-            "At the start: deviation over samples, median of tasks; T times the mean gradient",
-            ("projector", "T", "deviation", "T times the mean", "its standard error"),
+            "At the start: deviation over samples, median of tasks, and T times the mean gradient, "
+            "with 95% intervals",
+            ("projector", "T", *ranged("deviation", "T times the mean")),
             rows,
         ),
         Table(

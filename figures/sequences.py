@@ -458,13 +458,13 @@ def ratio_table(data: xr.Dataset) -> Table:
         theory = divided(goal.theory(data, WHITE), goal.theory(data, APART))
         for place in np.flatnonzero(np.isfinite(over)):
             told = estimated(float(over[place]), drawn[place])
-            saved = tokens_of(data, APART) / told.value
+            saved = [tokens_of(data, APART) / x for x in (told.value, told.high, told.low)]
             slow = float(data["slow"][place])
-            rows.append([goal.label, slow, *told, theory[place], time[place], saved])
+            rows.append([goal.label, slow, *told, theory[place], time[place], *saved])
     return Table(
         "Windows of a sequence over i.i.d. windows, with 95% intervals over tasks, beside the "
         "integrated autocorrelation time; and i.i.d. tokens over those of the sequence",
-        ("of", "r", *ranged("windows"), "expected", "time", "tokens saved"),
+        ("of", "r", *ranged("windows"), "expected", "time", *ranged("tokens saved")),
         rows,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -129,19 +130,27 @@ def test_the_cosine_to_the_linear_map_is_that_of_the_attention_at_the_end() -> N
     assert check.judge(above, data).found[0] == pytest.approx(2 / 3)
 
 
-def test_of_a_long_study_no_more_is_run_than_its_claims_need(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_study_is_run_with_the_seeds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands: list[list[str]] = []
     monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(list(command)))
-    seeds = range(9000, 9032)
     for small in (False, True):
-        check.run_study("transfer", seeds, tmp_path, small=small)
-    check.run_study("fig1", seeds, tmp_path, small=False)
-    (change,) = check.only("transfer")
-    assert [change in command for command in commands] == [True, False, False]
-    assert ["--small" in command for command in commands] == [False, True, False]
-    assert load_study("transfer", [change]).num_trajectories == 32 * 15
+        check.run_study("transfer", range(9600, 9632), tmp_path, small=small)
+    assert ["--small" in command for command in commands] == [False, True]
+    assert all("axes.seed={ range = [9600, 9632] }" in command for command in commands)
+
+
+def test_the_power_of_a_search_is_that_of_its_figure() -> None:
+    """Samples of 100 T^1.5 at the best of three rates, on tasks that all need the same."""
+    lengths = np.array([125, 250, 500])
+    samples = 100.0 * lengths[:, None, None] ** 1.5 * np.ones((1, 8, 3)) * [2.0, 1.0, np.inf]
+    data = xr.Dataset(
+        {"samples_to_goal": (("context_length", "seed", "probe"), samples)},
+        coords={"context_length": lengths},
+        attrs={"settings": json.dumps({"train.batch_size": 32, "search.share": 0.9})},
+    )
+    found = check.judge(Claim("made", "a claim", "power", 1.4, 1.6), data)
+    assert found.holds
+    assert found.found.value == pytest.approx(1.5)
 
 
 def test_an_arm_has_to_be_one() -> None:
@@ -166,7 +175,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> list[Claim]:
     listed: list[Claim] = []
 
     def run(name: str, seeds: range, out: Path, *, small: bool) -> Path:
-        assert (name, seeds, small) == ("made", range(9000, 9032), False)
+        assert (name, seeds, small) == ("made", range(9600, 9632), False)
         out.mkdir(parents=True)
         study(9).to_netcdf(out / "made.nc", engine="h5netcdf")
         return out / "made.nc"
@@ -180,10 +189,10 @@ def test_the_command_fails_with_a_false_claim_and_not_with_true_ones(
     planted: list[Claim], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planted.append(claim("found", 0.2, 0.4))
-    assert check.main(["9000:9032", "--results", str(tmp_path / "true")]) == 0
+    assert check.main(["9600:9632", "--results", str(tmp_path / "true")]) == 0
     assert "1 of 1 claims hold" in capsys.readouterr().out
     planted.append(claim("mirrored", 0.0, 0.1))
-    assert check.main(["9000:9032", "--results", str(tmp_path / "false")]) == 1
+    assert check.main(["9600:9632", "--results", str(tmp_path / "false")]) == 1
     said = capsys.readouterr().out
     assert "holds  made: a claim\n       stated 0.2 to 0.4; came out 0.2812 (0.1556 to" in said
     assert "FAILS  made: a claim\n       stated 0 to 0.1; came out 0.7188" in said
@@ -193,7 +202,7 @@ def test_the_command_fails_with_a_false_claim_and_not_with_true_ones(
 @pytest.mark.parametrize(
     ("seeds", "sentence"),
     [
-        ("9000", "SEEDS must be first:last"),
+        ("9600", "SEEDS must be first:last"),
         ("9:3", "SEEDS must be first:last"),
         ("a:b", "SEEDS must be first:last"),
         ("390:410", "seeds 390 to 399 have been used before"),
@@ -259,14 +268,15 @@ def test_a_claim_that_is_stated_otherwise_is_noticed() -> None:
     assert problems(replace(first, text=first.text.replace("15", "16")), text)
 
 
-def test_intervals_of_the_main_setting_and_the_projector_are_all_claims() -> None:
-    """Rows that link these figures state no interval that is not checked on new tasks."""
+@pytest.mark.parametrize("command", ["scbjax run fig1", "scbjax run projector_tasks"])
+def test_intervals_of_the_main_setting_and_the_projector_are_all_claims(command: str) -> None:
+    """Rows and paragraphs with these commands state no interval that is not checked."""
     known = [flat(entry.text) for entry in check.read_claims()]
     page = (ROOT / "REPRODUCTION.md").read_text("utf-8").partition("\n## Misprints")[0]
-    rows = [flat(row) for row in page.splitlines() if "scbjax run fig1" in row]
-    stated = [row[match.start() :][: len(match.group())] for row in rows
-              for match in re.finditer(r"[\d.]+ to [\d.]+%?", row.partition("|")[2])]  # fmt: skip
-    assert len(stated) > 5
+    parts = [flat(part) for part in re.split(r"\n(?=[|-])", page) if command in part]
+    stated = [part[match.start() :][: len(match.group())] for part in parts
+              for match in re.finditer(r"[\d.]+ to [\d.]+%?", part.partition(" ")[2])]  # fmt: skip
+    assert len(stated) > 3
     assert [text for text in stated if not any(text in claim for claim in known)] == []
 
 
@@ -277,5 +287,5 @@ def test_every_measure_is_known_and_used() -> None:
 @pytest.mark.slow
 def test_claims_need_not_hold_for_small_studies(tmp_path: Path) -> None:
     """The whole way, with real runs: the gain of the projector at T = 100 is not that of 5000."""
-    arguments = ["9000:9016", "projector_tasks", "--small", "--results", str(tmp_path)]
+    arguments = ["9600:9616", "projector_tasks", "--small", "--results", str(tmp_path)]
     assert check.main(arguments) == 1

@@ -7,6 +7,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from scbjax.task import solve
 
@@ -15,7 +16,7 @@ ALARM = "onstant folding"
 
 # The refit of V solves a system for each trajectory, in the record of the initial state and in
 # later ones. The initial state is known to the compiler; its record is not to be worked out by it.
-TRAIN = """
+TASKS = """
 import jax
 import scbjax
 
@@ -23,9 +24,42 @@ draw = lambda key: scbjax.random_task(key, num_tokens=300, context_length=5000, 
 keys = jax.random.split(jax.random.key(0), 2)
 record = ("rounded_value_distance", "nonzeros")
 settings = scbjax.Settings(batch_size=64, steps=2, record_every=2, record=record)
-run = jax.jit(jax.vmap(lambda key, task: scbjax.train(key, task, settings)))
-print(run(keys, jax.jit(jax.vmap(draw))(keys)).records["rounded_value_distance"].shape == (2, 2))
+shape_of = lambda found: found.records["rounded_value_distance"].shape
+tasks = jax.jit(jax.vmap(draw))(keys)
 """
+TRAIN = """
+run = jax.jit(jax.vmap(lambda key, task: scbjax.train(key, task, settings)))
+print(shape_of(run(keys, tasks)) == (2, 2))
+"""
+OTHERS = {
+    "a transfer": """
+import dataclasses
+settings = dataclasses.replace(settings, start="transfer", theta=0.2)
+near = lambda key, task: scbjax.related_task(key, task, correlation=0.5)
+related = jax.jit(jax.vmap(near))(jax.random.split(jax.random.key(1), 2), tasks)
+run = jax.jit(jax.vmap(lambda key, task, source: scbjax.train(key, task, settings, source)))
+print(shape_of(run(keys, tasks, related)) == (2, 2))
+""",
+    "a simulation": """
+simulate = lambda key, task: scbjax.simulate(key, task, settings, context_length=10000)
+run = jax.jit(jax.vmap(simulate))
+print(shape_of(run(keys, tasks)) == (2, 2))
+""",
+    "contexts that are split": """
+scbjax.use_all_cores()
+task = jax.tree.map(lambda leaf: leaf[0], tasks)
+print(shape_of(scbjax.over_positions(scbjax.train)(keys[0], task, settings)) == (2,))
+""",
+    "a sweep": """
+study = {
+    "task": {"num_tokens": 300, "context_length": 5000, "sparsity": 2},
+    "train": {"batch_size": 64, "steps": 2, "record_every": 2},
+    "record": {"variables": record},
+}
+found = scbjax.sweep.run(study, axes={"seed": [0, 1]}, progress=False)
+print(found.rounded_value_distance.shape == (2, 2))
+""",
+}
 
 
 def output_of(code: str) -> subprocess.CompletedProcess[str]:
@@ -42,7 +76,15 @@ def output_of(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_many_trajectories_of_a_large_vocabulary_end_without_alarms() -> None:
-    done = output_of(TRAIN)
+    done = output_of(TASKS + TRAIN)
+    assert done.stdout.split() == ["True"], done.stderr
+    assert ALARM not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", OTHERS)
+def test_other_records_of_initial_states_end_without_alarms(way: str) -> None:
+    done = output_of(TASKS + OTHERS[way])
     assert done.stdout.split() == ["True"], done.stderr
     assert ALARM not in done.stderr
 
