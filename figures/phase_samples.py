@@ -7,7 +7,13 @@ how it moves with T.
 
 from __future__ import annotations
 
-from _statistics import Estimate, cost_intervals, power_estimate, samples_for_share
+from _statistics import (
+    Estimate,
+    cost_intervals,
+    power_estimate,
+    quantile_interval,
+    samples_for_share,
+)
 from pathlib import Path
 from typing import Final
 
@@ -134,11 +140,14 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         [
             lengths[place],
             np.atleast_1d(data[RATE])[column],
-            *(part[place, column] for part in parts),
+            parts[0][place, column],
+            parts[1][place, column],
+            *quantile_interval(switch[place, column]),
+            *(part[place, column] for part in parts[2:]),
         ]
         for place, column in np.ndindex(*used.shape[:2])
     ]
-    columns = ("T", "rate of stage 1", f"samples until {MOST:.0%} recover", "stage 1, median")
+    columns = ("T", "rate of stage 1", f"samples until {MOST:.0%} recover")
     slope = power_of(lengths, first)[0]
     _, low, high = power_of_tasks(dataset)
     around = cost_intervals(used, MOST)
@@ -149,7 +158,11 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             ("T", *ranged("samples")),
             [(*pair, *ends) for *pair, ends in zip(lengths, first, around, strict=True)],
         ),
-        Table("The same, rate by rate", (*columns, f"after it, {MOST:.0%}", "never"), rows),
+        Table(
+            "The same, rate by rate; stage 1 in the median, with 95% intervals",
+            (*columns, *ranged("stage 1"), f"after it, {MOST:.0%}", "never"),
+            rows,
+        ),
     ]
 
 
