@@ -17,6 +17,7 @@ MAX_BANDS: Final = 3  # in one panel: more of them blend into one area
 BARS: Final = 6  # of an arm, along its line, where bands would blend
 MAX_FAINT_RUNS: Final = 40  # more single runs than this are a blur
 POPULATION_LOOK: Final[Mapping[str, Any]] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
+OPEN: Final = 1.3  # times a cost: where an interval without an upper end stops, in an arrow head
 STAGE_COLOUR: Final = "#888888"
 
 
@@ -40,6 +41,24 @@ def draw_arm(axes: Axes, x: Values, values: Values, arm: Arm, *, faint: bool = T
     axes.plot(
         x, median, color=arm.colour, linestyle=arm.linestyle, zorder=4, gid=f"median {arm.index}"
     )
+
+
+def draw_ranges(axes: Axes, x: Values, costs: Values, ends: Values, colour: str) -> None:
+    """Draw intervals of positive costs; one without an upper end stops in an arrow head.
+
+    Args:
+        axes: where to draw.
+        x: [points].
+        costs: [points]; those that are not finite are left out.
+        ends: lower and upper ends, [2, points].
+        colour: of the lines.
+    """
+    low, high = ends
+    known = np.isfinite(costs) & np.isfinite(low)
+    above = known & ~np.isfinite(high)
+    top = np.where(above, OPEN * costs, high)
+    axes.vlines(x[known], low[known], top[known], colors=colour, linewidth=1.0, zorder=1.5)
+    axes.plot(x[above], top[above], "^", color=colour, markersize=2.5, zorder=1.5)
 
 
 def draw_arms(

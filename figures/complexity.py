@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xarray as xr
+from _curves import draw_ranges
 from _data import Values, setting
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
@@ -51,6 +52,7 @@ LEAD: Final = 0.05  # of the width of a panel, from a line to its label
 ROOM: Final = 1.05  # for labels, of the width of the lines
 RESAMPLES: Final = 400  # of the seeds
 FEWEST: Final = 3  # points of a fit
+TICKS: Final = 6  # points: context lengths stand close together
 
 
 def plot(dataset: xr.Dataset) -> Figure:
@@ -74,6 +76,7 @@ def plot(dataset: xr.Dataset) -> Figure:
         axes.set(xscale="log", yscale="log", xlabel=f"{NAMES[field]}, {SIZES[field]}")
         axes.minorticks_off()
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.tick_params(axis="x", labelsize=TICKS)
         # Room for the exponents at the right ends of the lines.
         axes.set_xlim(0.8 * ticks[0], ticks[-1] * (ticks[-1] / ticks[0]) ** ROOM)
     panels[0].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -115,14 +118,6 @@ def rows_of(dataset: xr.Dataset, field: str) -> list[int]:
     return sorted(rows, key=lambda row: float(table[field][row]))
 
 
-def draw_intervals(axes: Axes, x: Values, drawn: Sequence[Values], colour: str) -> None:
-    """Draw the intervals of the samples in all, as far as they have two ends."""
-    ends = np.array([ends_of(drawn, place) for place in range(x.size)])
-    known = np.isfinite(ends).all(axis=1)
-    low, high = ends[known].T
-    axes.vlines(x[known], low, high, colors=colour, linewidth=1.0, alpha=0.6)
-
-
 class Label(NamedTuple):
     """What stands at the end of a line."""
 
@@ -143,11 +138,13 @@ def draw_geometry(axes: Axes, part: xr.Dataset, field: str, geometry: str) -> li
         look = LOOKS[geometry]
         axes.plot(x[shown], found[name][shown], linestyle=style, markersize=3.5, **look)
         if name == WHOLE:
-            draw_intervals(axes, x, [endless(draw[name]) for draw in resampled], look["color"])
+            drawn = [endless(draw[name]) for draw in resampled]
+            ends = np.array([ends_of(drawn, place) for place in range(x.size)]).T
+            draw_ranges(axes, x, found[name], ends, look["color"])
         slope = exponent(x, found[name])
         if not np.isfinite(slope):
             continue
-        low, high = interval(x, [draw[name] for draw in resampled])
+        low, high = (round(end, 2) + 0.0 for end in interval(x, [d[name] for d in resampled]))
         text = f"{SIZES[field]}$^{{{slope:.2f}}}$ [{low:.2f}, {high:.2f}]"
         labels.append(Label(float(found[name][shown][-1]), text, look["color"]))
     return labels

@@ -23,6 +23,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 from _axes import log_axis, log_limits
+from _curves import draw_ranges
 from _data import Values, open_study, setting
 from _numbers import Table, ranged, tabulate
 from _render import SINGLE_COLUMN, main, render
@@ -59,7 +60,7 @@ def plot(dataset: xr.Dataset, printed: xr.Dataset | None = None) -> Figure:
         low, high = np.array(cost_intervals(by_setting(goal), share)).T
         drawn += [costs, low, high]
         look = LOOKS[geometry]
-        draw_intervals(axes, lengths, (low, high), look["color"])
+        draw_ranges(axes, lengths, costs, np.stack([low, high]), look["color"])
         axes.plot(lengths, costs, **look, markersize=4, linestyle="-", gid=f"costs {geometry}")
         label = NAMES[geometry]
         power, least_power, most_power = power_of(lengths, goal, share)
@@ -79,14 +80,6 @@ def plot(dataset: xr.Dataset, printed: xr.Dataset | None = None) -> Figure:
     axes.set_ylabel(f"samples until {share:.0%} of {seeds} seeds\nhave a signal of +0.1")
     figure.legend(entries.values(), entries.keys(), loc="outside upper center")
     return figure
-
-
-def draw_intervals(axes: Axes, lengths: Values, ends: tuple[Values, Values], colour: str) -> None:
-    """Draw the interval of each cost; an open one goes to far above all axes."""
-    low, high = ends
-    known = np.isfinite(low)
-    top = np.where(np.isfinite(high), high, 1e12)[known]
-    axes.vlines(lengths[known], low[known], top, colors=colour, linewidth=1.0)
 
 
 def draw_guide(axes: Axes, lengths: Values, costs: Values, power: float) -> None:

@@ -256,3 +256,14 @@ def test_a_broken_file_is_one_clear_sentence(tmp_path: Path, content: bytes) -> 
     (tmp_path / "fig1" / "fig1.nc").write_bytes(content)
     with pytest.raises(ValueError, match=r"fig1\.nc cannot be read.*`scbjax run fig1 --out"):
         _data.open_study(tmp_path, "fig1", ["stage"])
+
+
+def test_an_interval_without_an_upper_end_stops_in_an_arrow_head() -> None:
+    axes = Figure().subplots()
+    costs, ends = np.array([2.0, 3.0, np.inf]), np.array([[1.0, 2.0, 4.0], [5.0, np.inf, np.inf]])
+    _curves.draw_ranges(axes, np.arange(3.0), costs, ends, "black")
+    (bars,) = axes.collections
+    segments = [segment[:, 1].tolist() for segment in bars.get_segments()]
+    assert segments == [[1.0, 5.0], [2.0, 3.0 * _curves.OPEN]]
+    (heads,) = axes.lines
+    assert heads.get_xydata().tolist() == [[1.0, 3.0 * _curves.OPEN]]
