@@ -104,7 +104,7 @@ def tables_of(name: str, dataset: xr.Dataset) -> list[list[Row]]:
 
 
 def test_maps_have_the_powers_and_shares_that_were_made() -> None:
-    powers, times, ends, small, lost = read(load("maps").tables(made.maps()))
+    powers, times, ends, small, kept, lost = read(load("maps").tables(made.maps()))
     assert [row["map"] for row in powers] == ["alpha = 1", "alpha = 1.5", "alpha = 2", "linear"]
     # The median of a spread that is the same everywhere: the power of the law itself.
     expected = [1.0, 0.5, *column(powers, "predicted")[2:]]
@@ -114,7 +114,9 @@ def test_maps_have_the_powers_and_shares_that_were_made() -> None:
         [192 * 0.01, 768 * 0.02, 3072 * 0.01], rel=0.01
     )
     assert [row["learner"] for row in ends] == ["linear, proximal", "softmax, Adam"]
-    assert column(small, "q = 0.59/Q") == close([0.35] * 4)
+    for rows in (small, kept):
+        assert column(rows, "q = 0.59/Q") == close([0.35] * 4)
+    assert column(kept, "q = 0.59/Q, from") == close([0.35] * 4)
     assert column(lost, "share") == close([0.125, 0.125])
     # Wilson: (s - p)^2 = z^2 p (1 - p) / n, solved for p.
     share, weight = 0.125, 1.959964**2 / made.SEEDS
@@ -495,7 +497,7 @@ def test_fig6_tells_how_far_simulated_medians_are_from_a_real_run(dataset: xr.Da
 
 
 def test_fig2_cosines_losses_and_gains(dataset: xr.Dataset) -> None:
-    alike, rest, spread = tables_of("fig2", dataset)
+    alike, rest, spread, left = tables_of("fig2", dataset)
     data = suited("fig2", dataset)
     mu = data["stationary"].transpose("seed", "arm", "token_in").values[:, :, None, :]
     a, q = (data[name].transpose("seed", "arm", ...).values for name in ("attention", "pattern"))
@@ -513,8 +515,11 @@ def test_fig2_cosines_losses_and_gains(dataset: xr.Dataset) -> None:
     weight = np.median((a * (q > 0)).sum((2, 3)) / q.sum((2, 3)), axis=0)
     assert column(alike, "A over Q on the support") == close(weight.tolist())
     last = data.isel(step=-1)
-    losses = np.median(last["excess_loss"].transpose("seed", "arm"), axis=0)
-    assert column(rest, "over linear") == close((losses / losses[0]).tolist())
+    losses = last["excess_loss"].transpose("seed", "arm").values
+    over = np.median(losses / losses[:, :1], axis=0).tolist()
+    assert column(rest, "over linear") == close(over)
+    assert column(left, "over linear") == close(over)
+    assert column(left, "A over Q on the support") == close(weight.tolist())
     on, off = (last[f"attention_gain_{x}"].transpose("seed", "arm") for x in ("support", "rest"))
     assert column(rest, "on over off it") == close(np.median(on / off, axis=0).tolist())
 
@@ -666,7 +671,8 @@ def test_phase_diagrams_print_their_maps(dataset: xr.Dataset) -> None:
         assert float(row["samples, from"]) <= float(row["samples"])
     assert "a power 0.50 of T" in load("phase_samples").tables(data)[0].title
     assert column(rates, "samples until 90% recover") == [720, 360, 1440, 720]
-    assert column(rates, "stage 1, median") == [40] * 4
+    assert column(rates, "stage 1") == [40] * 4
+    assert column(rates, "stage 1, to") == [40] * 4
     assert column(rates, "after it, 90%") == [680, 320, 1400, 680]
 
 
@@ -872,7 +878,7 @@ def test_cheaper_ways_are_drawn_where_they_are() -> None:
 
 
 def test_finite_data_have_losses_at_the_end_and_at_best(dataset: xr.Dataset) -> None:
-    losses, gains, theory = tables_of("finite", dataset)
+    losses, gains, saved, theory = tables_of("finite", dataset)
     assert [row["learner"] for row in losses[:3]] == ["linear, no l1", "linear, lambda = 0.0001",
                                                       "softmax, Adam"]  # fmt: skip
     middle = 1 + 0.01 * 4.5
@@ -881,6 +887,12 @@ def test_finite_data_have_losses_at_the_end_and_at_best(dataset: xr.Dataset) -> 
     assert float(row["test, best"]) == close(0.5 * 3 * middle / 256)
     assert float(row["test, end"]) == close(1.5 * 0.5 * 3 * middle / 256)
     assert column(gains, "ratio") == close([1.5] * 12)
+    assert {row["learner"] for row in saved} == {"linear, lambda = 0.0001"}
+    ends = {(row["learner"], row["start"], row["n"]): float(row["test, end"]) for row in losses}
+    for row in saved:
+        here = (row["start"], row["n"])
+        expected = ends["linear, no l1", *here] / ends["linear, lambda = 0.0001", *here]
+        assert float(row["ratio"]) == pytest.approx(expected, rel=2e-3)
     assert column(theory, "8 free entries a column") == close([0.8 / 64, 0.8 / 256])
     assert column(theory, "2 free entries a column") == close([0.2 / 64, 0.2 / 256])
 
