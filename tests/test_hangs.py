@@ -27,6 +27,10 @@ settings = scbjax.Settings(batch_size=64, steps=2, record_every=2, record=record
 shape_of = lambda found: found.records["rounded_value_distance"].shape
 tasks = jax.jit(jax.vmap(draw))(keys)
 """
+DEVICES = """
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+"""
 TRAIN = """
 run = jax.jit(jax.vmap(lambda key, task: scbjax.train(key, task, settings)))
 print(shape_of(run(keys, tasks)) == (2, 2))
@@ -46,7 +50,6 @@ run = jax.jit(jax.vmap(simulate))
 print(shape_of(run(keys, tasks)) == (2, 2))
 """,
     "contexts that are split": """
-scbjax.use_all_cores()
 task = jax.tree.map(lambda leaf: leaf[0], tasks)
 print(shape_of(scbjax.over_positions(scbjax.train)(keys[0], task, settings)) == (2,))
 """,
@@ -84,7 +87,7 @@ def test_many_trajectories_of_a_large_vocabulary_end_without_alarms() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("way", OTHERS)
 def test_other_records_of_initial_states_end_without_alarms(way: str) -> None:
-    done = output_of(TASKS + OTHERS[way])
+    done = output_of(DEVICES + TASKS + OTHERS[way])
     assert done.stdout.split() == ["True"], done.stderr
     assert ALARM not in done.stderr
 
