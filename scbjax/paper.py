@@ -315,6 +315,16 @@ def outer(state: LearnerState) -> State:
     )
 
 
+def stored(state: State, task: Task, settings: Settings) -> State:
+    """The state as loops over steps carry it, and, applied to that, the state itself.
+
+    For large vocabularies A is carried as its transpose, column by column in memory, since a step
+    reads and writes the columns of its queries. In a compiled loop the transposes around a step
+    cancel.
+    """
+    return state._replace(params=move_of(task, settings).to_carry(state.params))
+
+
 def observe_state(
     key: jax.Array,
     task: Task,
