@@ -1,7 +1,8 @@
 """Whole trajectories as users map them: ``vmap``, `scbjax.map_trajectories` and a sweep.
 
 At several N, T = 5000 and B = 64, 32 trajectories (16 for N > 32) with the records of their start
-and their end: plain `jax.jit(jax.vmap(scbjax.train))` on one device; the same by `jax.lax.map`, and
+and their end: plain `jax.jit(jax.vmap(scbjax.train))` on one device; the same compiled for the
+registers that the processor has, as sweeps are; by `jax.lax.map`, and
 with all trajectories in step, which `train` leaves to `vmap` only up to N = 32; `map_trajectories`
 on all cores; the executor of sweeps on one device and on all; and, of the peers, the careful loop,
 with as many steps. Sweeps draw their tasks too, which for N = 300 takes as long as half of the
@@ -25,6 +26,7 @@ from matplotlib.ticker import NullLocator
 
 RECORD = ("value_distance", "stage")
 PLAIN, LOOP, MAPPED = "jit(vmap(train))", "jit(lax.map(train))", "map_trajectories, all cores"
+WIDE = "jit(vmap(train)), wide registers"
 BATCHED = "jit(vmap(init, advance))"
 SWEEP, SWEEP_CORES = "a sweep, one device", "a sweep, all cores"
 CAREFUL = "PyTorch, careful"
@@ -36,6 +38,7 @@ RATE = 1e-3  # at which nothing diverges for any N
 # Colours of Okabe & Ito; one device full lines, all cores broken ones.
 LOOKS: dict[str, dict[str, Any]] = {
     PLAIN: {"color": "#0072B2"},
+    WIDE: {"color": "#0072B2", "marker": "D", "linestyle": ":"},
     BATCHED: {"color": "#009E73", "marker": "v"},
     LOOP: {"color": "#CC79A7", "marker": "s"},
     MAPPED: {"color": "#56B4E9", "linestyle": "--"},
@@ -68,6 +71,7 @@ def _ours(size: Size, steps: int) -> list[Contender]:
 
     import scbjax
     from scbjax.paper import advance, init
+    from scbjax.sweep.engine.backend import compiler_options
 
     settings = dataclasses.replace(
         settings_for(size),
@@ -87,6 +91,7 @@ def _ours(size: Size, steps: int) -> list[Contender]:
 
     ways: dict[str, Callable[..., Any]] = {
         PLAIN: jax.jit(jax.vmap(one)),
+        WIDE: jax.jit(jax.vmap(one), compiler_options=compiler_options("cpu")),
         BATCHED: jax.jit(jax.vmap(batched)),
         LOOP: jax.jit(lambda keys, tasks: jax.lax.map(lambda own: one(*own), (keys, tasks))),
         MAPPED: scbjax.map_trajectories(one),
