@@ -14,6 +14,7 @@ from scipy import stats
 from scbjax import optim, theory
 from scbjax.losses import excess_loss, loss, population_grad, population_loss
 from scbjax.model import Params, init_params, map_attention, predict
+from scbjax.parameters import Geometry
 from scbjax.sampling import Batch, sample_batch
 from scbjax.task import Task
 
@@ -392,7 +393,7 @@ def to_invariant(params: Params, task: Task) -> Params:
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("geometry", optim.GEOMETRIES)
-def test_preconditioned_expectation_is_lemma_b8(geometry: optim.Geometry) -> None:
+def test_preconditioned_expectation_is_lemma_b8(geometry: Geometry) -> None:
     """On the invariant set; off it the lemma fails, so that the test can."""
     task = make_task(5, 7)
     raw = make_params(5, 7, 5, "float64")

@@ -19,6 +19,7 @@ from optax import GradientTransformationExtraArgs as Transform
 from scbjax import optim
 from scbjax.columns import step_rows
 from scbjax.model import Params
+from scbjax.parameters import Geometry
 
 Array = np.ndarray
 Tree = TypeVar("Tree", Params, jax.Array)
@@ -365,7 +366,7 @@ def random_mu(rng: np.random.Generator, size: int) -> Array:
 @pytest.mark.parametrize("geometry", ["mu", "paper"])
 @pytest.mark.parametrize("size", [2, 5])
 def test_preconditioned_gradients_are_the_printed_products(
-    rng: np.random.Generator, geometry: optim.Geometry, size: int
+    rng: np.random.Generator, geometry: Geometry, size: int
 ) -> None:
     length, mu = 11, random_mu(rng, size)
     value, attention = rng.normal(size=(size, size)), rng.normal(size=(length, size))
@@ -390,7 +391,7 @@ def test_preconditioned_gradients_are_the_printed_products(
 
 @pytest.mark.parametrize("geometry", ["mu", "paper"])
 def test_projector_is_orthogonal_in_its_own_inner_product(
-    rng: np.random.Generator, geometry: optim.Geometry
+    rng: np.random.Generator, geometry: Geometry
 ) -> None:
     mu = random_mu(rng, N)
     metric = np.diag(mu) if geometry == "mu" else np.eye(N)
@@ -414,7 +415,7 @@ def test_projector_is_orthogonal_in_its_own_inner_product(
 )
 @hypothesis.settings(max_examples=50)
 def test_projected_updates_keep_the_invariants(
-    grad: Array, weights: Array, geometry: optim.Geometry
+    grad: Array, weights: Array, geometry: Geometry
 ) -> None:
     mu = weights / weights.sum()
     transform = optim.project_tangent(jnp.asarray(mu, jnp.float32), geometry)
@@ -631,7 +632,7 @@ def on_invariants(rng: np.random.Generator, mu: Array, length: int) -> tuple[Arr
 @pytest.mark.parametrize("geometry", ["mu", "paper"])
 @pytest.mark.parametrize("arm", ["direct", "rate", "sgd"])
 def test_arms_equal_the_equations_over_several_steps(
-    rng: np.random.Generator, geometry: optim.Geometry, arm: str
+    rng: np.random.Generator, geometry: Geometry, arm: str
 ) -> None:
     size, length, rates, l1 = 4, 9, (0.05, 0.08), 0.3
     mu = random_mu(rng, size)
@@ -847,7 +848,7 @@ OTHERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 @pytest.mark.parametrize("geometry", optim.GEOMETRIES)
 @pytest.mark.parametrize("name", list(OTHERS))
 def test_any_optimiser_keeps_the_invariants_when_projected_last(
-    name: str, geometry: optim.Geometry
+    name: str, geometry: Geometry
 ) -> None:
     mu, params = MU_ARG["stationary"], start_params()
     parts = (optim.scale_by_stationary(mu), OTHERS[name](), optax.scale_by_learning_rate(0.01))

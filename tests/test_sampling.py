@@ -13,6 +13,7 @@ from scipy import stats
 
 from scbjax import sampling
 from scbjax.assumptions import task_from_arrays
+from scbjax.parameters import Generator
 from scbjax.sampling import Batch, sample_batch
 from scbjax.task import Task
 from scbjax.words import threefry
@@ -426,8 +427,8 @@ def test_a_token_is_a_function_of_its_place(num_tokens: int, shape: tuple[int, .
     assert np.array_equal(np.asarray(drawn).ravel(), token)
 
 
-@pytest.mark.parametrize("generator", get_args(sampling.Generator))
-def test_words_are_turned_into_tokens_as_the_table_says(generator: sampling.Generator) -> None:
+@pytest.mark.parametrize("generator", get_args(Generator))
+def test_words_are_turned_into_tokens_as_the_table_says(generator: Generator) -> None:
     """Rare tokens are drawn as often as their share: of 4 10^7 words, 40 and 4000 are expected."""
     for size in (3, 40):
         law = np.full(size, 1.0)

@@ -14,7 +14,7 @@ from scbjax import optim, paper, theory, training
 from scbjax.losses import loss
 from scbjax.model import Params
 from scbjax.paper import State
-from scbjax.parameters import Optimizer, SwitchOn
+from scbjax.parameters import Geometry, Optimizer, SwitchOn
 from scbjax.recorded import DEFAULT_RECORD
 from scbjax.sampling import sample_batch
 from scbjax.settings import Settings
@@ -129,7 +129,7 @@ def functionals(noise: Params, task: Task, delta: theory.PathProjection) -> jax.
     )
 
 
-def of_real_noise(pair: Pair, geometry: optim.Geometry) -> Measured:
+def of_real_noise(pair: Pair, geometry: Geometry) -> Measured:
     """The functionals of the noise of one sample of all positions."""
     task, params = pair.whole_task, pair.whole
     expected = theory.expected_direction(params, task)
@@ -145,7 +145,7 @@ def of_real_noise(pair: Pair, geometry: optim.Geometry) -> Measured:
     return measure
 
 
-def of_simulated_noise(pair: Pair, geometry: optim.Geometry) -> Measured:
+def of_simulated_noise(pair: Pair, geometry: Geometry) -> Measured:
     """The functionals of the noise of one sample of tagged positions."""
     task, params = pair.task, pair.params
     length = pair.whole_task.context_length
@@ -189,7 +189,7 @@ def deviations(real: Array, simulated: Array) -> tuple[Array, Array]:
     )
 
 
-def compare_noise(geometry: optim.Geometry, count: int, each: int = EACH) -> None:
+def compare_noise(geometry: Geometry, count: int, each: int = EACH) -> None:
     pair = make_pair(jnp.float32, each=each)
     real = draw(of_real_noise(pair, geometry), count, 1)
     simulated = draw(of_simulated_noise(pair, geometry), count, 2)
@@ -217,7 +217,7 @@ def test_noise_has_the_moments_of_mini_batches() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("geometry", optim.GEOMETRIES)
 @pytest.mark.parametrize("each", [4, 25])
-def test_noise_has_the_moments_of_many_mini_batches(geometry: optim.Geometry, each: int) -> None:
+def test_noise_has_the_moments_of_many_mini_batches(geometry: Geometry, each: int) -> None:
     compare_noise(geometry, 200_000, each)
 
 
@@ -273,7 +273,7 @@ RANDOM = {"rounded_value_distance", "rounded_value_similarity"}
 )
 def test_with_all_positions_tagged_it_is_the_training(optimizer: Optimizer) -> None:
     task = draw_task(context_length=40, dtype=jnp.float64)
-    geometry: optim.Geometry = "paper" if optimizer == "sgd" else "mu"
+    geometry: Geometry = "paper" if optimizer == "sgd" else "mu"
     settings = change(QUICK, optimizer=optimizer, geometry=geometry)
     if optimizer == "raw_sgd":
         settings = change(settings, learning_rate_1=0.8, learning_rate_2=0.8)

@@ -12,6 +12,7 @@ import pytest
 from scbjax import optim, theory
 from scbjax.losses import loss, population_grad
 from scbjax.model import Params
+from scbjax.parameters import Geometry
 from scbjax.sampling import sample_batch
 from scbjax.task import Task
 from scbjax.theory import Rates, StepPrediction
@@ -224,7 +225,7 @@ def measure(params: Params, task: Task) -> StepPrediction:
     )
 
 
-def take_step(key: jax.Array, params: Params, task: Task, geometry: optim.Geometry) -> Step:
+def take_step(key: jax.Array, params: Params, task: Task, geometry: Geometry) -> Step:
     gradient = jax.grad(loss)(params, sample_batch(key, task, 8))
     optimizer = optim.scb_sgd(task.stationary, *RATES, geometry=geometry)
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
@@ -240,13 +241,13 @@ def take_step(key: jax.Array, params: Params, task: Task, geometry: optim.Geomet
 
 
 @functools.cache
-def stepping(geometry: optim.Geometry) -> Any:  # noqa: ANN401 - a compiled function
+def stepping(geometry: Geometry) -> Any:  # noqa: ANN401 - a compiled function
     return quick_jit(
         jax.vmap(functools.partial(take_step, geometry=geometry), in_axes=(0, 0, None))
     )
 
 
-def run_steps(geometry: optim.Geometry, dtype: jax.typing.DTypeLike) -> tuple[Step, Truth]:
+def run_steps(geometry: Geometry, dtype: jax.typing.DTypeLike) -> tuple[Step, Truth]:
     truth = make_truth(1)
     starts = [invariant_params(truth, seed) for seed in range(SEEDS)]
     params = Params(*(jnp.asarray(np.stack(part), dtype) for part in zip(*starts, strict=True)))
@@ -262,7 +263,7 @@ def run_steps(geometry: optim.Geometry, dtype: jax.typing.DTypeLike) -> tuple[St
     [("float64", 1e-13), pytest.param("float32", 1e-5, marks=pytest.mark.slow)],
 )
 def test_one_step_identities_hold_for_mini_batches(
-    geometry: optim.Geometry, dtype: str, tolerance: float
+    geometry: Geometry, dtype: str, tolerance: float
 ) -> None:
     step, _ = run_steps(geometry, dtype)
     for name, predicted, actual in zip(
@@ -278,7 +279,7 @@ def test_one_step_identities_hold_for_mini_batches(
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("geometry", optim.GEOMETRIES)
-def test_the_printed_remainder_of_v_lacks_the_cross_term(geometry: optim.Geometry) -> None:
+def test_the_printed_remainder_of_v_lacks_the_cross_term(geometry: Geometry) -> None:
     step, truth = run_steps(geometry, "float64")
     eta = RATES[0]
     for seed in range(SEEDS):
@@ -321,7 +322,7 @@ def bound_of(truth: Truth, ratio: float, scale_rates: bool) -> float:
 
 
 @functools.partial(quick_jit, static_argnames="geometry")
-def noiseless_step(params: Params, task: Task, rates: Rates, geometry: optim.Geometry) -> Params:
+def noiseless_step(params: Params, task: Task, rates: Rates, geometry: Geometry) -> Params:
     """Eqs. 4 and 5 with the expected gradient."""
     descent = optim.scb_sgd(task.stationary, *rates, geometry=geometry)
     updates, _ = descent.update(population_grad(params, task), descent.init(params), params)
@@ -335,7 +336,7 @@ def noiseless_step(params: Params, task: Task, rates: Rates, geometry: optim.Geo
     [(1.0, True, "mu"), (3.0, True, "paper"), (0.2, False, "mu"), (0.0, True, "mu")],
 )
 def test_sharpness_is_the_largest_eigenvalue_of_a_step(
-    seed: int, ratio: float, scale_rates: bool, geometry: optim.Geometry
+    seed: int, ratio: float, scale_rates: bool, geometry: Geometry
 ) -> None:
     """Of its Jacobian, by differences, in all directions, also those that break the invariants."""
     truth, h = make_truth(seed), 1e-6

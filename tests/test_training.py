@@ -25,7 +25,7 @@ from scbjax import (
 )
 from scbjax.model import Params, map_attention
 from scbjax.paper import State, advance, init, next_stage, step
-from scbjax.parameters import Precision
+from scbjax.parameters import Generator, Precision
 from scbjax.sampling import Batch, sample_batch
 from scbjax.settings import NEVER, STATIC_FIELDS, TRACED_FIELDS, Settings
 from scbjax.task import (
@@ -482,7 +482,7 @@ def test_the_generator_that_is_asked_for_draws_the_batches() -> None:
     start_from = jax.jit(starts.start_from)
     stepped, _ = jax.jit(advance, static_argnums=5)(key, task, settings, start, 0, 1)
     moved = {"steps": stepped.params, "first": start_from(key, task, task, settings, start).params}
-    for generator in get_args(sampling.Generator):
+    for generator in get_args(Generator):
         seed = sampling.make_seed(jax.random.fold_in(key, composition.BATCHES), generator)
         batch = sampling.draw_batch(sampling.fold_in(seed, 0), sampling.make_sampler(task), B)
         own = dataclasses.replace(settings, generator=generator)

@@ -14,6 +14,7 @@ import _runs
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 Make = Callable[..., xr.Dataset]
@@ -263,7 +264,8 @@ def test_an_interval_without_an_upper_end_stops_in_an_arrow_head() -> None:
     costs, ends = np.array([2.0, 3.0, np.inf]), np.array([[1.0, 2.0, 4.0], [5.0, np.inf, np.inf]])
     _curves.draw_ranges(axes, np.arange(3.0), costs, ends, "black")
     (bars,) = axes.collections
+    assert isinstance(bars, LineCollection)
     segments = [segment[:, 1].tolist() for segment in bars.get_segments()]
     assert segments == [[1.0, 5.0], [2.0, 3.0 * _curves.OPEN]]
     (heads,) = axes.lines
-    assert heads.get_xydata().tolist() == [[1.0, 3.0 * _curves.OPEN]]
+    assert np.asarray(heads.get_xydata()).tolist() == [[1.0, 3.0 * _curves.OPEN]]
