@@ -46,17 +46,8 @@ final = true
 [axes]
 seed = { range = [0, 8] }
 """
-# The command, with a segment every 20 ms and a checkpoint every 30.
-COMMAND = """
-import functools, sys
-from scbjax.sweep.engine import execute
-from scbjax.sweep.engine.chunks import Executor
-make_executor = functools.partial(Executor, segment_seconds=0.02)
-execute.LocalEngine = functools.partial(execute.LocalEngine, make_executor)
-execute.run_study = functools.partial(execute.run_study, checkpoint_seconds=0.03)
-from scbjax.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
+OFTEN = [str(Path(__file__).with_name("often.py")), "0.02", "0.03"]
+"""The command, with a segment every 20 ms and a checkpoint every 30."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +70,7 @@ class Command:
         return subprocess.Popen(
             [
                 sys.executable,
-                "-c",
-                COMMAND,
+                *OFTEN,
                 "run",
                 str(self.folder / "kept.toml"),
                 *arguments,

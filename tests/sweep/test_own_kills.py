@@ -20,16 +20,7 @@ pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 SHORT = ("steps=400", "record_every=10", "axes.seed=[0, 1, 2]")
 WAIT_SECONDS = 300.0
-COMMAND = """
-import functools, sys
-from scbjax.sweep.engine import execute
-from scbjax.sweep.engine.chunks import Executor
-make_executor = functools.partial(Executor, segment_seconds=0)
-execute.LocalEngine = functools.partial(execute.LocalEngine, make_executor)
-execute.run_study = functools.partial(execute.run_study, checkpoint_seconds=0)
-from scbjax.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
+OFTEN = [str(Path(__file__).with_name("often.py")), "0", "0"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,7 @@ class Example:
     def start(self, *arguments: str, experiment: bool = True) -> "subprocess.Popen[str]":
         asked = ["--experiment", str(EXAMPLES / f"{self.name}.py")] if experiment else []
         return subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *arguments, *asked],
+            [sys.executable, *OFTEN, *arguments, *asked],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
