@@ -144,6 +144,7 @@ def draw_geometry(axes: Axes, part: xr.Dataset, field: str, geometry: str) -> li
         slope = exponent(x, found[name])
         if not np.isfinite(slope):
             continue
+        # Adding zero makes a rounded -0.0 one without a sign.
         low, high = (round(end, 2) + 0.0 for end in interval(x, [d[name] for d in resampled]))
         text = f"{SIZES[field]}$^{{{slope:.2f}}}$ [{low:.2f}, {high:.2f}]"
         labels.append(Label(float(found[name][shown][-1]), text, look["color"]))

@@ -222,10 +222,10 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         lowest = horizontal(curves, arm, "step")[
             np.where(np.isfinite(gains[1]), gains[1], np.inf).argmin()
         ]
-        over, ratio = losses[0] / losses[1], np.divide(*(last(curves, name, arm) for name in GAINS))
+        on, off = (last(curves, name, arm) for name in GAINS)
+        over, ratio = losses[0] / losses[1], on / off
         here = [gains[0][-1], gains[1][-1], least(gains[1]), lowest, median(ratio)]
         rest.append([arm.label, median(losses[0]), median(over), *here])
-        on, off = (last(curves, name, arm) for name in GAINS)
         left.append(((arm.label,), (weight, over, on, off, ratio)))
     columns = (
         "arm",

@@ -8,7 +8,14 @@ step over its rate.
 
 from __future__ import annotations
 
-from _statistics import Interval, interval_of, resampled_runs, share_interval, slope
+from _statistics import (
+    Interval,
+    interval_of,
+    quantile_interval,
+    resampled_runs,
+    share_interval,
+    slope,
+)
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -358,16 +365,16 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         for case in learning(cases)
     ]  # fmt: skip
     sparsity = int(str(setting(data, "sparsity")))
-    small, kept_rows = [], []
+    small = []
     for case in shown_small(data):
         values = kept(data, case)
-        told = [median(column) for column in values.T]
-        line = [np.nan] * len(told)
+        told = [n for column in values.T for n in (median(column), *quantile_interval(column))]
+        bins = values.shape[1]
+        line = [np.nan] * bins
         if case.name in ENTMAX:
-            line = predicted_kept(case.alpha, case.length, sparsity, len(told)).tolist()
+            line = predicted_kept(case.alpha, case.length, sparsity, bins).tolist()
         small.append((plain(case), *told, *line))
-        kept_rows.append(((plain(case),), tuple(values.T)))
-    bins = [f"q = {weight:.2f}/Q" for weight in bin_weights(data.sizes["weight_bin"])]
+    names = [f"q = {weight:.2f}/Q" for weight in bin_weights(data.sizes["weight_bin"])]
     lost = [
         (plain(case), case.length, case.rate, values.mean(), *mean_interval(values))
         for group in over_rates(cases)
@@ -390,13 +397,10 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             ("cosine to Q", "distance to P", "share of true positions lost"), ends,
         ),
         Table(
-            "a/q by the size of q when the largest weights have half of theirs, medians; predicted",
-            ("map", *bins, *(f"{name}, predicted" for name in bins)),
+            "a/q by the size of q when the largest weights have half of theirs: medians with 95% "
+            "intervals; predicted",
+            ("map", *ranged(*names), *(f"{name}, predicted" for name in names)),
             small,
-        ),
-        intervals_table(
-            "a/q by the size of q when the largest weights have half of theirs",
-            ("map",), bins, kept_rows,
         ),
         Table(
             "Share of true positions lost, means with 95% intervals over tasks",

@@ -130,20 +130,16 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     switch = until(dataset, dataset["stage"] > 1)
     with np.errstate(invalid="ignore"):
         after = np.nan_to_num(used - switch, nan=np.inf)
-    parts = (
-        samples_for_share(used, MOST),
-        np.median(switch, axis=-1),
-        samples_for_share(after, MOST),
-        np.isinf(used).sum(axis=-1),
-    )
+    until_most, after_most = (samples_for_share(each, MOST) for each in (used, after))
     rows = [
         [
             lengths[place],
             np.atleast_1d(data[RATE])[column],
-            parts[0][place, column],
-            parts[1][place, column],
+            until_most[place, column],
+            np.median(switch[place, column]),
             *quantile_interval(switch[place, column]),
-            *(part[place, column] for part in parts[2:]),
+            after_most[place, column],
+            np.isinf(used[place, column]).sum(),
         ]
         for place, column in np.ndindex(*used.shape[:2])
     ]

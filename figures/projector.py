@@ -216,15 +216,16 @@ def start_tables(data: xr.Dataset) -> list[Table]:
         error = noise / np.sqrt(samples)
         means = at_start(data, gradient)
         places = np.unique(lengths[usual])
-        medians = [median(noise[usual & (lengths == length)]) for length in places]
-        ranges = [quantile_interval(noise[usual & (lengths == length)]) for length in places]
-        for length, middle, around in zip(places, medians, ranges, strict=True):
+        medians = []
+        for length in places:
             here = usual & (lengths == length)
+            medians.append(median(noise[here]))
             known = finite_of(error[here])
             spread = length * np.sqrt((known**2).sum()) / max(1, known.size)
             mean = length * mean_of(means[here])
             ends = (mean - NORMAL * spread, mean + NORMAL * spread)
-            rows.append([look.label, length, middle, *around, mean, *ends])
+            around = quantile_interval(noise[here])
+            rows.append([look.label, length, medians[-1], *around, mean, *ends])
         slope = np.polyfit(np.log(places), np.log(medians), 1)[0] if places.size > 1 else np.nan
         away, squared = largest(np.abs(noise / exact - 1)), ((means + 1 / lengths) / error) ** 2
         fits.append([look.label, slope, away, mean_of(squared)])

@@ -30,11 +30,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
         >>> nearest("xyz", ["proximal", "sgd"])
         ''
     """
-    found = likest(name, names)
+    found = most_like(name, names)
     return f"; did you mean '{found}'?" if found else ""
 
 
-def likest(name: str, names: Iterable[str]) -> str:
+def most_like(name: str, names: Iterable[str]) -> str:
     """The name that one which is none of them is most like; empty if it is like none."""
     known = list(names)
     found = difflib.get_close_matches(name, known, n=1, cutoff=NEAREST_CUTOFF)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from scbjax.base import StudyError
+from scbjax.base import INT32_MAX, StudyError
 from scbjax.fitting import baselines, selection
 from scbjax.fitting.mixtures import (
     KINDS,
@@ -308,7 +308,7 @@ def _too_short(length: int, longest: int) -> str:
 
 _WHOLE: Mapping[str, tuple[int, int]] = {
     "heads": (1, 64), "context": (1, MOST_CONTEXT), "most_lags": (1, 64), "polish": (0, 100_000),
-    "resamples": (0, 100_000), "seed": (0, 2**31 - 1),
+    "resamples": (0, 100_000), "seed": (0, INT32_MAX),
 }  # fmt: skip
 _REAL: Mapping[str, tuple[float, float]] = {
     "held_out": (0.0, 0.9), "smoothing": (0.0, 1e9), "tolerance": (0.0, 1.0), "level": (0.5, 0.999),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from scbjax.base import StudyError
 from scbjax.sweep.study.cells import is_search
 from scbjax.sweep.study.fields import shown
-from scbjax.tables import likest
+from scbjax.tables import most_like
 
 if TYPE_CHECKING:
     from scbjax.sweep.engine.execute import RunReport
@@ -60,7 +60,7 @@ def existing(text: str, kind: str = "folder") -> Path:
     runs = {run.parent for place in places for run in place.glob("*/manifest.json")}
     # What is alike may be the whole path or the name of the study alone.
     known = {name: run for run in sorted(runs) for name in (run.name, str(run))}
-    found = likest(text, known) or likest(path.name, known)
+    found = most_like(text, known) or most_like(path.name, known)
     hint = f"; did you mean '{known[found]}'?" if found else ""
     raise StudyError(f"there is no {kind} {shown(text)}{hint}")
 
