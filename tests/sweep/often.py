@@ -1,6 +1,7 @@
 """The command as a process that saves often, so that it can be killed.
 
-``python often.py SEGMENT CHECKPOINT ...`` is ``scbjax ...``, with segments and checkpoints of so many seconds; 0 for one at every record.
+``python often.py SEGMENT CHECKPOINT ...`` is ``scbjax ...``, with segments and checkpoints of so
+many seconds; 0 for one at every record.
 """
 
 import functools
