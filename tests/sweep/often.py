@@ -11,10 +11,11 @@ if __name__ == "__main__":
     from scbjax.cli import main
     from scbjax.sweep.engine import execute
     from scbjax.sweep.engine.chunks import Executor
+    from scbjax.sweep.engine.engines import LocalEngine
 
     segment, checkpoint, *arguments = sys.argv[1:]
     executor = functools.partial(Executor, segment_seconds=float(segment))
     run_study = functools.partial(execute.run_study, checkpoint_seconds=float(checkpoint))
-    engine = functools.partial(execute.LocalEngine, executor)
+    engine = functools.partial(LocalEngine, executor)
     vars(execute).update(LocalEngine=engine, run_study=run_study)
     sys.exit(main(arguments))
