@@ -28,6 +28,10 @@ Tree: TypeAlias = Any
 INT32_MAX = 2**31 - 1
 NOT_DIVERGED = -1
 """In the place of the step at which a trajectory diverged, where it did not."""
+CACHE_BYTES = 7 * 2**19
+"""Temporaries of a block on a CPU: a core's second cache and a part of the third (measured at
+T = 5000: with 3.5 MB, 4 trajectories at N = 3 and one from N = 20 on, steps are the fastest at
+every N; with 8 MB they take a sixth longer at N = 20, and with 100 MB twice as long)."""
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 FLOAT32_TINY = 2.0**-126
 

@@ -17,6 +17,7 @@ from scbjax.algorithm import (
     transformation,
 )
 from scbjax.arguments import check_is
+from scbjax.base import CACHE_BYTES
 from scbjax.composition import (
     TASK,
     Learner,
@@ -24,6 +25,7 @@ from scbjax.composition import (
     learner,
     view_of,
 )
+from scbjax.footprint import step_bytes
 from scbjax.keys import as_threefry
 from scbjax.model import Params
 from scbjax.models import linear_transformer
@@ -47,12 +49,15 @@ from scbjax.settings import (
     Settings,
     check_settings,
 )
-from scbjax.singly import one_by_one
+from scbjax.singly import few_at_once, one_by_one
 from scbjax.sources import scb_batches
 from scbjax.starts import start_from
 from scbjax.task import Task, check_one_task
 from scbjax.theory import Rates
 from scbjax.trajectories import Trajectory
+
+# Where more trajectories than this fit into the cache of a core, ``vmap`` is as fast with all.
+_MOST_AT_ONCE = 2
 
 
 def train(
@@ -70,9 +75,10 @@ def train(
     """Trains the linear transformer on a task, from the start that the settings name.
 
     Pure; wrap it in ``jax.jit`` and ``jax.vmap`` as you like. ``settings`` is a pytree, so that
-    rates, l1 and the other numbers may be traced and mapped. On a CPU, ``vmap`` takes
-    trajectories with N > 32 one after the other, which is twice as fast; reverse-mode derivatives
-    are then taken inside of it, ``vmap(grad(...))``. Keys of any kind are turned into those of
+    rates, l1 and the other numbers may be traced and mapped. On a CPU, ``vmap`` takes trajectories
+    with N > 32 one after the other, and one or two at a time those of which no more fit into the
+    cache of a core, such as at N = 10, T = 5000 and B = 64; reverse-mode derivatives are then taken
+    inside of it, ``vmap(grad(...))``. Keys of any kind are turned into those of
     Threefry (:func:`scbjax.keys.as_threefry`), so that a trajectory depends on its own key alone
     and not on those that it is mapped together with. Steps that are too large make the parameters
     infinite and then NaN: nothing stops, and ``diverged_at`` of the trajectory says when.
@@ -124,7 +130,7 @@ def train(
         check_is("state", state, State, "that of a trajectory with the same settings")
     elif settings.start != "uniform" and source is None:
         raise ValueError(f"start is {settings.start!r}; it needs a source, a related task")
-    own = _train if task.num_tokens <= POSITION_MAJOR_LIMIT else _train_singly
+    own = _mapped(task, settings)
     trajectory: Trajectory = own(key, task, settings, source, state)
     return trajectory
 
@@ -164,6 +170,20 @@ def _train(
         key, task, settings, steps=settings.steps, state=inner(state), start=start
     )
     return trajectory._replace(state=outer(trajectory.state))
+
+
+def _mapped(task: Task, settings: Settings) -> Callable[..., Trajectory]:
+    """:func:`_train`, as ``vmap`` is to map it on a CPU."""
+    if task.num_tokens > POSITION_MAJOR_LIMIT:
+        return _train_singly
+    each = step_bytes(
+        task.num_tokens,
+        task.context_length,
+        settings.batch_size,
+        float_bytes=task.stationary.dtype.itemsize,
+    )
+    fitting = CACHE_BYTES // each
+    return _train if fitting > _MOST_AT_ONCE else few_at_once(_train, max(1, fitting))
 
 
 _train_singly = one_by_one(_train)

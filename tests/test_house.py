@@ -18,6 +18,7 @@ PACKAGE = ROOT / "scbjax"
 # A module may import from its own floor and from those below it.
 FLOORS = {
     "base": 0,
+    "footprint": 0,
     "lazily": 0,
     "parameters": 0,
     "recorded": 1,

@@ -1,8 +1,11 @@
 """Mapping trajectories over devices: the same numbers, on as many devices as there are."""
 
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -11,8 +14,8 @@ import numpy as np
 import pytest
 
 from scbjax import Settings, map_trajectories, random_task, train
-from scbjax.singly import one_by_one
-from scbjax.sweep.engine.backend import usable_cores
+from scbjax.singly import few_at_once, one_by_one
+from scbjax.sweep.engine.backend import compiler_options, usable_cores
 
 MANY = """
 import sys
@@ -66,6 +69,28 @@ def test_several_devices_share_the_axis(devices: int) -> None:
     assert int(count) == devices
     expected = one_after_the_other(jax.random.split(jax.random.key(0), 7), 1e-3)
     np.testing.assert_allclose(np.fromstring(values[1:-1], sep=","), expected, rtol=1e-5)
+
+
+def test_all_cores_come_with_all_of_their_registers() -> None:
+    """What `use_all_cores` makes of the flags of XLA, once; nothing where they have settled it."""
+    option = "--xla_cpu_prefer_vector_width"
+    expected = [f"{option}={width}" for width in compiler_options("cpu", {}).values()]
+    text = "import os; from scbjax import use_all_cores; {}; print(os.environ.get('XLA_FLAGS', ''))"
+    twice, late = "use_all_cores(), use_all_cores()", "import jax; jax.devices(); use_all_cores()"
+    one = {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+    for call, flags, found in (
+        (twice, "--xla_dump_to=", ["--xla_dump_to=", *expected]),
+        (twice, f"{option}=128", [f"{option}=128"]),
+        (late, "", []),
+    ):
+        said = subprocess.run(
+            [sys.executable, "-c", text.format(call)],
+            env={**os.environ, **one, "XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert said.stdout.split() == found, call
 
 
 @pytest.mark.parametrize("started", [False, True])
@@ -143,3 +168,51 @@ def test_one_by_one_maps_nested_axes_and_leaves_the_others() -> None:
     assert "cond" in text  # a branch has stayed one
     assert "select_n" not in text
     assert set(seen) == {(2,)}
+
+
+def loops_of(function: Callable[..., object], *arguments: jax.Array) -> list[int]:
+    """The lengths of the loops of a function."""
+    text = str(jax.make_jaxpr(function)(*arguments))
+    return [int(length) for length in re.findall(r"\blength=(\d+)", text)]
+
+
+@pytest.mark.parametrize(
+    ("few", "size", "loops"),
+    [(2, 6, [3]), (2, 5, [5]), (4, 6, [2]), (1, 3, [3]), (8, 6, []), (6, 6, [])],
+)
+def test_few_at_once_are_as_many_as_divide_the_axis(few: int, size: int, loops: list[int]) -> None:
+    mapped = jax.vmap(few_at_once(lambda x, y: x + 2 * y, few))
+    x, y = jnp.arange(float(size)), jnp.arange(float(size)) ** 2
+    assert loops_of(mapped, x, y) == loops
+    assert mapped(x, y).tolist() == [k + 2 * k**2 for k in range(size)]
+
+
+def test_what_has_the_first_argument_in_common_is_mapped_at_once() -> None:
+    """The draw of a key is made once for all that share it, and not in a loop."""
+    function = few_at_once(lambda key, scale: scale * jax.random.normal(key), 1)
+    keys, scales = jax.random.split(jax.random.key(0), 4), jnp.array([1.0, 2.0, 3.0])
+    over_scales = jax.vmap(function, (None, 0))
+    assert loops_of(over_scales, keys[0], scales) == []
+    expected = [[scale * float(jax.random.normal(key)) for scale in scales] for key in keys]
+    inner = jax.vmap(over_scales, (0, None))(keys, scales)
+    outer = jax.vmap(jax.vmap(function, (0, None)), (None, 0))(keys, scales).T
+    np.testing.assert_allclose(inner, expected, rtol=1e-6)
+    np.testing.assert_allclose(outer, expected, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_tokens", "at_once"), [(10, 2), (20, 1)])
+def test_large_batches_are_mapped_a_few_at_a_time(num_tokens: int, at_once: int) -> None:
+    """The numbers of each trajectory alone, and a loop over pairs or over all."""
+
+    def distance(key: jax.Array) -> jax.Array:
+        task = random_task(key, num_tokens=num_tokens, context_length=5000, sparsity=2)
+        settings = Settings(batch_size=64, steps=2, record_every=2, record=("value_distance",))
+        return train(key, task, settings).records["value_distance"][-1]
+
+    keys = jax.random.split(jax.random.key(2), 4)
+    more = Counter(loops_of(jax.vmap(distance), keys)) - Counter(loops_of(distance, keys[0]))
+    assert more[4 // at_once] == 1
+    alone = jax.jit(distance)
+    expected = [float(alone(key)) for key in keys]
+    np.testing.assert_allclose(jax.jit(jax.vmap(distance))(keys), expected, rtol=1e-5)

@@ -12,28 +12,28 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from scbjax.base import Cost, Values
+from scbjax.footprint import (
+    BLOCK_TOKENS,
+    OUTER_BYTES,
+    SMALL_VOCABULARY,
+    STEP_BYTES,
+    TEMPORARY_ATTENTIONS,
+    step_bytes as bytes_of_step,
+)
 from scbjax.recorded import NOISE_RECORD
 
-SMALL_VOCABULARY = 32
-"""Vocabularies up to this size have programs of their own (`scbjax.sampling`)."""
 PACKED_VOCABULARY = 4
 """Up to this size the tokens of a step are never stored one by one."""
 
 _FLOAT = {"float32": 4, "float64": 8}  # bytes
 
-# Arrays of the size of A [T, N] per trajectory: A before and after, and Q; temporaries of a step.
+# Arrays of the size of A [T, N] per trajectory: A before and after, and Q.
 _KEPT_ATTENTIONS = 2
-_TEMPORARY_ATTENTIONS = 2.25
 # Adam keeps the means of the gradients and of their squares.
 _ADAM_MOMENTS = 2
 # Arrays of the size of V [N, N] per trajectory: V, P and its distribution functions.
 _KEPT_VALUES = 3
-# Bytes per token of the batch, or per draw of the refit: what an outer point holds, what a
-# trajectory holds in a step, and in a refit; each for small vocabularies and for others. A step of
-# a small vocabulary works on a block of tokens at a time (`scbjax.blocks`).
-_OUTER_BYTES = (1.75, 10.0)
-_STEP_BYTES = (4.5, 1.5)
-BLOCK_TOKENS = 2**15
+# Bytes per draw of the refit that a trajectory holds, for small vocabularies and for others.
 _REFIT_BYTES = (13.0, 13.0)
 # With packed tokens: bytes per token of the batch and for the table of tuples, which an outer point
 # holds; arrays of the size of A that a trajectory holds in a step, whatever the batch; bytes per
@@ -89,9 +89,9 @@ def outer_bytes(values: Mapping[str, Any]) -> int:
     """Memory for what the trajectories of one outer point share: the batch."""
     batch, draws = _largest_tokens(values), _refit_draws(values)
     if _is_packed(values):
-        stored = max(_PACKED_BYTES * batch, _by_size(values, _OUTER_BYTES) * draws)
+        stored = max(_PACKED_BYTES * batch, _by_size(values, OUTER_BYTES) * draws)
         return math.ceil(_PACKED_TABLE_BYTES + stored)
-    return math.ceil(_by_size(values, _OUTER_BYTES) * max(batch, draws))
+    return math.ceil(_by_size(values, OUTER_BYTES) * max(batch, draws))
 
 
 def kept_bytes(values: Mapping[str, Any]) -> int:
@@ -112,16 +112,20 @@ def temporary_bytes(values: Mapping[str, Any]) -> int:
         samples = int(values["train.refit_samples"])
         refit += _LEAST_SQUARES_BYTES * samples * int(values["task.num_tokens"])
     step = 0 if packed else _step_tokens(values)
-    tokens = _by_size(values, _STEP_BYTES) * max(step, min(_NOISE_PIECE, _noise_tokens(values)))
-    attentions = _PACKED_ATTENTIONS if packed else _TEMPORARY_ATTENTIONS
+    tokens = _by_size(values, STEP_BYTES) * max(step, min(_NOISE_PIECE, _noise_tokens(values)))
+    attentions = _PACKED_ATTENTIONS if packed else TEMPORARY_ATTENTIONS
     return math.ceil(_float(values) * attentions * _entries(values) + max(tokens, refit))
 
 
 def step_bytes(values: Mapping[str, Any], inner: int) -> int:
     """Memory that the steps of an outer point go through again and again."""
-    each = _by_size(values, _STEP_BYTES) * _step_tokens(values)
-    each += _float(values) * (1 + _TEMPORARY_ATTENTIONS) * _entries(values)
-    return math.ceil(_by_size(values, _OUTER_BYTES) * _largest_tokens(values) + inner * each)
+    return bytes_of_step(
+        int(values["task.num_tokens"]),
+        rows(values),
+        _largest_batch(values),
+        learners=inner,
+        float_bytes=_float(values),
+    )
 
 
 def run_seconds(values: Mapping[str, Any], shape: tuple[int, int]) -> float:
@@ -174,12 +178,17 @@ def _start(values: Mapping[str, Any]) -> str:
     return str(values.get("train.start", "uniform"))
 
 
-def _largest_tokens(values: Mapping[str, Any]) -> int:
-    """Context tokens of the largest batch, that of pretraining or of a step."""
+def _largest_batch(values: Mapping[str, Any]) -> int:
+    """Size of the largest batch, that of pretraining or of a step."""
     batch = int(values["train.batch_size"])
     if _start(values) == "pretrained":
         batch = max(batch, int(values["transfer.pretraining_batch_size"]))
-    return batch * rows(values)
+    return batch
+
+
+def _largest_tokens(values: Mapping[str, Any]) -> int:
+    """Context tokens of the largest batch."""
+    return _largest_batch(values) * rows(values)
 
 
 def _step_tokens(values: Mapping[str, Any]) -> int:

@@ -2,8 +2,9 @@
 
 At several N, T = 5000 and B = 64, 32 trajectories (16 for N > 32) with the records of their start
 and their end: plain `jax.jit(jax.vmap(scbjax.train))` on one device; the same compiled for the
-registers that the processor has, as sweeps are; by `jax.lax.map`, and
-with all trajectories in step, which `train` leaves to `vmap` only up to N = 32; `map_trajectories`
+registers that the processor has, as sweeps are, and as it is after `scbjax.use_all_cores()`; by
+`jax.lax.map`, and with all trajectories in step, which `train` leaves to `vmap` only where several
+fit into the cache of a core; `map_trajectories`
 on all cores; the executor of sweeps on one device and on all; and, of the peers, the careful loop,
 with as many steps. Sweeps draw their tasks too, which for N = 300 takes as long as half of the
 steps; all others are given them.

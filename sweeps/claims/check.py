@@ -11,6 +11,7 @@ fails by chance; few new tasks can only find out what is far off.
 from __future__ import annotations
 
 import argparse
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -38,6 +39,7 @@ import xarray as xr  # noqa: E402
 from _arms import arms_of  # noqa: E402
 from _data import Values, tidy  # noqa: E402
 from _distances import FOUND, RECOVERED, SUCCESS  # noqa: E402
+from _numbers import Table, ranged, worded  # noqa: E402
 from _runs import SIGNALS  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
@@ -54,12 +56,14 @@ class Claim:
         measure: a name in `MEASURES`.
         low: lower end of the interval stated.
         high: upper end of it.
-        where: the values of the study's axes that pick the runs; of samples to recovery, the way.
+        where: the values of the study's axes that pick the runs; of samples to recovery, the way;
+            of a table, the cells that pick the row.
         than: those of other runs of the same tasks, where two are compared.
-        variable: what is measured of them.
+        variable: what is measured of them; of a table, the column.
         share: the quantile that is stated.
         level: what runs have to be below.
         step: when it is measured; at the end if it is left out.
+        table: how the title of a table of the study's figure begins.
     """
 
     study: str
@@ -73,6 +77,7 @@ class Claim:
     share: float = 0.5
     level: float = 0.0
     step: int | None = None
+    table: str = ""
 
     @property
     def stated(self) -> Interval:
@@ -230,9 +235,31 @@ def nearer(claim: Claim, dataset: xr.Dataset) -> Estimate:
     return share_of(one < other)
 
 
+def tabled(claim: Claim, dataset: xr.Dataset) -> Estimate:
+    """Give a number with its interval out of a table that `scbjax figure NAME --numbers` prints.
+
+    Raises:
+        ValueError: the figure of the study has no such table, row or column, or several.
+    """
+    found = importlib.import_module(claim.study).tables(dataset)
+    tables: list[Table] = [table for table in found if table.title.startswith(claim.table)]
+    if len(tables) != 1:
+        raise ValueError(f"{len(tables)} tables of {claim.study} begin with {claim.table!r}")
+    columns, rows = list(tables[0].columns), tables[0].rows
+    for name in (*claim.where, *ranged(claim.variable)):
+        if name not in columns:
+            raise ValueError(f"{claim.table!r} of {claim.study} has no column {name!r}")
+    for name, value in claim.where.items():
+        rows = [row for row in rows if worded(row[columns.index(name)]) == worded(value)]
+    if len(rows) != 1:
+        raise ValueError(f"{len(rows)} rows of {claim.table!r} are {dict(claim.where)}, not one")
+    numbers = (rows[0][columns.index(name)] for name in ranged(claim.variable))
+    return Estimate(*(float(np.asarray(number)) for number in numbers))
+
+
 MEASURES: Final[Mapping[str, Callable[[Claim, xr.Dataset], Estimate]]] = {
     measure.__name__: measure
-    for measure in (found, recovered, mirrored, quantile, below, above, nearer, power)
+    for measure in (found, recovered, mirrored, quantile, below, above, nearer, power, tabled)
 }
 
 

@@ -176,7 +176,7 @@ def test_programs_are_not_kept_where_they_should_not_or_can_not(tmp_path: Path) 
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     arguments = ("--compilation-cache", "off", "--force")
     assert run(tmp_path, *arguments, **home, **flags)[0] == [0, 0, 0, 2]
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache" / "scbjax").exists()
 
 
 def test_an_old_jax_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from scbjax import noise
+from scbjax import footprint, noise
 from scbjax.blocks import BLOCK_ELEMENTS
 from scbjax.experiments import scb_cost as cost
 from scbjax.experiments.scb_cost import COST, run_seconds
@@ -81,9 +81,9 @@ def test_small_programs_of_short_steps_are_the_exception(overrides: tuple[str, .
 
 
 def test_kinds_of_vocabularies_are_those_of_the_model() -> None:
-    assert cost.SMALL_VOCABULARY == POSITION_MAJOR_LIMIT
+    assert footprint.SMALL_VOCABULARY == POSITION_MAJOR_LIMIT
     assert cost.PACKED_VOCABULARY == PACKED_LIMIT
-    assert cost.BLOCK_TOKENS == BLOCK_ELEMENTS
+    assert footprint.BLOCK_TOKENS == BLOCK_ELEMENTS
 
 
 @pytest.mark.parametrize("override", ["context_length=1000", "batch_size=128", "num_tokens=4"])

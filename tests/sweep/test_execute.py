@@ -19,7 +19,7 @@ import pytest
 import xarray
 from numpy.typing import NDArray
 
-from scbjax.base import StudyError
+from scbjax.base import CACHE_BYTES, StudyError
 from scbjax.experiments.scb_cost import COST
 from scbjax.recorded import OBSERVABLES, as_record, record_name
 from scbjax.settings import Settings
@@ -31,7 +31,6 @@ from scbjax.sweep.engine.here import plan_here
 from scbjax.sweep.engine.inputs import chunk_inputs
 from scbjax.sweep.engine.mapped import over_axis, prepare as prepare_chunk
 from scbjax.sweep.engine.progress import Reading, SilentProgress
-from scbjax.sweep.plan.cost import CACHE_BYTES
 from scbjax.sweep.plan.programs import Chunk, Plan, make_plan, plan_with_layout
 from scbjax.sweep.results import dataset as datasets
 from scbjax.sweep.results.dataset import checksum_path

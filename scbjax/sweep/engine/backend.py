@@ -195,6 +195,31 @@ def compiler_options(
     return {_VECTOR_WIDTH: "512"} if wide else {}
 
 
+def use_wide_registers() -> None:
+    """Has all that this process compiles use the registers that its processor has.
+
+    A flag of XLA, which is read when JAX starts: after that, or where `XLA_FLAGS` has settled it,
+    nothing is changed.
+    """
+    options = compiler_options("cpu")
+    if options and not _has_started():
+        flags = (f"--{name}={value}" for name, value in options.items())
+        os.environ["XLA_FLAGS"] = " ".join([*os.environ.get("XLA_FLAGS", "").split(), *flags])
+
+
+def _has_started() -> bool:
+    """Whether JAX runs, which it says where a number of devices is changed too late."""
+    import jax
+
+    count = getattr(jax.config, "jax_num_cpu_devices", -1)
+    try:
+        jax.config.update("jax_num_cpu_devices", count + 2)
+    except RuntimeError:
+        return True
+    jax.config.update("jax_num_cpu_devices", count)
+    return False
+
+
 def keep_programs(asked: str | None) -> str | None:
     """Lets JAX keep what it compiles in a folder, so that the next process need not compile it.
 

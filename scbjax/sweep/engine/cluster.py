@@ -25,7 +25,7 @@ from distributed.comm import connect as open_connection, get_address_host
 from distributed.security import Security
 
 import scbjax
-from scbjax.base import StudyError
+from scbjax.base import CACHE_BYTES, StudyError
 from scbjax.sweep.engine.backend import cpu_device_count, usable_cores
 from scbjax.sweep.engine.chunks import ChunkResult, Segment
 from scbjax.sweep.engine.engines import Session
@@ -43,7 +43,6 @@ from scbjax.sweep.engine.remote import (
     kind_of,
     run_chunk,
 )
-from scbjax.sweep.plan import cost
 from scbjax.sweep.plan.measured import cost_of
 from scbjax.sweep.plan.programs import Plan, make_plan
 from scbjax.sweep.study.fields import shown
@@ -145,7 +144,7 @@ def _plan(facts: Facts, study: Study, memory_bytes: int | None) -> Plan:
         study,
         memory_bytes=facts.memory_bytes if memory_bytes is None else memory_bytes,
         device_count=facts.device_count,
-        cache_bytes=cost.CACHE_BYTES if facts.platform == "cpu" else None,
+        cache_bytes=CACHE_BYTES if facts.platform == "cpu" else None,
         measure=cost_of,
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 import scbjax
+from scbjax.base import CACHE_BYTES
 from scbjax.keys import THREEFRY
 from scbjax.sweep.engine.engines import Engine, LocalEngine
 from scbjax.sweep.plan import cost
@@ -57,7 +58,7 @@ def plan_here(study: Study, memory_bytes: int | None = None) -> Plan:
         study,
         memory_bytes=device_memory_bytes() if memory_bytes is None else memory_bytes,
         device_count=len(devices),
-        cache_bytes=cost.CACHE_BYTES if devices[0].platform == "cpu" else None,
+        cache_bytes=CACHE_BYTES if devices[0].platform == "cpu" else None,
         measure=cost_of,
     )
 

@@ -7,11 +7,6 @@ import os
 # on their way to the disk and for everybody else.
 MEMORY_SHARE = 0.5
 
-CACHE_BYTES = 7 * 2**19
-"""Temporaries of a block on a CPU: a core's second cache and a part of the third (measured at
-T = 5000: with 3.5 MB, 4 trajectories at N = 3 and one from N = 20 on, steps are the fastest at
-every N; with 8 MB they take a sixth longer at N = 20, and with 100 MB twice as long)."""
-
 COMPILE_SECONDS = 7.0
 """Compilation of one program."""
 

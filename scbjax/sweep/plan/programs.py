@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from scbjax.base import RECORD_EVERY, STEPS, Cost, Experiment, StudyError, Values
+from scbjax.base import CACHE_BYTES, RECORD_EVERY, STEPS, Cost, Experiment, StudyError, Values
 from scbjax.sweep.plan import cost
 from scbjax.sweep.study.files import Axis, Study, fingerprint
 
@@ -122,7 +122,7 @@ class Program:
         """Whether a block holds one outer point on any number of devices, for its size."""
         # By what the experiment says, not by what is measured here: it decides about the program.
         takes = self.experiment.cost or UNKNOWN
-        large = 2 * takes.step_bytes(self.fixed, self.chunk_shape[1]) > cost.CACHE_BYTES
+        large = 2 * takes.step_bytes(self.fixed, self.chunk_shape[1]) > CACHE_BYTES
         large |= takes.is_taken_singly(self.fixed)
         return self.chunk_shape[0] == 1 or (large and self.block == 1)
 
@@ -256,7 +256,7 @@ def make_plan(
     *,
     memory_bytes: int | None = None,
     device_count: int = 1,
-    cache_bytes: int | None = cost.CACHE_BYTES,
+    cache_bytes: int | None = CACHE_BYTES,
     measure: Measure = lambda _: UNKNOWN,
 ) -> Plan:
     """Splits a study into programs, and these into chunks that fit a memory budget.
