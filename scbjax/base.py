@@ -10,7 +10,7 @@ checked and planned without it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -208,11 +208,42 @@ class Relation:
         paths: of the parameters.
         holds: of their values, in that order.
         sentence: with a pair of braces for each of the values.
+        hint: what a study may do instead.
     """
 
     paths: tuple[str, ...]
     holds: Callable[..., bool]
     sentence: str
+    hint: str = ""
+
+    def refusal(self, values: Sequence[Any], *, short: bool = False) -> str:
+        """What is wrong with values of the parameters; nothing where they may stand together.
+
+        Args:
+            values: in the order of the paths.
+            short: whether parameters are called by the last part of their paths, and no study is
+                spoken of.
+
+        >>> fits = Relation(("a.x", "b.y"), lambda x, y: x < y, "a.x = {} is not below b.y = {}")
+        >>> fits.refusal((1, 2)), fits.refusal((2, 1), short=True)
+        ('', 'x = 2 is not below y = 1')
+        """
+        if self.holds(*values):
+            return ""
+        sentence = self.sentence
+        if short:
+            for path in self.paths:
+                sentence = sentence.replace(path, path.rpartition(".")[2])
+        elif self.hint:
+            sentence += f"; {self.hint}"
+        return sentence.format(*values)
+
+
+RECORDS_FIT = Relation(
+    (STEPS.path, RECORD_EVERY.path),
+    lambda steps, every: steps % every == 0,
+    f"{STEPS.path} = {{}} is not a multiple of {RECORD_EVERY.path} = {{}}",
+)
 
 
 @dataclass(frozen=True)

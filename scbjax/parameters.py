@@ -17,6 +17,7 @@ from scbjax.base import (
     Choice,
     Interval,
     Parameter,
+    Relation,
 )
 
 Optimizer = Literal["proximal", "sgd", "raw_sgd", "adam"]
@@ -408,6 +409,43 @@ TRANSFER = (
         _SIZE,
     ),
 )
+
+SAMPLES_ARE_COUNTED = (
+    "train.steps = {} times train.batch_size = {} is more samples than "
+    f"an int32 can count ({INT32_MAX})"
+)
+TOGETHER = (
+    Relation(
+        ("train.optimizer", "model.attention_map"),
+        lambda optimizer, attention: attention == "linear" or optimizer in PLAIN_OPTIMIZERS,
+        "train.optimizer = '{}' has no meaning with model.attention_map = '{}', "
+        f"which needs {' or '.join(PLAIN_OPTIMIZERS)}",
+        "a [[zip]] gives each map its own",
+    ),
+    Relation(
+        ("train.start", "model.attention_map"),
+        lambda start, attention: attention == "linear" or start == "uniform",
+        "train.start = '{}' has no meaning with model.attention_map = '{}', which needs uniform",
+    ),
+    Relation(
+        ("transfer.first_samples", "train.batch_size", "train.start"),
+        lambda samples, batch, start: start == "uniform" or samples % batch == 0,
+        "transfer.first_samples = {} is not a multiple of train.batch_size = {}",
+    ),
+    Relation(
+        ("transfer.pretraining_steps", "train.record_every", "train.start"),
+        lambda steps, every, start: start != "pretrained" or steps % every == 0,
+        "transfer.pretraining_steps = {} is not a multiple of train.record_every = {}",
+    ),
+    Relation(
+        ("train.steps", "train.batch_size", "train.start", "transfer.first_samples"),
+        lambda steps, batch, start, first: (
+            steps * batch + (0 if start == "uniform" else first) <= INT32_MAX
+        ),
+        SAMPLES_ARE_COUNTED,
+    ),
+)
+"""What the parameters of a learner have to fulfil together, in a study and in Python."""
 
 DEFAULTS: Mapping[str, Any] = {
     parameter.short: parameter.default for parameter in (*TASK, *MODEL, *TRAIN, *TRANSFER)

@@ -4,6 +4,7 @@ What is not allowed is refused when a value is made.
 """
 
 import dataclasses
+import functools
 import textwrap
 from collections.abc import Collection, Iterable
 from typing import Any, cast
@@ -12,11 +13,11 @@ import jax
 import numpy as np
 
 from scbjax.arguments import SIZES, Numbers, as_integer, check_is, check_number, numbers_of, what
-from scbjax.base import INT32_MAX, REQUIRED, Choice
+from scbjax.base import INT32_MAX, RECORDS_FIT, REQUIRED, Choice, Relation
 from scbjax.model import ATTENTION_MAPS, LINEAR, AttentionMap, as_attention_map
 from scbjax.parameters import (
     MODEL,
-    PLAIN_OPTIMIZERS,
+    TOGETHER,
     TRAIN,
     TRANSFER,
     Generator,
@@ -32,6 +33,8 @@ from scbjax.tables import brief, nearest
 
 NEVER = INT32_MAX
 """A step number that no trajectory reaches."""
+
+_TOGETHER = (RECORDS_FIT, *TOGETHER)
 
 _DECLARED = {parameter.short: parameter for parameter in (*MODEL, *TRAIN, *TRANSFER)}
 del _DECLARED["correlation"]  # of the related task, not of the learner
@@ -67,10 +70,9 @@ class _Checked:
         for field in dataclasses.fields(cast("Any", self)):
             value = _checked(field.name, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
-        self._check_together()
-
-    def _check_together(self) -> None:
-        """Checks what the fields say together."""
+        for relation, names in _relations_of(type(self)):
+            if refusal := relation.refusal([_plain(getattr(self, n)) for n in names], short=True):
+                raise ValueError(refusal)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,10 +84,6 @@ class Steps(_Checked):
     record_every: int = _of("record_every")
     generator: Generator = _of("generator")
     precision: Precision = _of("precision")
-
-    def _check_together(self) -> None:
-        super()._check_together()
-        _check_multiple(self, "steps", "record_every")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,12 +97,6 @@ class Descent(_Checked):
     l1_scaling: L1Scaling = _of("l1_scaling")
     attention_rate_ratio: float | jax.Array = _of("attention_rate_ratio")
     l1: float | jax.Array = _of("l1")
-
-    def _check_together(self) -> None:
-        super()._check_together()
-        attention_map = as_attention_map(self.attention_map)
-        if attention_map != LINEAR:
-            _check_choice("optimizer", self.optimizer, PLAIN_OPTIMIZERS, _with(attention_map))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,21 +182,6 @@ class Settings(Recording, Beginning, Staging, Descent, Steps):
         ValueError: l1 is -1.0; it must be at least 0
     """
 
-    def _check_together(self) -> None:
-        super()._check_together()
-        attention_map = as_attention_map(self.attention_map)
-        if attention_map != LINEAR:
-            _check_choice("start", self.start, ("uniform",), _with(attention_map))
-        if self.start != "uniform":
-            _check_multiple(self, "first_samples", "batch_size")
-        if self.start == "pretrained":
-            _check_multiple(self, "pretraining_steps", "record_every")
-        if self.samples_before + self.steps * self.batch_size > NEVER:
-            raise ValueError(
-                f"steps times batch_size is {self.steps * self.batch_size}; "
-                f"it must be at most {NEVER - self.samples_before}"
-            )
-
 
 def check_settings(settings: Settings) -> None:
     """Raises an error if what a function got as its settings can't be trained with.
@@ -225,6 +202,22 @@ def check_settings(settings: Settings) -> None:
                 f"{name} is {what(value)}; it must be a single number: jax.vmap maps a function "
                 "over several"
             )
+
+
+@functools.cache
+def _relations_of(concern: type) -> tuple[tuple[Relation, tuple[str, ...]], ...]:
+    """What the fields of a concern have to fulfil together, with their names."""
+    own = {field.name for field in dataclasses.fields(concern)}
+    short = {path: path.rpartition(".")[2] for each in _TOGETHER for path in each.paths}
+    named = ((each, tuple(short[path] for path in each.paths)) for each in _TOGETHER)
+    return tuple((each, names) for each, names in named if own.issuperset(names))
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - of any kind
+    """A field as a relation knows it: a map by its name, which one of one's own may have too."""
+    if not isinstance(value, AttentionMap):
+        return value
+    return value.name if value == LINEAR or value.name != LINEAR.name else f"own {value.name}"
 
 
 def _checked(name: str, value: Any) -> Any:  # noqa: ANN401 - of any kind
@@ -250,23 +243,11 @@ def _as_switch(name: str, value: object) -> bool:
     return bool(value)
 
 
-def _check_choice(
-    name: str, value: object, choices: Collection[str], must: str = "it must be"
-) -> None:
+def _check_choice(name: str, value: object, choices: Collection[str]) -> None:
     if isinstance(value, str) and value in choices:
         return
     hint = nearest(value, choices) if isinstance(value, str) else ""
-    raise ValueError(f"{name} is {brief(value)}; {must} one of {', '.join(choices)}{hint}")
-
-
-def _with(attention_map: AttentionMap) -> str:
-    return f"with attention_map = {attention_map.name!r} it must be"
-
-
-def _check_multiple(values: object, name: str, unit: str) -> None:
-    count, size = getattr(values, name), getattr(values, unit)
-    if count % size:
-        raise ValueError(f"{name} is {count}; it must be a multiple of {unit} = {size}")
+    raise ValueError(f"{name} is {brief(value)}; it must be one of {', '.join(choices)}{hint}")
 
 
 def _listed(concern: type) -> str:

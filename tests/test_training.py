@@ -1080,14 +1080,14 @@ def test_the_recipe_recovers_every_task() -> None:
         *[
             (
                 {"attention_map": "softmax", "optimizer": name},
-                f"optimizer is '{name}'; with attention_map = 'softmax' it must be one of raw_sgd",
+                f"^optimizer = '{name}' has no meaning with attention_map = 'softmax', which",
             )
             for name in ("proximal", "sgd")
         ],
         *[
             (
                 {"attention_map": "softmax", "optimizer": "adam", "start": name},
-                f"start is '{name}'; with attention_map = 'softmax' it must be one of uniform",
+                f"^start = '{name}' has no meaning with attention_map = 'softmax', which",
             )
             for name in ("transfer", "pretrained")
         ],
@@ -1103,8 +1103,11 @@ def test_the_recipe_recovers_every_task() -> None:
             for name in sorted(TRACED_FIELDS)
             for value in ((-1,) if name.endswith("_step") else (-1, float("nan")))
         ],
-        ({"steps": 81}, "steps is 81; it must be a multiple of record_every = 4"),
-        ({"steps": 2**28}, f"steps times batch_size is {2**32}; it must be at most {NEVER}"),
+        ({"steps": 81}, "^steps = 81 is not a multiple of record_every = 4$"),
+        (
+            {"steps": 2**28},
+            f"^steps = {2**28} times batch_size = 16 is more samples than an int32 can count",
+        ),
         ({"record": ("stage", "accuracy")}, "record has 'accuracy'; it must name observables"),
     ],
 )

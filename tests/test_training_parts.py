@@ -201,8 +201,10 @@ def test_a_name_is_held_as_its_map() -> None:
     assert repr(change(SETTINGS, optimizer="adam", attention_map=scaled(2.0)).attention_map) == (
         "AttentionMap('scaled')"
     )
-    with pytest.raises(ValueError, match="with attention_map = 'scaled' it must be one of raw_sgd"):
+    with pytest.raises(ValueError, match="attention_map = 'scaled', which needs raw_sgd"):
         change(SETTINGS, attention_map=scaled(2.0))
+    with pytest.raises(ValueError, match="attention_map = 'own linear', which needs raw_sgd"):
+        change(SETTINGS, attention_map=scaled(2.0)._replace(name="linear"))
 
 
 # -------------------------------------------------------------------------------------- observables
@@ -375,7 +377,7 @@ def test_parts_that_do_not_fit_are_refused() -> None:
     refused(TypeError, "model is 3; it must be a Model", task, SETTINGS, model=3, optimizer=sgd)
     refused(TypeError, "task is 3; it must be a Task", 3, SETTINGS, optimizer=sgd)
     refused(TypeError, "settings is 3; it must be a Settings", task, 3, steps=4)
-    refused(ValueError, "steps is 15; it must be a multiple of rec", task, SETTINGS, steps=15)
+    refused(ValueError, "steps = 15 is not a multiple of rec", task, SETTINGS, steps=15)
     refused(ValueError, "record has 'stge'; did you mean 'stage'", task, SETTINGS, record=("stge",))
 
 

@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from scbjax.base import (
-    INT32_MAX,
     RECORD_EVERY,
     Experiment,
     Functions,
-    Relation,
     Values,
     Variable,
 )
@@ -24,50 +22,13 @@ from scbjax.experiments.scb_common import (
     SEARCH,
     SPARSITY_FITS,
     SWITCH_HAS_A_STEP,
-    TOO_MANY_SAMPLES,
     constants,
     variables,
 )
 from scbjax.experiments.scb_cost import COST
 from scbjax.experiments.scb_rates import likely_cause, rate_warnings
-from scbjax.parameters import MODEL, PLAIN_OPTIMIZERS, TASK, TRAIN, TRANSFER
+from scbjax.parameters import MODEL, TASK, TOGETHER, TRAIN, TRANSFER
 from scbjax.recorded import DEFAULT_RECORD, RECORDED
-
-_ATTENTION_RELATIONS = (
-    Relation(
-        ("train.optimizer", "model.attention_map"),
-        lambda optimizer, attention: attention == "linear" or optimizer in PLAIN_OPTIMIZERS,
-        "train.optimizer = '{}' has no meaning with model.attention_map = '{}', "
-        "which needs raw_sgd or adam; a [[zip]] gives each map its own",
-    ),
-    Relation(
-        ("train.start", "model.attention_map"),
-        lambda start, attention: attention == "linear" or start == "uniform",
-        "train.start = '{}' has no meaning with model.attention_map = '{}', which needs uniform",
-    ),
-)
-_RELATIONS = (
-    SPARSITY_FITS,
-    Relation(
-        ("transfer.first_samples", "train.batch_size", "train.start"),
-        lambda samples, batch, start: start == "uniform" or samples % batch == 0,
-        "transfer.first_samples = {} is not a multiple of train.batch_size = {}",
-    ),
-    Relation(
-        ("transfer.pretraining_steps", "train.record_every", "train.start"),
-        lambda steps, every, start: start != "pretrained" or steps % every == 0,
-        "transfer.pretraining_steps = {} is not a multiple of train.record_every = {}",
-    ),
-    SWITCH_HAS_A_STEP,
-    *_ATTENTION_RELATIONS,
-    Relation(
-        ("train.steps", "train.batch_size", "train.start", "transfer.first_samples"),
-        lambda steps, batch, start, first: (
-            steps * batch + (0 if start == "uniform" else first) <= INT32_MAX
-        ),
-        TOO_MANY_SAMPLES,
-    ),
-)
 
 
 def _sizes(values: Values) -> dict[str, int]:
@@ -117,7 +78,7 @@ EXPERIMENT = Experiment(
     sizes=_sizes,
     size_paths=("task.num_tokens", "task.context_length"),
     live=LIVE,
-    relations=_RELATIONS,
+    relations=(SPARSITY_FITS, SWITCH_HAS_A_STEP, *TOGETHER),
     warn=rate_warnings,
     cause=likely_cause,
     dtype=lambda values: str(values.get("task.dtype", "float32")),

@@ -25,10 +25,6 @@ SWITCH_HAS_A_STEP = Relation(
     lambda switch_on, step: switch_on != "step" or step < INT32_MAX,
     "train.switch_on = '{}' needs a train.switch_step below {}",
 )
-TOO_MANY_SAMPLES = (
-    "train.steps = {} times train.batch_size = {} is more samples than "
-    f"an int32 can count ({INT32_MAX})"
-)
 
 
 def variables(names: Iterable[str]) -> dict[str, Variable]:

@@ -28,13 +28,12 @@ from scbjax.experiments.scb_common import (
     SEARCH,
     SPARSITY_FITS,
     SWITCH_HAS_A_STEP,
-    TOO_MANY_SAMPLES,
     constants,
     variables,
 )
 from scbjax.experiments.scb_cost import COST
 from scbjax.experiments.scb_rates import likely_cause, rate_warnings
-from scbjax.parameters import SIMULATED_OPTIMIZERS, TASK, TRAIN
+from scbjax.parameters import SAMPLES_ARE_COUNTED, SIMULATED_OPTIMIZERS, TASK, TRAIN
 from scbjax.recorded import DEFAULT_RECORD
 
 _TAGGED = Parameter(
@@ -75,7 +74,7 @@ _RELATIONS = (
     Relation(
         ("train.steps", "train.batch_size"),
         lambda steps, batch: steps * batch <= INT32_MAX,
-        TOO_MANY_SAMPLES,
+        SAMPLES_ARE_COUNTED,
     ),
 )
 

@@ -39,7 +39,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from scbjax.base import RECORD_EVERY, STEPS, Experiment, Parameter, Relation, Required, StudyError
+from scbjax.base import (
+    RECORD_EVERY,
+    RECORDS_FIT,
+    STEPS,
+    Experiment,
+    Parameter,
+    Required,
+    StudyError,
+)
 from scbjax.sweep.study.axes import (
     Axis,
     axis_field,
@@ -379,23 +387,16 @@ def _resolve(draft: _Draft, name: str) -> Study:
     return study
 
 
-_RECORDS_FIT = Relation(
-    (STEPS.path, RECORD_EVERY.path),
-    lambda steps, every: steps % every == 0,
-    f"{STEPS.path} = {{}} is not a multiple of {RECORD_EVERY.path} = {{}}",
-)
-
-
 def _check_study(study: Study) -> None:
     if study.num_trajectories > MAX_TRAJECTORIES:
         raise StudyError(
             f"the axes make {study.num_trajectories} trajectories; "
             f"at most {MAX_TRAJECTORIES} fit in a study"
         )
-    for relation in (_RECORDS_FIT, *study.experiment.relations):
+    for relation in (RECORDS_FIT, *study.experiment.relations):
         for values in study.combinations(relation.paths):
-            if not relation.holds(*values):
-                raise StudyError(relation.sentence.format(*values))
+            if refusal := relation.refusal(values):
+                raise StudyError(refusal)
     if not study.variables:
         raise StudyError("record.variables is empty; name at least one variable")
     study.experiment.check(study)
