@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scbjax import (
+        algorithm as algorithm,
         assumptions as assumptions,
         composition as composition,
         losses as losses,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         trajectories as trajectories,
         transfer as transfer,
     )
+    from scbjax.algorithm import Tracked as Tracked
     from scbjax.assumptions import (
         TaskReport as TaskReport,
         check_task as check_task,
@@ -85,7 +87,7 @@ if TYPE_CHECKING:
         scb_proximal as scb_proximal,
         scb_sgd as scb_sgd,
     )
-    from scbjax.paper import Info as Info, State as State
+    from scbjax.paper import Info as Info
     from scbjax.parallel import (
         map_trajectories as map_trajectories,
         use_all_cores as use_all_cores,
@@ -178,7 +180,8 @@ _EXPORTS = {
     "models": "linear_transformer",
     "composition": "Learner LearnerState learner",
     "trajectories": "Trajectory",
-    "paper": "Info State",
+    "paper": "Info",
+    "algorithm": "Tracked",
     "starts": "",
     "training": "train",
     "saving": "load save",

@@ -69,7 +69,8 @@ class Tracked(NamedTuple):
 
     Attributes:
         flipped: whether the sign flip fired, boolean.
-        population: (alpha_V, alpha_A) of the noiseless preconditioned recursion.
+        population: (alpha_V, alpha_A) of the noiseless preconditioned recursion with the same
+            rates; that of A times the ``step_scale`` of the attention map.
     """
 
     flipped: jax.Array

@@ -338,28 +338,28 @@ def _observe(
 
 
 def _loop(parts: Composition, key: jax.Array, task: Tree, values: Tree = None) -> Loop:
-    """The parts of a trajectory, on states as they are carried."""
+    """The parts of a trajectory."""
     key = as_threefry(key)
     prepared = parts.source.prepare(task)
     batches = jax.random.fold_in(key, BATCHES)
     keys = parts.source.keys
     key_of = partial(jax.random.fold_in, batches) if keys is None else keys(batches)
 
-    def uncarried(state: LearnerState) -> LearnerState:
-        return state._replace(params=parts.move.from_carry(state.params))
+    def enter(state: LearnerState) -> LearnerState:
+        return state._replace(params=parts.move.to_carry(state.params))
 
     def one_step(state: LearnerState, index: jax.Array) -> LearnerState:
         batch = parts.source.sample(key_of(index), prepared, parts.batch_size)
         return _carried_step(parts, state, batch, task, values)[0]
 
     def end_stretch(state: LearnerState) -> LearnerState:
-        state = _end_stage(parts, key, task, values, uncarried(state), prepared)
-        return state._replace(params=parts.move.to_carry(state.params))
+        state = state._replace(params=parts.move.from_carry(state.params))
+        return _end_stage(parts, key, task, values, state, prepared)
 
     def record(state: LearnerState, done: jax.Array) -> dict[str, jax.Array]:
-        return _observe(parts, key, task, values, uncarried(state), done, prepared)
+        return _observe(parts, key, task, values, state, done, prepared)
 
-    return Loop(one_step, end_stretch, record)
+    return Loop(one_step, end_stretch, record, enter)
 
 
 def _advance(
@@ -371,8 +371,8 @@ def _advance(
     start: jax.Array | int,
     num_records: int,
 ) -> tuple[LearnerState, dict[str, jax.Array]]:
-    run_from = partial(in_stretches, _loop(parts, key, task, values))
-    return _carried(parts, run_from, state, start, parts.record_every, num_records)
+    loop = _loop(parts, key, task, values)
+    return in_stretches(loop, state, start, parts.record_every, num_records)
 
 
 def _take_record(
@@ -383,20 +383,7 @@ def _take_record(
     state: LearnerState,
     index: jax.Array,
 ) -> tuple[LearnerState, dict[str, jax.Array]]:
-    run_from = partial(record_at, _loop(parts, key, task, values))
-    return _carried(parts, run_from, state, parts.record_every, index)
-
-
-def _carried(
-    parts: Composition,
-    function: Callable[..., tuple[LearnerState, dict[str, jax.Array]]],
-    state: LearnerState,
-    *arguments: Any,  # noqa: ANN401 - what the function takes besides
-) -> tuple[LearnerState, dict[str, jax.Array]]:
-    """A function of a state as the loop carries it, as one of the state itself."""
-    state = state._replace(params=parts.move.to_carry(state.params))
-    state, records = function(state, *arguments)
-    return state._replace(params=parts.move.from_carry(state.params)), records
+    return record_at(_loop(parts, key, task, values), state, parts.record_every, index)
 
 
 def _train(
@@ -413,6 +400,6 @@ def _train(
     if state is None:
         state, start = _init(parts, key, task, values), 0
     start = state.step if start is None else start
-    run_from = partial(run, _loop(parts, key, task, values))
-    state, records = _carried(parts, run_from, state, start, parts.record_every, num_records)
+    loop = _loop(parts, key, task, values)
+    state, records = run(loop, state, start, parts.record_every, num_records)
     return as_trajectory(state, records, start, parts.record_every)

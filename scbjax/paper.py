@@ -13,11 +13,9 @@ cut into segments anywhere between records and continued with bitwise the same r
 from typing import Any, NamedTuple
 
 import jax
-import optax
 
 from scbjax.algorithm import (
     TRACK,
-    Tracked,
     end_boosting,
     end_proximal,
     move_of,
@@ -46,33 +44,6 @@ from scbjax.sources import scb_batches
 from scbjax.staging import stage_rates
 from scbjax.task import Task, check_one_task
 from scbjax.theory import Rates
-
-
-class State(NamedTuple):
-    """What a trajectory carries from step to step.
-
-    Attributes:
-        params: V [N, N] and A [T, N], or the parameter of another attention map.
-        opt_state: the optimiser's state.
-        stage: 1, 2 or 3, int32.
-        step: steps done, int32.
-        flipped: whether the sign flip fired, boolean.
-        population: (alpha_V, alpha_A) of the noiseless preconditioned recursion with the same
-            rates; that of A times the ``step_scale`` of the attention map.
-        batch_loss: loss of the last mini-batch, NaN before the first.
-    """
-
-    params: Params
-    opt_state: optax.OptState
-    stage: jax.Array
-    step: jax.Array
-    flipped: jax.Array
-    population: tuple[jax.Array, jax.Array]
-    batch_loss: jax.Array
-
-    def __repr__(self) -> str:
-        """Dtypes and shapes, not the arrays."""
-        return outline(self)
 
 
 class Info(NamedTuple):
@@ -117,7 +88,7 @@ def check_order(task: object, settings: object) -> None:
         )
 
 
-def init(key: jax.Array, task: Task, settings: Settings) -> State:
+def init(key: jax.Array, task: Task, settings: Settings) -> LearnerState:
     """The state before the first step: ``V = mu 1^T``, ``A = 1 1^T / T``, stage 1.
 
     Args:
@@ -133,10 +104,12 @@ def init(key: jax.Array, task: Task, settings: Settings) -> State:
         ValueError: if it is several, or the settings hold a number that is not allowed.
     """
     key = check_arguments(key, task, settings)
-    return outer(learner_of(task, settings).init(key, task, settings))
+    return learner_of(task, settings).init(key, task, settings)
 
 
-def step(state: State, batch: AnyBatch, task: Task, settings: Settings) -> tuple[State, Info]:
+def step(
+    state: LearnerState, batch: AnyBatch, task: Task, settings: Settings
+) -> tuple[LearnerState, Info]:
     """One step of the optimiser on one mini-batch; the stage stays what it is.
 
     Args:
@@ -153,16 +126,16 @@ def step(state: State, batch: AnyBatch, task: Task, settings: Settings) -> tuple
         ValueError: if it is several, or does not fit the others; for a batch see
             :func:`scbjax.sampling.check_batch`.
     """
-    check_is("state", state, State, "such as init makes")
+    check_is("state", state, LearnerState, "such as init makes")
     check_one_task("task", task)
     check_batch(batch, task)
     check_settings(settings)
-    after, info = learner_of(task, settings).step(inner(state), batch, task, settings)
-    return outer(after), Info(info.loss, *step_sizes(state, task, settings), info.grads)
+    after, info = learner_of(task, settings).step(state, batch, task, settings)
+    return after, Info(info.loss, *step_sizes(state, task, settings), info.grads)
 
 
 def step_sizes(
-    state: State, task: Task, settings: Settings, signal: jax.Array | None = None
+    state: LearnerState, task: Task, settings: Settings, signal: jax.Array | None = None
 ) -> tuple[Rates, jax.Array]:
     """eta_V, eta_A and the l1 threshold of the next step, by the stage that the state is in.
 
@@ -178,7 +151,7 @@ def step_sizes(
     return rates, step_threshold(own, rates.attention, state.params, task, settings)
 
 
-def next_stage(state: State, task: Task, settings: Settings) -> State:
+def next_stage(state: LearnerState, task: Task, settings: Settings) -> LearnerState:
     """Ends stage 1 or 2 if it is over, with what that does to the parameters.
 
     Ending stage 1: the sign flip (if set and the solution is mirrored), then threshold-and-project.
@@ -190,22 +163,21 @@ def next_stage(state: State, task: Task, settings: Settings) -> State:
         TypeError: if an argument is something else than it is meant to be.
         ValueError: if it is several, or the settings hold a number that is not allowed.
     """
-    check_is("state", state, State, "such as init makes")
+    check_is("state", state, LearnerState, "such as init makes")
     check_one_task("task", task)
     check_settings(settings)
     # No end of a stage draws anything.
-    own = learner_of(task, settings).end_stage(jax.random.key(0), task, settings, inner(state))
-    return outer(own)
+    return learner_of(task, settings).end_stage(jax.random.key(0), task, settings, state)
 
 
 def advance(
     key: jax.Array,
     task: Task,
     settings: Settings,
-    state: State,
+    state: LearnerState,
     start: jax.Array | int,
     num_records: int,
-) -> tuple[State, dict[str, jax.Array]]:
+) -> tuple[LearnerState, dict[str, jax.Array]]:
     """Runs ``num_records * record_every`` steps with a record at the end of each stretch.
 
     Args:
@@ -223,13 +195,13 @@ def advance(
     """
     key = check_arguments(key, task, settings)
     own = learner_of(task, settings)
-    after, records = own.advance(key, task, settings, inner(state), start, num_records)
-    return outer(after), records
+    after, records = own.advance(key, task, settings, state, start, num_records)
+    return after, records
 
 
 def take_record(
-    key: jax.Array, task: Task, settings: Settings, state: State, index: jax.Array
-) -> tuple[State, dict[str, jax.Array]]:
+    key: jax.Array, task: Task, settings: Settings, state: LearnerState, index: jax.Array
+) -> tuple[LearnerState, dict[str, jax.Array]]:
     """One record: the first is that of the start, and all others follow a stretch of steps.
 
     Args:
@@ -244,8 +216,8 @@ def take_record(
     """
     key = check_arguments(key, task, settings)
     own = learner_of(task, settings)
-    after, record = own.take_record(key, task, settings, inner(state), index)
-    return outer(after), record
+    after, record = own.take_record(key, task, settings, state, index)
+    return after, record
 
 
 def learner_of(task: Task, settings: Settings) -> Learner:
@@ -288,34 +260,14 @@ def _view(
         samples=settings.samples_before + state.step * settings.batch_size,
         flipped=state.tracked.flipped,
         population=state.tracked.population,
-        state=outer(state),
+        state=state,
         values=settings,
         loss=lambda batch: model.loss(state.params, batch),
         **view_options(settings),
     )
 
 
-def inner(state: State) -> LearnerState:
-    """A state as the composition has it."""
-    tracked = Tracked(state.flipped, state.population)
-    parts = (state.params, state.opt_state, state.stage, state.step, state.batch_loss)
-    return LearnerState(*parts, tracked)
-
-
-def outer(state: LearnerState) -> State:
-    """The inverse of :func:`inner`."""
-    return State(
-        params=state.params,
-        opt_state=state.opt_state,
-        stage=state.stage,
-        step=state.step,
-        flipped=state.tracked.flipped,
-        population=state.tracked.population,
-        batch_loss=state.batch_loss,
-    )
-
-
-def stored(state: State, task: Task, settings: Settings) -> State:
+def stored(state: LearnerState, task: Task, settings: Settings) -> LearnerState:
     """The state as loops over steps carry it, and, applied to that, the state itself.
 
     For large vocabularies A is carried as its transpose, column by column in memory, since a step
@@ -329,7 +281,7 @@ def observe_state(
     key: jax.Array,
     task: Task,
     settings: Settings,
-    state: State,
+    state: LearnerState,
     start: jax.Array | int,
     sampler: Sampler | None = None,
 ) -> dict[str, jax.Array]:
@@ -348,7 +300,7 @@ def observe_state(
     """
     key = check_arguments(key, task, settings)
     own = learner_of(task, settings)
-    return own.observe(key, task, settings, inner(state), start, prepared=sampler)
+    return own.observe(key, task, settings, state, start, prepared=sampler)
 
 
 def view_options(settings: Settings) -> dict[str, Any]:

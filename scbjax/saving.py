@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scbjax.algorithm import Tracked
 from scbjax.arguments import what
 from scbjax.composition import LearnerState, StepInfo
 from scbjax.model import Params
-from scbjax.paper import Info, State
+from scbjax.paper import Info
 from scbjax.sampling import Batch, PackedBatch
 from scbjax.task import Task
 from scbjax.theory import PathProjection, PopulationPath, Rates
@@ -32,7 +33,7 @@ _OWN: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
         *(Batch, Info, LearnerState, PackedBatch, Params, PathProjection, PopulationPath),
-        *(Rates, State, StepInfo, Task, Trajectory),
+        *(Rates, StepInfo, Task, Tracked, Trajectory),
     )
 }
 

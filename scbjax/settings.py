@@ -70,7 +70,7 @@ class _Checked:
         for field in dataclasses.fields(cast("Any", self)):
             value = _checked(field.name, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
-        for relation, names in _relations_of(type(self)):
+        for relation, names in _relations_of(cast("Any", type(self))):
             if refusal := relation.refusal([_plain(getattr(self, n)) for n in names], short=True):
                 raise ValueError(refusal)
 

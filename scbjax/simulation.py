@@ -41,10 +41,10 @@ import optax
 from scbjax import optim
 from scbjax.algorithm import strengths, three_stages
 from scbjax.arguments import SIZES, as_integer, check_is
-from scbjax.composition import REFITS
+from scbjax.composition import REFITS, LearnerState
 from scbjax.model import LINEAR, Params, as_attention_map, attend, attend_transpose
 from scbjax.observables import observe_view
-from scbjax.paper import State, check_arguments, init as init_training, step_sizes
+from scbjax.paper import check_arguments, init as init_training, step_sizes
 from scbjax.parameters import SIMULATED_OPTIMIZERS, Geometry
 from scbjax.recorded import DEFAULT_RECORD, Record, as_record, record_name
 from scbjax.sampling import (
@@ -112,7 +112,7 @@ class Simulation:
         length = as_integer("context_length", self.context_length, SIZES)
         object.__setattr__(self, "context_length", length)
 
-    def init(self, key: jax.Array, task: Task, settings: Settings) -> State:
+    def init(self, key: jax.Array, task: Task, settings: Settings) -> LearnerState:
         """The state before the first step; see :func:`scbjax.paper.init`.
 
         Raises:
@@ -227,18 +227,18 @@ class Simulation:
         return Params(_value_direction(gradient.value, mu, geometry), rows)
 
     def step(
-        self, state: State, batch: Batch, others: Others, task: Task, settings: Settings
-    ) -> State:
+        self, state: LearnerState, batch: Batch, others: Others, task: Task, settings: Settings
+    ) -> LearnerState:
         """One step; the stage stays what it is. See :func:`scbjax.paper.step`."""
-        check_is("state", state, State, "such as init makes")
+        check_is("state", state, LearnerState, "such as init makes")
         check_one_task("task", task)
         check_batch(batch, task)
         check_settings(settings)
         return self._step(state, batch, others, task, settings)
 
     def _step(
-        self, state: State, batch: Batch, others: Others, task: Task, settings: Settings
-    ) -> State:
+        self, state: LearnerState, batch: Batch, others: Others, task: Task, settings: Settings
+    ) -> LearnerState:
         """:meth:`step`, with everything checked."""
         signal = pattern_signal(task, self.context_length)
         rates, l1 = step_sizes(state, task, settings, signal)
@@ -252,25 +252,28 @@ class Simulation:
         if settings.optimizer == "proximal":
             attention = self._restore(optim.soft_threshold(attention, l1), task)
         attention = jnp.where(state.stage == 3, state.params.attention, attention)
+        alpha_value, alpha_attention = state.tracked.population
+        population = population_step(
+            alpha_value,
+            alpha_attention,
+            rates,
+            transition_signal=transition_signal(task),
+            pattern_signal=signal,
+            context_length=self.context_length,
+        )
         return state._replace(
             params=Params(state.params.value - rates.value * move.value, attention),
             step=state.step + 1,
-            population=population_step(
-                *state.population,
-                rates,
-                transition_signal=transition_signal(task),
-                pattern_signal=signal,
-                context_length=self.context_length,
-            ),
             batch_loss=gradient.loss,
+            tracked=state.tracked._replace(population=population),
         )
 
-    def next_stage(self, state: State, task: Task, settings: Settings) -> State:
+    def next_stage(self, state: LearnerState, task: Task, settings: Settings) -> LearnerState:
         """Ends stage 1 or 2 if it is over; see :func:`scbjax.paper.next_stage`."""
         stages = three_stages(settings, self._end_boosting, self._end_proximal)
         # No end of a stage draws anything.
         view = self._view(jax.random.key(0), task, settings, state)
-        ended: State = end_stage(stages, state, view, task, settings)
+        ended: LearnerState = end_stage(stages, state, view, task, settings)
         return ended
 
     def advance(
@@ -278,17 +281,17 @@ class Simulation:
         key: jax.Array,
         task: Task,
         settings: Settings,
-        state: State,
+        state: LearnerState,
         start: jax.Array | int,
         num_records: int,
-    ) -> tuple[State, dict[str, jax.Array]]:
+    ) -> tuple[LearnerState, dict[str, jax.Array]]:
         """Steps and records; see :func:`scbjax.paper.advance`."""
         loop = self.loop(key, task, settings)
         return in_stretches(loop, state, start, settings.record_every, num_records)
 
     def take_record(
-        self, key: jax.Array, task: Task, settings: Settings, state: State, index: jax.Array
-    ) -> tuple[State, dict[str, jax.Array]]:
+        self, key: jax.Array, task: Task, settings: Settings, state: LearnerState, index: jax.Array
+    ) -> tuple[LearnerState, dict[str, jax.Array]]:
         """One record; see :func:`scbjax.paper.take_record`."""
         return record_at(self.loop(key, task, settings), state, settings.record_every, index)
 
@@ -299,13 +302,13 @@ class Simulation:
         seed = make_seed(jax.random.fold_in(key, _TAGGED), settings.generator)
         key_others = jax.random.fold_in(key, _OTHERS)
 
-        def one_step(state: State, index: jax.Array) -> State:
+        def one_step(state: LearnerState, index: jax.Array) -> LearnerState:
             batch = draw_batch(fold_in(seed, index), sampler, settings.batch_size)
             own = jax.random.fold_in(key_others, index)
             others = draw_others(own, task.stationary, settings.batch_size)
             return self._step(state, batch, others, task, settings)
 
-        def record(state: State, done: jax.Array) -> dict[str, jax.Array]:
+        def record(state: LearnerState, done: jax.Array) -> dict[str, jax.Array]:
             return self.observe_state(key, task, settings, state, done, sampler)
 
         return Loop(one_step, partial(self.next_stage, task=task, settings=settings), record)
@@ -315,7 +318,7 @@ class Simulation:
         key: jax.Array,
         task: Task,
         settings: Settings,
-        state: State,
+        state: LearnerState,
         start: jax.Array | int,
         sampler: Sampler | None = None,
     ) -> dict[str, jax.Array]:
@@ -339,7 +342,7 @@ class Simulation:
         key: jax.Array,
         task: Task,
         settings: Settings,
-        state: State,
+        state: LearnerState,
         sampler: Sampler | None = None,
     ) -> "SimulatedView":
         """What observables see of a state, and what decides whether a stage is over."""
@@ -351,8 +354,8 @@ class Simulation:
             batch_loss=state.batch_loss,
             stage=state.stage,
             samples=state.step * settings.batch_size,
-            flipped=state.flipped,
-            population=state.population,
+            flipped=state.tracked.flipped,
+            population=state.tracked.population,
             state=state,
             values=settings,
             rounding_share=settings.rounding_level,
@@ -393,14 +396,16 @@ class Simulation:
         each = repeats(task.pattern, self.context_length)
         return round_attention(attention, rounding_level(task, share), each)
 
-    def _end_boosting(self, state: State, task: Task, settings: Settings) -> State:
+    def _end_boosting(self, state: LearnerState, task: Task, settings: Settings) -> LearnerState:
         params, each = state.params, repeats(task.pattern, self.context_length)
         strength = strengths(self._view(jax.random.key(0), task, settings, state), settings)[0]
         if settings.flip:
             flips = jnp.sum(each * params.attention**3) < 0
             mirrored = mirror(params, task, self.context_length)
             params = jax.tree.map(lambda a, b: jnp.where(flips, a, b), mirrored, params)
-            state = state._replace(flipped=state.flipped | flips)
+            state = state._replace(
+                tracked=state.tracked._replace(flipped=state.tracked.flipped | flips)
+            )
         if settings.optimizer == "proximal":
             threshold = jnp.asarray(settings.threshold, params.attention.dtype)
             level = rounding_level(task, threshold * strength)
@@ -409,11 +414,12 @@ class Simulation:
             params = params._replace(attention=cut)
         return state._replace(params=params)
 
-    def _end_proximal(self, state: State, task: Task, settings: Settings) -> State:
+    def _end_proximal(self, state: LearnerState, task: Task, settings: Settings) -> LearnerState:
         rounded = self.round(state.params.attention, task, settings.rounding_level)
-        population = (state.population[0], jnp.ones_like(state.population[1]))
-        params = state.params._replace(attention=rounded)
-        return state._replace(params=params, population=population)
+        alpha_value, alpha_attention = state.tracked.population
+        population = alpha_value, jnp.ones_like(alpha_attention)
+        tracked = state.tracked._replace(population=population)
+        return state._replace(params=state.params._replace(attention=rounded), tracked=tracked)
 
 
 def simulate(
@@ -423,7 +429,7 @@ def simulate(
     *,
     context_length: int,
     record: Record | None = None,
-    state: State | None = None,
+    state: LearnerState | None = None,
     steps: int | None = None,
 ) -> Trajectory:
     """Trains on a task with R positions as if its context had T: see the module's text.
@@ -466,7 +472,7 @@ def simulate(
     if state is None:
         state = simulation.init(key, task, settings)
     else:
-        check_is("state", state, State, "that of a simulation with the same settings")
+        check_is("state", state, LearnerState, "that of a simulation with the same settings")
         start = state.step
     every, loop = settings.record_every, simulation.loop(key, task, settings)
     state, records = run(loop, state, start, every, settings.steps // every)

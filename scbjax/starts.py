@@ -13,8 +13,9 @@ from scbjax.composition import (
     FIRST_STEP,
     PRETRAINING,
     REFITS,
+    LearnerState,
 )
-from scbjax.paper import State, advance, check_arguments, init
+from scbjax.paper import advance, check_arguments, init
 from scbjax.settings import (
     Settings,
 )
@@ -24,7 +25,9 @@ from scbjax.theory import signals
 from scbjax.transfer import first_step, keep_large, mix_value, on_tangent
 
 
-def start_from(key: jax.Array, source: Task, task: Task, settings: Settings, state: State) -> State:
+def start_from(
+    key: jax.Array, source: Task, task: Task, settings: Settings, state: LearnerState
+) -> LearnerState:
     """The state from which a transfer goes on with stage 2 (section 4; :mod:`scbjax.transfer`).
 
     ``V = theta P_hat + (1 - theta) mu 1^T``, where P_hat is the transition matrix of the source or,
@@ -49,7 +52,7 @@ def start_from(key: jax.Array, source: Task, task: Task, settings: Settings, sta
     """
     key = check_arguments(key, task, settings)
     _check_source(source, task)
-    check_is("state", state, State, "such as init makes")
+    check_is("state", state, LearnerState, "such as init makes")
     known = source.transition
     if settings.start == "pretrained":
         known = _pretrained_value(jax.random.fold_in(key, PRETRAINING), source, settings)
@@ -73,7 +76,7 @@ def start_from(key: jax.Array, source: Task, task: Task, settings: Settings, sta
     return state._replace(
         params=params._replace(attention=keep_large(params.attention, level)),
         stage=jnp.full((), 2, jnp.int32),
-        population=(alpha, rate * transition_signal(task) * alpha),
+        tracked=state.tracked._replace(population=(alpha, rate * transition_signal(task) * alpha)),
     )
 
 

@@ -31,13 +31,10 @@ from scbjax.model import Params
 from scbjax.models import linear_transformer
 from scbjax.observables import View
 from scbjax.paper import (
-    State,
     check_arguments,
     check_order,
     init,
-    inner,
     learner_of,
-    outer,
     view_options,
 )
 from scbjax.parts import Model, Source, Stage, with_values
@@ -127,7 +124,7 @@ def train(
         return _train_own(key, task, settings, optimizer, model, state)
     key = check_arguments(key, task, settings)
     if state is not None:
-        check_is("state", state, State, "that of a trajectory with the same settings")
+        check_is("state", state, LearnerState, "that of a trajectory with the same settings")
     elif settings.start != "uniform" and source is None:
         raise ValueError(f"start is {settings.start!r}; it needs a source, a related task")
     own = _mapped(task, settings)
@@ -155,7 +152,7 @@ def changed(
 
 
 def _train(
-    key: jax.Array, task: Task, settings: Settings, source: Task | None, state: State | None
+    key: jax.Array, task: Task, settings: Settings, source: Task | None, state: LearnerState | None
 ) -> Trajectory:
     """:func:`train`, with everything checked."""
     if state is None:
@@ -167,9 +164,9 @@ def _train(
         start = state.step
     own = learner_of(task, settings)
     trajectory: Trajectory = own.train(
-        key, task, settings, steps=settings.steps, state=inner(state), start=start
+        key, task, settings, steps=settings.steps, state=state, start=start
     )
-    return trajectory._replace(state=outer(trajectory.state))
+    return trajectory
 
 
 def _mapped(task: Task, settings: Settings) -> Callable[..., Trajectory]:

@@ -62,11 +62,14 @@ class Loop(NamedTuple):
         one_step: the next state, of a state and the number of the step.
         end_stretch: what is done to the state before a record is taken.
         record: the record of a state, of it and the number of steps done.
+        enter: the state as steps carry it, which ``end_stretch`` makes a plain state of again.
+            Within a stretch: a state that is large is then not held in both forms between two.
     """
 
     one_step: Callable[[Any, jax.Array], Any]
     end_stretch: Callable[[Any], Any]
     record: Callable[[Any, jax.Array], dict[str, jax.Array]]
+    enter: Callable[[Any], Any] = lambda state: state
 
 
 def in_stretches(
@@ -139,6 +142,7 @@ def _stretch(
         return (loop.one_step(state, index), index + 1), None
 
     def move(carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+        carry = loop.enter(carry[0]), carry[1]
         (state, done), _ = jax.lax.scan(count_step, carry, None, length=record_every)
         return loop.end_stretch(state), done
 

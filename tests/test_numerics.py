@@ -12,7 +12,8 @@ import pytest
 import xarray
 from numpy.typing import NDArray
 
-from scbjax.paper import State, advance, init
+from scbjax.composition import LearnerState
+from scbjax.paper import advance, init
 from scbjax.sampling import draw_batch, fold_in, make_sampler, make_seed
 from scbjax.settings import Settings
 from scbjax.sweep.engine.execute import run_study
@@ -43,7 +44,7 @@ def draw_task() -> Task:
     return task
 
 
-def broken(state: State, task: Task) -> dict[str, float]:
+def broken(state: LearnerState, task: Task) -> dict[str, float]:
     """How far the three invariants are from where they hold, the largest entry of each."""
     value, attention = (np.asarray(array, np.float64) for array in state.params)
     mu = np.asarray(task.stationary, np.float64)
@@ -72,7 +73,7 @@ def test_both_precisions_draw_the_same() -> None:
     assert len(np.unique(np.asarray(double.label))) == N
 
 
-def trajectory(dtype: str, optimizer: str) -> tuple[State, dict[str, float]]:
+def trajectory(dtype: str, optimizer: str) -> tuple[LearnerState, dict[str, float]]:
     """A state after all steps, and the largest deviation of each invariant on the way."""
     task = held_in(draw_task(), dtype)
     settings = Settings(

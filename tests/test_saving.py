@@ -13,8 +13,9 @@ import numpy as np
 import optax
 import pytest
 
+from scbjax.composition import LearnerState
 from scbjax.model import Params, init_params
-from scbjax.paper import State, init
+from scbjax.paper import init
 from scbjax.saving import load, save
 from scbjax.settings import Settings
 from scbjax.task import Task, random_task
@@ -82,7 +83,7 @@ def test_states_of_optax_are_read_into_one_like_them(tmp_path: Path, optimizer: 
     )
     options = {"xla_backend_optimization_level": 0}
     trajectory = jax.jit(train, compiler_options=options)(KEY, task, settings)
-    state: State = trajectory.state
+    state: LearnerState = trajectory.state
     like = jax.eval_shape(init, KEY, task, settings)
     assert_same(round_trip(state, tmp_path, like), state)
     with pytest.raises(ValueError, match=r"holds a optax\..* of another library; give load a tree"):

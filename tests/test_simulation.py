@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from scbjax import optim, paper, theory, training
+from scbjax.algorithm import Tracked
+from scbjax.composition import LearnerState
 from scbjax.losses import loss
 from scbjax.model import Params
-from scbjax.paper import State
 from scbjax.parameters import Geometry, Optimizer, SwitchOn
 from scbjax.recorded import DEFAULT_RECORD
 from scbjax.sampling import sample_batch
@@ -258,6 +259,7 @@ QUICK = Settings(
     stop_level=0.5,
     refit_samples=64,
 )
+Both = tuple[LearnerState, LearnerState]  # of the training and of the simulation
 # Its label is drawn by position, and the order of the tagged positions is another one.
 RANDOM = {"rounded_value_distance", "rounded_value_similarity"}
 
@@ -279,8 +281,8 @@ def test_with_all_positions_tagged_it_is_the_training(optimizer: Optimizer) -> N
         settings = change(settings, learning_rate_1=0.8, learning_rate_2=0.8)
     simulation = Simulation(task.context_length)
 
-    def both(states: tuple[State, State], key: jax.Array) -> tuple[tuple[State, State], Any]:
-        def step(states: tuple[State, State], key: jax.Array) -> tuple[tuple[State, State], None]:
+    def both(states: Both, key: jax.Array) -> tuple[Both, Any]:
+        def step(states: Both, key: jax.Array) -> tuple[Both, None]:
             batch = sample_batch(key, task, settings.batch_size)
             others = draw_others(key, task.stationary, settings.batch_size)
             state = paper.step(states[0], batch, task, settings)[0]
@@ -306,16 +308,18 @@ def test_with_all_positions_tagged_it_is_the_training(optimizer: Optimizer) -> N
     assert real["stage"][-1] == (3 if optimizer == "proximal" else 2)
 
 
-def state_at(params: Params, stage: int) -> State:
+def state_at(params: Params, stage: int) -> LearnerState:
     dtype = params.value.dtype
-    return State(
+    return LearnerState(
         params=params,
         opt_state=(),
         stage=jnp.int32(stage),
         step=jnp.int32(7),
-        flipped=jnp.zeros((), bool),
-        population=(jnp.asarray(0.3, dtype), jnp.asarray(0.2, dtype)),
         batch_loss=jnp.asarray(0.5, dtype),
+        tracked=Tracked(
+            flipped=jnp.zeros((), bool),
+            population=(jnp.asarray(0.3, dtype), jnp.asarray(0.2, dtype)),
+        ),
     )
 
 
@@ -335,7 +339,7 @@ def test_stages_and_records_are_those_of_all_positions(
     key, simulation = jax.random.key(0), Simulation(T)
 
     @quick_jit
-    def both() -> tuple[Any, Any, State, State]:
+    def both() -> tuple[Any, Any, LearnerState, LearnerState]:
         state = paper.next_stage(state_at(pair.whole, stage), pair.whole_task, settings)
         found = simulation.next_stage(state_at(pair.params, stage), pair.task, settings)
         names = tuple(name for name in DEFAULT_RECORD if name not in RANDOM)

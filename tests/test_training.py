@@ -23,8 +23,10 @@ from scbjax import (
     starts,
     theory,
 )
+from scbjax.algorithm import Tracked
+from scbjax.composition import LearnerState
 from scbjax.model import Params, map_attention
-from scbjax.paper import State, advance, init, next_stage, step
+from scbjax.paper import advance, init, next_stage, step
 from scbjax.parameters import Generator, Precision
 from scbjax.sampling import Batch, sample_batch
 from scbjax.settings import NEVER, STATIC_FIELDS, TRACED_FIELDS, Settings
@@ -164,7 +166,7 @@ def reference_step(
     return numbers.v - rates[0] * direction, moved
 
 
-def noisy_state(task: Task, stage: int, settings: Settings) -> State:
+def noisy_state(task: Task, stage: int, settings: Settings) -> LearnerState:
     """A state on the invariant set but off the path."""
     rng = np.random.default_rng(stage)
     start = init(jax.random.key(0), task, settings)
@@ -213,7 +215,7 @@ def test_step_equals_the_equations(
     np.testing.assert_allclose([info.loss, after.batch_loss], loss, rtol=1e-5)
     for found, expected in zip(info.grads, grads, strict=True):
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
-    assert (int(after.step), int(after.stage), bool(after.flipped)) == (8, stage, False)
+    assert (int(after.step), int(after.stage), bool(after.tracked.flipped)) == (8, stage, False)
 
 
 def test_rates_need_not_be_scaled() -> None:
@@ -266,7 +268,7 @@ SOFTMAX = change(
 )
 
 
-def softmax_state(task: Task, scale: float) -> State:
+def softmax_state(task: Task, scale: float) -> LearnerState:
     """Off the path in V, and with logits of the given size, in the dtype of the task."""
     rng = np.random.default_rng(11)
     start = init(jax.random.key(0), task, SOFTMAX)
@@ -351,11 +353,12 @@ def test_a_stage_of_softmax_ends_by_the_signal_of_its_attention() -> None:
 
 def test_the_recursion_of_softmax_has_the_rescaled_rate() -> None:
     task = make_task()
-    state = softmax_state(task, 0.1)._replace(population=(jnp.asarray(0.3), jnp.asarray(0.2)))
+    tracked = Tracked(jnp.zeros((), bool), (jnp.asarray(0.3), jnp.asarray(0.2)))
+    state = softmax_state(task, 0.1)._replace(tracked=tracked)
     after, _ = one_step(state, draw(0, task), task, SOFTMAX)
     numbers = to_numbers(task, state.params)
     expected = 0.2 + 20 / T**2 * numbers.k_p * (1 - 0.06) * 0.3
-    np.testing.assert_allclose(after.population[1], expected, rtol=1e-6)
+    np.testing.assert_allclose(after.tracked.population[1], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", ["proximal", "sgd", "raw_sgd", "adam"])
@@ -534,7 +537,7 @@ def test_factors_of_fewer_bits_change_the_gradient(
 # Between stages.
 
 
-def at(alpha_value: float, alpha_attention: float, stage: int, task: Task) -> State:
+def at(alpha_value: float, alpha_attention: float, stage: int, task: Task) -> LearnerState:
     start = init(jax.random.key(0), task, QUICK)
     point = to_numbers(task, start.params).path_point(alpha_value, alpha_attention)
     return start._replace(
@@ -584,7 +587,7 @@ def test_mean_of_the_signals_ends_the_second_stage(
     if over:
         np.testing.assert_array_equal(after.params.attention == 0, task.pattern == 0)
         np.testing.assert_allclose(after.params.attention, task.pattern, atol=0.1)
-        assert float(after.population[1]) == 1.0
+        assert float(after.tracked.population[1]) == 1.0
     else:
         chex.assert_trees_all_equal(after.params, at(*alphas, stage=2, task=task).params)
 
@@ -618,7 +621,7 @@ def test_end_of_boosting_flips_then_thresholds(switch_on: Any) -> None:  # noqa:
     expected = kept + (1 - kept.sum(axis=0)) / T
     for start, flipped in ((state, False), (mirrored, True)):
         after = end_stage(start, task, settings)
-        assert bool(after.flipped) is flipped
+        assert bool(after.tracked.flipped) is flipped
         np.testing.assert_allclose(after.params.value, numbers.v, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(after.params.attention, expected, rtol=1e-5, atol=1e-6)
     uncut = end_stage(mirrored, task, change(settings, threshold=0.0))
@@ -630,13 +633,13 @@ def test_the_flip_is_an_option_and_needs_a_mirrored_state_at_the_switch() -> Non
     mirrored = at(-0.5, -0.5, stage=1, task=task)
     settings = change(QUICK, threshold=0.0)
     off = end_stage(mirrored, task, change(settings, flip=False))
-    assert (int(off.stage), bool(off.flipped)) == (2, False)
+    assert (int(off.stage), bool(off.tracked.flipped)) == (2, False)
     chex.assert_trees_all_equal(off.params, mirrored.params)
     early = end_stage(mirrored, task, change(settings, switch_level=0.9))
-    assert (int(early.stage), bool(early.flipped)) == (1, False)
+    assert (int(early.stage), bool(early.tracked.flipped)) == (1, False)
     chex.assert_trees_all_equal(early.params, mirrored.params)
     later = end_stage(at(-0.5, -0.5, stage=2, task=task), task, settings)
-    assert not bool(later.flipped)
+    assert not bool(later.tracked.flipped)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "raw_sgd", "adam"])
@@ -649,7 +652,7 @@ def test_arms_without_l1_are_neither_cut_nor_rounded(optimizer: Any) -> None:  #
         assert int(after.stage) == 2
         chex.assert_trees_all_equal(after.params, state.params)
     after = end_stage(at(-0.5, -0.5, stage=1, task=task), task, settings)
-    assert bool(after.flipped) is (optimizer == "sgd")
+    assert bool(after.tracked.flipped) is (optimizer == "sgd")
 
 
 def test_third_stage_freezes_the_attention() -> None:
@@ -973,7 +976,7 @@ def test_the_sampler_stays_unbatched_under_a_map_over_settings() -> None:
     learners = change(settings, **{name: jnp.linspace(0.1, 0.2, width) for name in MAPPED})
     states = jax.eval_shape(jax.vmap(init, in_axes=(None, None, axes)), key, task, learners)
 
-    def go_on(state: State, settings: Settings) -> State:
+    def go_on(state: LearnerState, settings: Settings) -> LearnerState:
         return advance(key, task, settings, state, 2, 1)[0]
 
     for shapes in (

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scbjax.composition import FIRST_STEP
+from scbjax.composition import FIRST_STEP, LearnerState
 from scbjax.model import Params, init_params
-from scbjax.paper import State, init
+from scbjax.paper import init
 from scbjax.sampling import Batch, draw_batch, fold_in, make_sampler, make_seed
 from scbjax.settings import NEVER, Settings
 from scbjax.starts import start_from
@@ -79,7 +79,7 @@ def draw_source(task: Task, correlation: jax.Array) -> Task:
 
 
 @jax.jit
-def start(key: jax.Array, source: Task, task: Task, settings: Settings) -> State:
+def start(key: jax.Array, source: Task, task: Task, settings: Settings) -> LearnerState:
     return start_from(key, source, task, settings, init(key, task, settings))
 
 
@@ -138,8 +138,8 @@ def test_start_equals_the_equations(scale_rates: bool, first_rate: float) -> Non
     np.testing.assert_allclose(found.params.attention, kept, rtol=1e-5, atol=1e-6)
 
     alpha = (np.trace(value @ np.diag(mu) @ p.T) - mu @ mu) / k_p
-    np.testing.assert_allclose(found.population, (alpha, eta * k_p * alpha), rtol=1e-5)
-    assert (int(found.stage), int(found.step), bool(found.flipped)) == (2, 0, False)
+    np.testing.assert_allclose(found.tracked.population, (alpha, eta * k_p * alpha), rtol=1e-5)
+    assert (int(found.stage), int(found.step), bool(found.tracked.flipped)) == (2, 0, False)
 
 
 def test_first_step_lands_on_the_path_in_expectation() -> None:
@@ -215,7 +215,7 @@ def test_records_begin_after_the_first_step() -> None:
     )
     for index, name in enumerate(("value", "attention")):
         np.testing.assert_allclose(
-            records[f"population_alpha_{name}"][0], begun.population[index], rtol=1e-6
+            records[f"population_alpha_{name}"][0], begun.tracked.population[index], rtol=1e-6
         )
 
 
@@ -234,7 +234,9 @@ def test_start_under_vmap_equals_single_ones() -> None:
     def one(correlation: jax.Array, numbers: dict[str, jax.Array]) -> Params:
         source = draw_source(task, correlation)
         settings = change(SETTINGS, **numbers)
-        return start_from(key, source, task, settings, init(key, task, settings)).params
+        begun = start_from(key, source, task, settings, init(key, task, settings))
+        params: Params = begun.params
+        return params
 
     found = jax.jit(jax.vmap(one))(jnp.array(correlations), columns)
     for lane, correlation in enumerate(correlations):
@@ -245,13 +247,13 @@ def test_start_under_vmap_equals_single_ones() -> None:
 
 
 @pytest.fixture(scope="module")
-def pretrained() -> State:
+def pretrained() -> LearnerState:
     settings = change(SETTINGS, start="pretrained")
-    state: State = start(jax.random.key(5), make_source(), make_task(), settings)
+    state: LearnerState = start(jax.random.key(5), make_source(), make_task(), settings)
     return state
 
 
-def test_pretraining_learns_what_would_be_handed_over(pretrained: State) -> None:
+def test_pretraining_learns_what_would_be_handed_over(pretrained: LearnerState) -> None:
     task, source = make_task(), make_source()
     p, mu, _, p_hat = in_numpy(*task, source.transition)
     (value,) = in_numpy(pretrained.params.value)
@@ -265,7 +267,7 @@ def test_pretraining_learns_what_would_be_handed_over(pretrained: State) -> None
     np.testing.assert_allclose(value @ mu, mu, atol=1e-6)
 
 
-def test_pretraining_uses_no_samples_of_the_task(pretrained: State) -> None:
+def test_pretraining_uses_no_samples_of_the_task(pretrained: LearnerState) -> None:
     settings = change(SETTINGS, start="pretrained")
     assert settings.samples_before == SETTINGS.samples_before == 6 * B
     assert change(SETTINGS, start="uniform").samples_before == 0

@@ -6,6 +6,7 @@ from typing import Any
 
 from scbjax import paper
 from scbjax.base import Functions, Keys, Values
+from scbjax.composition import LearnerState
 from scbjax.experiments.scb_trajectories import (
     SPARSITY,
     Program,
@@ -14,7 +15,6 @@ from scbjax.experiments.scb_trajectories import (
     uniform_start,
 )
 from scbjax.model import map_attention
-from scbjax.paper import State
 from scbjax.starts import start_from
 from scbjax.task import Task, related_task
 
@@ -37,7 +37,7 @@ def functions(fixed: Values, varying: Mapping[str, tuple[Any, ...]]) -> Function
     )
 
 
-def _start(program: Program, keys: Keys, values: Values, task: Task) -> State:
+def _start(program: Program, keys: Keys, values: Values, task: Task) -> LearnerState:
     """The start of one trajectory: uniform, or that of a transfer."""
     state = uniform_start(program, keys, values, task)
     if program.fixed["train.start"] == "uniform":

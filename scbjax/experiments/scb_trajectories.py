@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from scbjax.base import Functions, Keys, Values, short_name
-from scbjax.paper import State
+from scbjax.composition import LearnerState
 from scbjax.settings import STATIC_FIELDS, TRACED_FIELDS, Settings
 from scbjax.task import (
     Task,
@@ -25,12 +25,12 @@ SPARSITY = "task.sparsity"
 class Learner(Protocol):
     """What moves and records a trajectory: :mod:`scbjax.training` or a simulation of it."""
 
-    def init(self, key: jax.Array, task: Task, settings: Settings) -> State:
+    def init(self, key: jax.Array, task: Task, settings: Settings) -> LearnerState:
         """The state before the first step."""
 
     def take_record(
-        self, key: jax.Array, task: Task, settings: Settings, state: State, index: jax.Array
-    ) -> tuple[State, dict[str, jax.Array]]:
+        self, key: jax.Array, task: Task, settings: Settings, state: LearnerState, index: jax.Array
+    ) -> tuple[LearnerState, dict[str, jax.Array]]:
         """One record, with the steps that lead to it."""
 
 
@@ -104,14 +104,14 @@ def _draw_task(program: Program, keys: Keys, values: Values) -> Task:
     return program.held(task)
 
 
-def uniform_start(program: Program, keys: Keys, values: Values, task: Task) -> State:
+def uniform_start(program: Program, keys: Keys, values: Values, task: Task) -> LearnerState:
     """The start of one trajectory at uniform attention."""
     return program.learner.init(keys.start, task, program.settings(values))
 
 
 def _take_record(
-    program: Program, keys: Keys, values: Values, task: Task, state: State, index: jax.Array
-) -> tuple[State, dict[str, jax.Array]]:
+    program: Program, keys: Keys, values: Values, task: Task, state: LearnerState, index: jax.Array
+) -> tuple[LearnerState, dict[str, jax.Array]]:
     """One record of one trajectory, with the steps that lead to it."""
     settings = program.settings(values, record=tuple(program.fixed["record.variables"]))
     return program.learner.take_record(keys.data, task, settings, state, index)

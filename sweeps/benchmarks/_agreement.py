@@ -11,8 +11,9 @@ import numpy as np
 from _library import Size, settings_for, start
 from _peers import HostBatch, HostTask, Pair, Peer, Rule, Values, host_tasks
 
+from scbjax.composition import LearnerState
 from scbjax.losses import loss
-from scbjax.paper import State, step
+from scbjax.paper import step
 from scbjax.sampling import sample_batch
 from scbjax.task import Task
 
@@ -40,7 +41,7 @@ def check_agreement(peers: dict[str, type[Peer]], size: Size) -> dict[str, float
     exact = (*gradient, *reference_step(params, gradient, task, rule))
 
     state = start(jax_task, settings)
-    after: State = step(state, jax_batch, jax_task, settings)[0]
+    after: LearnerState = step(state, jax_batch, jax_task, settings)[0]
     errors = {
         "scbjax": largest_error((*jax.grad(loss)(state.params, jax_batch), *after.params), exact)
     }

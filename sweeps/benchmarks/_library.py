@@ -15,9 +15,10 @@ from _hlo import count
 from _measure import Contender, Payload
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from scbjax.composition import LearnerState
 from scbjax.losses import loss, sample_gradients
 from scbjax.model import Params
-from scbjax.paper import State, init, step, stored
+from scbjax.paper import init, step, stored
 from scbjax.sampling import (
     POSITION_MAJOR_LIMIT,
     AnyBatch,
@@ -84,7 +85,7 @@ def draw_tasks(size: Size) -> Task:
     return tasks
 
 
-def start(task: Task, settings: Settings) -> State:
+def start(task: Task, settings: Settings) -> LearnerState:
     """A state half-way through the second stage, where every part of a step has work to do."""
     state = init(jax.random.key(0), task, settings)
     halfway = jax.tree.map(
@@ -146,7 +147,9 @@ def library(
     def draw(index: jax.Array, sampler: Sampler, seed: Seed) -> AnyBatch:
         return draw_step(fold_in(seed, index), sampler, size.batch_size)
 
-    def move(index: jax.Array, state: State, task: Task, sampler: Sampler, seed: Seed) -> State:
+    def move(
+        index: jax.Array, state: LearnerState, task: Task, sampler: Sampler, seed: Seed
+    ) -> LearnerState:
         batch = draw(index, sampler, seed)
         return stored(
             step_in(held, stored(state, task, settings), batch, task, settings), task, settings
@@ -155,7 +158,7 @@ def library(
     def found(
         index: jax.Array,
         last: Any,  # noqa: ANN401 - what was found before
-        state: State,
+        state: LearnerState,
         task: Task,
         sampler: Sampler,
         seed: Seed,
@@ -179,10 +182,12 @@ def library(
     return _compiled_sweep(name, found, (last, inputs), size, devices)
 
 
-def step_in(held: Held, state: State, batch: AnyBatch, task: Task, settings: Settings) -> State:
+def step_in(
+    held: Held, state: LearnerState, batch: AnyBatch, task: Task, settings: Settings
+) -> LearnerState:
     """One step in the given numbers; the state's own dtypes are kept."""
     moved, _ = step(held_in(state, held.step), batch, held_in(task, held.step), settings)
-    kept: State = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
+    kept: LearnerState = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
     return kept
 
 
@@ -342,7 +347,7 @@ def lowered_step(size: Size, *, device: Any = None) -> Any:  # noqa: ANN401 - a 
         states = jax.vmap(lambda task: stored(start(task, settings), task, settings))(tasks)
         return states, tasks, jax.vmap(make_sampler)(tasks), seeds
 
-    def one_step(state: State, task: Task, sampler: Any, seed: Seed) -> State:  # noqa: ANN401
+    def one_step(state: LearnerState, task: Task, sampler: Any, seed: Seed) -> LearnerState:  # noqa: ANN401
         batch = draw_step(seed, sampler, size.batch_size)
         state, _ = step(stored(state, task, settings), batch, task, settings)
         return stored(state, task, settings)

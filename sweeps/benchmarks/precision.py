@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from step import CHECKED_SAMPLES, QUICK_SIZES, SIZES
 
+from scbjax.composition import LearnerState
 from scbjax.losses import loss
 from scbjax.model import Params
-from scbjax.paper import State
 from scbjax.sampling import Batch, sample_batch
 from scbjax.task import Task
 
@@ -105,12 +105,12 @@ def check(name: str, held: Held, size: Size) -> dict[str, float]:
 
 
 def _step(
-    held: Held, state: State, batch: Batch, task: Task, size: Size
+    held: Held, state: LearnerState, batch: Batch, task: Task, size: Size
 ) -> tuple[list[Values], list[Values]]:
     """The gradient, and the parameters after a step."""
 
     @jax.jit
-    def both(state: State) -> tuple[Params, Params]:
+    def both(state: LearnerState) -> tuple[Params, Params]:
         gradient = jax.grad(loss)(held_in(state.params, held.step), batch)
         return gradient, step_in(held, state, batch, task, settings_for(size)).params
 

@@ -28,6 +28,7 @@ from scipy.stats import binomtest
 from scbjax.base import StudyError
 from scbjax.sweep.scripts.figures import draw_figure, numbers_of
 
+ROUNDING = 1e-12  # of a slope that is zero, which differs from processor to processor
 Make = Callable[..., xr.Dataset]
 Store = Callable[[str, xr.Dataset], Path]
 Row = dict[str, str]
@@ -710,7 +711,7 @@ def test_transfer_prints_growth_and_all_settings(dataset: xr.Dataset) -> None:
             assert float(fit[f"{name}, from"]) <= float(fit[name]) <= float(fit[f"{name}, to"])
         names = ("power of T, from", "power of T", "power of T, to")
         low, power, high = (float(fit[name]) for name in names)
-        assert low <= power <= high
+        assert low - ROUNDING <= power <= high + ROUNDING
         slope = np.polyfit(np.log(curve.lengths), np.log(costs), 1)[0]
         assert power == pytest.approx(slope, abs=2e-4)
     assert len(tried) == data.sizes["arm"]
