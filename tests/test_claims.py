@@ -137,9 +137,9 @@ def test_a_study_is_run_with_the_seeds(monkeypatch: pytest.MonkeyPatch, tmp_path
     commands: list[list[str]] = []
     monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(list(command)))
     for small in (False, True):
-        check.run_study("transfer", range(9600, 9632), tmp_path, small=small)
+        check.run_study("transfer", range(9700, 9732), tmp_path, small=small)
     assert ["--small" in command for command in commands] == [False, True]
-    assert all("axes.seed={ range = [9600, 9632] }" in command for command in commands)
+    assert all("axes.seed={ range = [9700, 9732] }" in command for command in commands)
 
 
 def test_the_power_of_a_search_is_that_of_its_figure() -> None:
@@ -162,7 +162,8 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> Claim:
     rows = [("plain", 1000, 0.25, 0.125, 0.5), ("plain", 2000, 0.75, 0.5, 1.0)]
     table = Table("Shares of 32 runs", ("way", "T", *ranged("share")), rows)
     other = Table("Powers", ("way", *ranged("power")), [("plain", 2, 1, 3)])
-    figure = SimpleNamespace(tables=lambda _: [table, other])
+    words = Table("Ranks", ("way", *ranged("power")), [("plain", "later", "later", "later")])
+    figure = SimpleNamespace(tables=lambda _: [table, other, words])
     monkeypatch.setitem(sys.modules, "made_up", figure)
     where = {"way": "plain", "T": 2000}
     return Claim("made_up", "a claim", "tabled", 0.9, 1, where, variable="share", table="Shares of")
@@ -175,15 +176,23 @@ def test_a_number_of_a_table_is_found_by_its_row_and_column(printed: Claim) -> N
     assert not check.judge(replace(printed, low=1.01, high=1.1), study(9)).holds
 
 
+def test_what_a_table_leaves_out_does_not_hold(printed: Claim) -> None:
+    """A row that is not there, and a word in the place of a number."""
+    missing = check.judge(replace(printed, low=-np.inf, high=np.inf, where={"T": 3}), study(9))
+    assert np.isnan(missing.found).all()
+    assert not missing.holds
+    word = replace(printed, where={"way": "plain"}, variable="power", table="Ranks")
+    assert np.isnan(check.judge(word, study(9)).found.value)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"table": "Ranks"}, "0 tables of made_up begin with 'Ranks'"),
-        ({"table": ""}, "2 tables of made_up begin with ''"),
+        ({"table": "Sizes"}, "0 tables of made_up begin with 'Sizes'"),
+        ({"table": ""}, "3 tables of made_up begin with ''"),
         ({"variable": "shares"}, "has no column 'shares'"),
         ({"where": {"L": 1}}, "has no column 'L'"),
         ({"where": {"way": "plain"}}, "2 rows of 'Shares of' are {'way': 'plain'}, not one"),
-        ({"where": {"T": 3}}, "0 rows of 'Shares of' are {'T': 3}, not one"),
     ],
 )
 def test_a_row_and_a_column_have_to_be_there(
@@ -215,7 +224,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> list[Claim]:
     listed: list[Claim] = []
 
     def run(name: str, seeds: range, out: Path, *, small: bool) -> Path:
-        assert (name, seeds, small) == ("made", range(9600, 9632), False)
+        assert (name, seeds, small) == ("made", range(9700, 9732), False)
         out.mkdir(parents=True)
         study(9).to_netcdf(out / "made.nc", engine="h5netcdf")
         return out / "made.nc"
@@ -229,10 +238,10 @@ def test_the_command_fails_with_a_false_claim_and_not_with_true_ones(
     planted: list[Claim], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planted.append(claim("found", 0.2, 0.4))
-    assert check.main(["9600:9632", "--results", str(tmp_path / "true")]) == 0
+    assert check.main(["9700:9732", "--results", str(tmp_path / "true")]) == 0
     assert "1 of 1 claims hold" in capsys.readouterr().out
     planted.append(claim("mirrored", 0.0, 0.1))
-    assert check.main(["9600:9632", "--results", str(tmp_path / "false")]) == 1
+    assert check.main(["9700:9732", "--results", str(tmp_path / "false")]) == 1
     said = capsys.readouterr().out
     assert "holds  made: a claim\n       stated 0.2 to 0.4; came out 0.2812 (0.1556 to" in said
     assert "FAILS  made: a claim\n       stated 0 to 0.1; came out 0.7188" in said
@@ -242,7 +251,7 @@ def test_the_command_fails_with_a_false_claim_and_not_with_true_ones(
 @pytest.mark.parametrize(
     ("seeds", "sentence"),
     [
-        ("9600", "SEEDS must be first:last"),
+        ("9700", "SEEDS must be first:last"),
         ("9:3", "SEEDS must be first:last"),
         ("a:b", "SEEDS must be first:last"),
         ("390:410", "seeds 390 to 399 have been used before"),
@@ -362,5 +371,5 @@ def test_every_measure_is_known_and_used() -> None:
 @pytest.mark.slow
 def test_claims_need_not_hold_for_small_studies(tmp_path: Path) -> None:
     """The whole way, with real runs: the gain of the projector at T = 100 is not that of 5000."""
-    arguments = ["9600:9616", "projector_tasks", "--small", "--results", str(tmp_path)]
+    arguments = ["9700:9716", "projector_tasks", "--small", "--results", str(tmp_path)]
     assert check.main(arguments) == 1
