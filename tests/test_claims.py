@@ -265,6 +265,12 @@ def test_seeds_are_new_or_refused(
     assert sentence in capsys.readouterr().err
 
 
+def test_a_study_without_claims_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main(["9700:9732", "spasity"]) == 2
+    said = "no claim is about a study 'spasity'; did you mean 'sparsity'?"
+    assert said in capsys.readouterr().err
+
+
 def test_seeds_of_studies_count_as_used() -> None:
     used = {seed for seeds in check.used_seeds() for seed in seeds}
     for path in sorted((ROOT / "sweeps").glob("*.toml")):

@@ -43,6 +43,8 @@ from _numbers import Table, ranged, worded  # noqa: E402
 from _runs import SIGNALS  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
+from scbjax.tables import nearest  # noqa: E402
+
 CLAIMS: Final = Path(__file__).with_name("claims.toml")
 
 
@@ -321,6 +323,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = list(dict.fromkeys(claim.study for claim in claims))
     arguments = read_arguments(known, argv)
     try:
+        for study in arguments.studies:
+            if study not in known:
+                raise ValueError(f"no claim is about a study {study!r}{nearest(study, known)}")
         seeds = read_seeds(arguments.seeds, used)
     except ValueError as error:
         print(error, file=sys.stderr)
@@ -342,7 +347,7 @@ def read_arguments(studies: Sequence[str], argv: Sequence[str] | None) -> Any:  
     )
     parser.add_argument("seeds", metavar="FIRST:LAST", help="seeds; the last one is left out")
     parser.add_argument(
-        "studies", nargs="*", metavar="STUDY", choices=[*studies, []],
+        "studies", nargs="*", metavar="STUDY",
         help=f"of {', '.join(studies)}; all if none is named",
     )  # fmt: skip
     parser.add_argument(
