@@ -20,6 +20,10 @@ from scbjax.sweep.study.fields import shown
 from scbjax.sweep.study.locating import none_found
 
 PICTURES = "figures/out"
+DRAWING = tuple(
+    f"matplotlib.{name}" for name in ("figure", "backends.backend_agg", "backends.backend_pdf")
+)
+"""Modules that a picture is drawn and written with."""
 
 
 @dataclass(frozen=True)

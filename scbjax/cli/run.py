@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from scbjax.base import StudyError
-from scbjax.cli.drawing import tell_figures
+from scbjax.cli.drawing import DRAWING, tell_figures
 from scbjax.cli.exits import Stopped
 from scbjax.cli.options import (
     CompilationCache,
@@ -101,7 +101,7 @@ class Run:
         prepare_jax(self.cpu_devices, self.compilation_cache)
         from scbjax.sweep.engine.here import here
 
-        return contextlib.nullcontext(here())
+        return contextlib.nullcontext(here(() if self.no_figure else DRAWING))
 
     def _study(self) -> Study:
         overrides = with_precision(self.overrides, self.precision)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -133,7 +134,7 @@ def test_results_do_not_depend_on_a_precision_set_elsewhere(
 ) -> None:
     found = []
 
-    def compile_none(_: Program) -> None:
+    def compile_none(*_: object) -> None:
         found.append(getattr(jax.config, "jax_default_matmul_precision", None))
         raise InterruptedError
 
@@ -142,6 +143,13 @@ def test_results_do_not_depend_on_a_precision_set_elsewhere(
     with jax.default_matmul_precision("tensorfloat32"), pytest.raises(InterruptedError):
         Executor(plan).run(0)
     assert found == ["highest"]
+
+
+def test_modules_are_loaded_while_the_compiler_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "sched", raising=False)
+    plan = make_plan(parse_study(TEXT, "study"))
+    Executor(plan, ahead=("not_installed_anywhere", "sched")).run(0)
+    assert "sched" in sys.modules
 
 
 # ---------------------------------------------------------------------------- memory

@@ -710,8 +710,8 @@ class Interrupting(SilentProgress):
             signal.raise_signal(signal.SIGINT)
 
 compiled = []
-def compile_and_keep(program, compile=chunks.compile_program):
-    compiled.append(compile(program))
+def compile_and_keep(program, ahead, compile=chunks.compile_program):
+    compiled.append(compile(program, ahead))
     return compiled[-1]
 chunks.compile_program = compile_and_keep
 

@@ -8,7 +8,7 @@ can be as long as suits the clock and end where a snapshot is due, and still sha
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -92,10 +92,14 @@ class Executor:
     Args:
         plan: the plan.
         segment_seconds: time that a segment is made to last.
+        ahead: modules that are loaded while the compiler works (`compile_program`).
     """
 
-    def __init__(self, plan: Plan, *, segment_seconds: float = SEGMENT_SECONDS) -> None:
+    def __init__(
+        self, plan: Plan, *, segment_seconds: float = SEGMENT_SECONDS, ahead: Sequence[str] = ()
+    ) -> None:
         self._plan = plan
+        self._ahead = ahead
         self._segment_seconds = segment_seconds
         self._compiled: dict[int, Compiled] = {}
 
@@ -172,7 +176,7 @@ class Executor:
         # Whatever the user has set for JAX as a whole; steps have what the study says, and seeds
         # give the same numbers.
         with jax.default_matmul_precision("highest"), jax.threefry_partitionable(True):
-            compiled = compile_program(program)
+            compiled = compile_program(program, self._ahead)
         give_back_freed_memory()
         return compiled
 

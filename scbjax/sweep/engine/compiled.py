@@ -1,9 +1,12 @@
 """Programs compiled for the devices that share a chunk, and what they take."""
 
+import contextlib
 import ctypes
 import dataclasses
+import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -101,26 +104,51 @@ def parts_of(program: Program, mesh: Mesh) -> Parts:
     )
 
 
-def compile_program(program: Program) -> Compiled:
-    """Compiles a program so that each device does its own part of the outer layer, and no more."""
+def compile_program(program: Program, ahead: Sequence[str] = ()) -> Compiled:
+    """Compiles a program so that each device does its own part of the outer layer, and no more.
+
+    The compiler leaves Python free: the two small programs are compiled while the large one is
+    traced.
+
+    Args:
+        program: the program.
+        ahead: modules that are loaded while the large one is compiled, since the process goes on
+            with them.
+    """
     mesh = mesh_of(program)
     start = time.perf_counter()
-    first, told, segment = (
-        part.function.lower(*part.arguments) for part in parts_of(program, mesh)
-    )
+    parts = parts_of(program, mesh)
     options = compiler_options(mesh.devices.flat[0].platform)
     # What runs once is to be ready soon.
     once = {**options, **quick_options()}
-    taking = segment.compile(compiler_options=options)
-    return Compiled(
-        functions_of(program),
-        partial(jax.device_put, device=_shardings(mesh, _on_inputs())),
-        first.compile(compiler_options=once),
-        told.compile(compiler_options=once),
-        taking,
-        time.perf_counter() - start,
-        _memory_of(taking, mesh.size),
-    )
+    with ThreadPoolExecutor(max_workers=2) as others:
+        first, told = (
+            others.submit(_lowered(part).compile, compiler_options=once)
+            for part in (parts.prepare, parts.constants)
+        )
+        segment = _lowered(parts.segment)
+        others.submit(_load, ahead)
+        taking = segment.compile(compiler_options=options)
+        return Compiled(
+            functions_of(program),
+            partial(jax.device_put, device=_shardings(mesh, _on_inputs())),
+            first.result(),
+            told.result(),
+            taking,
+            time.perf_counter() - start,
+            _memory_of(taking, mesh.size),
+        )
+
+
+def _lowered(part: Jitted) -> Any:  # noqa: ANN401 - of JAX, untyped
+    return part.function.lower(*part.arguments)
+
+
+def _load(modules: Sequence[str]) -> None:
+    """Loads modules; those that are not there are left to whoever needs them."""
+    for name in modules:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def _on_inputs() -> Any:  # noqa: ANN401 - a tree of specs

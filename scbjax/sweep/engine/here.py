@@ -3,8 +3,9 @@
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import jax
 import scbjax
 from scbjax.base import CACHE_BYTES
 from scbjax.keys import THREEFRY
+from scbjax.sweep.engine.chunks import Executor
 from scbjax.sweep.engine.engines import Engine, LocalEngine
 from scbjax.sweep.plan import cost
 from scbjax.sweep.plan.measured import cost_of
@@ -35,9 +37,19 @@ class Place:
     facts: Mapping[str, str]
 
 
-def here() -> Place:
-    """This process, as a place where studies run."""
-    return Place(plan_here, LocalEngine(), provenance())
+# What a dataset is written with; xarray asks for the last two where they are installed.
+_WRITING = ("xarray", "h5netcdf", "dask.array", "distributed")
+
+
+def here(ahead: Sequence[str] = ()) -> Place:
+    """This process, as a place where studies run.
+
+    Args:
+        ahead: modules that it will need after a run, beside those that write the dataset: they are
+            loaded while the compiler works.
+    """
+    executor = partial(Executor, ahead=(*_WRITING, *ahead))
+    return Place(plan_here, LocalEngine(executor), provenance())
 
 
 def plan_here(study: Study, memory_bytes: int | None = None) -> Plan:
