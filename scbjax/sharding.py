@@ -202,16 +202,10 @@ def shard_map(
     in_specs: Any,  # noqa: ANN401 - a spec in the place of each subtree
     out_specs: Any,  # noqa: ANN401
 ) -> Callable[..., Any]:
-    """``jax.shard_map`` without its checks of replication, in all versions of JAX."""
-    mapped: Callable[..., Any]
-    if hasattr(jax, "shard_map"):
-        mapped = jax.shard_map(
-            function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-        )
-    else:  # JAX before 0.6
-        from jax.experimental.shard_map import shard_map as experimental
-
-        mapped = experimental(function, mesh, in_specs, out_specs, check_rep=False)
+    """``jax.shard_map`` without its checks of replication."""
+    mapped: Callable[..., Any] = jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
     return mapped
 
 
@@ -241,7 +235,5 @@ def _mesh_of(devices: Sequence[jax.Device]) -> Mesh:
 
 
 def _use(mesh: Mesh) -> AbstractContextManager[Any]:
-    # The second is its name in JAX before 0.6.
-    use: Any = getattr(jax, "set_mesh", None) or jax.sharding.use_mesh  # type: ignore[attr-defined]
-    context: AbstractContextManager[Any] = use(mesh)
+    context: AbstractContextManager[Any] = jax.set_mesh(mesh)
     return context

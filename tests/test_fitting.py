@@ -22,14 +22,13 @@ from scbjax.fitting.mixtures import Mixture
 from scbjax.fitting.reading import as_symbols, read_symbols
 from scbjax.fitting.saving import load_fit, save_fit
 from scbjax.fitting.series import series_of
-from scbjax.sweep.engine.inputs import allow_float64
 
 CASES = [("mtd", 1), ("mtd", 2), ("mtdg", 1), ("scb", 1), ("scb", 2)]
 
 
 @pytest.fixture
 def float64() -> Iterator[None]:
-    with allow_float64(True):
+    with jax.enable_x64(True):
         yield
 
 

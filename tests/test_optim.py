@@ -822,7 +822,9 @@ def test_column_sums_are_restored_in_the_parameters_dtype() -> None:
     restored, _ = transform.update(updates, transform.init(params), params)
     assert restored.dtype == params.dtype
     sums = np.sum(np.asarray(optax.apply_updates(params, restored), float), axis=0)
-    np.testing.assert_allclose(sums, 1.0, rtol=0, atol=2e-6)
+    # What rounding does to a sum of these in float32; in bfloat16 it is thousands of times as much.
+    rounding = np.finfo(np.float32).eps * np.abs(np.asarray(updates, float)).sum(axis=0).max()
+    np.testing.assert_allclose(sums, 1.0, rtol=0, atol=rounding)
 
 
 def test_rows_step_with_coarse_gradients() -> None:

@@ -351,23 +351,12 @@ def _place(
         known = nearest(engine, ENGINES) or f" (engines: {', '.join(ENGINES)})"
         raise StudyError(f"no engine is called {shown(engine)}{known}")
     start_jax(count)
-    _refuse_programs_read_back()
     from scbjax.sweep.engine.here import here
 
     place = here()
     if not isinstance(engine, str):
         place = replace(place, engine=engine)
     return contextlib.nullcontext(place)
-
-
-def _refuse_programs_read_back() -> None:
-    """Where JAX reads compiled programs back wrong, none are kept, whatever was configured."""
-    import jax
-
-    from scbjax.sweep.engine.backend import RELIABLE_SINCE
-
-    if jax.__version_info__ < RELIABLE_SINCE:
-        jax.config.update("jax_enable_compilation_cache", False)
 
 
 # -------------------------------------------------------------------------------- what is opened

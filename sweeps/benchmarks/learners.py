@@ -43,7 +43,6 @@ from scbjax.experiments import (
     multihead_model,
 )
 from scbjax.sampling import draw_batch, draw_step, fold_in, make_sampler, make_seed
-from scbjax.sweep.engine.inputs import allow_float64
 
 LINEAR: Final = "linear"
 PLAIN: Final = ", plain JAX"
@@ -236,7 +235,7 @@ def _disagreement(learner: Learner, params: Any, batches: tuple[Any, Any]) -> fl
     """
     first, second = (jax.tree.map(lambda x: x[0], batch) for batch in batches)
     found = jax.jit(jax.vmap(jax.value_and_grad(learner.own)))(params, first)
-    with allow_float64(True):
+    with jax.enable_x64(True):
         exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
         expected = jax.jit(jax.vmap(jax.value_and_grad(learner.plain)))(exact, second)
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import xarray as xr
@@ -42,6 +44,13 @@ NEWER = {
 
 
 def assert_as_kept(study: str, dtype: str, work: Path) -> None:
+    """Fails if a study is another; skips where the compiler rounds tasks otherwise.
+
+    A token goes by the last bit of mu: where that is another, some trajectories learn from others.
+    """
+    kept = json.loads(PROVENANCE["versions"])["jax"]
+    if jax.__version__ != kept:
+        pytest.skip(f"what is kept was drawn with JAX {kept}, this is {jax.__version__}")
     found = reference.compare_study(study, dtype, KEPT[study], work)
     assert all(one.holds for one in found), reference.told(study, dtype, found)
 

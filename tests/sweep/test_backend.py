@@ -15,16 +15,11 @@ from scbjax.sweep.engine import backend
 from scbjax.sweep.engine.backend import (
     compiler_options,
     cpu_device_count,
-    keep_programs,
     machine_name,
     make_cpu_devices,
     read_cpu_devices,
     remove_oldest,
     usable_cores,
-)
-
-reads_back = pytest.mark.skipif(
-    jax.__version_info__ < backend.RELIABLE_SINCE, reason="this JAX reads programs back wrong"
 )
 
 STUDY = """
@@ -75,7 +70,6 @@ def run(folder: Path, *arguments: str, **environ: str) -> tuple[list[int], str]:
 
 
 @pytest.mark.slow
-@reads_back
 def test_the_second_process_compiles_nothing_and_gets_the_same_bits(tmp_path: Path) -> None:
     import xarray
 
@@ -127,7 +121,6 @@ def sizes_of(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in folder.glob("*/*-cache")}
 
 
-@reads_back
 @pytest.mark.parametrize("kept", [0, 0.5, 0.99])
 def test_a_damaged_program_is_replaced(tmp_path: Path, kept: float) -> None:
     assert compile_into(tmp_path) == ""
@@ -144,7 +137,6 @@ def test_a_damaged_program_is_replaced(tmp_path: Path, kept: float) -> None:
     assert compile_into(tmp_path) == ""
 
 
-@reads_back
 def test_a_full_disk_leaves_no_part_of_a_program(tmp_path: Path) -> None:
     said = compile_into(tmp_path, limit=512)
     assert sizes_of(tmp_path) == {}
@@ -169,24 +161,13 @@ def test_programs_are_not_kept_where_they_should_not_or_can_not(tmp_path: Path) 
     home = {"XDG_CACHE_HOME": str(tmp_path / "file")}
     (status, hits, misses, devices), said = run(tmp_path, "--cpu-devices", "3", **home)
     assert (status, hits, misses, devices) == (0, 0, 0, 3)
-    if jax.__version_info__ >= backend.RELIABLE_SINCE:
-        assert said.count("compiled programs are not kept") == 1
-        assert str(tmp_path / "file") in said
+    assert said.count("compiled programs are not kept") == 1
+    assert str(tmp_path / "file") in said
     home = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     arguments = ("--compilation-cache", "off", "--force")
     assert run(tmp_path, *arguments, **home, **flags)[0] == [0, 0, 0, 2]
     assert not (tmp_path / "cache" / "scbjax").exists()
-
-
-def test_an_old_jax_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(backend, "RELIABLE_SINCE", (10**6,))
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    assert keep_programs(None) is None
-    said = keep_programs(str(tmp_path))
-    assert said is not None
-    assert said.endswith("doesn't read them back right")
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_programs_that_were_used_longest_ago_are_removed(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from scbjax.sweep import StudyError, load, run
 from scbjax.sweep.engine import execute
 from scbjax.sweep.engine.chunks import ChunkResult, Executor
 from scbjax.sweep.engine.engines import LocalEngine, Session
-from scbjax.sweep.engine.inputs import allow_float64
 from scbjax.sweep.plan.programs import Plan, make_plan
 from scbjax.sweep.results.dataset import checksum_path
 from scbjax.sweep.study.files import parse_study
@@ -191,7 +190,7 @@ def test_what_is_set_is_that_of_the_command(place: Path) -> None:
 
 @pytest.mark.slow
 def test_what_the_session_has_set_changes_nothing(place: Path, of_command: Path) -> None:
-    with allow_float64(True), jax.default_matmul_precision("default"):
+    with jax.enable_x64(True), jax.default_matmul_precision("default"):
         assert_same(run(STUDY, progress=False), load(of_command))
     assert place.is_dir()
 

@@ -33,9 +33,6 @@ CACHE_BYTES = 2**30
 """Size of the folder of compiled programs from which on the oldest are removed. A program takes
 about a megabyte."""
 OFF = "off"
-RELIABLE_SINCE = (0, 6, 2)
-"""JAX from which on programs that are read back compute the same. With 0.5.3 a sweep's records come
-out as zeros."""
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -235,12 +232,10 @@ def keep_programs(asked: str | None) -> str | None:
     import platformdirs
 
     mend_cache()
-    named = asked if asked is not None else os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if asked == OFF or jax.__version_info__ < RELIABLE_SINCE:
+    if asked == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
-        old = f"JAX {jax.__version__} doesn't read them back right"
-        return f"compiled programs are not kept: {old}" if named not in {None, OFF} else None
-    if asked is None and named:
+        return None
+    if asked is None and os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return None
     try:
         folder = _cache_folder(

@@ -10,10 +10,6 @@ import numpy.typing as npt
 from scbjax.sweep.plan.programs import Chunk, Layer, Program
 from scbjax.sweep.study.fields import fields_of
 
-# JAX has moved the name.
-allow_float64 = getattr(jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64")  # noqa: B009
-"""The context, of a boolean, in which JAX makes numbers of 64 bits."""
-
 
 class Inputs(NamedTuple):
     """The numbers of a chunk, by dotted path.
@@ -79,4 +75,6 @@ def dtype_of(program: Program) -> str:
 
 def numbers_of(program: Program) -> contextlib.AbstractContextManager[Any]:
     """What lets JAX make the numbers that a program works with, whatever the user has set."""
-    return allow_float64(dtype_of(program) == "float64")  # type: ignore[no-any-return]
+    is_double = dtype_of(program) == "float64"
+    context: contextlib.AbstractContextManager[Any] = jax.enable_x64(is_double)
+    return context
