@@ -32,7 +32,7 @@ from _measure import (
     spread,
     use_every_core,
 )
-from _pictures import new_figure
+from _pictures import colour_of, draw_spread, new_figure
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -159,16 +159,21 @@ def draw(payload: Payload) -> Figure:
     figure, (times, memory) = new_figure(2, height=2.2)
     rows = payload["rows"]
     names = [f"N = {row['num_tokens']}\nT = {row['context_length']:,}" for row in rows]
+    places = range(len(rows))
+    # Points: a bar has no length on a logarithmic axis.
     steps = [row["step_seconds"] for row in rows]
-    heights = [1e3 * step["median"] for step in steps]
-    below = [1e3 * (step["median"] - step["min"]) for step in steps]
-    above = [1e3 * (step["max"] - step["median"]) for step in steps]
-    times.bar(range(len(rows)), heights, 0.6, yerr=(below, above))
+    draw_spread(times, places, steps, "scbjax", scale=1e3, linestyle="")
     times.set(yscale="log", ylabel="milliseconds per step")
-    memory.bar(range(len(rows)), [row["peak_bytes"] / 2**30 for row in rows], 0.6)
+    peaks = [row["peak_bytes"] / 2**30 for row in rows]
+    memory.plot(places, peaks, "o", color=colour_of("scbjax"), markersize=4)
     memory.set(yscale="log", ylabel="peak of memory, GiB")
-    for axes in (times, memory):
-        axes.set_xticks(range(len(rows)), names)
+    for axes, values in (times, [1e3 * step["median"] for step in steps]), (memory, peaks):
+        axes.set_xticks(places, names)
+        axes.margins(x=0.15, y=0.15)
+        for place, value in zip(places, values, strict=True):
+            axes.annotate(
+                digits(value), (place, value), (6, 0), textcoords="offset points", va="center"
+            )
     return figure
 
 

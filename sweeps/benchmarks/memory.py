@@ -193,7 +193,7 @@ def draw(payload: Payload) -> Figure:
     rows = payload["rows"][::-1]
     for place, row in enumerate(rows):
         size = row["bytes"] / 2**20
-        axes.barh(place, size, 0.6, color=colour_of(row["name"]))
+        axes.plot(size, place, "o", color=colour_of(row["name"]))
         axes.annotate(digits(size), (size, place), (4, 0), textcoords="offset points", va="center")
         if row["planned_bytes"] is not None:
             axes.plot([row["planned_bytes"] / 2**20] * 2, [place - 0.4, place + 0.4], color="black")

@@ -34,7 +34,7 @@ from _library import (
     memory_copy,
 )
 from _measure import QUICK, Effort, Payload, digits, in_process, race, run_script, say
-from _pictures import new_figure
+from _pictures import GREY, new_figure
 from matplotlib.figure import Figure
 
 from scbjax.blocks import for_platform
@@ -185,11 +185,11 @@ def draw(payload: Payload) -> Figure:
     figure, (left, right) = new_figure(2, height=2.9)
     sizes = [row["num_tokens"] for row in payload["checks"]]
     names = [chip["name"] for chip in payload["chips"]]
-    width = 0.8 / len(names)
+    width = 0.4 / len(names)
     for index, name in enumerate(names):
         rates = [row["rate"] / 1e6 for row in payload["rows"] if row["chip"] == name]
         places = [place + (index - (len(names) - 1) / 2) * width for place in range(len(sizes))]
-        left.bar(places, rates, width, color=COLOURS[name], label=name)
+        left.plot(places, rates, "o", color=COLOURS[name], markersize=4, label=name)
     left.set(title="predicted: a step at most", ylabel="million tokens per second")
     _draw_checks(right, payload["checks"])
     for axes in (left, right):
@@ -202,10 +202,8 @@ def draw(payload: Payload) -> Figure:
 
 def _draw_checks(axes: Any, checks: list[Payload]) -> None:  # noqa: ANN401 - of matplotlib
     places = range(len(checks))
-    axes.bar(
-        places, [row["predicted"] / 1e6 for row in checks], 0.5,
-        color="#DDDDDD", edgecolor="#777777", label="predicted in the same way",
-    )  # fmt: skip
+    predicted = [row["predicted"] / 1e6 for row in checks]
+    axes.plot(places, predicted, "_", color=GREY, markersize=14, label="predicted in the same way")
     fastest = [row["measured"]["max"] / 1e6 for row in checks]
     axes.plot(places, fastest, "o", color="#0072B2", markersize=5, label="measured")
     axes.set_title("the device that it ran on")
