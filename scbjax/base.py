@@ -383,9 +383,7 @@ class SearchRules(NamedTuple):
         samples: variable that counts the samples used.
         stage: variable that rises above 1 when the first stage is over.
         goal: variable that a search looks at unless a study names another.
-        multiples: of the values at a point and the ``train.record_every`` that it is given, what
-            does not fit: the beginning of a sentence, or nothing.
-        reads: paths of what that depends on.
+        fit: relations of the experiment that the ``train.record_every`` of a point is part of.
     """
 
     size: str
@@ -393,8 +391,7 @@ class SearchRules(NamedTuple):
     samples: str
     stage: str
     goal: str
-    multiples: Callable[[Values, int], str] = lambda _, __: ""
-    reads: tuple[str, ...] = ()
+    fit: tuple[Relation, ...] = ()
 
 
 class CheckedStudy(Protocol):
@@ -490,7 +487,8 @@ class Experiment:
 
     def _check_search(self, rules: SearchRules, paths: list[str]) -> None:
         """That what the rules of searches name is there."""
-        parameters = (rules.size, rules.batch_size, *rules.reads)
+        read = (path for relation in rules.fit for path in relation.paths)
+        parameters = (rules.size, rules.batch_size, *read)
         variables = (rules.samples, rules.stage, rules.goal)
         for kind, names, known in (
             ("parameter", parameters, paths),

@@ -414,6 +414,12 @@ SAMPLES_ARE_COUNTED = (
     "train.steps = {} times train.batch_size = {} is more samples than "
     f"an int32 can count ({INT32_MAX})"
 )
+PRETRAINING_FITS = Relation(
+    ("transfer.pretraining_steps", "train.record_every", "train.start"),
+    lambda steps, every, start: start != "pretrained" or steps % every == 0,
+    "transfer.pretraining_steps = {} is not a multiple of train.record_every = {}",
+)
+
 TOGETHER = (
     Relation(
         ("train.optimizer", "model.attention_map"),
@@ -432,11 +438,7 @@ TOGETHER = (
         lambda samples, batch, start: start == "uniform" or samples % batch == 0,
         "transfer.first_samples = {} is not a multiple of train.batch_size = {}",
     ),
-    Relation(
-        ("transfer.pretraining_steps", "train.record_every", "train.start"),
-        lambda steps, every, start: start != "pretrained" or steps % every == 0,
-        "transfer.pretraining_steps = {} is not a multiple of train.record_every = {}",
-    ),
+    PRETRAINING_FITS,
     Relation(
         ("train.steps", "train.batch_size", "train.start", "transfer.first_samples"),
         lambda steps, batch, start, first: (

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from scbjax.arguments import SIZES, as_integer, is_numeric, outline
-from scbjax.base import NOT_DIVERGED
+from scbjax.base import NOT_DIVERGED, RECORDS_FIT
 
 _NAMES_SHOWN = 4  # of what a trajectory has recorded
 # The name of a record that no observable can have.
@@ -198,8 +198,6 @@ def count_records(steps: int, record_every: int) -> int:
         ValueError: if they don't make whole ones.
     """
     steps = as_integer("steps", steps, SIZES)
-    if steps % record_every:
-        raise ValueError(
-            f"steps is {steps}; it must be a multiple of record_every = {record_every}"
-        )
+    if refusal := RECORDS_FIT.refusal((steps, record_every), short=True):
+        raise ValueError(refusal)
     return steps // record_every

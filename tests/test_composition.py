@@ -491,9 +491,7 @@ def test_stages_that_do_not_fit_are_refused(stages: list[Stage], message: str) -
 
 
 def test_steps_are_whole_stretches() -> None:
-    with pytest.raises(
-        ValueError, match=r"^steps is 5; it must be a multiple of record_every = 2$"
-    ):
+    with pytest.raises(ValueError, match=r"^steps = 5 is not a multiple of record_every = 2$"):
         regression(optax.sgd(0.1)).train(KEY, TASK, None, steps=5)
 
 

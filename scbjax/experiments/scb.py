@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from scbjax.base import (
-    RECORD_EVERY,
     Experiment,
     Functions,
     Values,
@@ -27,20 +26,13 @@ from scbjax.experiments.scb_common import (
 )
 from scbjax.experiments.scb_cost import COST
 from scbjax.experiments.scb_rates import likely_cause, rate_warnings
-from scbjax.parameters import MODEL, TASK, TOGETHER, TRAIN, TRANSFER
+from scbjax.parameters import MODEL, PRETRAINING_FITS, TASK, TOGETHER, TRAIN, TRANSFER
 from scbjax.recorded import DEFAULT_RECORD, RECORDED
 
 
 def _sizes(values: Values) -> dict[str, int]:
     tokens, length = values["task.num_tokens"], values["task.context_length"]
     return {"token_out": tokens, "token_in": tokens, "position": length, "query": tokens}
-
-
-def _pretraining_fits(values: Values, record_every: int) -> str:
-    steps = values["transfer.pretraining_steps"]
-    if values["train.start"] != "pretrained" or steps % record_every == 0:
-        return ""
-    return f"transfer.pretraining_steps = {steps} is not a multiple of {RECORD_EVERY.path}"
 
 
 def _build(fixed: Values, varying: Mapping[str, tuple[Any, ...]]) -> Functions:
@@ -84,8 +76,6 @@ EXPERIMENT = Experiment(
     dtype=lambda values: str(values.get("task.dtype", "float32")),
     lowering=LOWERING,
     cost=COST,
-    search=SEARCH._replace(
-        multiples=_pretraining_fits, reads=("train.start", "transfer.pretraining_steps")
-    ),
+    search=SEARCH._replace(fit=(PRETRAINING_FITS,)),
 )
 """The sparse contextual bigram and its one-layer linear transformer."""

@@ -14,6 +14,7 @@ from hypothesis import given, strategies as st
 
 import scbjax
 from scbjax.base import Experiment, Parameter, SearchRules, StudyError
+from scbjax.parameters import PRETRAINING_FITS
 from scbjax.sweep.engine.execute import run_search
 from scbjax.sweep.engine.progress import SilentProgress
 from scbjax.sweep.search import (
@@ -180,7 +181,7 @@ def test_a_search_finds_the_best_value_in_every_cell(tmp_path: Path) -> None:
         ("context_length=20 record.snapshots=[4]", "record.snapshots"),
         (
             "search.growth=1.0 start=pretrained pretraining_steps=100",
-            "pretraining_steps = 100 is not a multiple .* 8 at task.context_length = 40",
+            "pretraining_steps = 100 is not a multiple .* = 8, which .* task.context_length = 40",
         ),
         ("search.first=2.0", "search.first"),
         ("search.goal=excess_loss", "excess_loss"),
@@ -324,7 +325,7 @@ def test_a_search_runs_an_experiment_of_ones_own(tmp_path: Path) -> None:
     ("changes", "sentence"),
     [
         ({"size": "data.length"}, "the parameter 'data.length', .* mean 'data.context_length'"),
-        ({"reads": ("train.start",)}, "the parameter 'train.start', which it does not have"),
+        ({"fit": (PRETRAINING_FITS,)}, "name the parameter .transfer.pretraining_steps., which it"),
         ({"stage": "stag"}, "the variable 'stag', which it does not have; did you mean 'stage'"),
         ({"goal": "loss"}, "search rules of experiment 'own' name the variable 'loss'"),
     ],

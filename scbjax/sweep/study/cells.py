@@ -77,7 +77,8 @@ def check_search(study: Study) -> None:
 
 def _check_schedules(study: Study) -> None:
     smallest, rules = _smallest(study), _rules(study)
-    sized = (rules.size, rules.batch_size, *rules.reads)
+    read = {path for relation in rules.fit for path in relation.paths}
+    sized = (rules.size, rules.batch_size, *sorted(read - {STEPS.path, RECORD_EVERY.path}))
     for row in study.combinations(sized):
         values = {**study.base, **dict(zip(sized, row, strict=True))}
         length, batch = values[rules.size], values[rules.batch_size]
@@ -87,11 +88,13 @@ def _check_schedules(study: Study) -> None:
                 f"search.growth = {study.base['search.growth']} makes runs of more than "
                 f"{INT32_MAX} samples at {rules.size} = {length}"
             )
-        if wrong := rules.multiples(values, schedule[RECORD_EVERY.path]):
-            raise StudyError(
-                f"{wrong}, which the search makes {schedule[RECORD_EVERY.path]} at "
-                f"{rules.size} = {length} and {rules.batch_size} = {batch}"
-            )
+        values |= schedule
+        for relation in rules.fit:
+            if wrong := relation.refusal([values[path] for path in relation.paths]):
+                raise StudyError(
+                    f"{wrong}, which the search makes it at {rules.size} = {length} and "
+                    f"{rules.batch_size} = {batch}"
+                )
 
 
 def seed_axes(study: Study) -> tuple[Axis, ...]:
