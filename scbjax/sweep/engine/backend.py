@@ -116,15 +116,20 @@ def cpu_device_count(asked: int | None, environ: Mapping[str, str] = os.environ)
 
 def make_cpu_devices(asked: int | None) -> None:
     """Makes devices of the CPU (see `cpu_device_count`), unless JAX has started already."""
+    count = cpu_device_count(asked)
+    if count is not None:
+        _set_cpu_devices(count)
+
+
+def _set_cpu_devices(count: int) -> bool:
+    """Sets their number; returns whether it could be: JAX keeps those that it has started with."""
     import jax
 
-    count = cpu_device_count(asked)
-    if count is None:
-        return
     try:
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # JAX runs in this process already, with the devices it has
-        return
+    except RuntimeError:
+        return False
+    return True
 
 
 def find_devices() -> list[jax.Device]:
@@ -209,12 +214,10 @@ def _has_started() -> bool:
     import jax
 
     count = getattr(jax.config, "jax_num_cpu_devices", -1)
-    try:
-        jax.config.update("jax_num_cpu_devices", count + 2)
-    except RuntimeError:
-        return True
-    jax.config.update("jax_num_cpu_devices", count)
-    return False
+    has_started = not _set_cpu_devices(count + 2)
+    if not has_started:
+        _set_cpu_devices(count)
+    return has_started
 
 
 def keep_programs(asked: str | None) -> str | None:
