@@ -22,6 +22,9 @@ from scbjax.footprint import (
 )
 from scbjax.recorded import NOISE_RECORD
 
+TAGGED = "task.tagged_positions"
+"""The parameter that simulated trajectories have and others have not."""
+
 PACKED_VOCABULARY = 4
 """Up to this size the tokens of a step are never stored one by one."""
 
@@ -57,6 +60,11 @@ _ROW_SECONDS = 25e-9
 _ENTRY_SECONDS = 2.5e-9
 # The same per entry for vocabularies whose steps go by columns of A.
 _COLUMN_ENTRY_SECONDS = 0.9e-9
+# Processor seconds of a simulated step: to draw how often a token is seen in a sample's other
+# positions, and those of a trajectory for each of these numbers and for each product with V.
+_COUNT_SECONDS = 12e-9
+_COUNTED_SECONDS = 4e-9
+_PRODUCT_SECONDS = 40e-12
 # Tokens that are drawn at a time for the noise of the gradients (`scbjax.noise`).
 _NOISE_PIECE = 2**18
 # Processor seconds of a record: per draw of the refit; and, for each of the other variables, per
@@ -73,7 +81,7 @@ def _float(values: Mapping[str, Any]) -> int:
 
 def rows(values: Mapping[str, Any]) -> int:
     """Rows of A: the positions that get tokens, all of them or the tagged ones of a simulation."""
-    return int(values.get("task.tagged_positions", values["task.context_length"]))
+    return int(values.get(TAGGED, values["task.context_length"]))
 
 
 def tokens_per_trajectory(values: Mapping[str, Any]) -> int:
@@ -143,6 +151,10 @@ def run_seconds(values: Mapping[str, Any], shape: tuple[int, int]) -> float:
         learn += entries * _ENTRY_SECONDS + rows(values) * _ROW_SECONDS
     else:
         learn += entries * _COLUMN_ENTRY_SECONDS
+    if TAGGED in values:
+        counts = int(values["train.batch_size"]) * int(values["task.num_tokens"])
+        draw += counts * _COUNT_SECONDS
+        learn += counts * (_COUNTED_SECONDS + values["task.num_tokens"] * _PRODUCT_SECONDS)
     record = _refit_draws(values) * _REFIT_SECONDS
     record += len(values["record.variables"]) * (
         _VARIABLE_SECONDS + entries * _VARIABLE_ENTRY_SECONDS

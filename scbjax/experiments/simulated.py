@@ -31,13 +31,13 @@ from scbjax.experiments.scb_common import (
     constants,
     variables,
 )
-from scbjax.experiments.scb_cost import COST
+from scbjax.experiments.scb_cost import COST, TAGGED
 from scbjax.experiments.scb_rates import likely_cause, rate_warnings
 from scbjax.parameters import SAMPLES_ARE_COUNTED, SIMULATED_OPTIMIZERS, TASK, TRAIN
 from scbjax.recorded import DEFAULT_RECORD
 
 _TAGGED = Parameter(
-    "task.tagged_positions",
+    TAGGED,
     int,
     REQUIRED,
     "static",
@@ -61,12 +61,12 @@ def _as_simulated(parameter: Parameter) -> Parameter:
 _RELATIONS = (
     SPARSITY_FITS,
     Relation(
-        ("task.tagged_positions", "task.context_length"),
+        (TAGGED, "task.context_length"),
         lambda tagged, length: tagged <= length,
         "task.tagged_positions = {} is larger than task.context_length = {}",
     ),
     Relation(
-        ("task.tagged_positions", "task.sparsity", "task.context_length"),
+        (TAGGED, "task.sparsity", "task.context_length"),
         lambda tagged, sparsity, length: tagged > sparsity or tagged == length,
         "task.tagged_positions = {} is not larger than task.sparsity = {}",
     ),

@@ -101,6 +101,15 @@ def test_costs_rise_with_every_size(override: str) -> None:
     assert run_seconds(large, (1, 1)) > run_seconds(small, (1, 1))
 
 
+def test_what_is_not_tagged_costs_by_the_vocabulary_and_not_by_the_context() -> None:
+    def seconds(**sizes: int) -> float:
+        simulated = {f"task.{name}": size for name, size in sizes.items()}
+        return run_seconds({**program_of().fixed, cost.TAGGED: 10, **simulated}, (1, 1))
+
+    assert seconds(context_length=10**6) == seconds(context_length=10**5)
+    assert seconds(num_tokens=500) > 16 * seconds(num_tokens=100)
+
+
 def test_trajectories_of_an_outer_point_share_its_draws() -> None:
     values = program_of().fixed
     assert (
