@@ -107,7 +107,7 @@ def test_what_is_not_tagged_costs_by_the_vocabulary_and_not_by_the_context() -> 
         return run_seconds({**program_of().fixed, cost.TAGGED: 10, **simulated}, (1, 1))
 
     assert seconds(context_length=10**6) == seconds(context_length=10**5)
-    assert seconds(num_tokens=500) > 16 * seconds(num_tokens=100)
+    assert seconds(num_tokens=500) > 6 * seconds(num_tokens=100)  # products go by its square
 
 
 def test_trajectories_of_an_outer_point_share_its_draws() -> None:
@@ -126,7 +126,7 @@ def test_a_simulation_costs_what_its_tagged_positions_cost() -> None:
     long = program_of(*sizes, stage, text=f'experiment = "simulated"\n{TEXT}').fixed
     short = program_of("context_length=60", stage).fixed
     assert COST.chunk_bytes(long, (2, 2), 1) == COST.chunk_bytes(short, (2, 2), 1)
-    assert run_seconds(long, (2, 2)) == run_seconds(short, (2, 2))
+    assert run_seconds(long, (2, 2)) > run_seconds(short, (2, 2))  # what is summed up is drawn too
 
 
 def test_blocks_save_memory() -> None:
