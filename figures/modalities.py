@@ -348,7 +348,8 @@ def sample_table(data: xr.Dataset) -> Table:
             theory = np.full((2, len(found)), np.nan)
             if way in (AFTER, NOTHING):
                 theory = np.array([predicted(data, kind, way, s) for s in (SHARE, 0.5)])
-            first = data["samples_of_first"].isel(kind=kind, arm=arms_of(data, way)[0])
+            mine = data.isel(kind=kind, arm=arms_of(data, way)[0])
+            first, second = mine["samples_of_first"], mine["samples_of_second"]
             for place, length in enumerate(lengths_of(data)):
                 runs = found[place, chosen[place]]
                 cost = samples_for_share(runs, SHARE)
@@ -357,14 +358,16 @@ def sample_table(data: xr.Dataset) -> Table:
                 rows.append(
                     [PLAIN[str(shared)], way.plain, length, cost, *ends[place],
                      theory[0, place], float(np.median(runs)), *quantile_interval(runs),
-                     theory[1, place], rates[chosen[place]], before]
+                     theory[1, place], rates[chosen[place]], before,
+                     int((second[place] == 0).sum())]
                 )  # fmt: skip
     late, middle = ranged(f"{SHARE:.0%} recover"), ranged("median")
     return Table(
         "Samples of modality 2 until V and the rounded A are right, at the best rate, with 95% "
-        "intervals; predicted for the one step; samples of modality 1 before, median",
+        "intervals; predicted for the one step; samples of modality 1 before, median; runs that "
+        "did not come to modality 2",
         ("new and shared", "way", "T", *late, "predicted", *middle, "predicted median", "rate",
-         "of modality 1"),
+         "of modality 1", "did not come"),
         rows,
     )  # fmt: skip
 
