@@ -27,6 +27,9 @@ LEVEL: Final = 0.95  # of every interval
 NORMAL: Final = 1.959963984540054  # its quantile of the standard normal distribution
 TAILS: Final = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)  # percentiles of resamples
 RESAMPLES: Final = 1000  # of the tasks
+# What stands for infinity, and from where on it is meant, where percentiles are interpolated.
+_BEYOND: Final = 1e200
+_FAR: Final = 1e100
 
 
 class Interval(NamedTuple):
@@ -179,11 +182,23 @@ def and_one_lost(samples: Values, axis: int = -1) -> Values:
 
 
 def slope(x: Values, costs: Values) -> Values:
-    """Fit costs ~ x^b, [..., points]; NaN where one of them is infinite or not a number."""
+    """Fit costs ~ x^b, [..., points].
+
+    Where some are infinite it is what it tends to as they grow: infinite too, with the sign of the
+    side of x on which they are. NaN where they pull to neither, as all of them do.
+
+    >>> x = np.array([1.0, 2.0, 4.0])
+    >>> costs = [[3, 6, 12], [3, 6, np.inf], [np.inf, np.inf, 12], [np.inf] * 3]
+    >>> slope(x, np.array(costs)).round(3).tolist()
+    [1.0, inf, -inf, nan]
+    """
     centred = np.log(x) - np.log(x).mean()
-    logs = np.log(np.where(np.isfinite(costs), costs, np.nan))
+    lost = np.isinf(costs)
+    logs = np.log(np.where(np.isfinite(costs), costs, np.where(lost, 1.0, np.nan)))
     slopes: Values = logs @ centred / (centred @ centred)
-    return slopes
+    pull = np.round(lost @ centred, 9)  # of those that pull to neither nothing is left but rounding
+    limits = np.where(pull == 0, np.nan, np.copysign(np.inf, pull))
+    return np.where(lost.any(axis=-1), limits, slopes)
 
 
 def resampled_costs(samples: Values, share: float) -> Values:
@@ -230,20 +245,20 @@ def growth_estimate(samples: Values, share: float) -> Estimate:
     Returns:
         The ratio with its interval; NaN where no setting of one of the two is enough.
     """
-    value = ratio(least_samples(samples, share))
-    if not np.isfinite(value):
+    least = least_samples(samples, share)
+    if not np.isfinite(least[[0, -1]]).all():
         return Estimate(np.nan, np.nan, np.nan)
-    return Estimate(float(value), *interval_of(ratio(resampled_costs(samples, share))))
+    return Estimate(float(ratio(least)), *interval_of(ratio(resampled_costs(samples, share))))
 
 
 def ratio(costs: Values) -> Values:
-    """Divide the last of the costs [..., points] by the first; NaN if one is infinite.
+    """Divide the last of the costs [..., points] by the first; NaN if both are infinite.
 
-    >>> float(ratio(np.array([2.0, 3.0, 8.0])))
-    4.0
+    >>> ratio(np.array([[2.0, 3.0, 8.0], [2.0, 3.0, np.inf], [np.inf, 3.0, 8.0]])).tolist()
+    [4.0, inf, 0.0]
     """
-    ends = np.where(np.isfinite(costs), costs, np.nan)
-    grown: Values = ends[..., -1] / ends[..., 0]
+    with np.errstate(invalid="ignore"):  # of infinities
+        grown: Values = costs[..., -1] / costs[..., 0]
     return grown
 
 
@@ -274,8 +289,16 @@ def cost_interval(drawn: Values) -> Interval:
 
 
 def interval_of(drawn: Values) -> Interval:
-    """Interval of a number from those of resamples, of which some may have none."""
-    drawn = drawn[np.isfinite(drawn)]
+    """Interval of a number from those of resamples, of which some may have none, or be infinite.
+
+    >>> interval_of(np.array([1.0, 1.0, np.nan])), interval_of(np.array([1.0, 2.0, np.inf]))
+    (Interval(low=1.0, high=1.0), Interval(low=1.05, high=inf))
+    """
+    drawn = drawn[~np.isnan(drawn)]
     if drawn.size == 0:
         return Interval(np.nan, np.nan)
-    return Interval(*np.percentile(drawn, TAILS).tolist())
+    # Between a number and infinity lies infinity, which NumPy does not say.
+    ends = np.percentile(np.clip(drawn, -_BEYOND, _BEYOND), TAILS)
+    return Interval(
+        *(float(end) if abs(end) < _FAR else math.copysign(math.inf, end) for end in ends)
+    )

@@ -124,10 +124,24 @@ def test_the_interval_of_a_power_covers_with_the_choice_of_settings_and_not_with
         # The settings that were best for this sample, as if they had been known beforehand.
         best = _statistics.samples_for_share(samples, SHARE).argmin(axis=1)
         chosen = samples[np.arange(5), best][:, None]
-        low, high = _statistics.power_estimate(lengths, chosen, SHARE)[1:]
+        slopes = _statistics.slope(lengths, _statistics.resampled_costs(chosen, SHARE))
+        # And as if a length at which they don't do said nothing.
+        low, high = np.percentile(slopes[np.isfinite(slopes)], _statistics.TAILS)
         narrow.append(low <= 1 <= high)
     assert np.mean(holds) >= 0.93
     assert np.mean(narrow) < 0.9
+
+
+def test_a_power_has_no_end_where_the_longest_context_is_barely_recovered() -> None:
+    lengths = np.array([1000.0, 2000.0, 4000.0])
+    need = np.tile(lengths[:, None, None], (1, 1, 40))
+    need[-1, 0, :7] = np.inf  # 82.5% of them recover
+    power, low, high = _statistics.power_estimate(lengths, need, 0.8)
+    assert (round(power, 9), round(low, 9), high) == (1, 1, np.inf)
+    power, low, high = _statistics.power_estimate(lengths, need[::-1], 0.8)
+    assert (round(power, 9), low, round(high, 9)) == (-1, -np.inf, -1)
+    ratio, low, high = _statistics.growth_estimate(need, 0.8)
+    assert (ratio, low, high) == (4, 4, np.inf)
 
 
 def test_growth_and_samples_needed_are_those_of_the_law() -> None:
