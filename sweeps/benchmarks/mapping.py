@@ -31,7 +31,7 @@ WIDE = "jit(vmap(train)), wide registers"
 BATCHED = "jit(vmap(init, advance))"
 SWEEP, SWEEP_CORES = "a sweep, one device", "a sweep, all cores"
 CAREFUL = "PyTorch, careful"
-SIZES = tuple(Size(n, 5000, 64, 16 if n > 32 else 32) for n in (3, 10, 20, 33, 100, 300))
+SIZES = tuple(Size(n, 5000, 64, 8 if n > 32 else 32) for n in (3, 10, 20, 33, 100, 300))
 QUICK_SIZES = (Size(3, 200, 8, 4), Size(40, 200, 8, 4))
 # Long enough that the records of start and end cost next to nothing, and that a sweep's tasks, which
 # it draws itself, cost little.
