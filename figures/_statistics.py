@@ -47,6 +47,22 @@ class Interval(NamedTuple):
         return self.low <= other.high and other.low <= self.high
 
 
+def worded_interval(interval: tuple[float, float]) -> str:
+    """Write an interval with two digits, for legends and titles; it may have no end.
+
+    >>> worded_interval((0.914, 2.17)), worded_interval((0.92, math.inf))
+    ('0.91 to 2.17', '0.92 and more')
+    >>> worded_interval((-math.inf, 2.0)), worded_interval((-math.inf, math.inf))
+    ('2.00 and less', 'anything')
+    """
+    low, high = interval
+    if math.isinf(low) and math.isinf(high):
+        return "anything"
+    if math.isinf(high):
+        return f"{low:.2f} and more"
+    return f"{high:.2f} and less" if math.isinf(low) else f"{low:.2f} to {high:.2f}"
+
+
 class Estimate(NamedTuple):
     """A number that was fitted, and from where to where it lies."""
 

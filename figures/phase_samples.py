@@ -13,6 +13,7 @@ from _statistics import (
     power_estimate,
     quantile_interval,
     samples_for_share,
+    worded_interval,
 )
 from pathlib import Path
 from typing import Final
@@ -103,8 +104,8 @@ def power_of(lengths: Values, samples: Values) -> Values:
 
 def _power_label(dataset: xr.Dataset, slope: float) -> str:
     """The fitted power with its interval, for the legend."""
-    _, low, high = power_of_tasks(dataset)
-    return f"fit, $T^{{{slope:.2f}}}$ (95%: {low:.2f} to {high:.2f})"
+    around = power_of_tasks(dataset)[1:]
+    return f"fit, $T^{{{slope:.2f}}}$ (95%: {worded_interval(around)})"
 
 
 def power_of_tasks(dataset: xr.Dataset) -> Estimate:
@@ -145,12 +146,12 @@ def tables(dataset: xr.Dataset) -> list[Table]:
     ]
     columns = ("T", "rate of stage 1", f"samples until {MOST:.0%} recover")
     slope = power_of(lengths, first)[0]
-    _, low, high = power_of_tasks(dataset)
+    of_power = worded_interval(power_of_tasks(dataset)[1:])
     around = cost_intervals(used, MOST)
     return [
         Table(
             f"Samples until {MOST:.0%} recover at the best rate: a power {slope:.2f} of T, "
-            f"95% interval over tasks and rates {low:.2f} to {high:.2f}",
+            f"95% interval over tasks and rates {of_power}",
             ("T", *ranged("samples")),
             [(*pair, *ends) for *pair, ends in zip(lengths, first, around, strict=True)],
         ),

@@ -16,6 +16,7 @@ from _statistics import (
     growth_estimate,
     power_estimate,
     samples_for_share,
+    worded_interval,
 )
 from pathlib import Path
 from typing import Any, Final
@@ -63,9 +64,9 @@ def plot(dataset: xr.Dataset, printed: xr.Dataset | None = None) -> Figure:
         draw_ranges(axes, lengths, costs, np.stack([low, high]), look["color"])
         axes.plot(lengths, costs, **look, markersize=4, linestyle="-", gid=f"costs {geometry}")
         label = NAMES[geometry]
-        power, least_power, most_power = power_of(lengths, goal, share)
-        if np.isfinite(power):
-            label += f": $T^{{{power:.2f}}}$ ({least_power:.2f} to {most_power:.2f})"
+        fit = power_of(lengths, goal, share)
+        if np.isfinite(fit.value):
+            label += f": $T^{{{fit.value:.2f}}}$ ({worded_interval(fit[1:])})"
         entries[label] = Line2D([], [], **look, markersize=4)
         draw_guide(axes, lengths, costs, POWERS[geometry])
     powers = [POWERS[str(setting(data, "geometry"))] for data in studies]

@@ -19,6 +19,7 @@ from _statistics import (
     resampled_runs,
     samples_for_share,
     share_interval,
+    worded_interval,
 )
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -213,9 +214,9 @@ def add_legend(figure: Figure, curves: Sequence[Curve]) -> None:
     for place, curve in enumerate(curves):
         label = curve.label
         if len(curve.lengths) > 1:
-            exponent, low, high = power_estimate(curve.lengths, curve.tried, SUCCESS)
-            if np.isfinite(exponent):
-                label += f": $T^{{{exponent:.2f}}}$ ({low:.2f} to {high:.2f})"
+            fit = power_estimate(curve.lengths, curve.tried, SUCCESS)
+            if np.isfinite(fit.value):
+                label += f": $T^{{{fit.value:.2f}}}$ ({worded_interval(fit[1:])})"
         entries[label] = Line2D(
             [], [], color=curve.look[0], linestyle=curve.look[1], marker=MARKERS[place],
             markersize=4.5,

@@ -15,6 +15,7 @@ from _statistics import (
     quantile_interval,
     samples_for_share,
     slope,
+    worded_interval,
 )
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,7 +242,7 @@ def worded_power(growth: Growth, fit: Estimate) -> str:
     """Write a fitted power with its interval, for the legend of a panel."""
     if not np.isfinite(fit.value):
         return "no power fits"
-    return f"${LETTERS[growth.field]}^{{{fit.value:.2f}}}$ ({fit.low:.2f} to {fit.high:.2f})"
+    return f"${LETTERS[growth.field]}^{{{fit.value:.2f}}}$ ({worded_interval(fit[1:])})"
 
 
 # ------------------------------------------------------------------------------- the numbers

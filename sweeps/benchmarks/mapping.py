@@ -33,8 +33,8 @@ SWEEP, SWEEP_CORES = "a sweep, one device", "a sweep, all cores"
 CAREFUL = "PyTorch, careful"
 SIZES = tuple(Size(n, 5000, 64, 8 if n > 32 else 32) for n in (3, 10, 20, 33, 100, 300))
 QUICK_SIZES = (Size(3, 200, 8, 4), Size(40, 200, 8, 4))
-# Long enough that the records of start and end cost next to nothing, and that a sweep's tasks, which
-# it draws itself, cost little.
+# Long enough that the records of start and end cost next to nothing, and the tasks, which a sweep
+# draws itself, little.
 STEPS, LARGE_STEPS, QUICK_STEPS = 60, 200, 4
 RATE = 1e-3  # at which nothing diverges for any N
 # Colours of Okabe & Ito; one device full lines, all cores broken ones.
