@@ -57,6 +57,7 @@ HALF: Final = float(np.sqrt(0.5))  # a cosine
 FIRST_LOOK: Final = 1000  # samples from which on false positives are counted
 GREY: Final = "#777777"
 SIZE: Final = 4.0
+POWERS: Final = (-0.5, 2.15)  # the axis of powers; an interval without an end goes to its edge
 SHIFT: Final = 0.05  # of a logarithm, between marks that would hide each other
 
 
@@ -301,7 +302,10 @@ def draw_powers(axes: Axes, shown: Sequence[tuple[Way, Sequence[Cost]]]) -> None
     for row, (way, costs) in enumerate(shown):
         (power, low, high), theory = power_of(costs)
         if np.isfinite(power):
-            axes.plot([low, high], [row, row], color=way.colour, linewidth=1.0, zorder=2)
+            ends = np.clip([low, high], *POWERS)
+            axes.plot(ends, [row, row], color=way.colour, linewidth=1.0, zorder=2)
+            if np.isinf(high):
+                axes.plot(POWERS[1], row, ">", color=way.colour, markersize=3, clip_on=False)
             marker = way.marker or "o"
             axes.plot(
                 power, row, marker, color=way.colour, markersize=SIZE, markeredgewidth=0, zorder=3
@@ -314,7 +318,7 @@ def draw_powers(axes: Axes, shown: Sequence[tuple[Way, Sequence[Cost]]]) -> None
     axes.set_ylim(len(shown) - 0.5, -0.5)
     for power in (0.0, 1.0, 2.0):
         axes.axvline(power, color="#BBBBBB", linewidth=0.6, zorder=0.5)
-    axes.set_xlabel("power of $T$ (black: theory)")
+    axes.set(xlim=POWERS, xlabel="power of $T$ (black: theory)")
     axes.tick_params(axis="y", length=0)
 
 
