@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,7 +49,7 @@ def open_study(results: Path, study: str, variables: Sequence[str]) -> xr.Datase
             ]
             missing = [name for name in names if name not in stored.data_vars]
             if not missing:
-                return _with_all_axes(stored, names)
+                return with_all_axes(stored, names)
     except OSError as error:
         raise ValueError(
             f"{path} cannot be read as a dataset; `{command} --force` makes it anew"
@@ -60,7 +60,7 @@ def open_study(results: Path, study: str, variables: Sequence[str]) -> xr.Datase
     )
 
 
-def _with_all_axes(stored: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
+def with_all_axes(stored: xr.Dataset, names: Iterable[Hashable]) -> xr.Dataset:
     """Load variables, all of them along all axes of the study.
 
     What a task is depends on some of the axes, and is stored along those.

@@ -21,10 +21,13 @@ from scbjax.sweep.study.files import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "sweeps" / "claims"))
+sys.path.insert(0, str(ROOT / "tests" / "figures"))
 
 import check  # noqa: E402
+import made  # noqa: E402
 from _numbers import Table, ranged, worded  # noqa: E402
 from check import Claim  # noqa: E402
+from multihead import TRUTHS  # noqa: E402
 
 PAPER = {"geometry": "paper"}
 
@@ -368,6 +371,18 @@ def test_every_interval_of_the_rows_is_a_claim_or_is_named_here_with_a_reason() 
     assert len(stated) > 150
     left = [text for text in stated if not any(f"({text}" in claim for claim in known)]
     assert set(left) == set(NOT_CHECKED)
+
+
+def test_datasets_are_read_as_figures_read_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a task is, is stored along the axes that it depends on, and wanted along all."""
+    stored = made.multihead()
+    assert all("heads" not in stored[name].dims for name in TRUTHS)
+    stored.to_netcdf(tmp_path / "multihead.nc", engine="h5netcdf")
+    monkeypatch.setattr(check, "run_study", lambda *_, **__: tmp_path / "multihead.nc")
+    assert check.main(["9800:9816", "multihead", "--results", str(tmp_path)]) in (0, 1)
+    assert "claims hold" in capsys.readouterr().out
 
 
 def test_every_measure_is_known_and_used() -> None:

@@ -37,7 +37,7 @@ import stage1  # noqa: E402
 import transfer  # noqa: E402
 import xarray as xr  # noqa: E402
 from _arms import arms_of  # noqa: E402
-from _data import Values, tidy  # noqa: E402
+from _data import Values, tidy, with_all_axes  # noqa: E402
 from _distances import FOUND, RECOVERED, SUCCESS  # noqa: E402
 from _numbers import Table, ranged, worded  # noqa: E402
 from _runs import SIGNALS  # noqa: E402
@@ -336,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for study in chosen:
         path = run_study(study, seeds, folder / study, small=arguments.small)
         with xr.open_dataset(path, engine="h5netcdf") as stored:
-            datasets[study] = stored.load()
+            datasets[study] = with_all_axes(stored, stored.data_vars)
     return check([claim for claim in claims if claim.study in datasets], datasets)
 
 
