@@ -71,6 +71,15 @@ class Estimate(NamedTuple):
     high: float
 
 
+def worded_power(fit: Estimate, letter: str = "T") -> str:
+    """Write a fitted power with its interval, for a legend.
+
+    >>> worded_power(Estimate(1.804, 0.919, math.inf))
+    '$T^{1.80}$ (0.92 and more)'
+    """
+    return f"${letter}^{{{fit.value:.2f}}}$ ({worded_interval(fit[1:])})"
+
+
 def share_interval(hits: float, runs: int) -> Interval:
     """Interval of a share by Wilson's score: p with (hits / runs - p)^2 <= z^2 p (1 - p) / runs.
 

@@ -19,7 +19,7 @@ from _statistics import (
     resampled_runs,
     samples_for_share,
     share_interval,
-    worded_interval,
+    worded_power,
 )
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,8 +225,7 @@ def draw_growth(axes: Axes, data: xr.Dataset, kind: int) -> None:
             axes.plot(x, predicted(data, kind, way, SHARE), **THEORY, gid=f"theory {way.plain}")
         fit = power_estimate(x, found, SHARE) if len(x) > 1 else Estimate(np.nan, 0, 0)
         if np.isfinite(fit.value):
-            text = f"$T^{{{fit.value:.2f}}}$ ({worded_interval(fit[1:])})"
-            labels.append(Line2D([], [], **way.look, label=text))
+            labels.append(Line2D([], [], **way.look, label=worded_power(fit)))
     logarithmic(axes)
     axes.set(xscale="log", xlabel="context length $T$", ylim=(20, 1e6))
     axes.set_xticks(x, [f"{value:g}" for value in x])

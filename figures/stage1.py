@@ -16,7 +16,7 @@ from _statistics import (
     growth_estimate,
     power_estimate,
     samples_for_share,
-    worded_interval,
+    worded_power,
 )
 from pathlib import Path
 from typing import Any, Final
@@ -66,7 +66,7 @@ def plot(dataset: xr.Dataset, printed: xr.Dataset | None = None) -> Figure:
         label = NAMES[geometry]
         fit = power_of(lengths, goal, share)
         if np.isfinite(fit.value):
-            label += f": $T^{{{fit.value:.2f}}}$ ({worded_interval(fit[1:])})"
+            label += f": {worded_power(fit)}"
         entries[label] = Line2D([], [], **look, markersize=4)
         draw_guide(axes, lengths, costs, POWERS[geometry])
     powers = [POWERS[str(setting(data, "geometry"))] for data in studies]

@@ -19,7 +19,7 @@ from _statistics import (
     resampled_runs,
     samples_for_share,
     share_interval,
-    worded_interval,
+    worded_power,
 )
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -216,7 +216,7 @@ def add_legend(figure: Figure, curves: Sequence[Curve]) -> None:
         if len(curve.lengths) > 1:
             fit = power_estimate(curve.lengths, curve.tried, SUCCESS)
             if np.isfinite(fit.value):
-                label += f": $T^{{{fit.value:.2f}}}$ ({worded_interval(fit[1:])})"
+                label += f": {worded_power(fit)}"
         entries[label] = Line2D(
             [], [], color=curve.look[0], linestyle=curve.look[1], marker=MARKERS[place],
             markersize=4.5,

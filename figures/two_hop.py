@@ -15,7 +15,7 @@ from _statistics import (
     quantile_interval,
     samples_for_share,
     slope,
-    worded_interval,
+    worded_power,
 )
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,7 +223,7 @@ def draw_growth(axes: Axes, data: xr.Dataset, growth: Growth) -> None:
             axes.plot(growth.x * shift, dots, ".", color=way.colour, markersize=1.5, alpha=0.4)
             axes.plot(
                 growth.x, np.where(np.isfinite(costs), costs, np.nan), color=way.colour,
-                marker=way.marker, markersize=4.5, label=name + worded_power(growth, fit),
+                marker=way.marker, markersize=4.5, label=name + power_label(growth, fit),
                 gid=f"{name or 'cost '}{growth.field} {way.label}", **look,
             )  # fmt: skip
     fixed = {"context_length": "num_tokens", "num_tokens": "context_length"}[growth.field]
@@ -238,11 +238,11 @@ def draw_growth(axes: Axes, data: xr.Dataset, growth: Growth) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def worded_power(growth: Growth, fit: Estimate) -> str:
+def power_label(growth: Growth, fit: Estimate) -> str:
     """Write a fitted power with its interval, for the legend of a panel."""
     if not np.isfinite(fit.value):
         return "no power fits"
-    return f"${LETTERS[growth.field]}^{{{fit.value:.2f}}}$ ({worded_interval(fit[1:])})"
+    return worded_power(fit, LETTERS[growth.field])
 
 
 # ------------------------------------------------------------------------------- the numbers

@@ -4,7 +4,8 @@ A first guess, so that studies are planned at once: the compiler is asked when i
 The constants are fits to measurements in float32 on two cores of an x86 server. Bytes are within
 three tenths of what the compiler reports for programs with N from 3 to 300 and T from 500 to 5000;
 seconds are within a factor of two, and are another matter on other devices. Simulated trajectories
-count as those of as many positions as are tagged, of which they take up to twice the bytes.
+hold what those of as many positions as are tagged hold, up to twice the bytes, and take the time of
+the others by the size of the vocabulary.
 """
 
 import math
