@@ -13,7 +13,7 @@ shape, such as ``A = softmax(W)`` over the positions. Everything but the trainin
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import chex
 import jax
@@ -22,6 +22,7 @@ import numpy as np
 
 from scbjax.arguments import check_is, outline
 from scbjax.blocks import BLOCK_ELEMENTS, fill, has_blocks, sum_by_class
+from scbjax.parameters import Attention
 from scbjax.sampling import POSITION_MAJOR_LIMIT, check_contexts, check_tokens
 from scbjax.sharding import COLUMNS, ROWS, WHOLE, Part, largest_rows, on_parts, split
 from scbjax.tables import Registry, brief, nearest
@@ -99,24 +100,25 @@ def softmax_gain(attention: jax.Array) -> jax.Array:
     return attention**2 * (1.0 - 2.0 * attention + size) / uniform
 
 
+_BUILT_IN: dict[Attention, AttentionMap] = {
+    "linear": AttentionMap(
+        weights=lambda attention: attention,
+        start=lambda context_length: 1.0 / context_length,
+        step_scale=lambda _: 1.0,
+        gain=jnp.ones_like,
+    ),
+    "softmax": AttentionMap(
+        weights=lambda logits: jax.nn.softmax(logits, axis=-2),
+        start=lambda _: 0.0,
+        step_scale=lambda context_length: 1.0 / context_length**2,
+        gain=softmax_gain,
+    ),
+}
+
+# By the names that are declared: one that no map has ends here, one that isn't declared in mypy.
 ATTENTION_MAPS: Registry[AttentionMap] = Registry(
     "attention map",
-    {
-        "linear": AttentionMap(
-            weights=lambda attention: attention,
-            start=lambda context_length: 1.0 / context_length,
-            step_scale=lambda _: 1.0,
-            gain=jnp.ones_like,
-            name="linear",
-        ),
-        "softmax": AttentionMap(
-            weights=lambda logits: jax.nn.softmax(logits, axis=-2),
-            start=lambda _: 0.0,
-            step_scale=lambda context_length: 1.0 / context_length**2,
-            gain=softmax_gain,
-            name="softmax",
-        ),
-    },
+    {name: _BUILT_IN[name]._replace(name=name) for name in get_args(Attention)},
 )
 """The maps by name: ``"linear"``, A is the parameter; ``"softmax"``, ``a^(k) = softmax(w^(k))``.
 

@@ -20,6 +20,7 @@ from scbjax.base import (
     Relation,
 )
 
+Attention = Literal["linear", "softmax"]
 Optimizer = Literal["proximal", "sgd", "raw_sgd", "adam"]
 Geometry = Literal["mu", "paper"]
 L1Scaling = Literal["direct", "rate", "signal"]
@@ -113,7 +114,7 @@ MODEL = (
         "static",
         "inner",
         "What makes the attention A: linear, trained itself; softmax, over the positions of logits",
-        Choice(("linear", "softmax")),
+        Choice(get_args(Attention)),
     ),
 )
 
