@@ -1,8 +1,9 @@
 """How long a user waits for a first result: everything, in a new process.
 
-The first snippet of README, its sweep, and small studies, each with an empty cache of compiled
-programs and again with the one that it left. Seconds on the clock, of which what the process had of
-the processor, and what went into the compiler.
+The first snippet of README and small studies, each with an empty cache of compiled programs and
+again with the one that it left: seconds on the clock, and what the process had of the processor.
+Beside them what nobody can do without, JAX and one compiled addition, and the snippet as one writes
+it in plain JAX (`_script`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ task = scbjax.random_task(jax.random.key(0), num_tokens=3, context_length=200, s
 jax.block_until_ready(scbjax.sample_batch(jax.random.key(3), task, batch_size=32))
 """
 DEFAULT = SNIPPET.replace(', record=("attention_distance", "stage")', "")
+NOTHING = "import jax; jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))"
 CASES = {
+    "JAX alone: one addition": ["-c", NOTHING],
+    "the first snippet in plain JAX": [str(Path(__file__).with_name("_script.py"))],
     "README's first snippet": ["-c", SNIPPET],
     "the same with all default records": ["-c", DEFAULT],
     "a task and a mini-batch": ["-c", BATCH],
@@ -42,7 +46,7 @@ CASES = {
     "scbjax run quickstart --small": ["-m", "scbjax", "run", "quickstart", "--small"],
     "scbjax run fig2 --small": ["-m", "scbjax", "run", "fig2", "--small"],
 }
-QUICK_CASES = ("a task and a mini-batch",)
+QUICK_CASES = ("JAX alone: one addition", "a task and a mini-batch")
 ROUNDS = 3
 COLD, CACHED = "nothing compiled before", "again, with what was compiled"
 CACHE_EVERYTHING = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
