@@ -233,17 +233,18 @@ def mapping_table(payload: Payload) -> str:
 
 def first_table(payload: Payload) -> str:
     """Seconds until a first result."""
-    from first import CACHED, COLD
+    from first import CACHED, COLD, LOOPS
 
     rows = [
         (
             row["name"],
             *(told(spread([each["seconds"] for each in row[kind]])) for kind in (COLD, CACHED)),
             told(spread([each["processor_seconds"] for each in row[COLD]])),
+            str(payload[LOOPS].get(row["name"], "")),
         )
         for row in payload["rows"]
     ]
-    header = ("seconds", COLD, CACHED, "nothing compiled before, of all cores")
+    header = ("seconds", COLD, CACHED, "nothing compiled before, of all cores", "loops compiled")
     return table(header, rows)
 
 

@@ -16,11 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
+import _script
+import jax
 from _measure import ROOT, Payload, digits, run_script, say
 from _pictures import new_figure
 from matplotlib.figure import Figure
+
+import scbjax
 
 SNIPPET = """
 import jax, scbjax
@@ -36,10 +41,11 @@ jax.block_until_ready(scbjax.sample_batch(jax.random.key(3), task, batch_size=32
 """
 DEFAULT = SNIPPET.replace(', record=("attention_distance", "stage")', "")
 NOTHING = "import jax; jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))"
+PLAIN, README = "the first snippet in plain JAX", "README's first snippet"
 CASES = {
     "JAX alone: one addition": ["-c", NOTHING],
-    "the first snippet in plain JAX": [str(Path(__file__).with_name("_script.py"))],
-    "README's first snippet": ["-c", SNIPPET],
+    PLAIN: [_script.__file__],
+    README: ["-c", SNIPPET],
     "the same with all default records": ["-c", DEFAULT],
     "a task and a mini-batch": ["-c", BATCH],
     "scbjax run quickstart (the demo)": ["-m", "scbjax", "run", "quickstart"],
@@ -48,6 +54,7 @@ CASES = {
 }
 QUICK_CASES = ("JAX alone: one addition", "a task and a mini-batch")
 ROUNDS = 3
+LOOPS = "loops"
 COLD, CACHED = "nothing compiled before", "again, with what was compiled"
 CACHE_EVERYTHING = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
@@ -66,7 +73,22 @@ def measure(quick: bool) -> Payload:
                 shutil.rmtree(cache)
     for row in rows.values():
         say(f"{row['name']}: {json.dumps(row[COLD])}")
-    return {"rows": list(rows.values())}
+    return {"rows": list(rows.values()), LOOPS: {} if quick else count_loops()}
+
+
+def count_loops() -> dict[str, int]:
+    """How many loops XLA compiles, each of which takes it milliseconds, however small it is."""
+    key = jax.random.key(0)
+    draw = partial(scbjax.random_task, num_tokens=3, context_length=200, sparsity=2)
+    settings = scbjax.Settings(
+        batch_size=32, steps=800, record_every=100, record=("attention_distance", "stage")
+    )
+    train = jax.jit(scbjax.train).lower(key, jax.eval_shape(draw, key), settings)
+    programs = {PLAIN: [_script.train.lower(key)], README: [jax.jit(draw).lower(key), train]}
+    return {
+        name: sum((program.compile().as_text() or "").count(" fusion(") for program in those)
+        for name, those in programs.items()
+    }
 
 
 def _time(arguments: list[str], cache: Path) -> dict[str, float]:
