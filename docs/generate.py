@@ -178,7 +178,8 @@ NUMBERS_HEADER = """# Numbers behind the figures
 
 Written by `make numbers` from the datasets of the studies at full size: `scbjax figure NAME
 --numbers` prints a section. The captions in [figures.md](figures.md) and the rows of
-[REPRODUCTION.md](../REPRODUCTION.md) quote them.
+[REPRODUCTION.md](../REPRODUCTION.md) quote them. A dash is for what there is none of, `inf` for
+what did not come, and an interval from -inf to inf is that of values too few to bound it.
 
 """
 

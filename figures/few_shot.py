@@ -255,7 +255,12 @@ def draw_collapse(
     if kept == "transition":
         late_lines = [predicted(x, tokens, kept, gamma, NINETY) for gamma in slopes]
         draw_between(axes, x, late_lines, LATE)
-        axes.axvline(((tokens - 1) / NINETY) ** 2, color="#777777", linewidth=0.8, linestyle=":")
+        end = ((tokens - 1) / NINETY) ** 2
+        axes.axvline(end, color="#777777", linewidth=0.8, linestyle=":")
+        axes.annotate(
+            "beyond: never 90%", (end, 0.68), (-3, 0), textcoords="offset points", ha="right",
+            fontsize=7, color="#555555",
+        )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel=r"$x = (1-\rho)^2/(\rho^2 M)$")
     axes.set_ylim(0.6, 60.0)
     axes.set_ylabel(r"samples over those with $\rho = 1$")

@@ -4,7 +4,7 @@ The dataset comes from `scbjax run fig1`: the paper's main setting, over many ta
 whether, after the end of stage 1, proximal steps fall faster than SGD and their rounded solution is
 near 0, as the paper claims of one task. With the printed numbers they do not: the arms at one rate
 nearly coincide, none is near the truth, and some runs go to the mirrored solution. With settings
-that work they do, the more so the larger lambda; but SGD, rounded, is as near to the truth.
+that work they do, with lambda = 1e-4 and above; but SGD, rounded, is as near to the truth.
 """
 
 from __future__ import annotations

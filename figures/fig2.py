@@ -200,7 +200,7 @@ def draw_gains(axes: Axes, data: xr.Dataset, arms: Sequence[Arm]) -> None:
             fontsize=7.5,
         )
     log_axis(axes, log_limits(bands))
-    axes.set_ylabel("effective preconditioner\n$(JJ^\\top)_{tt}$, relative to its start")
+    axes.set_ylabel("effective preconditioner\n$(J\\,J^\\top)_{tt}$, relative to its start")
 
 
 def tables(dataset: xr.Dataset) -> list[Table]:

@@ -272,17 +272,17 @@ def draw_small_weights(axes: Axes, data: xr.Dataset) -> None:
         values = kept(data, case)
         x = bin_weights(values.shape[1])
         low, middle, high = band(values)
-        marker = "s" if case.l1 else "o"
+        # Hollow and larger, so that what stands below is seen inside.
+        look: dict[str, Any] = {"marker": "o", "markersize": 4}
+        if case.l1:
+            look = {"marker": "s", "markersize": 7, "markerfacecolor": "none"}
         label = f"linear, $\\lambda$ = {case.l1:g}" if case.l1 else case.label
-        face = "white" if case.l1 else case.colour
         axes.vlines(x, low, high, color=case.colour, linewidth=1.0)
-        axes.plot(
-            x, middle, marker, color=case.colour, markersize=4, label=label, markerfacecolor=face
-        )
+        axes.plot(x, middle, linestyle="", color=case.colour, label=label, **look)
         if case.name in ENTMAX:
             line = predicted_kept(case.alpha, case.length, sparsity, len(x))
             axes.plot(x, line, **{**DASHED, "color": case.colour})
-    axes.set(xscale="log", xlabel="true weight $q$, in units of $1/Q$", ylim=(-0.03, 0.75))
+    axes.set(xscale="log", xlabel="true weight $q$, in units of $1/Q$", ylim=(-0.03, 0.98))
     axes.set_xticks([0.5, 1, 2], ["1/2", "1", "2"])
     axes.minorticks_off()
     axes.set_ylabel("$a / q$ when the largest are at 1/2")

@@ -2,7 +2,7 @@
 
 The dataset comes from `scbjax run projector_tasks`: the ratio of the two variances of
 `figures/projector.py`, over many tasks. What to see: it is no one number. Its law has two peaks,
-one at the largest gain that the spread of mu allows and a broad one below, so that the median of a
+one at the largest |mu|^2 that tasks have and a broad one below, so that the median of a
 few tasks is anywhere between.
 """
 

@@ -2,8 +2,9 @@
 
 The dataset comes from `scbjax run sequences`; what theory expects is in the text of
 `scbjax/experiments/sequences.py`. What to see: cross-moments let more and more false lags pass as P
-slows down, and whitened ones do not. A window of a sequence is worth about as much as an i.i.d.
-context, for the lags and for the first step of stage 1, and costs one token instead of T + 1.
+slows down, and whitened ones do not. A window of a sequence is worth as much as an i.i.d. context
+where P is fast and about a fifth of it where its slow eigenvalue is 0.9, for the lags and for the
+first step of stage 1, and costs one token instead of T + 1.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from _statistics import (
     resampled_runs,
 )
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -324,7 +325,8 @@ def draw_law(axes: Axes, data: xr.Dataset) -> None:
 def draw_costs(axes: Axes, data: xr.Dataset, goal: Goal, title: str) -> None:
     """Draw the windows that a goal takes, and the tokens of those that take more than one each."""
     # V after a step is the same whether lags are whitened or not.
-    for way in WAYS if goal is LAGS else (WHITE, APART):
+    stage_1 = replace(WHITE, label="sequence", colour=ALIGNED.colour, marker=ALIGNED.marker)
+    for way in WAYS if goal is LAGS else (stage_1, APART):
         found, drawn = goal.cost(data, way)
         ends = np.array([cost_interval(own) for own in drawn]).T
         draw_line(axes, data, (finite(found), finite(ends[0]), finite(ends[1])), way)
@@ -344,6 +346,10 @@ def draw_costs(axes: Axes, data: xr.Dataset, goal: Goal, title: str) -> None:
     axes.set(yscale="log", title=title)
     if goal is LAGS:
         axes.set_ylabel("windows (or tokens) until then")
+    else:
+        handle = Line2D([], [], color=stage_1.colour, marker=stage_1.marker, markersize=3.5,
+                        label=stage_1.label)  # fmt: skip
+        axes.legend(handles=[handle], loc="lower left", fontsize=7)
     axes.yaxis.set_major_locator(LogLocator())
     axes.yaxis.set_minor_formatter(NullFormatter())
 

@@ -1,9 +1,9 @@
 """Samples to recovery against the context length, from scratch and by transfer (Theorem 4.1).
 
 The dataset comes from `scbjax run transfer`. What to see: the theorem says that a transfer, which
-starts from the transition matrix of a related task, needs a number of samples that grows as log T,
-where training from scratch needs a power of T. Both are seen. A sign read off the data at the end
-of stage 1, which the paper does not have, makes the power a small one.
+starts from the transition matrix of a related task, needs a number of samples that is polynomial in
+log T, where training from scratch needs a power of T. Both are seen; drawn is log T itself. A sign
+read off the data at the end of stage 1, which the paper does not have, makes the power a small one.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def draw_growth(axes: Axes, curve: Curve, place: int, shift: float) -> None:
 
 
 def draw_guide(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Draw growth as log T from where the first transfer begins: the theorem's statement."""
+    """Draw growth as log T, the first power, from the first transfer on."""
     for curve in curves:
         cost = samples_for_share(curve.samples, SUCCESS)
         if curve.label == "transfer" and np.isfinite(cost[0]):
@@ -221,7 +221,7 @@ def add_legend(figure: Figure, curves: Sequence[Curve]) -> None:
             [], [], color=curve.look[0], linestyle=curve.look[1], marker=MARKERS[place],
             markersize=4.5,
         )  # fmt: skip
-    entries[r"theorem for transfer: $\propto \log T$"] = Line2D([], [], **GUIDE)
+    entries[r"theorem for transfer, poly($\log T$): $\log T$"] = Line2D([], [], **GUIDE)
     figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=2)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from _statistics import Interval, quantile_interval, share_interval
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ VARIABLES: Final = (
     "transition_signal",
     "stationary_norm",
 )
+GAP: Final = 0.1  # between overlaps, from which on there is nothing to join
 EDGES: Final = np.array([-1.0, -0.2, -0.05, 0.05, 0.15, 0.3, 0.5, 0.7, 0.9, 1.1])
 FEWEST: Final = 4  # runs that make a point
 COLOURS: Final = ("#56B4E9", "#009E73", "#0072B2", "#332288", "#AA4499")
@@ -85,6 +87,13 @@ class Arm:
             np.array(medians),
         )
 
+    def broken(self, x: Values, y: Values) -> tuple[Values, Values]:
+        """A line over the bins, broken where overlaps are missing between two of them."""
+        bins = [self.overlap[here] for here in self.bins()]
+        gaps = np.array([above.min() - below.max() for below, above in pairwise(bins)])
+        places = np.flatnonzero(gaps > GAP) + 1
+        return np.insert(x, places, np.nan), np.insert(y, places, np.nan)
+
 
 def arms_of(dataset: xr.Dataset) -> list[Arm]:
     """Read the arms: one for each theta and start."""
@@ -120,7 +129,7 @@ def plot(dataset: xr.Dataset) -> Figure:
         style = {**arm.look, "markersize": 3.5, "linewidth": 1.1}
         # Arms that coincide are seen one inside the other.
         inside = {"linewidth": 1.1 + 1.2 * (len(arms) - 1 - place), "linestyle": "-"}
-        left.plot(x, share, **{**style, **inside}, gid=f"share {arm.label}")
+        left.plot(*arm.broken(x, share), **{**style, **inside}, gid=f"share {arm.label}")
         dots = np.where(np.isfinite(arm.samples), arm.samples, np.nan)
         right.plot(
             arm.overlap, dots, ".", color=arm.look["color"], markersize=1.5, alpha=0.25, zorder=1

@@ -287,8 +287,8 @@ def report(fitted: Fitted, source: str) -> list[str]:
     lines += [*aligned(rows), *([f"and {more} more lags"] if more > 0 else []), ""]
     if fitted.rows[-1].bic > fitted.rows[0].bic:
         lines.append("by BIC no lag is worth its parameters here: the unigram is preferred")
-    share = 100 * float(fitted.spectrum[0])
-    lines.append(f"one matrix for all lags tells {share:.0f}% of what lags tell (100%: an SCB)")
+    share = f"{100 * float(fitted.spectrum[0]):.0f}%"
+    lines.append(f"one matrix for all lags makes up {share} of what they predict (100%: an SCB)")
     return lines
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _MOST_NAMES = 32  # that can be read along an axis
 _MOST_LAGS = 40
 _HEIGHT = 4.6
+_PANEL, _ROW = 1.65, 0.085  # inches: a panel, and a row of it that has its symbol beside it
 _SHOWN = 10  # components of the spectrum
 
 
@@ -36,8 +37,9 @@ def draw_fit(fit: Fit) -> Figure:
     from matplotlib.figure import Figure
 
     with mpl.rc_context(rc=cast("Any", dict(STYLE))):
-        figure = Figure(figsize=(WIDTH, _HEIGHT), layout="constrained")
-        axes = figure.subplots(2, 2, width_ratios=(1.5, 1.0))
+        lower = max(_PANEL, _ROW * _matrix_rows(fit))
+        figure = Figure(figsize=(WIDTH, _HEIGHT + lower - _PANEL), layout="constrained")
+        axes = figure.subplots(2, 2, width_ratios=(1.5, 1.0), height_ratios=(_PANEL, lower))
         _draw_weights(axes[0, 0], fit)
         _draw_bits(axes[0, 1], fit)
         if fit.mixture.kind == "scb":
@@ -80,6 +82,13 @@ def _draw_bits(axes: Axes, fit: Fit) -> None:
     axes.grid(visible=False, axis="y")
     told = "held out" if fit.counts[1] else "of what was learned from"
     axes.set(xlabel="bits a symbol", title=f"log-loss, {told}")
+
+
+def _matrix_rows(fit: Fit) -> int:
+    """Rows of the matrix that is drawn: lags for weights by query, else symbols."""
+    if fit.mixture.kind == "scb":
+        return min(len(fit.lags), _MOST_LAGS)
+    return len(_frequent(fit))
 
 
 def _frequent(fit: Fit) -> np.ndarray:
@@ -141,5 +150,5 @@ def _draw_spectrum(axes: Axes, fit: Fit) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(
         xlabel="component", ylabel="share", ylim=(0, 1),
-        title=f"one matrix for all lags tells {100 * shares[0]:.0f}%",
+        title=f"one matrix for all lags: {100 * shares[0]:.0f}%",
     )  # fmt: skip
