@@ -221,7 +221,7 @@ def add_legend(figure: Figure, curves: Sequence[Curve]) -> None:
             [], [], color=curve.look[0], linestyle=curve.look[1], marker=MARKERS[place],
             markersize=4.5,
         )  # fmt: skip
-    entries[r"theorem for transfer, poly($\log T$): $\log T$"] = Line2D([], [], **GUIDE)
+    entries[r"$\propto \log T$ (theorem for transfer: poly($\log T$))"] = Line2D([], [], **GUIDE)
     figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=2)
 
 

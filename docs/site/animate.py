@@ -136,7 +136,13 @@ class Picture:
         axes.set(ylim=(0, None), xlim=(0, self._end()), xlabel="step")
         axes.set_title("distance of A to Q", loc="left")
         if len(self.runs) > 1:
-            axes.legend(frameon=False, loc="lower left")
+            axes.legend(
+                frameon=False,
+                loc="lower left",
+                handlelength=1.2,
+                labelspacing=0.2,
+                borderaxespad=0.1,
+            )
 
     def _stage(self) -> xr.DataArray | None:
         return self.first.get("stage")
