@@ -55,7 +55,7 @@ def worded_interval(interval: tuple[float, float]) -> str:
     >>> worded_interval((-math.inf, 2.0)), worded_interval((-math.inf, math.inf))
     ('2.00 and less', 'anything')
     """
-    low, high = interval
+    low, high = map(_two_digits, interval)
     if math.isinf(low) and math.isinf(high):
         return "anything"
     if math.isinf(high):
@@ -77,7 +77,12 @@ def worded_power(fit: Estimate, letter: str = "T") -> str:
     >>> worded_power(Estimate(1.804, 0.919, math.inf))
     '$T^{1.80}$ (0.92 and more)'
     """
-    return f"${letter}^{{{fit.value:.2f}}}$ ({worded_interval(fit[1:])})"
+    return f"${letter}^{{{_two_digits(fit.value):.2f}}}$ ({worded_interval(fit[1:])})"
+
+
+def _two_digits(value: float) -> float:
+    """Round; adding zero takes the sign from a zero that had one."""
+    return round(value, 2) + 0.0
 
 
 def share_interval(hits: float, runs: int) -> Interval:
