@@ -229,3 +229,37 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - any value
         return value
     prng = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     return value if np.ndim(value) or prng else np.asarray(value).item()
+
+
+def check_like(name: str, tree: Any, wanted: Any, whose: str) -> None:  # noqa: ANN401 - any trees
+    """Refuses a tree of other parts, shapes or dtypes than another one has.
+
+    Args:
+        name: of the argument.
+        tree: what was given.
+        wanted: a tree of arrays, or of their shapes, as it must be.
+        whose: whose tree that is, for the sentence.
+
+    Raises:
+        ValueError: says where the two differ first.
+
+    Example:
+        >>> check_like("state", {"a": jnp.zeros(2)}, {"a": jnp.zeros(3)}, "this task")
+        Traceback (most recent call last):
+        ...
+        ValueError: state['a'] has shape [2]; that of this task has [3]
+    """
+    own, other = (dict(jax.tree_util.tree_flatten_with_path(each)[0]) for each in (tree, wanted))
+    for path in (*other, *own):
+        place = f"{name}{jax.tree_util.keystr(path)}"
+        if path not in own:
+            raise ValueError(f"{name} has no {place}; that of {whose} has one")
+        if path not in other:
+            raise ValueError(f"{place} is too much; that of {whose} has none")
+        here, there = own[path], other[path]
+        if np.shape(here) != np.shape(there):
+            shapes = [list(np.shape(each)) for each in (here, there)]
+            raise ValueError(f"{place} has shape {shapes[0]}; that of {whose} has {shapes[1]}")
+        dtypes = [jnp.result_type(each) for each in (here, there)]
+        if dtypes[0] != dtypes[1]:
+            raise ValueError(f"{place} is {dtypes[0]}; that of {whose} is {dtypes[1]}")

@@ -10,9 +10,10 @@ checked and planned without it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 from scbjax.tables import nearest
 
@@ -75,6 +76,14 @@ class Choice:
 Check: TypeAlias = Interval | Choice | None
 
 
+_TYPES = (int, float, bool, str)
+_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def _one_of(types: Sequence[type]) -> str:
+    return " or ".join(each.__name__ for each in types)
+
+
 class Required:
     """The default of a field that has none: a study must give it."""
 
@@ -126,6 +135,38 @@ class Parameter:
     symbol: str = ""
     draws: bool = False
     always_float32: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses what is none.
+
+        Raises:
+            StudyError: says what of it is not allowed.
+        """
+        name = f"parameter {self.path!r}"
+        if not _PATH.fullmatch(str(self.path)):
+            raise StudyError(f"{name} must be called by letters, digits, _ and a dot: 'train.rate'")
+        if self.type not in _TYPES:
+            raise StudyError(f"{name} has the type {self.type!r}; it must be {_one_of(_TYPES)}")
+        for what, value, known in (
+            ("kind", self.kind, get_args(Kind)),
+            ("layer", self.layer, get_args(Layer)),
+        ):
+            if value not in known:
+                raise StudyError(
+                    f"{name} has the {what} {value!r}; it must be one of {', '.join(known)}"
+                    f"{nearest(str(value), known)}"
+                )
+        if not self._may_be(self.default):
+            raise StudyError(f"{name} has the default {self.default!r}; it must be {self.allowed}")
+
+    def _may_be(self, default: object) -> bool:
+        """Whether something may be the default: what is allowed, or what leaves it open."""
+        if default is None or isinstance(default, Required):
+            return True
+        entries = default if self.many and isinstance(default, tuple) else (default,)
+        types = (int, float) if self.type is float else (self.type,)
+        right = all(type(entry) in types for entry in entries)
+        return right and (self.check is None or all(e in self.check for e in entries))
 
     @property
     def short(self) -> str:
@@ -475,6 +516,11 @@ class Experiment:
         paths = [parameter.path for parameter in self.parameters]
         if missing := [p.path for p in (STEPS, RECORD_EVERY) if p.path not in paths]:
             raise StudyError(f"experiment {self.name!r} lacks the parameters {', '.join(missing)}")
+        if bare := [path for path in paths if "." not in path]:
+            raise StudyError(
+                f"experiment {self.name!r} has a parameter {bare[0]!r} in no table of a study; "
+                f"call it 'train.{bare[0]}', or by another table"
+            )
         shorts = [short_name(path) for path in paths]
         if twice := sorted({short for short in shorts if shorts.count(short) > 1}):
             raise StudyError(f"experiment {self.name!r} has two parameters called {twice[0]!r}")

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scbjax.arguments import SIZES, as_integer, check_is, outline, what
+from scbjax.arguments import SIZES, as_integer, check_is, check_like, outline
 from scbjax.base import Tree
 from scbjax.keys import as_threefry
-from scbjax.moves import Move, Optimizer, by_optimizer, is_transformation
+from scbjax.moves import Move, Optimizer, by_optimizer, check_optimizer
 from scbjax.observables import View, observe_view
 from scbjax.parts import Model, Observable, Source, Stage, Track, with_values
 from scbjax.recorded import Record, as_record
@@ -201,11 +201,7 @@ def learner(
     check_is("source", source, Source, "such as scb_source makes")
     check_is("model", model, Model, "such as linear_transformer makes")
     if not isinstance(optimizer, Move):
-        if not (callable(optimizer) or is_transformation(optimizer)):
-            raise TypeError(
-                f"optimizer is {what(optimizer)}; it must be a transformation of optax, or a "
-                "function of (task, values, rates) that makes one"
-            )
+        check_optimizer(optimizer, "(task, values, rates)")
         optimizer = by_optimizer(model, optimizer)
     parts = Composition(
         source=source,
@@ -399,6 +395,9 @@ def _train(
     num_records = count_records(steps, parts.record_every)
     if state is None:
         state, start = _init(parts, key, task, values), 0
+    elif start is None:  # given by a user, and not made a moment ago
+        wanted = jax.eval_shape(partial(_init, parts), as_threefry(key), task, values)
+        check_like("state", state, wanted, "this task and these parts")
     start = state.step if start is None else start
     loop = _loop(parts, key, task, values)
     state, records = run(loop, state, start, parts.record_every, num_records)

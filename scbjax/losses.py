@@ -32,8 +32,9 @@ def loss(params: Params, batch: AnyBatch) -> jax.Array:
     """The mean over the batch of ``1/2 |e_{x_o} - V X a^(k)|^2`` (eq. 3); a scalar.
 
     ``jax.grad`` and ``jax.value_and_grad`` use a hand-written backward pass; it works under
-    ``jit``, ``vmap``, ``scan`` and ``jax.checkpoint``. Forward-mode and second derivatives are not
-    defined.
+    ``jit``, ``vmap``, ``scan`` and ``jax.checkpoint``, and has derivatives of its own, so that
+    ``jax.hessian`` and ``jax.jvp`` of the gradient work. The forward mode of the loss itself
+    (``jax.jvp``, ``jax.jacfwd``) is not defined.
 
     Args:
         params: V [N, N] and A [T, N].

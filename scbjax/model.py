@@ -12,7 +12,7 @@ shape, such as ``A = softmax(W)`` over the positions. Everything but the trainin
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple, get_args
 
 import chex
@@ -31,6 +31,7 @@ from scbjax.task import Task, check_one_task, product
 # From this length on a CPU attends sample by sample: a loop over samples costs less than the places
 # of all their tokens, of a million bytes and more, cost to write and to read (measured).
 _LONG_CONTEXT = 2048
+_UNIFORM = 1e-3  # of 1 / T, how far A may be from it at a map's start
 
 
 class Params(NamedTuple):
@@ -196,13 +197,48 @@ def init_params(task: Task, attention_map: str | AttentionMap = "linear") -> Par
     return start_params(task.stationary, task.context_length, attention_map)
 
 
+@lru_cache(maxsize=64)
+def start_of(attention_map: AttentionMap, context_length: int) -> float:
+    """The map's ``start(T)``, once it is seen to make A uniform.
+
+    Raises:
+        TypeError: if a part of the map is no function.
+        ValueError: if A is not uniform there, or has another shape.
+
+    Example:
+        >>> start_of(AttentionMap(lambda w: w**2, lambda length: 1.0, name="square"), 4)
+        Traceback (most recent call last):
+        ...
+        ValueError: attention_map 'square' makes 1 of its start 1; it must make A uniform, 1 / ...
+    """
+    name = f"attention_map {attention_map.name!r}"
+    for part in ("weights", "start"):
+        if not callable(getattr(attention_map, part)):
+            raise TypeError(f"{part} of {name} is no function; see scbjax.AttentionMap")
+    level = float(attention_map.start(context_length))
+    with jax.ensure_compile_time_eval():
+        shape = (context_length, 2)  # of two queries
+        attention = np.asarray(attention_map.weights(jnp.full(shape, level, jnp.float32)))
+    if attention.shape != shape:
+        raise ValueError(
+            f"{name} makes {list(attention.shape)} of the shape {list(shape)}; A must have that of "
+            "its parameter, [T, N]"
+        )
+    if not np.allclose(attention, 1.0 / context_length, rtol=_UNIFORM, atol=0.0):
+        raise ValueError(
+            f"{name} makes {attention.flat[0]:g} of its start {level:g}; it must make A uniform, "
+            f"1 / T = {1.0 / context_length:g}"
+        )
+    return level
+
+
 def start_params(
     stationary: jax.Array, context_length: int, attention_map: str | AttentionMap = "linear"
 ) -> Params:
     """:func:`init_params` of mu [N] and T alone."""
     num_tokens = stationary.shape[0]
     value = jnp.broadcast_to(stationary[:, None], (num_tokens, num_tokens))
-    level = as_attention_map(attention_map).start(context_length)
+    level = start_of(as_attention_map(attention_map), context_length)
     start = jnp.full((context_length, num_tokens), level, stationary.dtype)
     # Hidden from the compiler, which would work out what is computed of a start that it knows.
     return Params(value, split(jax.lax.optimization_barrier(start)))

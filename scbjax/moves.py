@@ -84,6 +84,31 @@ def by_optimizer(model: Model, optimizer: Optimizer) -> Move:
     return Move(init, step)
 
 
+def check_optimizer(optimizer: object, takes: str) -> None:
+    """Refuses what is neither a transformation nor a function that makes one.
+
+    Args:
+        optimizer: what was given.
+        takes: the arguments of such a function, for the sentence.
+
+    Raises:
+        TypeError: says what must be given.
+    """
+    if is_transformation(optimizer):
+        return
+    if not callable(optimizer):
+        raise TypeError(
+            f"optimizer is {what(optimizer)}; it must be a transformation of optax, or a function "
+            f"of {takes} that makes one"
+        )
+    name = getattr(optimizer, "__name__", "")
+    if str(getattr(optimizer, "__module__", "")).partition(".")[0] == "optax":
+        raise TypeError(
+            f"optimizer is the function optax.{name} itself; it must be what that gives, as in "
+            f"optax.{name}(0.01)"
+        )
+
+
 def is_transformation(optimizer: object) -> bool:
     """Whether something is a transformation of optax."""
     return callable(getattr(optimizer, "init", None)) and callable(

@@ -125,6 +125,8 @@ class View:
             raise ValueError(f"there is no {name} here: it is known of a state of training alone")
         if hasattr(type(self), name):  # a property that asked for what this task doesn't have
             raise AttributeError(f"a view of {what(self.task)} has no {name}")
+        if name != "params" and hasattr(self.params, name):
+            raise AttributeError(f"a view has no {name!r}; it is view.params.{name}")
         raise AttributeError(f"a view has no {name!r}{nearest(name, dir(type(self)))}")
 
     @cached_property

@@ -63,6 +63,8 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:  # noqa: ANN401 - any
     entries = {f"array_{number}": array for number, array in enumerate(arrays)}
     entries[_STRUCTURE] = np.frombuffer(json.dumps(text).encode(), np.uint8)
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} can't be written: there is no folder {path.parent}")
     file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115 - it is renamed after it is closed
     try:
         with file:

@@ -13,6 +13,8 @@ NEAREST_CUTOFF = 0.5
 """Similarity (of difflib) from which a name is suggested: low enough for 'l2' to suggest 'l1'."""
 MIN_BEGUN = 3
 """Letters from which what is typed may be the beginning of a name."""
+MOST_NAMED = 3
+"""Names that are suggested together."""
 MAX_SHOWN = 60
 """Characters of an offending value that an error message repeats."""
 
@@ -20,28 +22,49 @@ MAX_SHOWN = 60
 def nearest(name: str, names: Iterable[str]) -> str:
     """Returns the suggestion that ends an error about a misspelt name, or nothing.
 
-    What is typed may also be the beginning of a name, which difflib finds unlike it.
+    What is typed may also be the beginning of names, or the first letters of their words, which
+    difflib finds unlike them.
 
     Example:
         >>> nearest("proximl", ["proximal", "sgd"])
         "; did you mean 'proximal'?"
         >>> nearest("temp", ["time", "temperature_c"])
         "; did you mean 'temperature_c'?"
+        >>> nearest("lr", ["l1", "learning_rate_1", "learning_rate_2"])
+        "; did you mean 'learning_rate_1' or 'learning_rate_2'?"
         >>> nearest("xyz", ["proximal", "sgd"])
         ''
     """
-    found = most_like(name, names)
-    return f"; did you mean '{found}'?" if found else ""
+    quoted = [f"'{each}'" for each in _alike(name, names)]
+    if not quoted:
+        return ""
+    return f"; did you mean {' or '.join(filter(None, (', '.join(quoted[:-1]), quoted[-1])))}?"
 
 
 def most_like(name: str, names: Iterable[str]) -> str:
     """The name that one which is none of them is most like; empty if it is like none."""
-    known = list(names)
-    found = difflib.get_close_matches(name, known, n=1, cutoff=NEAREST_CUTOFF)
-    begun = [each for each in known if each.lower().startswith(name.lower())]
-    if len(name) >= MIN_BEGUN and begun:
-        found = difflib.get_close_matches(name, begun, n=1, cutoff=0.0)
-    return found[0] if found else ""
+    return next(iter(_alike(name, names)), "")
+
+
+def _alike(name: str, names: Iterable[str]) -> list[str]:
+    """The names that one which is none of them may stand for: one, or all numbers of a name."""
+    known, typed = list(dict.fromkeys(names)), name.lower()
+    if same := [each for each in known if each.lower() == typed]:
+        return same[:1]
+    numbered = [each for each in known if each.lower().rstrip("0123456789") == f"{typed}_"]
+    short = [each for each in known if _initials(each).startswith(typed)] if len(typed) > 1 else []
+    if some := (numbered or short)[:MOST_NAMED]:
+        return some
+    begun = [each for each in known if each.lower().startswith(typed)]
+    if len(typed) >= MIN_BEGUN and begun:
+        return difflib.get_close_matches(name, begun, n=1, cutoff=0.0)
+    return difflib.get_close_matches(name, known, n=1, cutoff=NEAREST_CUTOFF)
+
+
+def _initials(name: str) -> str:
+    """First letters of the words of a name that has several."""
+    words = name.lower().split("_")
+    return "".join(word[:1] for word in words) if len(words) > 1 else ""
 
 
 def brief(value: object) -> str:

@@ -16,7 +16,7 @@ import optax
 from scbjax.algorithm import (
     transformation,
 )
-from scbjax.arguments import check_is
+from scbjax.arguments import check_is, check_like
 from scbjax.base import CACHE_BYTES
 from scbjax.composition import (
     TASK,
@@ -29,6 +29,7 @@ from scbjax.footprint import step_bytes
 from scbjax.keys import as_threefry
 from scbjax.model import Params
 from scbjax.models import linear_transformer
+from scbjax.moves import check_optimizer, is_transformation
 from scbjax.observables import View
 from scbjax.paper import (
     check_arguments,
@@ -125,6 +126,8 @@ def train(
     key = check_arguments(key, task, settings)
     if state is not None:
         check_is("state", state, LearnerState, "that of a trajectory with the same settings")
+        wanted = jax.eval_shape(init, key, task, settings)
+        check_like("state", state, wanted, "this task and these settings")
     elif settings.start != "uniform" and source is None:
         raise ValueError(f"start is {settings.start!r}; it needs a source, a related task")
     own = _mapped(task, settings)
@@ -213,9 +216,10 @@ def _train_own(
     else:
         check_one_task("task", task)
         batches = scb_batches(settings.generator, packed=model is None)
+    own = _own_learner(batches, task, settings, optimizer, model)
     if state is not None:
         check_is("state", state, LearnerState, "that of a trajectory with the same parts")
-    own = _own_learner(batches, task, settings, optimizer, model)
+        check_like("state", state, jax.eval_shape(own.init, key, task, settings), "these parts")
     return own.train(key, task, settings, steps=settings.steps, state=state)
 
 
@@ -231,10 +235,11 @@ def _own_learner(
     if optimizer is None:
         _check_unscaled(settings)
         making: Any = _single_arm
-    elif hasattr(optimizer, "update") or not callable(optimizer):
-        making = optimizer
     else:
-        making = lambda task, settings, _: optimizer(task, settings)  # noqa: E731
+        check_optimizer(optimizer, "(task, settings)")
+        making = optimizer
+        if not is_transformation(optimizer):
+            making = lambda task, settings, _: optimizer(task, settings)  # noqa: E731
 
     return learner(
         batches,

@@ -265,7 +265,15 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
         ["figure", "nope"],
         ["no figure is called 'nope' (figures: tiny); any dataset is drawn by", "figures/NAME.py"],
     ),
-    "figure that is a path": (["figure", "../x"], ["no figure is called '../x'"]),
+    "figure that is a path": (["figure", "../x"], ["there is no figure, folder or dataset '../x'"]),
+    "figure of a folder without a dataset": (
+        ["figure", "figures"],
+        ["'figures' holds no dataset to draw"],
+    ),
+    "explore before a run": (
+        ["explore", "tiny"],
+        ["study 'tiny' has no results in results; `scbjax run tiny` makes them"],
+    ),
     "unknown benchmark": (["bench", "tyni"], ["no benchmark is called 'tyni'", "'tiny'"]),
     "benchmark without a name": (["bench", ""], ["no benchmark is called ''"]),
     "benchmark and all": (["bench", "tiny", "--all"], ["not both", "'tiny'"]),

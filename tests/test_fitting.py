@@ -468,6 +468,13 @@ def test_intervals_cover_at_about_their_level() -> None:
     assert 150 <= covered <= 194
 
 
+def test_the_name_of_a_file_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("abab")
+    with pytest.raises(StudyError, match=r"the name of a file; scbjax.read_symbols reads it"):
+        as_symbols(str(path))
+
+
 def test_a_resample_is_a_weighted_fit() -> None:
     tokens = chain(random_mixture("mtd", 1, 3, [1, 3], seed=8), 600)
     series = series_of(as_symbols(tokens, names="abc"), 3)
@@ -488,6 +495,27 @@ def test_a_resample_is_a_weighted_fit() -> None:
         for _ in range(400):
             at, _ = em.em_step(at, own, 1.0, mu)
         np.testing.assert_allclose(row, bootstrap.lag_weights(at, mu), atol=2e-3)
+
+
+def test_a_resample_has_its_own_frequencies_of_queries() -> None:
+    """Where every query looks at one lag alone, its weight is how often the query is asked."""
+    tokens = np.random.default_rng(5).choice(3, p=[0.6, 0.3, 0.1], size=4000)
+    series = series_of(as_symbols(tokens, names="abc"), 2)
+    size, longest = series.weights.shape[0], series.longest
+    mu = jnp.array([0.6, 0.3, 0.1])
+    corners = jnp.array([[[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]])  # [heads, lags, queries]
+    at = random_mixture("scb", 1, 3, [1, 2], seed=3)._replace(weights=corners)
+    times = np.random.default_rng(0).integers(0, 3, (5, -(-size // 10)))
+    got = bootstrap._refit(
+        at, series, mu, 1.0, jnp.asarray(times, jnp.float32), block=10, iterations=0
+    )
+    query = np.asarray(series.tokens)[longest - 1 : longest - 1 + size]
+    drawn = np.repeat(times, 10, axis=1)[:, :size] * np.asarray(series.weights)
+    whole = np.bincount(query, np.asarray(series.weights), 3)
+    own = np.stack([np.bincount(query, row, 3) for row in drawn]) / whole * np.asarray(mu)
+    expected = own[:, 0] / own.sum(axis=1)
+    np.testing.assert_allclose(got[:, 0], expected, rtol=1e-5)
+    assert np.ptp(expected) > 0.005
 
 
 def test_a_long_series_is_resampled_in_part(monkeypatch: pytest.MonkeyPatch) -> None:

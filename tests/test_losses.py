@@ -112,6 +112,24 @@ def test_gradient_in_double_precision(num_tokens: int) -> None:
     check_close(gradient, quick_jit(jax.grad(naive_loss))(params, batch), 1e-14)
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("num_tokens", [3, 20])
+def test_second_derivatives_are_those_of_the_naive_loss(num_tokens: int) -> None:
+    batch, params = make_batch(num_tokens, 5, 30), make_params(num_tokens, 5, 1, "float64")
+    direction = make_params(num_tokens, 5, 2, "float64")
+
+    def along(function: Any) -> Params:  # noqa: ANN401 - a loss
+        gradient = jax.grad(lambda params: function(params, batch))
+        found: Params = jax.jvp(gradient, (params,), (direction,))[1]
+        return found
+
+    check_close(along(loss), along(naive_loss), 1e-13)
+    if num_tokens == 3:
+        both = [jax.hessian(f)(params, batch) for f in (loss, naive_loss)]
+        for found, expected in zip(*map(jax.tree.leaves, both), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
+
+
 def softmax_loss(params: Params, batch: Batch) -> jax.Array:
     return loss(map_attention(params, "softmax"), batch)
 

@@ -16,6 +16,7 @@ from scbjax.model import (
     init_params,
     map_attention,
     predict,
+    start_params,
     step_scale_of,
 )
 from scbjax.task import Task
@@ -229,6 +230,26 @@ def test_the_scale_of_a_step_is_derived_where_it_is_not_given(
 
 def test_a_single_position_has_no_step() -> None:
     assert step_scale_of(ATTENTION_MAPS["softmax"]._replace(step_scale=None), 1) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "sentence"),
+    [
+        ({"weights": lambda w: w.sum(0)}, ValueError, r"makes \[2\] of the shape \[5, 2\]"),
+        ({"weights": lambda w: w[:-1]}, ValueError, r"makes \[4, 2\] of the shape \[5, 2\]"),
+        ({"weights": lambda w: w**2}, ValueError, r"makes 0.04 of its start 0.2; .* 1 / T = 0.2"),
+        ({"start": 0.2}, TypeError, r"start of attention_map 'own' is no function"),
+    ],
+)
+def test_a_map_that_is_none_is_refused(
+    change: dict[str, Any], kind: type[Exception], sentence: str
+) -> None:
+    own = ATTENTION_MAPS["linear"]._replace(name="own", **change)
+    mu = jnp.array([0.5, 0.3, 0.2])
+    with pytest.raises(kind, match=sentence):
+        start_params(mu, 5, own)
+    with pytest.raises(kind, match=sentence):  # also in the midst of a program
+        jax.jit(lambda mu: start_params(mu, 5, own))(mu)
 
 
 def test_a_map_is_its_functions() -> None:

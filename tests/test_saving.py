@@ -192,6 +192,11 @@ def test_a_later_format_is_refused(tmp_path: Path) -> None:
         load(path)
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"x.npz can't be written: there is no folder .*no"):
+        save(tmp_path / "no" / "x.npz", jnp.zeros(2))
+
+
 def test_no_file_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "nothing.npz")

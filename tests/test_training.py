@@ -11,6 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from scbjax import (
@@ -1188,3 +1189,27 @@ def test_a_start_that_is_none_has_diverged_at_once() -> None:
     task = make_task()
     broken = task._replace(stationary=task.stationary * jnp.nan)
     assert run(jax.random.key(0), broken, WILD).diverged_at == 0
+
+
+def test_a_state_of_something_else_is_refused() -> None:
+    task, key = make_task(), jax.random.key(0)
+    state = train(key, task, QUICK).state
+    other = random_task(jax.random.key(1), num_tokens=N, context_length=T + 1, sparsity=Q)
+    with pytest.raises(ValueError, match=r"state.params.attention has shape .*; that of this task"):
+        train(key, other, QUICK, state=state)
+    with pytest.raises(ValueError, match=r"state has no state.opt_state.*; that of this task"):
+        train(key, task, change(QUICK, optimizer="adam"), state=state)
+    with pytest.raises(ValueError, match=r"state.opt_state.* is too much|state has no state.opt"):
+        train(key, task, QUICK, optimizer=optax.adam(0.01), state=state)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "sentence"),
+    [
+        (optax.adam, r"the function optax.adam itself; it must be what that gives"),
+        ("adam", r"optimizer is 'adam'; .* or a function of \(task, settings\) that makes one"),
+    ],
+)
+def test_an_optimizer_that_is_none_is_refused(optimizer: Any, sentence: str) -> None:  # noqa: ANN401
+    with pytest.raises(TypeError, match=sentence):
+        train(jax.random.key(0), make_task(), QUICK, optimizer=optimizer)

@@ -7,8 +7,10 @@ is called, so that help and error messages come without waiting for JAX.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,6 +57,8 @@ def _run(arguments: Sequence[str]) -> int:
     except Stopped as stopped:
         return _tell_stopped(stopped.out, arguments)
     except (StudyError, OSError) as error:
+        if error.__cause__ is not None and os.environ.get("SCBJAX_TRACEBACK"):
+            traceback.print_exception(error.__cause__)
         note(" ".join(str(error).split()))
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ from scbjax.base import StudyError
 from scbjax.cli.exits import EXIT_BAD_INPUT
 from scbjax.cli.options import Results, left_out
 from scbjax.cli.printing import note
-from scbjax.sweep.engine.places import RESULTS, checked_path
+from scbjax.sweep.engine.places import RESULTS, checked_path, existing
 from scbjax.sweep.study.fields import shown
 from scbjax.sweep.study.locating import none_found
 
@@ -60,6 +60,7 @@ class Figure:
             return _show_all(results, show)
         dataset = None if self.name in find_figures() else find_dataset(self.name, results)
         if dataset is None:
+            _check_place(self.name)
             show(find_figure(self.name), results)
         elif self.numbers:
             raise StudyError(
@@ -81,6 +82,21 @@ class Figure:
             raise StudyError(f"{shown(self.name)} is no dataset, nor a study with one in {results}")
         _print_paths(draw_default(dataset, out, names))
         return 0
+
+
+def _check_place(name: str) -> None:
+    """Says what is wrong with the path of results, which is the name of no figure."""
+    from scbjax.sweep.results.store import Store
+
+    path = Path(checked_path(name))
+    if path.name == name and not path.is_dir():
+        return
+    if not Store(existing(name, "figure, folder or dataset")).holds_results():
+        raise StudyError(f"{shown(name)} holds no dataset to draw")
+    raise StudyError(
+        f"{shown(name)} has no dataset yet: its run is not complete; `scbjax status {name}` says "
+        "how far it is"
+    )
 
 
 def _print_paths(paths: Sequence[Path]) -> None:

@@ -5,6 +5,7 @@ that a study file, `--set` and axes reach what the parts are made with. Nothing 
 before a program is made, so that such experiments are declared without it.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -143,6 +144,13 @@ def _functions(
     values = dict(static)
     drawn_from = source if isinstance(source, Source) else source(values)
     sizes = {name: values[name] for name in ("batch_size", "record_every")}
+    try:
+        inspect.signature(learner).bind(drawn_from, values, **sizes, record=record)
+    except TypeError as error:
+        raise StudyError(
+            "the function that makes the learner must take (source, static, *, batch_size, "
+            f"record_every, record), or (source, static, **given): {error}"
+        ) from None
     own = learner(drawn_from, values, **sizes, record=record)
     if not isinstance(own, Learner):
         raise StudyError(

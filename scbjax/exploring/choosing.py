@@ -230,8 +230,8 @@ def _without_snapshots(results: Results) -> str:
     experiment = _experiment_of(results.frame)
     if experiment not in {"", "scb"} and not _keeps(results.frame):
         return (
-            f"{start}: the experiment '{experiment}' keeps no matrices, unless one of your own "
-            "records observables called attention and value along the step"
+            f"{start}: the experiment '{experiment}' keeps no matrices; one of your own may record "
+            "them as observables called attention and value"
         )
     steps, every = settings.get(STEPS.path, 0), settings.get(RECORD_EVERY.path, 0)
     if not (type(steps) is int and type(every) is int and steps > 0 and every > 0):
@@ -266,12 +266,12 @@ def _experiment_of(frame: xarray.Dataset) -> str:
 
 
 def _keeps(frame: xarray.Dataset) -> bool:
-    """Whether the library's own experiment of a study keeps the matrices."""
+    """Whether the experiment of a study is one of the library that keeps the matrices."""
     from scbjax.sweep.study.own import own_experiment, own_experiments
 
     name = _experiment_of(frame)
     if name not in own_experiments():
-        return True  # one of the user's own: it may
+        return False  # one of the user's own
     return {matrix.learned for matrix in MATRICES} <= own_experiment(name).kept.keys()
 
 

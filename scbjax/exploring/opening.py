@@ -15,6 +15,7 @@ from scbjax.sweep.results.dataset import damage_told, describe, opened_dataset
 from scbjax.sweep.results.partial import Partial, Places, read_partial
 from scbjax.sweep.results.store import Store, status
 from scbjax.sweep.scripts.figures import find_dataset
+from scbjax.sweep.study.locating import find_studies
 
 if TYPE_CHECKING:
     import xarray
@@ -174,6 +175,10 @@ def _locate(text: str, results: Path) -> Path | Store:
     path = Path(text)
     if text and "\0" not in text and not path.exists() and (results / text).is_dir():
         path = results / text
+    if not path.exists() and text in {study.stem for study in find_studies()}:
+        raise StudyError(
+            f"study '{text}' has no results in {results}; `scbjax run {text}` makes them"
+        )
     path = existing(str(path) if text else text, "folder, dataset or study")
     if path.is_file():
         return path

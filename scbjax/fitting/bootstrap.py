@@ -144,17 +144,25 @@ def _refit(
     block: int,
     iterations: int,
 ) -> jax.Array:
-    """Weights of lags [R, G] after EM on each resample; multiplicities of blocks [R, blocks]."""
-    place = jnp.arange(series.weights.shape[0], dtype=jnp.int32) // block
+    """Weights of lags [R, G] after EM on each resample; multiplicities of blocks [R, blocks].
+
+    The mean over queries is by how often each is one in the resample.
+    """
+    size = series.weights.shape[0]
+    place = jnp.arange(size, dtype=jnp.int32) // block
+    query = series.tokens[series.longest - 1 : series.longest - 1 + size]
+    asked = jax.ops.segment_sum(series.weights, query, mu.shape[0])
 
     def one(times: jax.Array) -> jax.Array:
         own = series._replace(weights=series.weights * times[place])
+        again = jax.ops.segment_sum(own.weights, query, mu.shape[0])
+        own_mu = jnp.where(asked > 0, mu * again / jnp.where(asked > 0, asked, 1.0), 0.0)
 
         def step(at: Mixture, _: None) -> tuple[Mixture, None]:
             target = m_step(e_step(at, own)[0], at, smoothing, mu)
             return overrelaxed(at, target, jnp.asarray(_FACTOR)), None
 
-        return lag_weights(jax.lax.scan(step, mixture, None, length=iterations)[0], mu)
+        return lag_weights(jax.lax.scan(step, mixture, None, length=iterations)[0], own_mu)
 
     found: jax.Array = jax.vmap(one)(multiplicity)
     return found

@@ -167,6 +167,8 @@ class Fit:
         Raises:
             StudyError: for a context that is too short, and for unknown symbols.
         """
+        if isinstance(contexts, str):
+            raise StudyError(f"contexts is one text; it must be a list of them: [{contexts!r}]")
         if isinstance(contexts, np.ndarray | jax.Array):
             tokens = np.asarray(contexts)
             if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):

@@ -26,6 +26,7 @@ SAMPLES: Final = tuple(_SAMPLE_KINDS)
 OTHER: Final = "<other>"
 """The symbol that stands for all that are not among the most frequent ones."""
 _LISTED = 8  # names in a sentence
+_LONGEST_PATH = 255
 _FEW = 16  # rows that may all differ by chance
 MOST: Final = 4096  # symbols: matrices are [N, N]
 
@@ -168,6 +169,10 @@ def as_symbols(tokens: Any, names: Sequence[str] | None = None) -> Symbols:  # n
     if isinstance(tokens, Symbols):
         return tokens
     if isinstance(tokens, str):
+        if len(tokens) <= _LONGEST_PATH and tokens.isprintable() and Path(tokens).is_file():
+            raise StudyError(
+                f"tokens is {tokens!r}, the name of a file; scbjax.read_symbols reads it"
+            )
         return encode([list(tokens)], "characters", where="tokens", names=names)
     array = np.asarray(tokens)
     if array.ndim == 1 and array.dtype.kind in "UO" and all(isinstance(x, str) for x in array):

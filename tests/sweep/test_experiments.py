@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ import xarray
 from numpy.testing import assert_allclose
 
 import scbjax
-from scbjax.base import RECORD_EVERY, STEPS, Experiment, Functions, Parameter, StudyError, Variable
+from scbjax.base import (
+    RECORD_EVERY,
+    STEPS,
+    Experiment,
+    Functions,
+    Interval,
+    Parameter,
+    StudyError,
+    Variable,
+)
 from scbjax.cli import main
 from scbjax.experiments import of_parts
 from scbjax.sweep.engine.chunks import Executor
@@ -27,7 +37,12 @@ from scbjax.sweep.engine.here import plan_here
 from scbjax.sweep.engine.progress import Reading, SilentProgress
 from scbjax.sweep.engine.remote import Recipe
 from scbjax.sweep.plan.programs import plan_with_layout
-from scbjax.sweep.study.experiments import experiments_in, find_experiment, load_experiments
+from scbjax.sweep.study.experiments import (
+    calling,
+    experiments_in,
+    find_experiment,
+    load_experiments,
+)
 from scbjax.sweep.study.files import Study, fingerprint, load_study, parse_study, to_toml
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
@@ -216,7 +231,7 @@ def test_the_sizes_of_records_are_worked_out_once(heads: tuple[Experiment, ...])
 def test_an_axis_that_changes_the_size_of_a_record_is_refused(
     heads: tuple[Experiment, ...],
 ) -> None:
-    with pytest.raises(StudyError, match=r"entropy needs matrices of one shape, but model.heads"):
+    with pytest.raises(StudyError, match=r"entropy needs arrays of one shape, but model.heads"):
         load_study(STUDY, ["axes.heads=[1, 2]"], experiments=heads)
 
 
@@ -301,6 +316,85 @@ def test_a_search_needs_rules(heads: tuple[Experiment, ...]) -> None:
     search = ("search.field=rate", "search.first=0.01", "search.last=0.1")
     with pytest.raises(StudyError, match=r"search.field has no meaning for experiment 'heads'"):
         load_study(STUDY, ["rate=0.1", *search], experiments=heads)
+
+
+TEMPERATURE = (EXAMPLES / "temperature.py").read_text(encoding="utf-8")
+MISTAKES = {
+    "a key that is misspelt": (
+        'values["temperature"]', 'values["temp"]',
+        r"fails \(mine.py, line 19\): KeyError: 'temp'; with SCBJAX_TRACEBACK=1",
+    ),
+    "a number that the library refuses": (
+        "sparsity=2", "sparsity=60",
+        r"fails: sparsity is 60; it must be between 1 and context_length = 50",
+    ),
+    "an array without dimensions": (
+        "columns @ view.task.stationary", "columns",
+        r"record 'entropy' has shape \[3\]; its dims must name each axis",
+    ),
+    "an optimiser that is not called": (
+        "optax.adam(0.02)", "optax.adam",
+        r"optimizer is the function optax.adam itself; it must be what that gives",
+    ),
+    "a learner that takes too little": (
+        "def make(source, static, **given)", "def make(source, static)",
+        r"must take \(source, static, \*, batch_size, record_every, record\)",
+    ),
+    "arguments the other way round": (
+        "def init(key, task)", "def init(task, key)",
+        r"fails \(mine.py, line 15\): task is a scalar key",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_in_ones_own_code_is_one_sentence(case: str) -> None:
+    right, wrong, sentence = MISTAKES[case]
+    assert right in TEMPERATURE
+    given = experiments_in(TEMPERATURE.replace(right, wrong), "mine.py")
+    study = load_study(EXAMPLES / "temperature.toml", ["steps=10", "record_every=10"],
+                       experiments=given)  # fmt: skip
+    with pytest.raises(StudyError, match=sentence) as caught:
+        plan_here(study, memory_bytes=2**30)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_of_the_library_stays_one() -> None:
+    own = find_experiment("scb")
+    with pytest.raises(KeyError, match="oops"), calling(own):
+        raise KeyError("oops")
+    with pytest.raises(StudyError, match=r"'scb' fails .*: KeyError: 'oops'") as caught:  # noqa: SIM117
+        with calling(replace(own)):  # the user's, though it is called the same
+            raise KeyError("oops")
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"kind": "trace"}, r"'train.x' has the kind 'trace'; it must be one of static, traced"),
+        ({"layer": "iner"}, r"has the layer 'iner'; .*did you mean 'inner'\?"),
+        ({"type": "float"}, r"has the type 'float'; it must be int or float or bool or str"),
+        (
+            {"path": "train x"},
+            r"parameter 'train x' must be called by letters, digits, _ and a dot",
+        ),
+        ({"default": "one"}, r"has the default 'one'; it must be a number"),
+        ({"default": True}, r"has the default True; it must be a number"),
+        ({"check": Interval(0, 1), "default": 2.0}, r"has the default 2.0; .* from 0 to 1"),
+    ],
+)
+def test_a_parameter_that_is_none_is_one_sentence(change: dict[str, Any], sentence: str) -> None:
+    right = Parameter("train.x", float, 1.0, "traced", "inner", "x")
+    with pytest.raises(StudyError, match=sentence):
+        replace(right, **change)
+
+
+def test_a_parameter_stands_in_a_table(heads: tuple[Experiment, ...]) -> None:
+    (experiment,) = heads
+    bare = Parameter("rate", float, 1.0, "traced", "inner", "Rate")
+    with pytest.raises(StudyError, match=r"parameter 'rate' in no table .* 'train.rate'"):
+        replace(experiment, parameters=(STEPS, RECORD_EVERY, bare))
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from scbjax.sweep.engine.mapped import (
 )
 from scbjax.sweep.engine.memory import Memory
 from scbjax.sweep.plan.programs import Chunk, Program
+from scbjax.sweep.study.experiments import calling
 
 _OUTER = "outer"  # the mesh axis over which the outer layer is sharded
 
@@ -115,6 +116,11 @@ def compile_program(program: Program, ahead: Sequence[str] = ()) -> Compiled:
         ahead: modules that are loaded while the large one is compiled, since the process goes on
             with them.
     """
+    with calling(program.experiment):
+        return _compile_program(program, ahead)
+
+
+def _compile_program(program: Program, ahead: Sequence[str]) -> Compiled:
     mesh = mesh_of(program)
     start = time.perf_counter()
     parts = parts_of(program, mesh)
@@ -178,7 +184,7 @@ def memory_of_one(program: Program) -> tuple[int, int]:
     shape = (1, 1)
     inputs = chunk_inputs(program, Chunk(0, 0, (0, 1), (0, 1)))
     number = jax.ShapeDtypeStruct((), np.int32)
-    with numbers_of(program):
+    with numbers_of(program), calling(program.experiment):
         prepared = jax.eval_shape(partial(prepare, program, shape), inputs)
         segment = jax.jit(partial(take_records, program, shape), donate_argnums=(2,))
         lowered = segment.lower(inputs, prepared.tasks, prepared.carry, number, number)

@@ -7,12 +7,15 @@ or from a file that the user asks for; a study alone never makes anything run.
 from __future__ import annotations
 
 import sys
+import sysconfig
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import scbjax
 from scbjax.base import Experiment, StudyError
 from scbjax.sweep.study.fields import shown
 from scbjax.sweep.study.own import own_experiment, own_experiments
@@ -20,6 +23,8 @@ from scbjax.tables import nearest
 
 MAX_FILE_BYTES = 1 << 20
 """Such files are written by hand; what is larger is something else."""
+_MOST_WORDS = 400  # of what an error says, in characters
+_OF_OTHERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), *scbjax.__path__)
 
 
 def load_experiments(path: Path) -> tuple[Experiment, ...]:
@@ -76,6 +81,48 @@ def _line_of(error: Exception, name: str) -> str:
 def _told(error: Exception) -> str:
     text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
     return text if isinstance(error, StudyError) else f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def calling(experiment: Experiment) -> Iterator[None]:
+    """Around calls of an experiment's functions: what fails in one of the user's is a sentence.
+
+    In one of the library's own it is a mistake of the library, and stays what it is.
+
+    Args:
+        experiment: whose functions are called.
+
+    Raises:
+        StudyError: says what failed, and in which line; its cause is the error itself.
+    """
+    try:
+        yield
+    except (StudyError, MemoryError):
+        raise
+    except Exception as error:
+        if _is_own(experiment) or type(error).__name__ == "JaxRuntimeError":  # of a device
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        users = [f for f in frames if f.lineno and not f.filename.startswith((*_OF_OTHERS, "<fro"))]
+        where = f" ({users[-1].filename}, line {users[-1].lineno})" if users else ""
+        said = " ".join(str(error).split())
+        if not (isinstance(error, (TypeError, ValueError)) and _is_ours(frames[-1].filename)):
+            said = f"{type(error).__name__}: {said}"
+        if len(said) > _MOST_WORDS:
+            said = f"{said[:_MOST_WORDS]}..."
+        raise StudyError(
+            f"experiment {shown(experiment.name)} fails{where}: {said}; with SCBJAX_TRACEBACK=1 in "
+            "the environment the command shows all of it"
+        ) from error
+
+
+def _is_own(experiment: Experiment) -> bool:
+    name = experiment.name
+    return name in own_experiments() and own_experiment(name) is experiment
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith(tuple(scbjax.__path__))
 
 
 def find_experiment(name: object, given: Sequence[Experiment] = ()) -> Experiment:

@@ -61,7 +61,7 @@ from scbjax.sweep.study.axes import (
 )
 from scbjax.sweep.study.cells import check_search, is_search
 from scbjax.sweep.study.definition import DEFAULT_EXPERIMENT, Study, fingerprint, to_toml
-from scbjax.sweep.study.experiments import find_experiment
+from scbjax.sweep.study.experiments import calling, find_experiment
 from scbjax.sweep.study.fields import Fields, fields_of, read_value, shown
 from scbjax.sweep.study.locating import BYTE_ORDER_MARK, check_name, locate, read_text
 from scbjax.tables import nearest
@@ -399,7 +399,8 @@ def _check_study(study: Study) -> None:
                 raise StudyError(refusal)
     if not study.variables:
         raise StudyError("record.variables is empty; name at least one variable")
-    study.experiment.check(study)
+    with calling(study.experiment):
+        study.experiment.check(study)
     _check_kept(study)
     if is_search(study):
         check_search(study)
@@ -429,9 +430,14 @@ def _check_kept(study: Study) -> None:
                 f"record.snapshots must be multiples of {RECORD_EVERY.path} = {every} "
                 f"up to {STEPS.path} = {steps}, got {step}"
             )
-    own = [name for name in study.variables if study.experiment.variables[name].dims]
-    what = "record.final, record.truth and record.snapshots need" if not own else f"{own[0]} needs"
+    variables = study.experiment.variables
+    own = [name for name in study.variables if variables[name].dims]
+    what, hint = "record.final, record.truth and record.snapshots need matrices", ""
+    if own:
+        what = f"{own[0]} needs arrays"
+        lengths = ", ".join(f"'{dim}': ..." for dim in variables[own[0]].dims)
+        hint = f"; where that does not change it, learning(..., lengths={{{lengths}}}) says so"
     if own or study.final or study.truth or study.snapshots:
         for path in study.experiment.size_paths:
             if path not in study.base:
-                raise StudyError(f"{what} matrices of one shape, but {path} is an axis")
+                raise StudyError(f"{what} of one shape, but {path} is an axis{hint}")
