@@ -140,7 +140,8 @@ def _ask_tyro(arguments: Sequence[str]) -> Command:
         if not stop.code:
             _print_examples(arguments)
             raise
-        raise StudyError(_condensed(message.getvalue())) from None
+        asked_of = "scbjax" if name is None else f"scbjax {name}"
+        raise StudyError(_condensed(message.getvalue(), asked_of)) from None
 
 
 def _print_examples(arguments: Sequence[str]) -> None:
@@ -150,11 +151,12 @@ def _print_examples(arguments: Sequence[str]) -> None:
         print("\n".join(["", "examples:", *(f"  {line}" for line in examples)]))
 
 
-def _condensed(box: str) -> str:
-    r"""Returns tyro's boxed error message as one sentence.
+def _condensed(box: str, command: str) -> str:
+    r"""Returns tyro's boxed error message of a command as one sentence.
 
-    >>> _condensed("╭─ Oops ──╮\n│ Bad: x │\n│ ────── │\n│ For full helptext, run a │\n╰────╯")
-    'Bad: x (see scbjax --help)'
+    >>> box = "╭─ Oops ──╮\n│ Bad: x │\n│ ────── │\n│ For full helptext, run a │\n╰────╯"
+    >>> _condensed(box, "scbjax run")
+    'Bad: x (see scbjax run --help)'
     """
     lines = [line.strip(" │╭╮╰╯") for line in box.splitlines()]
     sections = [[line for line in section if line] for section in _split_at_rules(lines)]
@@ -164,7 +166,7 @@ def _condensed(box: str) -> str:
         for section in sections
         if section and not section[0].startswith("For full helptext")
     ]
-    return f"{'; '.join(kept).rstrip('.')} (see scbjax --help)"
+    return f"{'; '.join(kept).rstrip('.')} (see {command} --help)"
 
 
 def _split_at_rules(lines: Sequence[str]) -> list[list[str]]:

@@ -33,6 +33,7 @@ from scbjax.sweep.study.experiments import load_experiments
 from scbjax.sweep.study.fields import MAX_AXIS_POINTS, shown
 from scbjax.sweep.study.files import load_study, parse_study
 from scbjax.sweep.study.locating import check_name
+from scbjax.sweep.study.own import own_experiments
 from scbjax.tables import nearest
 
 if TYPE_CHECKING:
@@ -219,6 +220,11 @@ def _experiments(given: object) -> tuple[Experiment, ...]:
         return ()
     if isinstance(given, Experiment):
         return (given,)
+    if isinstance(given, str) and given in own_experiments():
+        raise StudyError(
+            f"experiment is {shown(given)}, one of the library's, which a study names itself: "
+            f'{{"experiment": "{given}", ...}}'
+        )
     if isinstance(given, str | os.PathLike):
         return load_experiments(Path(checked_path(os.fspath(given))))
     raise StudyError(
