@@ -83,8 +83,8 @@ numbers: $(STAMP)  ## renew docs/numbers.md from the studies that were run into 
 	$(BIN)/python docs/generate.py --results $(RESULTS)
 
 STUDIES :=
-claims: $(STAMP)  ## check what is claimed on new tasks: SEEDS=9800:9832, and STUDIES="fig1 fig5" for some
-	@test -n "$(SEEDS)" || { echo "which seeds? make claims SEEDS=9800:9832"; exit 2; }
+claims: $(STAMP)  ## check what is claimed on new tasks: SEEDS=9900:9932, and STUDIES="fig1 fig5" for some
+	@test -n "$(SEEDS)" || { echo "which seeds? make claims SEEDS=9900:9932"; exit 2; }
 	$(BIN)/python sweeps/claims/check.py $(SEEDS) $(STUDIES)
 
 figures: $(STAMP)  ## run every study in its small size, and draw every figure from that

@@ -140,9 +140,9 @@ def test_a_study_is_run_with_the_seeds(monkeypatch: pytest.MonkeyPatch, tmp_path
     commands: list[list[str]] = []
     monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(list(command)))
     for small in (False, True):
-        check.run_study("transfer", range(9800, 9832), tmp_path, small=small)
+        check.run_study("transfer", range(9900, 9932), tmp_path, small=small)
     assert ["--small" in command for command in commands] == [False, True]
-    assert all("axes.seed={ range = [9800, 9832] }" in command for command in commands)
+    assert all("axes.seed={ range = [9900, 9932] }" in command for command in commands)
 
 
 def test_the_power_of_a_search_is_that_of_its_figure() -> None:
@@ -227,7 +227,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> list[Claim]:
     listed: list[Claim] = []
 
     def run(name: str, seeds: range, out: Path, *, small: bool) -> Path:
-        assert (name, seeds, small) == ("made", range(9800, 9832), False)
+        assert (name, seeds, small) == ("made", range(9900, 9932), False)
         out.mkdir(parents=True)
         study(9).to_netcdf(out / "made.nc", engine="h5netcdf")
         return out / "made.nc"
@@ -241,10 +241,10 @@ def test_the_command_fails_with_a_false_claim_and_not_with_true_ones(
     planted: list[Claim], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planted.append(claim("found", 0.2, 0.4))
-    assert check.main(["9800:9832", "--results", str(tmp_path / "true")]) == 0
+    assert check.main(["9900:9932", "--results", str(tmp_path / "true")]) == 0
     assert "1 of 1 claims hold" in capsys.readouterr().out
     planted.append(claim("mirrored", 0.0, 0.1))
-    assert check.main(["9800:9832", "--results", str(tmp_path / "false")]) == 1
+    assert check.main(["9900:9932", "--results", str(tmp_path / "false")]) == 1
     said = capsys.readouterr().out
     assert "holds  made: a claim\n       stated 0.2 to 0.4; came out 0.2812 (0.1556 to" in said
     assert "FAILS  made: a claim\n       stated 0 to 0.1; came out 0.7188" in said
@@ -254,7 +254,7 @@ def test_the_command_fails_with_a_false_claim_and_not_with_true_ones(
 @pytest.mark.parametrize(
     ("seeds", "sentence"),
     [
-        ("9800", "SEEDS must be first:last"),
+        ("9900", "SEEDS must be first:last"),
         ("9:3", "SEEDS must be first:last"),
         ("a:b", "SEEDS must be first:last"),
         ("390:410", "seeds 390 to 399 have been used before"),
@@ -269,7 +269,7 @@ def test_seeds_are_new_or_refused(
 
 
 def test_a_study_without_claims_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert check.main(["9800:9832", "spasity"]) == 2
+    assert check.main(["9900:9932", "spasity"]) == 2
     said = "no claim is about a study 'spasity'; did you mean 'sparsity'?"
     assert said in capsys.readouterr().err
 
@@ -381,7 +381,7 @@ def test_datasets_are_read_as_figures_read_them(
     assert all("heads" not in stored[name].dims for name in TRUTHS)
     stored.to_netcdf(tmp_path / "multihead.nc", engine="h5netcdf")
     monkeypatch.setattr(check, "run_study", lambda *_, **__: tmp_path / "multihead.nc")
-    assert check.main(["9800:9816", "multihead", "--results", str(tmp_path)]) in (0, 1)
+    assert check.main(["9900:9916", "multihead", "--results", str(tmp_path)]) in (0, 1)
     assert "claims hold" in capsys.readouterr().out
 
 
@@ -392,5 +392,5 @@ def test_every_measure_is_known_and_used() -> None:
 @pytest.mark.slow
 def test_claims_need_not_hold_for_small_studies(tmp_path: Path) -> None:
     """The whole way, with real runs: the gain of the projector at T = 100 is not that of 5000."""
-    arguments = ["9800:9816", "projector_tasks", "--small", "--results", str(tmp_path)]
+    arguments = ["9900:9916", "projector_tasks", "--small", "--results", str(tmp_path)]
     assert check.main(arguments) == 1
