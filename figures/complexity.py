@@ -9,16 +9,19 @@ all those after stage 1; they do with N and Q.
 from __future__ import annotations
 
 from _statistics import (
+    Estimate,
     Interval,
     and_one_lost,
     cost_interval,
     interval_of,
     resampled_runs,
     samples_for_share,
+    slope,
+    worded_power,
 )
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
@@ -34,7 +37,7 @@ from matplotlib.ticker import LogLocator
 STUDY: Final = "complexity"
 GOAL, SWITCH, RATE = "samples_to_goal", "samples_to_switch", "learning_rate_1"
 VARIABLES: Final = (GOAL, SWITCH, RATE)
-SIZES: Final = {"context_length": "$T$", "num_tokens": "$N$", "sparsity": "$Q$"}
+SIZES: Final = {"context_length": "T", "num_tokens": "N", "sparsity": "Q"}
 NAMES: Final = {
     "context_length": "context length",
     "num_tokens": "vocabulary",
@@ -47,55 +50,43 @@ LOOKS: Final[dict[str, dict[str, Any]]] = {
 GEOMETRIES: Final = {"mu": r"$\mu$-orthogonal", "paper": "as printed"}
 WHOLE: Final = "total"
 PARTS: Final[dict[str, Any]] = {WHOLE: "-", "stage 1": "--", "after stage 1": ":"}
-LABEL_GAP: Final = 0.065  # of the height of a panel
-LEAD: Final = 0.05  # of the width of a panel, from a line to its label
-ROOM: Final = 1.05  # for labels, of the width of the lines
+ABOVE: Final[dict[str, Any]] = {
+    "loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "fontsize": 7, "labelspacing": 0.2,
+}  # fmt: skip
 RESAMPLES: Final = 400  # of the seeds
-FEWEST: Final = 3  # points of a fit
-TICKS: Final = 6  # points: context lengths stand close together
 
 
 def plot(dataset: xr.Dataset) -> Figure:
     """Make the figure from the study's dataset."""
     dataset = arranged(dataset)
-    figure = Figure(figsize=(DOUBLE_COLUMN, 3.5))
+    figure = Figure(figsize=(DOUBLE_COLUMN, 4.4))
     panels = figure.subplots(1, len(SIZES), sharey=True)
-    written: list[list[Label]] = []
     for axes, field in zip(panels, SIZES, strict=True):
         rows = rows_of(dataset, field)
-        written.append(
-            [
-                label
-                for index, geometry in enumerate(dataset["geometry"].to_numpy())
-                for label in draw_geometry(
-                    axes, dataset.isel(size=rows, geometry=index), field, str(geometry)
-                )
-            ]
-        )
+        lines: list[Line2D] = []
+        for index, geometry in enumerate(dataset["geometry"].to_numpy()):
+            part = dataset.isel(size=rows, geometry=index)
+            lines += draw_geometry(axes, part, field, LOOKS[str(geometry)])
         ticks = np.unique(dataset[field].to_numpy()[rows])
-        axes.set(xscale="log", yscale="log", xlabel=f"{NAMES[field]}, {SIZES[field]}")
+        axes.set(xscale="log", yscale="log", xlabel=f"{NAMES[field]}, ${SIZES[field]}$")
         axes.minorticks_off()
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.tick_params(axis="x", labelsize=TICKS)
-        # Room for the exponents at the right ends of the lines.
-        axes.set_xlim(0.8 * ticks[0], ticks[-1] * (ticks[-1] / ticks[0]) ** ROOM)
+        axes.set_xlim(0.85 * ticks[0], ticks[-1] / 0.85)
+        axes.legend(handles=lines, **ABOVE)
     panels[0].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     panels[0].yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}")
-    # The panels share their axis, which has its limits once all are drawn.
-    for axes, labels in zip(panels, written, strict=True):
-        write_labels(axes, float(axes.get_xticks()[-1]), labels)
     share = float(str(setting(dataset, "share")))
     panels[0].set_ylabel(
         f"samples until {share:.0%} of {dataset.sizes['seed']} seeds recover\n(thousands)"
     )
-    entries = {
+    names = {
         GEOMETRIES.get(str(name), str(name)): Line2D([], [], **LOOKS[str(name)], markersize=3.5)
         for name in dataset["geometry"].to_numpy()
     }
-    entries |= {
+    names |= {
         name: Line2D([], [], color="#666666", linestyle=style) for name, style in PARTS.items()
     }
-    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=len(entries))
+    figure.legend(names.values(), names.keys(), loc="outside upper center", ncols=len(names))
     return figure
 
 
@@ -118,56 +109,25 @@ def rows_of(dataset: xr.Dataset, field: str) -> list[int]:
     return sorted(rows, key=lambda row: float(table[field][row]))
 
 
-class Label(NamedTuple):
-    """What stands at the end of a line."""
-
-    y: float
-    text: str
-    colour: str
-
-
-def draw_geometry(axes: Axes, part: xr.Dataset, field: str, geometry: str) -> list[Label]:
-    """Draw the samples in all, in stage 1 and after it; return the fitted exponents."""
-    labels = []
+def draw_geometry(axes: Axes, part: xr.Dataset, field: str, look: dict[str, Any]) -> list[Line2D]:
+    """Draw the samples in all, in stage 1 and after it; return lines with their powers."""
     x = part[field].to_numpy().astype(float)
     found, resampled = costs_of(part)
+    lines = []
     for name, style in PARTS.items():
         shown = np.isfinite(found[name])
         if not shown.any():
             continue
-        look = LOOKS[geometry]
         axes.plot(x[shown], found[name][shown], linestyle=style, markersize=3.5, **look)
         if name == WHOLE:
-            drawn = [endless(draw[name]) for draw in resampled]
+            drawn = [draw[name] for draw in resampled]
             ends = np.array([ends_of(drawn, place) for place in range(x.size)]).T
-            draw_ranges(axes, x, found[name], ends, look["color"])
-        slope = exponent(x, found[name])
-        if not np.isfinite(slope):
-            continue
-        # Adding zero makes a rounded -0.0 one without a sign.
-        low, high = (round(end, 2) + 0.0 for end in interval(x, [d[name] for d in resampled]))
-        text = f"{SIZES[field]}$^{{{slope:.2f}}}$ [{low:.2f}, {high:.2f}]"
-        labels.append(Label(float(found[name][shown][-1]), text, look["color"]))
-    return labels
-
-
-def write_labels(axes: Axes, x: float, labels: list[Label]) -> None:
-    """Write labels right of x at the heights of their lines, moved apart where they would touch."""
-    low, high = np.log(axes.get_ylim())
-    left, right = axes.get_xlim()
-    floor = -np.inf
-    for label in sorted(labels):
-        height = max(floor, (np.log(label.y) - low) / (high - low))
-        floor = height + LABEL_GAP
-        axes.annotate(
-            label.text,
-            (x, label.y),
-            xytext=(x * (right / left) ** LEAD, np.exp(low + height * (high - low))),
-            va="center",
-            fontsize=7,
-            color=label.colour,
-            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": label.colour, "shrinkB": 3},
-        )
+            draw_ranges(axes, x, np.where(shown, found[name], np.nan), ends, look["color"])
+        fit = power_of(x, found[name], [draw[name] for draw in resampled])
+        if np.isfinite(fit.value):
+            told = worded_power(fit, SIZES[field])
+            lines.append(Line2D([], [], color=look["color"], linestyle=style, label=told))
+    return lines
 
 
 def costs_of(part: xr.Dataset) -> tuple[dict[str, Values], list[dict[str, Values]]]:
@@ -201,28 +161,18 @@ def costs(goal: Values, switch: Values, share: float) -> dict[str, Values]:
     least = total[rows, best]
     lost = ~np.isfinite(least)
     return {
-        WHOLE: np.where(lost, np.nan, least),
-        "stage 1": np.where(lost, np.nan, before[rows, best]),
-        "after stage 1": np.where(lost, np.nan, after[rows, best]),
+        WHOLE: least,
+        "stage 1": np.where(lost, np.inf, before[rows, best]),
+        "after stage 1": np.where(lost, np.inf, after[rows, best]),
     }
 
 
-def exponent(x: Values, y: Values) -> float:
-    """Slope of the logarithms; NaN for too few points."""
-    seen = np.isfinite(y) & (y > 0)
-    if seen.sum() < FEWEST:
-        return np.nan
-    return float(np.polyfit(np.log(x[seen]), np.log(y[seen]), 1)[0])
-
-
-def interval(x: Values, resampled: Sequence[Values]) -> Interval:
-    """Give the interval of a power over resampled seeds."""
-    return interval_of(np.array([exponent(x, costs) for costs in resampled]))
-
-
-def endless(costs: Values) -> Values:
-    """Let what no setting reaches take infinitely many samples."""
-    return np.where(np.isnan(costs), np.inf, costs)
+def power_of(x: Values, found: Values, resampled: Sequence[Values]) -> Estimate:
+    """Fit a power, with its interval over resampled seeds; NaN where a size is not recovered."""
+    value = float(slope(x, found))
+    if not np.isfinite(value):
+        return Estimate(np.nan, np.nan, np.nan)
+    return Estimate(value, *interval_of(slope(x, np.array(resampled))))
 
 
 def ends_of(drawn: Sequence[Values], place: int) -> Interval:
@@ -243,7 +193,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             part = dataset.isel(size=rows_of(dataset, field), geometry=index)
             found, resampled = costs_of(part)
             x = part[field].to_numpy().astype(float)
-            totals = [endless(costs[WHOLE]) for costs in (found, *resampled)]
+            totals = [costs[WHOLE] for costs in (found, *resampled)]
             first = first or totals
             with np.errstate(invalid="ignore"):  # no ratio where neither geometry recovers
                 over = [own / other for own, other in zip(totals, first, strict=True)]
@@ -252,14 +202,9 @@ def tables(dataset: xr.Dataset) -> list[Table]:
                 around, ratios = (ends_of(each, place) for each in (totals[1:], over[1:]))
                 total = [costs_here[0], *around, *costs_here[1:]]
                 rows.append([NAMES[field], geometry, size, *total, over[0][place], *ratios])
-            fit: list[object] = [NAMES[field], geometry, exponent(x, np.log(x))]
-            for name in PARTS:
-                power = exponent(x, found[name])
-                around = Interval(np.nan, np.nan)
-                if np.isfinite(power):
-                    around = interval(x, [draw[name] for draw in resampled])
-                fit += [power, *around]
-            fits.append(fit)
+            powers = [power_of(x, found[name], [d[name] for d in resampled]) for name in PARTS]
+            fit = [number for power in powers for number in power]
+            fits.append([NAMES[field], geometry, float(slope(x, np.log(x))), *fit])
     columns = ranged(*PARTS)
     whole, *parts = PARTS
     other = f"that of {dataset['geometry'].to_numpy()[0]}"

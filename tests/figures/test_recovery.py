@@ -93,12 +93,18 @@ def test_complexity_takes_the_best_batch_size_and_rate_and_fits_exponents() -> N
     assert found["stage 1"] == pytest.approx(stage)
     assert found["total"] == pytest.approx(stage + 2000.0)
     assert found["after stage 1"] == pytest.approx([2000.0] * 3)
-    assert script.exponent(lengths, found["stage 1"]) == pytest.approx(1.5)
-    assert script.exponent(lengths, found["after stage 1"]) == pytest.approx(0.0, abs=1e-9)
+    powers = {name: script.power_of(lengths, found[name], [found[name]] * 2) for name in found}
+    assert powers["stage 1"] == pytest.approx([1.5] * 3)
+    assert powers["after stage 1"] == pytest.approx([0.0] * 3, abs=1e-9)
     lost = data.isel(size=rows, geometry=1)
     printed = script.costs(lost[script.GOAL].to_numpy(), lost[script.SWITCH].to_numpy(), 0.9)
-    assert np.isnan(printed["total"][2])
-    assert np.isnan(script.exponent(lengths, printed["total"]))
+    assert np.isposinf(printed["total"][2])
+    assert np.isnan(script.power_of(lengths, printed["total"], [found["total"]])).all()
+    # Where a tenth of the resamples lose the largest size, there is no end above.
+    drawn_anew = [found["total"]] * 9 + [printed["total"]]
+    wide = script.power_of(lengths, found["total"], drawn_anew)
+    assert np.isposinf(wide.high)
+    assert np.isfinite(wide.low)
 
 
 def drawn(name: str, data: xr.Dataset) -> Figure:
