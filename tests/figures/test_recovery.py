@@ -14,7 +14,6 @@ import pytest
 import xarray as xr
 from made import MADE, SEEDS, build_noise, complexity, fig5, phase_rates, phase_samples, sparsity
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 Store = Callable[[str, xr.Dataset], Path]
 
@@ -121,13 +120,17 @@ def test_powers_stand_apart_and_the_axis_of_samples_has_several_labels() -> None
     data["samples_to_switch"] = data["samples_to_goal"] * 0.5
     figure = drawn("complexity", data)
     for axes in figure.axes:
-        # Of the text alone, without the line that leads to it.
-        boxes = [Text.get_window_extent(item) for item in axes.texts]
+        legend = axes.get_legend()
+        assert legend is not None
+        texts = legend.get_texts()
+        boxes = [item.get_window_extent() for item in texts]
         assert len(boxes) >= 3
         for index, box in enumerate(boxes):
             assert not any(box.overlaps(other) for other in boxes[:index])
+            assert box.y0 >= axes.bbox.y1  # above the lines
+            assert not any(box.overlaps(other.bbox) for other in figure.axes)
             assert box.x1 <= figure.bbox.width
-        assert min(float(item.get_fontsize()) for item in axes.texts) >= 7
+        assert min(float(item.get_fontsize()) for item in texts) >= 7
     first = figure.axes[0]
     low, high = first.get_ylim()
     shown = [place for place in first.get_yticks() if low <= place <= high]

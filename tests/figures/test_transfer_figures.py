@@ -141,6 +141,11 @@ def test_shares_and_medians_are_those_of_the_bins() -> None:
     bins = [here for here in bins if here.sum() >= transfer_correlation.FEWEST]
     label = r"$\theta$ = 0.2"
     drawn = line(left, f"share {label}")
+    # The line is broken where no pair of tasks has an overlap.
+    ends = [(overlap[here].max(), overlap[there].min()) for here, there in pairwise(bins)]
+    gaps = sum(high - low > transfer_correlation.GAP for low, high in ends)
+    assert gaps == np.isnan(drawn[:, 0]).sum() == np.isnan(drawn[:, 1]).sum() > 0
+    drawn = drawn[np.isfinite(drawn[:, 0])]
     np.testing.assert_allclose(drawn[:, 0], [overlap[here].mean() for here in bins])
     np.testing.assert_allclose(drawn[:, 1], [np.isfinite(samples[here]).mean() for here in bins])
     assert drawn[0, 1] < 0.5 < drawn[-1, 1]
