@@ -407,7 +407,7 @@ def test_the_command_runs_a_file_when_asked_and_only_then(
     asked = ["--experiment", "heads.py"]
     short = [f"--set={override}" for override in SHORT]
     assert main(["run", "heads.toml", *asked, *short]) == 0
-    assert Path("results/heads/heads.png").is_file()
+    assert Path("figures/out/heads.png").is_file()
     assert main(["verify", "results/heads", *asked]) == 0
     assert "the same, bit for bit" in capsys.readouterr().out
     assert main(["status", "results/heads", *asked]) == 0
