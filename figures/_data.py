@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -25,6 +26,7 @@ POPULATION: Final[Mapping[str, str]] = {
 }
 """The signals, and the variable with the population path of each."""
 Values = NDArray[np.float64]
+Made = TypeVar("Made")
 
 
 def open_study(results: Path, study: str, variables: Sequence[str]) -> xr.Dataset:
@@ -106,6 +108,35 @@ def check_finite(dataset: xr.Dataset, study: str) -> None:
             f"every run of {study} diverged, and no value of {', '.join(names)} is finite: "
             "there is nothing to show"
         )
+
+
+def made_of(dataset: xr.Dataset, study: str, make: Callable[[xr.Dataset], Made]) -> Made:
+    """Make something of a dataset in which variables may be that end in no number in any run.
+
+    Raises:
+        ValueError: it can't be made without them.
+    """
+    empty = unfinished(dataset)
+    if not empty:
+        return make(dataset)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            return make(dataset)
+        except (ArithmeticError, IndexError, ValueError, np.linalg.LinAlgError, Warning) as error:
+            raise ValueError(
+                f"no run of {study} has a finite {' or '.join(empty)} at its end, which this needs"
+            ) from error
+
+
+def unfinished(dataset: xr.Dataset) -> list[str]:
+    """Name the variables that no run has a finite value of at its end."""
+    names = []
+    for name, item in dataset.data_vars.items():
+        last = item.isel(step=-1) if "step" in item.dims else item
+        if item.dtype.kind == "f" and not np.isfinite(last).any():
+            names.append(str(name))
+    return names
 
 
 def tidy(dataset: xr.Dataset, panels: Sequence[str] = ()) -> xr.Dataset:

@@ -16,7 +16,7 @@ import _runs
 import numpy as np
 import xarray as xr
 from _arms import GEOMETRY_NAMES, OPTIMIZER_NAMES, Arm, columns_of
-from _data import Values, check_finite, open_study, setting, tidy
+from _data import Values, check_finite, made_of, open_study, setting, tidy
 from _runs import runs_of
 
 MISSING = "-"
@@ -93,7 +93,7 @@ def tabulate(
     """
     dataset = open_study(results, study, variables)
     check_finite(dataset, study)
-    return "\n\n".join([*map(str, tables(dataset)), *left_out(dataset)])
+    return "\n\n".join([*map(str, made_of(dataset, study, tables)), *left_out(dataset)])
 
 
 def left_out(dataset: xr.Dataset) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Final
 
 import matplotlib.style
 import xarray as xr
-from _data import check_finite, open_study
+from _data import check_finite, made_of, open_study
 from matplotlib.figure import Figure
 
 STYLE: Final = Path(__file__).resolve().parent / "scbjax.mplstyle"
@@ -57,7 +57,7 @@ def render(
     check_finite(dataset, study)
     paths = [out / f"{name}.png", out / f"{name}.pdf"]
     with house_style():
-        figure = plot(dataset)
+        figure = made_of(dataset, study, plot)
         try:
             out.mkdir(parents=True, exist_ok=True)
             # No date and no version: they would change the bytes of the same picture.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+import warnings
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
@@ -45,6 +46,28 @@ def median(values: ArrayLike) -> float:
     """
     finite = finite_of(values)
     return float(np.median(finite)) if finite.size else np.nan
+
+
+def nanmedian(values: ArrayLike, axis: int | None = None) -> Any:  # noqa: ANN401 - as NumPy
+    """Median of the values that are numbers, infinity among them; NaN, with no warning, of none.
+
+    >>> float(nanmedian([3.0, np.nan, np.inf])), float(nanmedian([np.nan]))
+    (inf, nan)
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmedian(np.asarray(values, float), axis=axis)
+
+
+def nanmean(values: ArrayLike, axis: int | None = None) -> Any:  # noqa: ANN401 - as NumPy
+    """Mean of the values that are numbers; NaN, with no warning, of none.
+
+    >>> float(nanmean([3.0, np.nan, 1.0])), float(nanmean([np.nan]))
+    (2.0, nan)
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(np.asarray(values, float), axis=axis)
 
 
 def largest(values: ArrayLike) -> float:

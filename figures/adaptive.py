@@ -20,6 +20,7 @@ import xarray as xr
 from _data import Values, setting
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
+from _runs import nanmean, nanmedian
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -118,7 +119,7 @@ def learners_of(data: xr.Dataset) -> list[Learner]:
         if not arms:
             continue
         # Where several find as many, the one that was sooner in the middle.
-        order = end[:, arms].mean(axis=-1) + 1e-3 * sure[:, arms].mean(axis=-1)
+        order = end[:, arms].mean(axis=-1) + 1e-3 * nanmean(sure[:, arms], axis=-1)
         best = np.array(arms)[np.argmax(order, axis=1)]
         rows = np.arange(len(best))
         found.append(
@@ -260,7 +261,9 @@ def draw_shares(axes: Axes, learner: Learner) -> None:
         markersize=4, elinewidth=0.7, linewidth=1.2, gid=f"share {learner.kind}",
     )  # fmt: skip
     if learner.kind in {ONE, EACH}:
-        axes.plot(learner.samples, learner.expected.mean(axis=1), ":", color=colour, linewidth=1.2)
+        axes.plot(
+            learner.samples, nanmean(learner.expected, axis=1), ":", color=colour, linewidth=1.2
+        )
 
 
 def tables(dataset: xr.Dataset) -> list[Table]:
@@ -271,7 +274,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         for place, samples in enumerate(own.samples):
             hits, runs = int(own.recovered[place].sum()), own.recovered.shape[1]
             share = (hits / runs, *share_interval(hits, runs))
-            expected = own.expected[place].mean()
+            expected = nanmean(own.expected[place])
             rows.append(
                 [
                     own.label,
@@ -279,7 +282,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
                     own.level[place],
                     *share,
                     expected,
-                    np.median(own.first[place]),
+                    nanmedian(own.first[place]),
                 ]
             )
         enough = own.recovered.mean(axis=1) >= FOUND

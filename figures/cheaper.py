@@ -28,6 +28,7 @@ import xarray as xr
 from _data import Values, setting
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
+from _runs import finite_of, nanmean, nanmedian
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -200,7 +201,7 @@ def cost_of(cases: Sequence[Case], length: int, reading: str) -> Cost:
     for case in cases:
         hits, chances = case.shares(reading)
         found.append(first_at(hits.mean(axis=0), case.samples))
-        theory.append(first_at(chances.mean(axis=0), case.samples))
+        theory.append(first_at(nanmean(chances, axis=0), case.samples))
         drawn.append(first_at(weights_of(len(hits)) @ hits, case.samples))
     best = int(np.argmin(found))
     fields = cases[best].fields
@@ -291,7 +292,7 @@ def least_of(cases: Sequence[Case]) -> tuple[Values, Values]:
     """Give the context lengths, and the samples below which no method finds supports, medians."""
     lengths = sorted({int(case.fields["context_length"]) for case in cases})
     medians = [
-        float(np.median([c.values[LEAST][:, 0] for c in cases if c.fields["context_length"] == n]))
+        float(nanmedian([c.values[LEAST][:, 0] for c in cases if c.fields["context_length"] == n]))
         for n in lengths
     ]
     return np.array(lengths, float), np.array(medians)
@@ -408,7 +409,7 @@ def false_positive_table(cases: Sequence[Case], expected: float) -> Table:
     for case in cases:
         late = case.samples >= FIRST_LOOK
         if case.fields["method"] == "screening" and late.any():
-            by_run = case.values[WRONG][:, late].mean(axis=1)
+            by_run = finite_of(case.values[WRONG][:, late].mean(axis=1))
             drawn = by_run[resampled_runs(by_run.size, RESAMPLES, lost=0)].mean(axis=1)
             length = int(case.fields["context_length"])
             rows.append([length, by_run.mean(), *interval_of(drawn), expected])

@@ -27,6 +27,7 @@ from _data import Values, setting, tidy
 from _distances import RECOVERED, SUCCESS, samples_to_recovery
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
+from _runs import nanmedian
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -81,7 +82,7 @@ class Runs(NamedTuple):
     @property
     def unit(self) -> float:
         """Median samples with the task's own P or Q."""
-        return float(np.median(self.own))
+        return float(nanmedian(self.own))
 
 
 def runs_of_study(dataset: xr.Dataset) -> list[Runs]:
@@ -135,7 +136,7 @@ def closed_slope(closed: Values, signal: Values, rho: Values, tasks: Values) -> 
         tasks: M [cases].
     """
     excess = (closed[1:] / closed[:1] - 1) * signal**2
-    return float(np.median(excess * (tasks / (1 - rho) ** 2)[:, None]))
+    return float(nanmedian(excess * (tasks / (1 - rho) ** 2)[:, None]))
 
 
 def predicted(x: Values, tokens: int, kept: str, gamma: float, deviations: float = 0.0) -> Values:
@@ -217,7 +218,7 @@ def draw_lines(axes: Axes, groups: list[Runs], tokens: int, colours: dict[float,
         for place, (group, log) in enumerate(zip(own, logs, strict=True)):
             here = group.correlation == rho
             x, runs = 1 / group.tasks[here] + 0.01 * place, group.samples[here] / log
-            middle = np.median(runs, axis=1)
+            middle = nanmedian(runs, axis=1)
             finite = np.isfinite(middle)
             ends = np.array([quantile_interval(row) for row in runs])
             # Where fewer runs recover than an interval needs, it has no end.
@@ -243,7 +244,7 @@ def draw_collapse(
         for rho, colour in colours.items():
             here = group.correlation == rho
             for values, look in (
-                (np.median(relative, axis=1), marker(group, groups, colour)),
+                (nanmedian(relative, axis=1), marker(group, groups, colour)),
                 (late, {"color": colour, "marker": "^", "markersize": 4, "linestyle": "",
                         "alpha": 0.55, "markeredgewidth": 0}),
             ):  # fmt: skip
@@ -355,7 +356,7 @@ def slope_table(groups: list[Runs]) -> Table:
             x, runs = 1 / group.tasks[here], group.samples[here]
 
             def fit(runs: Values, x: Values = x) -> float:
-                return fitted_slope(x, np.median(runs, axis=-1))
+                return fitted_slope(x, nanmedian(runs, axis=-1))
 
             drawn = resampled_runs(runs.shape[1], 200, lost=0)
             ends = interval_of(np.array([fit(runs[:, one]) for one in drawn]))
@@ -398,7 +399,7 @@ def growth_table(groups: list[Runs], tokens: int) -> Table:
 
 def growth(ends: list[Values], runs: NDArray[np.int64]) -> float:
     """Geometric mean over cases of the ratio of medians at two T, [cases, runs] each."""
-    low, high = (np.median(values[:, runs], axis=1) for values in ends)
+    low, high = (nanmedian(values[:, runs], axis=1) for values in ends)
     fine = np.isfinite(low) & np.isfinite(high)
     return float(np.exp(np.mean(np.log(high[fine] / low[fine])))) if fine.any() else np.nan
 
@@ -421,10 +422,10 @@ def case_table(groups: list[Runs], tokens: int, budget: float) -> Table:
                     group.length,
                     rhos[place],
                     tasks[place],
-                    np.median(runs),
+                    nanmedian(runs),
                     *quantile_interval(runs),
                     lines[place],
-                    np.median(group.expected[place]),
+                    nanmedian(group.expected[place]),
                     samples_for_share(runs, SUCCESS),
                     found.mean(),
                     *share_interval(int(found.sum()), found.size),

@@ -20,6 +20,7 @@ import xarray as xr
 from _data import Values, setting
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
+from _runs import nanmedian
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -93,7 +94,7 @@ class Gain:
     def expected(self, name: str) -> float:
         """The same in theory, median over the tasks."""
         own = self.cell.theory[BLOCKS] if name == BLOCKS else self.cell.two_levels
-        return float(np.median(self.flat.theory[POSITIONS] / own))
+        return float(nanmedian(self.flat.theory[POSITIONS] / own))
 
 
 def cells_of(dataset: xr.Dataset) -> list[Cell]:
@@ -220,7 +221,7 @@ def spread(values: Values) -> Values:
         return np.full(3, np.nan)
     # Between a number and infinity there is nothing to interpolate.
     low, high = np.quantile(own, (0.1, 0.9), method="nearest")
-    return np.array([low, np.median(own), high])
+    return np.array([low, nanmedian(own), high])
 
 
 def finish_gains(axes: Axes, gains: Mapping[int, Sequence[Gain]]) -> None:
@@ -258,7 +259,7 @@ def draw_samples(axes: Axes, cells: Sequence[Cell], length: int, look: tuple[str
             hollow = name == POSITIONS and own is two
             gid = f"samples {name} {own[0].attention}"
             draw_bars(axes, x, bars, shade, form, hollow=hollow, gid=gid)
-            medians = [np.median(values) for values in theory]
+            medians = [nanmedian(values) for values in theory]
             axes.plot(x, medians, color=shade, linewidth=1.0, linestyle=line, zorder=2)
 
 
@@ -358,8 +359,8 @@ def power_and_crossing(x: Values, gains: Values) -> tuple[Estimate, Estimate]:
         x: [points].
         gains: [points, runs].
     """
-    value = fit(x, np.median(gains, axis=1))
-    drawn = np.median(gains[:, resampled_runs(gains.shape[1], lost=0)], axis=-1)
+    value = fit(x, nanmedian(gains, axis=1))
+    drawn = nanmedian(gains[:, resampled_runs(gains.shape[1], lost=0)], axis=-1)
     found = fit(x, drawn.T)
     power, crossing = (
         Estimate(float(value[place]), *interval_of(found[:, place])) for place in (0, 1)
@@ -375,9 +376,9 @@ def sample_table(cells: Sequence[Cell]) -> Table:
         positions = cell.two_levels if two else cell.theory[POSITIONS]
         row: list[object] = [cell.attention, cell.length, cell.sparsity]
         # A flat learner ends when it has its positions, which may be before it has their block.
-        row += [*middle(cell.found[BLOCKS]), np.median(cell.theory[BLOCKS])] if two else [""] * 4
-        row += [np.median(cell.found[SWITCH]), np.median(cell.theory[SWITCH])] if two else ["", ""]
-        row += [*middle(cell.found[POSITIONS]), np.median(positions)]
+        row += [*middle(cell.found[BLOCKS]), nanmedian(cell.theory[BLOCKS])] if two else [""] * 4
+        row += [nanmedian(cell.found[SWITCH]), nanmedian(cell.theory[SWITCH])] if two else ["", ""]
+        row += [*middle(cell.found[POSITIONS]), nanmedian(positions)]
         hits = np.isfinite(cell.found[POSITIONS])
         rows.append([*row, hits.mean(), *share_interval(int(hits.sum()), hits.size)])
     columns = (

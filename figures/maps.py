@@ -25,7 +25,7 @@ import xarray as xr
 from _data import Values, along_arms, setting, tidy
 from _numbers import Table, intervals_table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
-from _runs import band, median
+from _runs import band, finite_of, median
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -319,9 +319,8 @@ def draw_lost(axes: Axes, data: xr.Dataset) -> None:
 
 
 def lost_share(data: xr.Dataset, case: Case) -> Values:
-    """Share of the true positions with no attention at the last step, [runs]."""
-    item = data["dead_share"].isel(arm=case.place, step=-1)
-    return np.asarray(item.to_numpy(), float)
+    """Share of the true positions with no attention at the last step, [runs that are finite]."""
+    return finite_of(data["dead_share"].isel(arm=case.place, step=-1).to_numpy().astype(float))
 
 
 def mean_interval(values: Values) -> Interval:

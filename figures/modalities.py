@@ -31,6 +31,7 @@ import xarray as xr
 from _data import Values
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
+from _runs import nanmedian
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -127,7 +128,8 @@ def samples(data: xr.Dataset, kind: int, way: Way) -> Values:
     if way is NOTHING:
         names = [new_half(data, kind)]
     found = np.max([counts(data, name) for name in names], axis=0)
-    return np.asarray(found[kind][:, arms_of(data, way)], float)
+    own = np.asarray(found[kind][:, arms_of(data, way)], float)
+    return np.where(np.isnan(own), np.inf, own)  # one that diverged never comes
 
 
 def shared_by(data: xr.Dataset, kind: int) -> str:
@@ -357,7 +359,7 @@ def sample_table(data: xr.Dataset) -> Table:
                 before = np.nan if way is MIXED else before
                 rows.append(
                     [PLAIN[str(shared)], way.plain, length, cost, *ends[place],
-                     theory[0, place], float(np.median(runs)), *quantile_interval(runs),
+                     theory[0, place], float(nanmedian(runs)), *quantile_interval(runs),
                      theory[1, place], rates[chosen[place]], before,
                      int((second[place] == 0).sum())]
                 )  # fmt: skip
@@ -408,7 +410,7 @@ def mixed_table(data: xr.Dataset) -> Table:
                 ratios = two[:, place] / one[:, place]  # [lengths, runs]
             # Of each task one number, so that the interval is one over tasks.
             own = np.array([np.exp(np.mean(np.log(fine_of(ratio)))) for ratio in ratios.T])
-            told = float(np.median(own))
+            told = float(nanmedian(own))
             rows.append(
                 [
                     PLAIN[str(shared)],
@@ -464,8 +466,8 @@ def summary(points: Points) -> list[float]:
     """Give the medians of x and of samples over predicted ones, and the share that came to it."""
     ratio, found = points.found / points.median, np.isfinite(points.found)
     share = share_interval(int(found.sum()), found.size)
-    middle = float(np.median(ratio))
-    return [float(np.median(points.x)), middle, *quantile_interval(ratio), found.mean(), *share]
+    middle = float(nanmedian(ratio))
+    return [float(nanmedian(points.x)), middle, *quantile_interval(ratio), found.mean(), *share]
 
 
 def slope_of(points: Points) -> tuple[float, float, float]:

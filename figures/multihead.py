@@ -262,6 +262,9 @@ def predictions(data: xr.Dataset, arm: int) -> Values:
     for place, heads in enumerate(data["heads"].to_numpy()):
         for run in range(start.shape[1]):
             weights, transitions, patterns = (array[place, run] for array in arrays)
+            if not all(np.isfinite(array).all() for array in (weights, transitions, patterns)):
+                result[:, place, run] = np.nan  # it has diverged
+                continue
             modes = modes_of(weights, transitions, patterns, length)
             result[:, place, run] = predict(modes, int(heads))
     result[2] /= start

@@ -17,6 +17,7 @@ import xarray as xr
 from _data import Values, along_arms, tidy
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
+from _runs import nanmedian
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -126,7 +127,7 @@ def plot(dataset: xr.Dataset) -> Figure:
 
 def median_of(values: Values) -> Estimate:
     """Give the median over blocks with its interval."""
-    return Estimate(float(np.median(values)), *quantile_interval(values))
+    return Estimate(float(nanmedian(values)), *quantile_interval(values))
 
 
 def draw_panel(axes: Axes, lines: list[Line]) -> None:
@@ -140,14 +141,14 @@ def draw_panel(axes: Axes, lines: list[Line]) -> None:
             line.contexts, middle, ends, color=colour, marker=marker,
             markersize=3.5, linewidth=1.2, elinewidth=0.8, label=label,
         )  # fmt: skip
-        told = np.median(line.learned + line.gap - line.bigram, axis=0)
+        told = nanmedian(line.learned + line.gap - line.bigram, axis=0)
         axes.plot(
             line.contexts, told, ":", color=colour, linewidth=1.0,
         )  # fmt: skip
     axes.plot([], [], ":", color="black", linewidth=1.0, label="learned bits and $k/(n\\ln 2)$")
     first = lines[0]
     axes.axhline(0.0, color="black", linewidth=0.8)
-    trigram = float(np.median(first.trigram - first.bigram))
+    trigram = float(nanmedian(first.trigram - first.bigram))
     axes.axhline(trigram, color="black", linewidth=0.8, linestyle="--", label="trigram")
     found = [median_of(each) for line in lines for each in (line.bits - line.bigram).T]
     lowest = min(trigram, *(each.low if np.isfinite(each.low) else each.value for each in found))
@@ -155,7 +156,7 @@ def draw_panel(axes: Axes, lines: list[Line]) -> None:
     room = 0.12 * (highest - lowest)
     # Theory leaves at the top where it has models overfit, and so do some intervals.
     axes.set_ylim(lowest - room, highest + room)
-    axes.set_title(f"{TITLES[first.data]}\n(bigram {np.median(first.bigram):.2f} bits)")
+    axes.set_title(f"{TITLES[first.data]}\n(bigram {nanmedian(first.bigram):.2f} bits)")
     axes.set_xscale("log", base=2)
     ticks = [d for d in (1, 2, 4, 8, 16, 32, 64) if first.contexts[0] <= d <= first.contexts[-1]]
     axes.set_xticks(ticks, [str(d) for d in ticks])
@@ -175,17 +176,17 @@ def tables(dataset: xr.Dataset) -> list[Table]:
             often, count = np.unique(lag, return_counts=True)
             rows.append(
                 (
-                    line.data, label, int(context), float(np.median(line.bits[:, place])),
-                    *saved, float(np.median(gap)),
-                    float(np.median(line.gap[:, place])),
-                    float(np.abs(line.change[:, place]).max()), int(often[np.argmax(count)]),
-                    float(np.median(line.weight[:, place])),
+                    line.data, label, int(context), float(nanmedian(line.bits[:, place])),
+                    *saved, float(nanmedian(gap)),
+                    float(nanmedian(line.gap[:, place])),
+                    float(np.nanmax(np.abs(line.change[:, place]))), int(often[np.argmax(count)]),
+                    float(nanmedian(line.weight[:, place])),
                 )
             )  # fmt: skip
     for name in dict.fromkeys(line.data for line in lines):
         line = next(each for each in lines if each.data == name)
         trigram = median_of((line.trigram - line.bigram)[:, 0])
-        beside.append((name, float(np.median(line.bigram)), *trigram))
+        beside.append((name, float(nanmedian(line.bigram)), *trigram))
     return [
         Table(
             "Held-out bits a symbol, medians over blocks; less the bigram's of the same block, "

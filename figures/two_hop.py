@@ -26,7 +26,7 @@ import xarray as xr
 from _data import Values
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
-from _runs import band, median
+from _runs import band, median, nanmedian
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -210,7 +210,7 @@ def draw_growth(axes: Axes, data: xr.Dataset, growth: Growth) -> None:
             continue
         tried = samples_to_goal(data, way, growth.places)
         path = samples_to_goal(data, way, growth.places, "path_samples_to_goal")[:, 0]
-        axes.plot(growth.x, np.median(path, axis=1), **PATH, zorder=6, gid=f"path {way.label}")
+        axes.plot(growth.x, nanmedian(path, axis=1), **PATH, zorder=6, gid=f"path {way.label}")
         shift = np.exp((place - 0.5) * SPREAD)
         for name, chosen, look in (
             ("", tried[:, 0], {"linestyle": way.linestyle, "linewidth": 1.0}),
@@ -281,7 +281,7 @@ def growth_tables(data: xr.Dataset) -> list[Table]:
             path = samples_to_goal(data, way, growth.places, "path_samples_to_goal")
             rates = data["rate"].to_numpy()[arms_of(data, way)]
             for name, own in (("lowest", tried[:, :1]), ("best", tried)):
-                theory = np.median(best(own, path), axis=1)
+                theory = nanmedian(best(own, path), axis=1)
                 costs = samples_for_share(best(own), SHARE)
                 around = cost_intervals(own, SHARE)
                 chosen = rates[samples_for_share(own, SHARE).argmin(axis=1)]
@@ -313,7 +313,7 @@ def ratio_table(data: xr.Dataset) -> Table:
         for size in range(data.sizes["size"]):
             one, two = (samples_to_goal(data, way, [size]) for way in (SCRATCH, HOPS))
             paths = [
-                np.median(samples_to_goal(data, way, [size], "path_samples_to_goal")[0, 0])
+                nanmedian(samples_to_goal(data, way, [size], "path_samples_to_goal")[0, 0])
                 for way in (SCRATCH, HOPS)
             ]
             row: list[float] = [*sizes(data, size)]
@@ -342,9 +342,9 @@ def rate_table(data: xr.Dataset) -> Table:
                 counted = data["samples"].isel(size=size, arm=arm).to_numpy()
                 left = np.where(stage > 1, counted, np.inf).min(axis=1) if way.easy else [0.0]
                 never = int(np.isinf(own).sum())
-                middle = float(np.median(own))
+                middle = float(nanmedian(own))
                 rate = float(data["rate"][arm])
-                rows.append([*sizes(data, size), way.label, rate, middle, np.median(left), never])
+                rows.append([*sizes(data, size), way.label, rate, middle, nanmedian(left), never])
     return Table(
         "Every rate at two sizes: samples to the goal and of one hop, medians of "
         f"{data.sizes['seed']} runs",
