@@ -20,7 +20,7 @@ import xarray as xr
 from _data import Values, setting
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
-from _runs import nanmean, nanmedian
+from _runs import finite_of, nanmean, nanmedian
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -167,7 +167,10 @@ def columns_of(data: xr.Dataset, error: str) -> Columns:
     level, by = ("noise_level", "frequency"), ("weight_level", "column_size")
     name, grouped = level if error == "false_positives" else by
     values = own[grouped].to_numpy().ravel()
-    edges = np.quantile(values, [1 / 3, 2 / 3]) if error == "false_positives" else (2.5, 5.5)
+    edges: Sequence[float] = (2.5, 5.5)
+    if error == "false_positives":  # thirds of what there is, without runs that diverged
+        known = finite_of(values)
+        edges = np.quantile(known, [1 / 3, 2 / 3]).tolist() if known.size else ()
     sizes = own[grouped].to_numpy().astype(float)
     mean = sizes.mean(axis=-1, keepdims=True)
     unit = np.sqrt(sizes / mean) if error == "false_positives" else sizes / mean
