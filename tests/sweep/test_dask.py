@@ -396,8 +396,8 @@ def test_ctrl_c_keeps_finished_chunks_and_frees_the_workers(
     machines: Machines, tmp_path: Path
 ) -> None:
     study, out = tmp_path / "study.toml", tmp_path / "there"
-    study.write_text(TEXT.format(seeds=3, length=500, batch=32, steps=20000))
-    dask = ("--engine", "dask", "--scheduler", machines.address, "--memory", "300kB")
+    study.write_text(TEXT.format(seeds=3, length=2000, batch=64, steps=20000))
+    dask = ("--engine", "dask", "--scheduler", machines.address, "--memory", "500kB")
     machines.add()
     with Client(machines.address, set_as_default=False) as client:
         run = command(study, out, *dask)
@@ -414,7 +414,7 @@ def test_ctrl_c_keeps_finished_chunks_and_frees_the_workers(
     again = command(study, out, *dask)
     printed, _ = again.communicate(timeout=300)
     assert again.returncode == 0, printed
-    here = command(study, tmp_path / "here", "--memory", "300kB")
+    here = command(study, tmp_path / "here", "--memory", "500kB")
     assert here.communicate(timeout=300)[0]
     assert differences(out / "study.nc", tmp_path / "here" / "study.nc") == []
 
