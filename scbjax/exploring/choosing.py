@@ -13,6 +13,7 @@ import numpy as np
 from scbjax.base import RECORD_EVERY, STEPS, StudyError
 from scbjax.exploring.opening import Results, attribute
 from scbjax.sweep.study.locating import find_studies
+from scbjax.sweep.study.own import own_experiment, own_experiments
 
 if TYPE_CHECKING:
     import xarray
@@ -228,11 +229,13 @@ def _without_snapshots(results: Results) -> str:
     if "record.snapshots" not in settings:
         return f"{start}: a study records them with snapshots and truth in its table [record]"
     experiment = _experiment_of(results.frame)
-    if experiment not in {"", "scb"} and not _keeps(results.frame):
+    if experiment not in own_experiments() and experiment:
         return (
-            f"{start}: the experiment '{experiment}' keeps no matrices; one of your own may record "
-            "them as observables called attention and value"
+            f"{start}: an experiment of one's own has them where it keeps both, in "
+            "record.snapshots, or where it records observables called attention and value"
         )
+    if experiment and not _keeps(experiment):
+        return f"{start}: the experiment '{experiment}' keeps no matrices"
     steps, every = settings.get(STEPS.path, 0), settings.get(RECORD_EVERY.path, 0)
     if not (type(steps) is int and type(every) is int and steps > 0 and every > 0):
         return f"{start}: a study records them with snapshots and truth in its table [record]"
@@ -265,14 +268,9 @@ def _experiment_of(frame: xarray.Dataset) -> str:
         return ""
 
 
-def _keeps(frame: xarray.Dataset) -> bool:
-    """Whether the experiment of a study is one of the library that keeps the matrices."""
-    from scbjax.sweep.study.own import own_experiment, own_experiments
-
-    name = _experiment_of(frame)
-    if name not in own_experiments():
-        return False  # one of the user's own
-    return {matrix.learned for matrix in MATRICES} <= own_experiment(name).kept.keys()
+def _keeps(experiment: str) -> bool:
+    """Whether one of the library's own experiments keeps the matrices."""
+    return {matrix.learned for matrix in MATRICES} <= own_experiment(experiment).kept.keys()
 
 
 def points_along(frame: xarray.Dataset, dim: str) -> list[str]:

@@ -326,7 +326,7 @@ MISTAKES = {
     ),
     "a number that the library refuses": (
         "sparsity=2", "sparsity=60",
-        r"fails: sparsity is 60; it must be between 1 and context_length = 50",
+        r"fails: ValueError: sparsity is 60; it must be between 1 and context_length = 50",
     ),
     "an array without dimensions": (
         "columns @ view.task.stationary", "columns",
@@ -342,7 +342,7 @@ MISTAKES = {
     ),
     "arguments the other way round": (
         "def init(key, task)", "def init(task, key)",
-        r"fails \(mine.py, line 15\): task is a scalar key",
+        r"fails \(mine.py, line 15\): TypeError: task is a scalar key",
     ),
 }  # fmt: skip
 
@@ -374,7 +374,7 @@ def test_a_mistake_of_the_library_stays_one() -> None:
     [
         ({"kind": "trace"}, r"'train.x' has the kind 'trace'; it must be one of static, traced"),
         ({"layer": "iner"}, r"has the layer 'iner'; .*did you mean 'inner'\?"),
-        ({"type": "float"}, r"has the type 'float'; it must be int or float or bool or str"),
+        ({"type": "float"}, r"has the type 'float'; it must be one of int, float, bool, str"),
         (
             {"path": "train x"},
             r"parameter 'train x' must be called by letters, digits, _ and a dot",

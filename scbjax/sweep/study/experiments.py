@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import sysconfig
+import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -105,11 +106,7 @@ def calling(experiment: Experiment) -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)
         users = [f for f in frames if f.lineno and not f.filename.startswith((*_OF_OTHERS, "<fro"))]
         where = f" ({users[-1].filename}, line {users[-1].lineno})" if users else ""
-        said = " ".join(str(error).split())
-        if not (isinstance(error, (TypeError, ValueError)) and _is_ours(frames[-1].filename)):
-            said = f"{type(error).__name__}: {said}"
-        if len(said) > _MOST_WORDS:
-            said = f"{said[:_MOST_WORDS]}..."
+        said = textwrap.shorten(_told(error), _MOST_WORDS, placeholder=" ...")
         raise StudyError(
             f"experiment {shown(experiment.name)} fails{where}: {said}; with SCBJAX_TRACEBACK=1 in "
             "the environment the command shows all of it"
@@ -119,10 +116,6 @@ def calling(experiment: Experiment) -> Iterator[None]:
 def _is_own(experiment: Experiment) -> bool:
     name = experiment.name
     return name in own_experiments() and own_experiment(name) is experiment
-
-
-def _is_ours(filename: str) -> bool:
-    return filename.startswith(tuple(scbjax.__path__))
 
 
 def find_experiment(name: object, given: Sequence[Experiment] = ()) -> Experiment:
