@@ -80,10 +80,6 @@ _TYPES = (int, float, bool, str)
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
-def _one_of(types: Sequence[type]) -> str:
-    return " or ".join(each.__name__ for each in types)
-
-
 class Required:
     """The default of a field that has none: a study must give it."""
 
@@ -146,15 +142,16 @@ class Parameter:
         if not _PATH.fullmatch(str(self.path)):
             raise StudyError(f"{name} must be called by letters, digits, _ and a dot: 'train.rate'")
         if self.type not in _TYPES:
-            raise StudyError(f"{name} has the type {self.type!r}; it must be {_one_of(_TYPES)}")
-        for what, value, known in (
+            known = ", ".join(each.__name__ for each in _TYPES)
+            raise StudyError(f"{name} has the type {self.type!r}; it must be one of {known}")
+        for what, value, names in (
             ("kind", self.kind, get_args(Kind)),
             ("layer", self.layer, get_args(Layer)),
         ):
-            if value not in known:
+            if value not in names:
                 raise StudyError(
-                    f"{name} has the {what} {value!r}; it must be one of {', '.join(known)}"
-                    f"{nearest(str(value), known)}"
+                    f"{name} has the {what} {value!r}; it must be one of {', '.join(names)}"
+                    f"{nearest(str(value), names)}"
                 )
         if not self._may_be(self.default):
             raise StudyError(f"{name} has the default {self.default!r}; it must be {self.allowed}")

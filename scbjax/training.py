@@ -216,10 +216,9 @@ def _train_own(
     else:
         check_one_task("task", task)
         batches = scb_batches(settings.generator, packed=model is None)
-    own = _own_learner(batches, task, settings, optimizer, model)
     if state is not None:
         check_is("state", state, LearnerState, "that of a trajectory with the same parts")
-        check_like("state", state, jax.eval_shape(own.init, key, task, settings), "these parts")
+    own = _own_learner(batches, task, settings, optimizer, model)
     return own.train(key, task, settings, steps=settings.steps, state=state)
 
 

@@ -125,12 +125,13 @@ def _ask_tyro(arguments: Sequence[str]) -> Command:
     message = io.StringIO()
     # One command's own parser where it is known: what is misspelt is looked for among its options.
     name = arguments[0] if arguments[0] in NAMES else None
+    program = "scbjax" if name is None else f"scbjax {name}"
     described: Any = _all_commands() if name is None else _class_of(name)
     try:
         with contextlib.redirect_stderr(message):
             asked: Command = tyro.cli(
                 described,
-                prog="scbjax" if name is None else f"scbjax {name}",
+                prog=program,
                 description=DESCRIPTION if name is None else None,
                 args=arguments if name is None else arguments[1:],
                 config=(tyro.conf.FlagCreatePairsOff,),
@@ -140,8 +141,7 @@ def _ask_tyro(arguments: Sequence[str]) -> Command:
         if not stop.code:
             _print_examples(arguments)
             raise
-        asked_of = "scbjax" if name is None else f"scbjax {name}"
-        raise StudyError(_condensed(message.getvalue(), asked_of)) from None
+        raise StudyError(_condensed(message.getvalue(), program)) from None
 
 
 def _print_examples(arguments: Sequence[str]) -> None:
