@@ -6,7 +6,6 @@ tables as text in Markdown. `scbjax figure NAME --numbers` prints it.
 
 from __future__ import annotations
 
-from _statistics import quantile_interval
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import xarray as xr
 from _arms import GEOMETRY_NAMES, OPTIMIZER_NAMES, Arm, columns_of
 from _data import Values, check_finite, made_of, open_study, setting, tidy
+from _estimates import quantile_interval
 from _runs import runs_of
 
 MISSING = "-"

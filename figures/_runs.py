@@ -24,12 +24,17 @@ def band(values: Values) -> Values:
     Returns:
         [3, ...]: 10th percentile, median, 90th percentile; NaN where no run is finite.
     """
-    finite = np.where(np.isfinite(values), values, np.nan)
+    finite = or_nan(values)
     some = np.isfinite(finite).any(axis=0)
     result = np.full((len(BAND), *values.shape[1:]), np.nan)
     if some.any():
         result[:, some] = np.nanpercentile(finite[:, some], BAND, axis=0)
     return result
+
+
+def or_nan(values: Values) -> Values:
+    """Give the values with NaN in the places of those that are not finite."""
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def finite_of(values: ArrayLike) -> Values:

@@ -9,7 +9,6 @@ for all has to suit the rarest query and the smallest weight at once.
 
 from __future__ import annotations
 
-from _statistics import NORMAL, share_interval
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import xarray as xr
 from _data import Values, setting
+from _estimates import NORMAL, share_interval
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import finite_of, nanmean, nanmedian

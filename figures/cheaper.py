@@ -9,15 +9,6 @@ cross-moments, and screening by those themselves take no power of T to speak of.
 
 from __future__ import annotations
 
-from _statistics import (
-    RESAMPLES,
-    Estimate,
-    Interval,
-    cost_interval,
-    interval_of,
-    resampled_runs,
-    slope,
-)
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +17,15 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 from _data import Values, setting
+from _estimates import (
+    RESAMPLES,
+    Estimate,
+    Interval,
+    cost_interval,
+    interval_of,
+    resampled_runs,
+    slope,
+)
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import finite_of, nanmean, nanmedian

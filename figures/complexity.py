@@ -8,7 +8,15 @@ all those after stage 1; they do with N and Q.
 
 from __future__ import annotations
 
-from _statistics import (
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from _curves import draw_ranges
+from _data import Values, setting
+from _estimates import (
     Estimate,
     Interval,
     and_one_lost,
@@ -19,14 +27,6 @@ from _statistics import (
     slope,
     worded_power,
 )
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
-import xarray as xr
-from _curves import draw_ranges
-from _data import Values, setting
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from matplotlib.axes import Axes

@@ -10,7 +10,6 @@ directions do.
 
 from __future__ import annotations
 
-from _statistics import quantile_interval
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 from _data import Values, along_arms, setting, tidy
+from _estimates import quantile_interval
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import band, median

@@ -8,7 +8,6 @@ go that are not found: to the mirrored solution, or nowhere within 1000 iteratio
 
 from __future__ import annotations
 
-from _statistics import Interval, interval_of, resampled_runs, share_interval
 from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import xarray as xr
 from _data import Values
 from _distances import ATTENTION, FOUND, VALUE
+from _estimates import Interval, interval_of, resampled_runs, share_interval
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import SIGNALS, median

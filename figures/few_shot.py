@@ -9,13 +9,6 @@ A, and is one for its supports and for V.
 
 from __future__ import annotations
 
-from _statistics import (
-    interval_of,
-    quantile_interval,
-    resampled_runs,
-    samples_for_share,
-    share_interval,
-)
 from collections.abc import Callable
 from math import erf
 from pathlib import Path
@@ -25,6 +18,13 @@ import numpy as np
 import xarray as xr
 from _data import Values, setting, tidy
 from _distances import RECOVERED, SUCCESS, samples_to_recovery
+from _estimates import (
+    interval_of,
+    quantile_interval,
+    resampled_runs,
+    samples_for_share,
+    share_interval,
+)
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import nanmedian

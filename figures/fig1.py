@@ -9,14 +9,6 @@ that work they do, with lambda = 1e-4 and above; but SGD, rounded, is as near to
 
 from __future__ import annotations
 
-from _statistics import (
-    Interval,
-    interval_of,
-    quantile_interval,
-    resampled_runs,
-    share_interval,
-    within_extreme,
-)
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -28,6 +20,14 @@ from _axes import linear_limits, log_axis, samples_above
 from _curves import MAX_BANDS, draw_arms, draw_population
 from _data import Values, symbol, tidy
 from _distances import ATTENTION, FOUND, VALUE, Distance, distance_limits, draw_distance, path_of
+from _estimates import (
+    Interval,
+    interval_of,
+    quantile_interval,
+    resampled_runs,
+    share_interval,
+    within_extreme,
+)
 from _legend import add_legend, note_findings
 from _numbers import Table, by_settings, last, ranged, runs_in, sgd_beside, tabulate
 from _render import DOUBLE_COLUMN, main, render

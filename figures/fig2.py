@@ -9,7 +9,6 @@ model, whose own preconditioner stays as it is.
 
 from __future__ import annotations
 
-from _statistics import within_extreme
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +20,7 @@ from _axes import log_axis, log_limits
 from _curves import draw_arm, draw_arms, draw_stages
 from _data import Values, symbol, tidy
 from _distances import PANEL
+from _estimates import within_extreme
 from _legend import add_legend, note_findings
 from _numbers import Table, intervals_table, last, runs_in, tabulate
 from _render import DOUBLE_COLUMN, main, render

@@ -7,7 +7,6 @@ follows the signal.
 
 from __future__ import annotations
 
-from _statistics import share_interval
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -19,6 +18,7 @@ from _axes import log_axis, log_limits
 from _curves import draw_arms, draw_stages
 from _data import symbol, tidy
 from _distances import ATTENTION, VALUE, distance_limits, draw_distance
+from _estimates import share_interval
 from _legend import add_legend, note_findings
 from _numbers import Table, intervals_table, last, ranged, runs_in, sgd_beside, tabulate
 from _render import DOUBLE_COLUMN, main, render

@@ -6,7 +6,6 @@ true positions alone, is in the text of `scbjax/experiments/finite.py`.
 
 from __future__ import annotations
 
-from _statistics import Estimate, interval_of, resampled_runs
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import xarray as xr
 from _data import Values, along_arms, setting, tidy
+from _estimates import Estimate, interval_of, resampled_runs
 from _numbers import Table, intervals_table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import band, median

@@ -9,7 +9,6 @@ and fewer rivals.
 
 from __future__ import annotations
 
-from _statistics import Estimate, interval_of, quantile_interval, resampled_runs, share_interval
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 from _data import Values, setting
+from _estimates import Estimate, interval_of, quantile_interval, resampled_runs, share_interval
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import nanmedian

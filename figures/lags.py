@@ -6,7 +6,6 @@ The dataset comes from `scbjax run lags`; what is expected is in the text of
 
 from __future__ import annotations
 
-from _statistics import share_interval
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,6 +13,7 @@ from typing import Final
 import numpy as np
 import xarray as xr
 from _data import Values, along_arms, tidy
+from _estimates import share_interval
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from matplotlib.axes import Axes

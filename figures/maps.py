@@ -8,14 +8,6 @@ step over its rate.
 
 from __future__ import annotations
 
-from _statistics import (
-    Interval,
-    interval_of,
-    quantile_interval,
-    resampled_runs,
-    share_interval,
-    slope,
-)
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -23,6 +15,14 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import xarray as xr
 from _data import Values, along_arms, setting, tidy
+from _estimates import (
+    Interval,
+    interval_of,
+    quantile_interval,
+    resampled_runs,
+    share_interval,
+    slope,
+)
 from _numbers import Table, intervals_table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import band, finite_of, median

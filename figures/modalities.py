@@ -9,7 +9,15 @@ lines are those of `scbjax/experiments/modalities.py`, and nothing in them is fi
 
 from __future__ import annotations
 
-from _statistics import (
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+import xarray as xr
+from _data import Values
+from _estimates import (
     Estimate,
     cost_intervals,
     interval_of,
@@ -21,14 +29,6 @@ from _statistics import (
     share_interval,
     worded_power,
 )
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, NamedTuple
-
-import matplotlib as mpl
-import numpy as np
-import xarray as xr
-from _data import Values
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import nanmedian

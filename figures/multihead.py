@@ -9,7 +9,6 @@ staying on the simplex: in the metric of the map it mixes as linear attention do
 
 from __future__ import annotations
 
-from _statistics import quantile_interval
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -17,6 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import xarray as xr
 from _data import Values, along_arms, setting
+from _estimates import quantile_interval
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import band, least, median

@@ -8,7 +8,6 @@ along the predicted staircase, and in the slope of one; 48 heads are far from in
 
 from __future__ import annotations
 
-from _statistics import quantile_interval
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -16,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import xarray as xr
 from _data import Values, setting
+from _estimates import quantile_interval
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import band, largest, median

@@ -7,13 +7,13 @@ thresholded away.
 
 from __future__ import annotations
 
-from _statistics import quantile_interval, share_interval
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import xarray as xr
 from _data import Values, setting, symbol
+from _estimates import quantile_interval, share_interval
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import band, median

@@ -7,14 +7,6 @@ how it moves with T.
 
 from __future__ import annotations
 
-from _statistics import (
-    Estimate,
-    cost_intervals,
-    power_estimate,
-    quantile_interval,
-    samples_for_share,
-    worded_interval,
-)
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +14,14 @@ import numpy as np
 import xarray as xr
 from _axes import log_axis
 from _data import Values, setting
+from _estimates import (
+    Estimate,
+    cost_intervals,
+    power_estimate,
+    quantile_interval,
+    samples_for_share,
+    worded_interval,
+)
 from _numbers import Table, ranged, tabulate
 from _render import SINGLE_COLUMN, main, render
 from matplotlib.figure import Figure

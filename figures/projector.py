@@ -8,7 +8,6 @@ Once the signal has grown, the two are equally noisy.
 
 from __future__ import annotations
 
-from _statistics import NORMAL, quantile_interval, within_extreme
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 import xarray as xr
 from _axes import log_limits
 from _data import Values, setting
+from _estimates import NORMAL, quantile_interval, within_extreme
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import band, finite_of, largest, least, median

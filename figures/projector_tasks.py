@@ -8,13 +8,13 @@ few tasks is anywhere between.
 
 from __future__ import annotations
 
-from _statistics import quantile_interval, share_interval, within_extreme
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import xarray as xr
 from _data import Values, setting
+from _estimates import quantile_interval, share_interval, within_extreme
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import finite_of, largest, least, median

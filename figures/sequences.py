@@ -9,14 +9,6 @@ first step of stage 1, and costs one token instead of T + 1.
 
 from __future__ import annotations
 
-from _statistics import (
-    RESAMPLES,
-    Estimate,
-    cost_interval,
-    interval_of,
-    quantile_interval,
-    resampled_runs,
-)
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +17,17 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 from _data import Values, setting
+from _estimates import (
+    RESAMPLES,
+    Estimate,
+    cost_interval,
+    interval_of,
+    quantile_interval,
+    resampled_runs,
+)
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
-from _runs import band, median
+from _runs import band, median, nanmean, or_nan
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -97,12 +97,9 @@ def tokens_of(data: xr.Dataset, way: Way) -> int:
     return 1 if way.data == "sequence" else int(str(setting(data, "context_length"))) + 1
 
 
-def mean(values: Values, axis: int = 0) -> Values:
+def mean(values: Values, axis: int = 0) -> Any:  # noqa: ANN401 - as NumPy
     """Give the mean of the values that are finite; NaN where none is."""
-    known = np.isfinite(values)
-    count = known.sum(axis=axis)
-    total = np.where(known, values, 0.0).sum(axis=axis) / np.maximum(count, 1)
-    return np.where(count > 0, total, np.nan)
+    return nanmean(or_nan(values), axis=axis)
 
 
 def crossing(data: xr.Dataset, values: Values, level: float) -> Values:
@@ -196,11 +193,6 @@ def divided(one: Values, other: Values) -> Values:
     return np.where(both, one, np.nan) / np.where(both, other, 1.0)
 
 
-def finite(values: Values) -> Values:
-    """Leave out what never came."""
-    return np.where(np.isfinite(values), values, np.nan)
-
-
 # -------------------------------------------------------------------------------- the panels
 
 
@@ -255,7 +247,7 @@ def draw_line(
 
 def draw_theory(axes: Axes, data: xr.Dataset, values: Values) -> None:
     """Draw what theory expects, [eigenvalues]."""
-    axes.plot(data["slow"], finite(values), **PATH)
+    axes.plot(data["slow"], or_nan(values), **PATH)
 
 
 def count_axis(axes: Axes) -> None:
@@ -329,11 +321,11 @@ def draw_costs(axes: Axes, data: xr.Dataset, goal: Goal, title: str) -> None:
     for way in WAYS if goal is LAGS else (stage_1, APART):
         found, drawn = goal.cost(data, way)
         ends = np.array([cost_interval(own) for own in drawn]).T
-        draw_line(axes, data, (finite(found), finite(ends[0]), finite(ends[1])), way)
+        draw_line(axes, data, (or_nan(found), or_nan(ends[0]), or_nan(ends[1])), way)
         if way is not RAW:
             draw_theory(axes, data, goal.theory(data, way))
         if tokens_of(data, way) > 1:
-            tokens = finite(found) * tokens_of(data, way)
+            tokens = or_nan(found) * tokens_of(data, way)
             axes.plot(data["slow"], tokens, color=way.colour, linestyle="--", linewidth=1.0)
             some = np.flatnonzero(np.isfinite(tokens))
             if some.size:

@@ -7,7 +7,6 @@ simulated runs stay within the 80% band of the real ones, and whether their band
 
 from __future__ import annotations
 
-from _statistics import LEVEL, Interval, interval_of, resampled_runs
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ from _arms import Arm, arms_of
 from _axes import linear_limits
 from _curves import STAGE_COLOUR, draw_arm, draw_stages
 from _data import Values, setting, symbol, tidy
+from _estimates import LEVEL, Interval, interval_of, resampled_runs
 from _numbers import Table, ranged, runs_in, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import BAND, band, horizontal, largest, median, runs_of

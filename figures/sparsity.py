@@ -6,7 +6,6 @@ recovered, how the distances before and after rounding grow with it, and how man
 
 from __future__ import annotations
 
-from _statistics import share_interval
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +14,7 @@ import xarray as xr
 from _arms import Arm
 from _curves import POPULATION_LOOK, draw_arm
 from _data import Values, setting, symbol
+from _estimates import share_interval
 from _numbers import Table, intervals_table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import band

@@ -10,14 +10,6 @@ with the printed one, whose noise does not.
 
 from __future__ import annotations
 
-from _statistics import (
-    Estimate,
-    cost_intervals,
-    growth_estimate,
-    power_estimate,
-    samples_for_share,
-    worded_power,
-)
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +18,14 @@ import xarray as xr
 from _axes import log_axis, log_limits
 from _curves import draw_ranges
 from _data import Values, open_study, setting
+from _estimates import (
+    Estimate,
+    cost_intervals,
+    growth_estimate,
+    power_estimate,
+    samples_for_share,
+    worded_power,
+)
 from _numbers import Table, ranged, tabulate
 from _render import SINGLE_COLUMN, main, render
 from matplotlib.axes import Axes

@@ -7,7 +7,6 @@ same block, so that blocks that are hard for all do not hide what a model adds.
 
 from __future__ import annotations
 
-from _statistics import Estimate, quantile_interval
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +14,7 @@ from typing import Final
 import numpy as np
 import xarray as xr
 from _data import Values, along_arms, tidy
+from _estimates import Estimate, quantile_interval
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import nanmedian

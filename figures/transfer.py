@@ -8,7 +8,17 @@ read off the data at the end of stage 1, which the paper does not have, makes th
 
 from __future__ import annotations
 
-from _statistics import (
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from _arms import LOOKS
+from _data import Values
+from _distances import SUCCESS, samples_to_recovery
+from _estimates import (
     Estimate,
     cost_intervals,
     growth_estimate,
@@ -21,16 +31,6 @@ from _statistics import (
     share_interval,
     worded_power,
 )
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
-import xarray as xr
-from _arms import LOOKS
-from _data import Values
-from _distances import SUCCESS, samples_to_recovery
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from matplotlib.axes import Axes

@@ -8,7 +8,6 @@ and a small theta; the figure shows how far below it transfer still works, and w
 
 from __future__ import annotations
 
-from _statistics import Interval, quantile_interval, share_interval
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +18,7 @@ import numpy as np
 import xarray as xr
 from _data import Values, tidy
 from _distances import samples_to_recovery
+from _estimates import Interval, quantile_interval, share_interval
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import finite_of

@@ -8,7 +8,14 @@ alike with the context length in both; with the vocabulary they part.
 
 from __future__ import annotations
 
-from _statistics import (
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from _data import Values
+from _estimates import (
     Estimate,
     cost_intervals,
     power_estimate,
@@ -17,13 +24,6 @@ from _statistics import (
     slope,
     worded_power,
 )
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
-import xarray as xr
-from _data import Values
 from _numbers import Table, ranged, tabulate
 from _render import DOUBLE_COLUMN, main, render
 from _runs import band, median, nanmedian

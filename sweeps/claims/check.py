@@ -23,14 +23,6 @@ from typing import Any, Final
 ROOT: Final = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "figures"))
 
-from _statistics import (  # noqa: E402
-    Estimate,
-    Interval,
-    power_estimate,
-    quantile_interval,
-    share_interval,
-)
-
 import fig2  # noqa: E402
 import numpy as np  # noqa: E402
 import stage1  # noqa: E402
@@ -39,6 +31,13 @@ import xarray as xr  # noqa: E402
 from _arms import arms_of  # noqa: E402
 from _data import Values, tidy, with_all_axes  # noqa: E402
 from _distances import FOUND, RECOVERED, SUCCESS  # noqa: E402
+from _estimates import (  # noqa: E402
+    Estimate,
+    Interval,
+    power_estimate,
+    quantile_interval,
+    share_interval,
+)
 from _numbers import Table, ranged, worded  # noqa: E402
 from _runs import SIGNALS  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from _statistics import share_interval
 from collections.abc import Callable
 
 import made
 import numpy as np
 import pytest
 import xarray as xr
+from _estimates import share_interval
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import _statistics
 import doctest
 import math
-from _statistics import Interval
 
+import _estimates
 import numpy as np
 import pytest
+from _estimates import Interval
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -18,8 +18,8 @@ SHARE = 0.9
 
 @pytest.mark.parametrize(("hits", "runs"), [(0, 32), (1, 4), (9, 32), (31, 32), (32, 32), (7, 512)])
 def test_the_interval_of_a_share_is_wilsons(hits: int, runs: int) -> None:
-    theirs = stats.binomtest(hits, runs).proportion_ci(_statistics.LEVEL, method="wilson")
-    ours = _statistics.share_interval(hits, runs)
+    theirs = stats.binomtest(hits, runs).proportion_ci(_estimates.LEVEL, method="wilson")
+    ours = _estimates.share_interval(hits, runs)
     assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
@@ -27,7 +27,7 @@ def test_the_interval_of_a_share_is_wilsons(hits: int, runs: int) -> None:
 def test_the_interval_of_a_share_covers_at_its_level(runs: int) -> None:
     """Exact: the probability of every count, summed over those whose interval holds the truth."""
     truths = np.linspace(0.05, 0.95, 181)
-    found = [_statistics.share_interval(hits, runs) for hits in range(runs + 1)]
+    found = [_estimates.share_interval(hits, runs) for hits in range(runs + 1)]
     holds = np.array([[low <= truth <= high for low, high in found] for truth in truths])
     likely = stats.binom.pmf(np.arange(runs + 1), runs, truths[:, None])
     covered = (holds * likely).sum(axis=1)
@@ -38,13 +38,13 @@ def test_the_interval_of_a_share_covers_at_its_level(runs: int) -> None:
 @pytest.mark.parametrize(("hits", "runs"), [(5, 4), (-1, 4), (0, 0)])
 def test_what_is_no_share_is_refused(hits: int, runs: int) -> None:
     with pytest.raises(ValueError, match="is no share"):
-        _statistics.share_interval(hits, runs)
+        _estimates.share_interval(hits, runs)
 
 
 def test_the_binomial_law_is_scipys() -> None:
     for count, share in ((1, 0.5), (32, 0.1), (512, 0.9)):
         expected = stats.binom.cdf(np.arange(count + 1), count, share)
-        np.testing.assert_allclose(_statistics.binomial(count, share), expected, atol=1e-10)
+        np.testing.assert_allclose(_estimates.binomial(count, share), expected, atol=1e-10)
 
 
 @pytest.mark.parametrize(("runs", "share"), [(16, 0.5), (32, 0.5), (64, 0.1), (512, 0.1)])
@@ -54,7 +54,7 @@ def test_the_interval_of_a_quantile_covers_whatever_the_law(runs: int, share: fl
     few = rng.random((4000, runs)) < 0.3
     values = np.where(few, rng.random(few.shape), 100 + rng.standard_exponential(few.shape) ** 3)
     truth = share / 0.3 if share < 0.3 else 100 - np.log1p((0.3 - share) / 0.7) ** 3
-    ends = [_statistics.quantile_interval(sample, share) for sample in values]
+    ends = [_estimates.quantile_interval(sample, share) for sample in values]
     covered = np.mean([low <= truth <= high for low, high in ends])
     below = np.mean([high < truth for _, high in ends])
     above = np.mean([low > truth for low, _ in ends])
@@ -65,7 +65,7 @@ def test_the_interval_of_a_quantile_covers_whatever_the_law(runs: int, share: fl
 
 def test_the_ends_of_a_quantiles_interval_are_the_narrowest_that_do() -> None:
     """For 32 values and the median: one place further in, a tail would be more than 2.5%."""
-    low, high = _statistics.quantile_interval(np.arange(1, 33))
+    low, high = _estimates.quantile_interval(np.arange(1, 33))
     law = stats.binom(32, 0.5)
     assert law.cdf(low - 1) <= 0.025 < law.cdf(low)
     assert law.sf(high - 1) <= 0.025 < law.sf(high - 2)
@@ -73,7 +73,7 @@ def test_the_ends_of_a_quantiles_interval_are_the_narrowest_that_do() -> None:
 
 def test_an_extreme_holds_what_it_says_it_holds() -> None:
     rng = np.random.default_rng(3)
-    share = _statistics.within_extreme(32)
+    share = _estimates.within_extreme(32)
     largest = rng.random((20_000, 32)).max(axis=1)  # the share of all tasks that is below it
     assert np.mean(largest >= share) == pytest.approx(0.95, abs=0.005)
     assert math.isclose(share**32, 0.05)
@@ -81,7 +81,7 @@ def test_an_extreme_holds_what_it_says_it_holds() -> None:
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 2.0), (0.75, 3.0), (0.76, np.inf)])
 def test_samples_for_a_share_of_the_runs(share: float, expected: float) -> None:
-    assert _statistics.samples_for_share(np.array([3.0, np.inf, 1.0, 2.0]), share) == expected
+    assert _estimates.samples_for_share(np.array([3.0, np.inf, 1.0, 2.0]), share) == expected
 
 
 def test_a_power_and_its_interval_are_those_of_the_law() -> None:
@@ -89,15 +89,15 @@ def test_a_power_and_its_interval_are_those_of_the_law() -> None:
     x = np.array([1000.0, 2000.0, 4000.0, 8000.0])
     need = np.tile(7 * x[:, None, None] ** 1.2, (1, 2, 30))
     need[:, 1] *= 3
-    power, low, high = _statistics.power_estimate(
+    power, low, high = _estimates.power_estimate(
         x, need * np.exp(0.2 * rng.standard_normal(need.shape)), SHARE
     )
     assert low < power < high
     assert low < 1.2 < high
     assert 0.03 < high - low < 0.5
-    np.testing.assert_allclose(_statistics.power_estimate(x, need[:, :1], SHARE), 1.2, rtol=1e-9)
+    np.testing.assert_allclose(_estimates.power_estimate(x, need[:, :1], SHARE), 1.2, rtol=1e-9)
     never = np.where(np.arange(30) < 10, np.inf, need)
-    assert np.isnan(_statistics.power_estimate(x, never, SHARE)).all()
+    assert np.isnan(_estimates.power_estimate(x, never, SHARE)).all()
 
 
 def world(rng: np.random.Generator, runs: int) -> tuple[Values, Values]:
@@ -119,14 +119,14 @@ def test_the_interval_of_a_power_covers_with_the_choice_of_settings_and_not_with
     holds, narrow = [], []
     for _ in range(100):
         lengths, samples = world(rng, 32)
-        low, high = _statistics.power_estimate(lengths, samples, SHARE)[1:]
+        low, high = _estimates.power_estimate(lengths, samples, SHARE)[1:]
         holds.append(low <= 1 <= high)
         # The settings that were best for this sample, as if they had been known beforehand.
-        best = _statistics.samples_for_share(samples, SHARE).argmin(axis=1)
+        best = _estimates.samples_for_share(samples, SHARE).argmin(axis=1)
         chosen = samples[np.arange(5), best][:, None]
-        slopes = _statistics.slope(lengths, _statistics.resampled_costs(chosen, SHARE))
+        slopes = _estimates.slope(lengths, _estimates.resampled_costs(chosen, SHARE))
         # And as if a length at which they don't do said nothing.
-        low, high = np.percentile(slopes[np.isfinite(slopes)], _statistics.TAILS)
+        low, high = np.percentile(slopes[np.isfinite(slopes)], _estimates.TAILS)
         narrow.append(low <= 1 <= high)
     assert np.mean(holds) >= 0.93
     assert np.mean(narrow) < 0.9
@@ -136,11 +136,11 @@ def test_a_power_has_no_end_where_the_longest_context_is_barely_recovered() -> N
     lengths = np.array([1000.0, 2000.0, 4000.0])
     need = np.tile(lengths[:, None, None], (1, 1, 40))
     need[-1, 0, :7] = np.inf  # 82.5% of them recover
-    power, low, high = _statistics.power_estimate(lengths, need, 0.8)
+    power, low, high = _estimates.power_estimate(lengths, need, 0.8)
     assert (round(power, 9), round(low, 9), high) == (1, 1, np.inf)
-    power, low, high = _statistics.power_estimate(lengths, need[::-1], 0.8)
+    power, low, high = _estimates.power_estimate(lengths, need[::-1], 0.8)
     assert (round(power, 9), low, round(high, 9)) == (-1, -np.inf, -1)
-    ratio, low, high = _statistics.growth_estimate(need, 0.8)
+    ratio, low, high = _estimates.growth_estimate(need, 0.8)
     assert (ratio, low, high) == (4, 4, np.inf)
 
 
@@ -151,10 +151,10 @@ def test_growth_and_samples_needed_are_those_of_the_law() -> None:
     grown, needed = [], []
     for _ in range(100):
         lengths, samples = world(rng, 32)
-        _, low, high = _statistics.growth_estimate(samples, SHARE)
+        _, low, high = _estimates.growth_estimate(samples, SHARE)
         grown.append(low <= 16 <= high)
         truth = 5 * lengths * np.exp(0.25 * at)
-        ends = _statistics.cost_intervals(samples, SHARE)
+        ends = _estimates.cost_intervals(samples, SHARE)
         needed += [a <= b <= c for (a, c), b in zip(ends, truth, strict=True)]
     assert np.mean(grown) >= 0.93
     assert np.mean(needed) >= 0.93
@@ -162,26 +162,26 @@ def test_growth_and_samples_needed_are_those_of_the_law() -> None:
 
 def test_growth_without_spread_is_the_ratio_and_without_recovery_none() -> None:
     samples = np.full((3, 1, 40), 2.0) * np.array([1, 5, 3])[:, None, None]
-    assert _statistics.growth_estimate(samples, SHARE) == (3, 3, 3)
-    assert _statistics.cost_intervals(samples, SHARE) == [(2, 2), (10, 10), (6, 6)]
+    assert _estimates.growth_estimate(samples, SHARE) == (3, 3, 3)
+    assert _estimates.cost_intervals(samples, SHARE) == [(2, 2), (10, 10), (6, 6)]
     samples[0] = np.inf
-    assert np.isnan(_statistics.growth_estimate(samples, SHARE)).all()
-    assert _statistics.cost_intervals(samples, SHARE)[0] == (np.inf, np.inf)
+    assert np.isnan(_estimates.growth_estimate(samples, SHARE)).all()
+    assert _estimates.cost_intervals(samples, SHARE)[0] == (np.inf, np.inf)
 
 
 def test_samples_needed_have_no_upper_end_where_a_tenth_is_lost() -> None:
     """Of 30 runs with 3 lost: in about a third of the resamples more than 3 are."""
     samples = np.where(np.arange(30) < 3, np.inf, 4.0)[None, None]
-    assert _statistics.least_samples(samples, SHARE) == 4
-    assert _statistics.cost_intervals(samples, SHARE) == [(4, np.inf)]
+    assert _estimates.least_samples(samples, SHARE) == 4
+    assert _estimates.cost_intervals(samples, SHARE) == [(4, np.inf)]
 
 
 def test_a_resample_may_lose_a_run_though_all_were_found() -> None:
-    picks = _statistics.resampled_runs(8)
+    picks = _estimates.resampled_runs(8)
     assert picks.max() == 8
     assert np.mean(picks == 8) == pytest.approx(1 / 9, abs=0.01)
-    np.testing.assert_array_equal(_statistics.and_one_lost(np.ones((1, 2))), [[1, 1, np.inf]])
-    assert _statistics.and_one_lost(np.ones((2, 3, 4)), axis=1).shape == (2, 4, 4)
+    np.testing.assert_array_equal(_estimates.and_one_lost(np.ones((1, 2))), [[1, 1, np.inf]])
+    assert _estimates.and_one_lost(np.ones((2, 3, 4)), axis=1).shape == (2, 4, 4)
 
 
 def test_intervals_meet_where_some_value_lies_in_both() -> None:
@@ -191,4 +191,4 @@ def test_intervals_meet_where_some_value_lies_in_both() -> None:
 
 
 def test_examples_run() -> None:
-    assert doctest.testmod(_statistics).failed == 0
+    assert doctest.testmod(_estimates).failed == 0
