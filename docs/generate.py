@@ -23,6 +23,8 @@ DOCS = Path(__file__).resolve().parent
 
 MODULES = (
     "scbjax.base",
+    "scbjax.values",
+    "scbjax.costs",
     "scbjax.task",
     "scbjax.assumptions",
     "scbjax.keys",
@@ -63,6 +65,7 @@ MODULES = (
     "scbjax.experiments.hops_model",
     "scbjax.experiments.hops_theory",
     "scbjax.experiments.modalities",
+    "scbjax.experiments.modalities_theory",
     "scbjax.experiments.multihead",
     "scbjax.experiments.multihead_model",
     "scbjax.experiments.adaptive",
@@ -112,6 +115,7 @@ MODULES = (
     "scbjax.sweep.study.locating",
     "scbjax.sweep.study.files",
     "scbjax.sweep.plan.programs",
+    "scbjax.sweep.plan.plans",
     "scbjax.sweep.plan.measured",
     "scbjax.sweep.engine.inputs",
     "scbjax.sweep.engine.mapped",

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scbjax.base import FLOAT32_MAX, INT32_MAX, Interval, Parameter
+from scbjax.base import Parameter
 from scbjax.tables import brief
+from scbjax.values import FLOAT32_MAX, INT32_MAX, Interval
 
 
 @dataclasses.dataclass(frozen=True)

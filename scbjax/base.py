@@ -9,71 +9,26 @@ checked and planned without it.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
+from scbjax.costs import Cost
 from scbjax.tables import nearest
+from scbjax.values import FLOAT32_MAX, INT32_MAX, Check, Choice, FieldValue, Interval, Values
 
-Scalar: TypeAlias = bool | int | float | str
-FieldValue: TypeAlias = Scalar | tuple[str, ...] | tuple[int, ...] | None
 Kind: TypeAlias = Literal["static", "traced", "data", "run"]
 Layer: TypeAlias = Literal["outer", "inner"]
-Values: TypeAlias = Mapping[str, Any]
-"""Values of parameters by dotted path."""
 Tree: TypeAlias = Any
 """An array of JAX, or a tree of them."""
 
-INT32_MAX = 2**31 - 1
 NOT_DIVERGED = -1
 """In the place of the step at which a trajectory diverged, where it did not."""
-CACHE_BYTES = 7 * 2**19
-"""Temporaries of a block on a CPU: a core's second cache and a part of the third (measured at
-T = 5000: with 3.5 MB, 4 trajectories at N = 3 and one from N = 20 on, steps are the fastest at
-every N; with 8 MB they take a sixth longer at N = 20, and with 100 MB twice as long)."""
-FLOAT32_MAX = (2 - 2**-23) * 2.0**127
-FLOAT32_TINY = 2.0**-126
 
 
 class StudyError(ValueError):
     """Something is wrong with what the user asked for; its text is one sentence for the user."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The numbers from `low` to `high`, with `low` itself left out when `above` is set."""
-
-    low: float
-    high: float
-    above: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high and not (self.above and value == self.low)
-
-    def __str__(self) -> str:
-        if self.high in (FLOAT32_MAX, math.inf):
-            return f"{'above' if self.above else 'of at least'} {self.low:g}"
-        if self.above:
-            return f"above {self.low:g} and at most {self.high:g}"
-        return f"from {self.low} to {self.high}"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A closed list of names."""
-
-    options: tuple[str, ...]
-
-    def __contains__(self, value: str) -> bool:
-        return value in self.options
-
-    def __str__(self) -> str:
-        return "one of " + ", ".join(f"'{option}'" for option in self.options)
-
-
-Check: TypeAlias = Interval | Choice | None
 
 
 _TYPES = (int, float, bool, str)
@@ -297,51 +252,6 @@ class Lowering:
     reads: frozenset[str]
     writes: frozenset[str]
     apply: Callable[[Values], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What trajectories take, by the values that are fixed in their program.
-
-    Bytes are those of one outer point where nothing else is said. They decide how a study is cut
-    into chunks, and seconds what is said before and while it runs; results don't depend on them.
-    They are a first guess: what a compiled chunk takes is compared with the budget before it runs.
-
-    Attributes:
-        shared_bytes: what the trajectories of an outer point share, such as a batch.
-        kept_bytes: what a trajectory holds all the time: state, task and records.
-        temporary_bytes: what a trajectory holds while it is worked on.
-        step_bytes: what the steps of an outer point go through again and again, by the number of
-            its inner points.
-        run_seconds: time of a grid of (outer, inner) points on two CPU cores, once compiled.
-        tokens: what a trajectory reads of its data.
-        is_taken_singly: whether outer points are best taken one after the other on a CPU.
-    """
-
-    shared_bytes: Callable[[Values], int]
-    kept_bytes: Callable[[Values], int]
-    temporary_bytes: Callable[[Values], int]
-    step_bytes: Callable[[Values, int], int]
-    run_seconds: Callable[[Values, tuple[int, int]], float]
-    tokens: Callable[[Values], int]
-    is_taken_singly: Callable[[Values], bool]
-
-    def block_bytes(self, values: Values, shape: tuple[int, int]) -> int:
-        """Memory for the temporaries of the trajectories that are worked on together."""
-        outer, inner = shape
-        return outer * (self.shared_bytes(values) + inner * self.temporary_bytes(values))
-
-    def chunk_bytes(self, values: Values, shape: tuple[int, int], block: int) -> int:
-        """Estimated peak memory of a chunk that is run on one device, in bytes.
-
-        Args:
-            values: those that are fixed in the chunk's program.
-            shape: points along the outer and the inner layer.
-            block: outer points that are worked on at a time.
-        """
-        outer, inner = shape
-        kept = outer * inner * self.kept_bytes(values)
-        return kept + self.block_bytes(values, (block, inner))
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from scbjax.base import (
-    FLOAT32_MAX,
-    INT32_MAX,
-    RECORD_EVERY,
-    REQUIRED,
-    STEPS,
-    Choice,
-    Interval,
-    Parameter,
-    Relation,
-)
+from scbjax.base import RECORD_EVERY, REQUIRED, STEPS, Parameter, Relation
+from scbjax.values import FLOAT32_MAX, INT32_MAX, Choice, Interval
 
 Attention = Literal["linear", "softmax"]
 Optimizer = Literal["proximal", "sgd", "raw_sgd", "adam"]

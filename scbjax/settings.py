@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from scbjax.arguments import SIZES, Numbers, as_integer, check_is, check_number, numbers_of, what
-from scbjax.base import INT32_MAX, RECORDS_FIT, REQUIRED, Choice, Relation
+from scbjax.base import RECORDS_FIT, REQUIRED, Relation
 from scbjax.model import ATTENTION_MAPS, LINEAR, AttentionMap, as_attention_map
 from scbjax.parameters import (
     MODEL,
@@ -30,6 +30,7 @@ from scbjax.parameters import (
 )
 from scbjax.recorded import DEFAULT_RECORD, Record, as_record
 from scbjax.tables import brief, nearest
+from scbjax.values import INT32_MAX, Choice
 
 NEVER = INT32_MAX
 """A step number that no trajectory reaches."""

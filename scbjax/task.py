@@ -29,12 +29,12 @@ from scbjax.arguments import (
     numbers_of,
     outline,
 )
-from scbjax.base import Interval
 from scbjax.blocks import has_blocks
 from scbjax.keys import as_threefry
 from scbjax.once import compiled_quickly, level_for
 from scbjax.parameters import DEFAULTS, TASK, TRANSFER
 from scbjax.patterns import random_pattern, shrink_to_box
+from scbjax.values import Interval
 
 # |mu|^2 of a random task stays below this for N >= 3, so that K_P >= |mu|^2 (Assumption 2.1 (c)),
 # which needs |mu|^2 <= 1/2 since K_P <= 1 - |mu|^2, is always within reach.

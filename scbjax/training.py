@@ -17,7 +17,6 @@ from scbjax.algorithm import (
     transformation,
 )
 from scbjax.arguments import check_is, check_like
-from scbjax.base import CACHE_BYTES
 from scbjax.composition import (
     TASK,
     Learner,
@@ -25,6 +24,7 @@ from scbjax.composition import (
     learner,
     view_of,
 )
+from scbjax.costs import CACHE_BYTES
 from scbjax.footprint import step_bytes
 from scbjax.keys import as_threefry
 from scbjax.model import Params

@@ -28,7 +28,7 @@ from scbjax.sweep.engine import execute
 from scbjax.sweep.engine.execute import RunReport
 from scbjax.sweep.engine.here import provenance
 from scbjax.sweep.engine.places import read_bytes
-from scbjax.sweep.plan.programs import Plan, make_plan, plan_with_layout
+from scbjax.sweep.plan.plans import Plan, make_plan, plan_with_layout
 from scbjax.sweep.results.dataset import is_whole
 from scbjax.sweep.results.store import Manifest, Store
 from scbjax.sweep.scripts import figures

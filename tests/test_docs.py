@@ -132,7 +132,6 @@ def test_what_a_document_shows_must_have_been_printed() -> None:
             assert_printed(printed, wrong)
 
 
-@pytest.mark.slow
 def test_contributing_examples_run(tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
     for helper in [*(ROOT / "figures").glob("_*.py"), ROOT / "figures" / "scbjax.mplstyle"]:

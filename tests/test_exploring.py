@@ -45,7 +45,7 @@ from scbjax.sweep.engine.engines import LocalEngine
 from scbjax.sweep.engine.execute import run_study
 from scbjax.sweep.engine.here import plan_here
 from scbjax.sweep.engine.progress import Reading, SilentProgress
-from scbjax.sweep.plan.programs import Plan
+from scbjax.sweep.plan.plans import Plan
 from scbjax.sweep.results.dataset import read_dataset
 from scbjax.sweep.results.partial import read_partial
 from scbjax.sweep.results.store import status
@@ -575,7 +575,7 @@ def plan() -> Plan:
     """A study in two chunks of two seeds."""
     from dataclasses import replace
 
-    from scbjax.sweep.plan.programs import plan_with_layout
+    from scbjax.sweep.plan.plans import plan_with_layout
 
     study = parse_study(TEXT, "under_way")
     whole = plan_here(study)

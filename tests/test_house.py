@@ -17,6 +17,8 @@ PACKAGE = ROOT / "scbjax"
 
 # A module may import from its own floor and from those below it.
 FLOORS = {
+    "values": 0,
+    "costs": 0,
     "base": 0,
     "footprint": 0,
     "lazily": 0,
@@ -73,14 +75,14 @@ FLOORS = {
 ALONE = {"optim"}
 CORE = {name for name, floor in FLOORS.items() if floor < FLOORS["sweep"]} | ALONE
 # The engine runs any experiment: of the rest of the library it may know these alone.
-ENGINE_MAY_IMPORT = {"base", "tables", "keys", "once", "sharding", "sweep"}
+ENGINE_MAY_IMPORT = {"base", "values", "costs", "tables", "keys", "once", "sharding", "sweep"}
 DRAWS = {"scbjax.sweep.scripts.figures": {"plot"}}  # the default figure of a dataset
 CORE_DEPENDENCIES = {"jax", "optax", "chex", "numpy"}
 NO_JAX = [
     *("scbjax.exploring.explorer", "scbjax.sweep.results.partial"),
     *("scbjax", "scbjax.cli", "scbjax.parts", "scbjax.plot", "scbjax.experiments.of_parts"),
     *("scbjax.sweep", "scbjax.sweep.python", "scbjax.sweep.engine.places"),
-    *("scbjax.sweep.study.files", "scbjax.sweep.plan.programs", "scbjax.sweep.results.store"),
+    *("scbjax.sweep.study.files", "scbjax.sweep.plan.plans", "scbjax.sweep.results.store"),
     *(
         f"scbjax.experiments.{path.stem}"
         for path in sorted((PACKAGE / "experiments").glob("*.py"))
@@ -165,6 +167,18 @@ def test_imports_have_no_circle() -> None:
         for path in sources()
     }
     TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+MOST_LINES = 500
+FOLDERS = ("scbjax", "sweeps", "figures", "docs")
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_short_and_hides_no_other(path: Path) -> None:
+    """Python finds what stands in a script's own folder before its own modules."""
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES, "split it by concern"
+    assert path.is_relative_to(PACKAGE) or path.stem not in sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("name", sorted(CORE))

@@ -143,7 +143,7 @@ import json, sys
 import numpy as np
 from pathlib import Path
 from scbjax.sweep.engine.execute import run_study
-from scbjax.sweep.plan.programs import make_plan
+from scbjax.sweep.plan.plans import make_plan
 from scbjax.sweep.engine.progress import SilentProgress
 from scbjax.sweep.study.files import parse_study
 import jax, xarray

@@ -14,7 +14,7 @@ import xarray as xr
 
 import scbjax
 from scbjax.base import StudyError
-from scbjax.experiments import modalities
+from scbjax.experiments import modalities, modalities_theory
 from scbjax.experiments.modalities import ModalBatch, ModalParams, ModalTask
 from scbjax.losses import population_grad
 from scbjax.sampling import Batch, fold_in, make_seed
@@ -244,7 +244,7 @@ def test_cosines_are_those_of_the_mu_inner_product() -> None:
 def test_chi_square_quantiles_are_near_scipy_s() -> None:
     shares = np.linspace(0.05, 0.95, 7)
     for freedom in (5.0, 9.5, 30.0):
-        found = modalities.chi_square(jnp.asarray(shares), jnp.asarray(freedom))
+        found = modalities_theory.chi_square(jnp.asarray(shares), jnp.asarray(freedom))
         np.testing.assert_allclose(found, scipy.stats.chi2.ppf(shares, freedom), rtol=0.02)
 
 
@@ -279,9 +279,9 @@ def test_samples_to_a_new_transition_matrix_have_the_predicted_law() -> None:
     along = np.einsum("rsnm,nm,m->rs", sums, excess, mu)
     size = np.einsum("rsnm,rsnm,m->rs", sums, sums, mu)
     cosine = along / np.sqrt(size * inner(excess, excess, mu))
-    found = first_times(cosine >= modalities.RECOVERED, np.arange(1, count + 1))
+    found = first_times(cosine >= modalities_theory.RECOVERED, np.arange(1, count + 1))
     shares = jnp.asarray([0.25, 0.5, 0.75])
-    told = modalities.value_samples(jnp.asarray(attention), task, shares)
+    told = modalities_theory.value_samples(jnp.asarray(attention), task, shares)
     # Ten percent is two standard errors of the median; the rest is for a law that is not normal.
     np.testing.assert_allclose(np.quantile(found, shares), told, rtol=0.2)
     # What is measured after a number of samples that is fixed has two degrees of freedom more.
@@ -301,7 +301,7 @@ def test_samples_to_a_new_pattern_have_the_formula() -> None:
     task, value, centred = new_pattern()
     p, mu, q = (np.asarray(array, float) for array in task)
     shares = jnp.asarray([0.1, 0.5, 0.9])
-    found = np.asarray(modalities.pattern_samples(jnp.asarray(value), task, shares))
+    found = np.asarray(modalities_theory.pattern_samples(jnp.asarray(value), task, shares))
     excess = value - mu[:, None]
     noise = np.einsum("x,y,yx->", mu, mu, centred**2)
     signal = inner(excess, p - mu[:, None], mu)
@@ -315,7 +315,7 @@ def test_samples_to_a_new_pattern_have_the_formula() -> None:
 def test_samples_to_a_new_pattern_are_about_the_predicted_ones() -> None:
     """By samples: the first of a few numbers of them at which all supports are right."""
     task, value, centred = new_pattern()
-    q, told = np.asarray(task.pattern), modalities.pattern_samples
+    q, told = np.asarray(task.pattern), modalities_theory.pattern_samples
     median = float(told(jnp.asarray(value), task, jnp.asarray([0.5]))[0])
     runs, count = 60, int(4 * median)
     tokens, query, label = running(task, runs, count)

@@ -18,7 +18,7 @@ from scbjax.sampling import draw_batch, fold_in, make_sampler, make_seed
 from scbjax.settings import Settings
 from scbjax.sweep.engine.execute import run_study
 from scbjax.sweep.engine.progress import SilentProgress
-from scbjax.sweep.plan.programs import make_plan
+from scbjax.sweep.plan.plans import make_plan
 from scbjax.sweep.study.files import parse_study
 from scbjax.task import Task, random_task
 

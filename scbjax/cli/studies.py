@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scbjax.base import INT32_MAX, STEPS, Parameter, StudyError
+from scbjax.base import STEPS, Parameter, StudyError
 from scbjax.cli.options import (
     CpuDevices,
     ExperimentFile,
@@ -26,9 +26,10 @@ from scbjax.sweep.search import first_studies
 from scbjax.sweep.study.cells import cells_of, is_search
 from scbjax.sweep.study.files import Study, load_study
 from scbjax.sweep.study.locating import find_studies, none_found
+from scbjax.values import INT32_MAX
 
 if TYPE_CHECKING:
-    from scbjax.sweep.plan.programs import Measure, Plan
+    from scbjax.sweep.plan.plans import Measure, Plan
 
 _MOST_ROWS = 100
 """So many rows of a table are all shown; of more, the first and the last."""
@@ -74,7 +75,7 @@ class Show:
         study = load_named(self.study, overrides, self.experiment, small=self.small)
         memory_bytes = read_bytes(self.memory)
         from scbjax.sweep.engine.backend import read_cpu_devices, usable_cores
-        from scbjax.sweep.plan.programs import make_plan
+        from scbjax.sweep.plan.plans import make_plan
 
         count = read_cpu_devices(self.cpu_devices) or usable_cores()
 
@@ -100,7 +101,7 @@ def _measurer(study: Study, cpu_devices: str) -> Measure:
 
 
 def _list_row(study: Study) -> tuple[str, ...]:
-    from scbjax.sweep.plan.programs import make_plan
+    from scbjax.sweep.plan.plans import make_plan
 
     parts, rounds = [study], 1
     if is_search(study):
@@ -170,7 +171,7 @@ def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 def _describe_search(study: Study) -> list[str]:
     """What each cell of a search costs, all rounds together."""
-    from scbjax.sweep.plan.programs import make_plan
+    from scbjax.sweep.plan.plans import make_plan
 
     rounds = study.base["search.rounds"]
     plans = [make_plan(part) for part in first_studies(study)]

@@ -65,7 +65,7 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import scbjax
-from scbjax.base import FLOAT32_MAX, INT32_MAX, Interval, Parameter
+from scbjax.base import Parameter
 from scbjax.experiments.adaptive_learner import (
     Candidates,
     Progress,
@@ -87,6 +87,7 @@ from scbjax.experiments.parts_common import (
 from scbjax.experiments.scb_common import SPARSITY_FITS
 from scbjax.lazily import Lazily
 from scbjax.parts import Observable, Source
+from scbjax.values import FLOAT32_MAX, INT32_MAX, Interval
 
 if TYPE_CHECKING:
     import jax

@@ -60,7 +60,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import scbjax
-from scbjax.base import FLOAT32_MAX, INT32_MAX, Choice, Interval, Parameter, Relation, Values
+from scbjax.base import Parameter, Relation
 from scbjax.experiments.cheaper_estimators import (
     chi_squared,
     joint_counts,
@@ -82,6 +82,7 @@ from scbjax.experiments.scb_common import SPARSITY_FITS
 from scbjax.experiments.scb_cost import papers_cost
 from scbjax.lazily import Lazily
 from scbjax.parts import Model, Observable, Source
+from scbjax.values import FLOAT32_MAX, INT32_MAX, Choice, Interval, Values
 
 if TYPE_CHECKING:
     import jax

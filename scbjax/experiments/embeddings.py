@@ -68,7 +68,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import scbjax
-from scbjax.base import INT32_MAX, Choice, Interval, Parameter, Relation
+from scbjax.base import Parameter, Relation
 from scbjax.experiments.embeddings_modes import (
     Modes,
     centre,
@@ -93,6 +93,7 @@ from scbjax.experiments.parts_common import (
 from scbjax.experiments.scb_common import SPARSITY_FITS
 from scbjax.lazily import Lazily
 from scbjax.parts import Model, Observable, Source, Track
+from scbjax.values import INT32_MAX, Choice, Interval
 
 if TYPE_CHECKING:
     import jax

@@ -62,7 +62,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import scbjax
-from scbjax.base import Choice, Interval, Parameter
+from scbjax.base import Parameter
 from scbjax.experiments.of_parts import learning
 from scbjax.experiments.parts_common import (
     DECLARED,
@@ -73,6 +73,7 @@ from scbjax.experiments.scb_common import SPARSITY_FITS
 from scbjax.lazily import Lazily
 from scbjax.parameters import DEFAULTS
 from scbjax.parts import Model, Observable, Source
+from scbjax.values import Choice, Interval
 
 if TYPE_CHECKING:
     import jax

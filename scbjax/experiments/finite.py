@@ -30,7 +30,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import scbjax
-from scbjax.base import INT32_MAX, Choice, Interval, Parameter, Relation
+from scbjax.base import Parameter, Relation
 from scbjax.experiments import maps
 from scbjax.experiments.of_parts import learning
 from scbjax.experiments.parts_common import (
@@ -40,6 +40,7 @@ from scbjax.experiments.parts_common import (
 )
 from scbjax.lazily import Lazily
 from scbjax.parts import Model, Observable, Source
+from scbjax.values import INT32_MAX, Choice, Interval
 
 if TYPE_CHECKING:
     import jax

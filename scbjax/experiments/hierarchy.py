@@ -57,14 +57,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import scbjax
-from scbjax.base import (
-    FLOAT32_MAX,
-    INT32_MAX,
-    Choice,
-    Interval,
-    Parameter,
-    Relation,
-)
+from scbjax.base import Parameter, Relation
 from scbjax.experiments.hierarchy_theory import block_sums, predicted_switch, predictions
 from scbjax.experiments.of_parts import learning
 from scbjax.experiments.parts_common import (
@@ -75,6 +68,7 @@ from scbjax.experiments.parts_common import (
 from scbjax.experiments.scb_cost import papers_cost
 from scbjax.lazily import Lazily
 from scbjax.parts import Model, Observable, Source, Stage, Track
+from scbjax.values import FLOAT32_MAX, INT32_MAX, Choice, Interval
 
 if TYPE_CHECKING:
     import jax

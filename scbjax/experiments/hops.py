@@ -69,7 +69,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import scbjax
-from scbjax.base import Interval, Parameter, Relation
+from scbjax.base import Parameter, Relation
 from scbjax.experiments.hops_model import (
     HopBatch,
     HopParams,
@@ -99,6 +99,7 @@ from scbjax.experiments.parts_common import (
 )
 from scbjax.lazily import Lazily
 from scbjax.parts import Model, Observable, Source, Stage, Track
+from scbjax.values import Interval
 
 if TYPE_CHECKING:
     import jax

@@ -28,19 +28,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from scbjax.base import (
     RECORD_EVERY,
     STEPS,
-    Choice,
     Experiment,
     Functions,
-    Interval,
     Keys,
     Parameter,
     Relation,
-    Values,
     Variable,
     in_turn,
 )
 from scbjax.experiments.parts_common import DECLARED
 from scbjax.lazily import Lazily
+from scbjax.values import Choice, Interval, Values
 
 if TYPE_CHECKING:
     import jax

@@ -42,7 +42,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import scbjax
-from scbjax.base import INT32_MAX, Choice, Interval, Parameter, Relation
+from scbjax.base import Parameter, Relation
 from scbjax.experiments.of_parts import learning
 from scbjax.experiments.parts_common import (
     DATA,
@@ -59,6 +59,7 @@ from scbjax.experiments.parts_common import (
 from scbjax.experiments.scb_common import SPARSITY_FITS
 from scbjax.lazily import Lazily
 from scbjax.parts import Model, Observable, Source
+from scbjax.values import INT32_MAX, Choice, Interval
 
 if TYPE_CHECKING:
     import jax

@@ -53,16 +53,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import scbjax
-from scbjax.base import (
-    INT32_MAX,
-    Choice,
-    Functions,
-    Interval,
-    Parameter,
-    Relation,
-    Values,
-    Variable,
-)
+from scbjax.base import Functions, Parameter, Relation, Variable
 from scbjax.experiments.maps import map_weights, preconditioned
 from scbjax.experiments.multihead_model import (
     HeadsTask,
@@ -89,6 +80,7 @@ from scbjax.experiments.parts_common import (
 )
 from scbjax.lazily import Lazily
 from scbjax.parts import Model, Observable, Source
+from scbjax.values import INT32_MAX, Choice, Interval, Values
 
 if TYPE_CHECKING:
     import jax

@@ -11,23 +11,21 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from scbjax.base import (
-    INT32_MAX,
     RECORD_EVERY,
     STEPS,
     Experiment,
     Functions,
-    Interval,
     Keys,
     Parameter,
     SearchRules,
     StudyError,
     Tree,
-    Values,
     Variable,
     short_name,
 )
 from scbjax.parts import Observable, Source, with_values
 from scbjax.recorded import OBSERVABLES, Record, as_record, record_name
+from scbjax.values import INT32_MAX, Interval, Values
 
 if TYPE_CHECKING:
     from scbjax.composition import Learner

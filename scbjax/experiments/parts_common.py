@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from scbjax.base import FLOAT32_MAX, Choice, Interval, Parameter, Relation
+from scbjax.base import Parameter, Relation
 from scbjax.parameters import TASK, TRAIN, TRANSFER
 from scbjax.parts import Source
+from scbjax.values import FLOAT32_MAX, Choice, Interval
 
 DECLARED: Mapping[str, Parameter] = {p.path: p for p in (*TASK, *TRAIN, *TRANSFER)}
 """The parameters of the paper's learner, by path."""

@@ -6,12 +6,7 @@ Nothing here imports JAX; :mod:`scbjax.experiments.scb_functions` holds what is 
 from collections.abc import Mapping
 from typing import Any
 
-from scbjax.base import (
-    Experiment,
-    Functions,
-    Values,
-    Variable,
-)
+from scbjax.base import Experiment, Functions, Variable
 from scbjax.experiments.scb_common import (
     LIVE,
     LOWERING,
@@ -28,6 +23,7 @@ from scbjax.experiments.scb_cost import COST
 from scbjax.experiments.scb_rates import likely_cause, rate_warnings
 from scbjax.parameters import MODEL, PRETRAINING_FITS, TASK, TOGETHER, TRAIN, TRANSFER
 from scbjax.recorded import DEFAULT_RECORD, RECORDED
+from scbjax.values import Values
 
 
 def _sizes(values: Values) -> dict[str, int]:

@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from scbjax.base import INT32_MAX, Lowering, Relation, SearchRules, Values, Variable
+from scbjax.base import Lowering, Relation, SearchRules, Variable
 from scbjax.recorded import RECORDED
+from scbjax.values import INT32_MAX, Values
 
 # What parts of a task depend on, beside its seed.
 OF_MU = frozenset({"task.num_tokens", "task.skew"})

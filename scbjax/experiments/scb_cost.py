@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from scbjax.base import Cost, Values
+from scbjax.costs import Cost
 from scbjax.footprint import (
     BLOCK_TOKENS,
     OUTER_BYTES,
@@ -22,6 +22,7 @@ from scbjax.footprint import (
     step_bytes as bytes_of_step,
 )
 from scbjax.recorded import NOISE_RECORD
+from scbjax.values import Values
 
 TAGGED = "task.tagged_positions"
 """The parameter that simulated trajectories have and others have not."""

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from scbjax import paper
-from scbjax.base import Functions, Keys, Values
+from scbjax.base import Functions, Keys
 from scbjax.composition import LearnerState
 from scbjax.experiments.scb_trajectories import (
     SPARSITY,
@@ -17,6 +17,7 @@ from scbjax.experiments.scb_trajectories import (
 from scbjax.model import map_attention
 from scbjax.starts import start_from
 from scbjax.task import Task, related_task
+from scbjax.values import Values
 
 _SOURCE_STREAM = 3  # of the seed of the task
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from types import MappingProxyType
 
-from scbjax.base import CheckedStudy, Values, short_name
+from scbjax.base import CheckedStudy, short_name
+from scbjax.values import Values
 
 _MAX_COMBINATIONS = 10_000  # what a warning before a run may look at
 

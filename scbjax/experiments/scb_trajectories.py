@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import jax
 import jax.numpy as jnp
 
-from scbjax.base import Functions, Keys, Values, short_name
+from scbjax.base import Functions, Keys, short_name
 from scbjax.composition import LearnerState
 from scbjax.settings import STATIC_FIELDS, TRACED_FIELDS, Settings
 from scbjax.task import (
@@ -18,6 +18,7 @@ from scbjax.task import (
     transition_signal,
 )
 from scbjax.trajectories import is_finite
+from scbjax.values import Values
 
 SPARSITY = "task.sparsity"
 

@@ -48,13 +48,10 @@ import scbjax
 from scbjax.base import (
     RECORD_EVERY,
     STEPS,
-    Choice,
     Experiment,
     Functions,
-    Interval,
     Keys,
     Parameter,
-    Values,
     Variable,
     in_turn,
 )
@@ -85,6 +82,7 @@ from scbjax.experiments.sequences_theory import (
     shift,
 )
 from scbjax.lazily import Lazily
+from scbjax.values import Choice, Interval, Values
 
 if TYPE_CHECKING:
     import jax

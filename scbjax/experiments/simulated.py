@@ -10,17 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from scbjax.base import (
-    INT32_MAX,
-    REQUIRED,
-    Choice,
-    Experiment,
-    Functions,
-    Interval,
-    Parameter,
-    Relation,
-    Values,
-)
+from scbjax.base import REQUIRED, Experiment, Functions, Parameter, Relation
 from scbjax.experiments.scb_common import (
     LIVE,
     LOWERING,
@@ -35,6 +25,7 @@ from scbjax.experiments.scb_cost import COST, TAGGED
 from scbjax.experiments.scb_rates import likely_cause, rate_warnings
 from scbjax.parameters import SAMPLES_ARE_COUNTED, SIMULATED_OPTIMIZERS, TASK, TRAIN
 from scbjax.recorded import DEFAULT_RECORD
+from scbjax.values import INT32_MAX, Choice, Interval, Values
 
 _TAGGED = Parameter(
     TAGGED,

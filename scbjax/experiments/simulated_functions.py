@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from scbjax import paper
-from scbjax.base import Functions, Values
+from scbjax.base import Functions
 from scbjax.experiments.scb_trajectories import Program, functions_of
 from scbjax.simulation import Simulation
+from scbjax.values import Values
 
 
 def functions(fixed: Values, varying: Mapping[str, tuple[Any, ...]]) -> Functions:

@@ -29,24 +29,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from scbjax.base import (
-    FLOAT32_MAX,
     RECORD_EVERY,
     STEPS,
-    Choice,
     Experiment,
     Functions,
-    Interval,
     Keys,
     Parameter,
     Relation,
     StudyError,
-    Values,
     Variable,
     in_turn,
 )
 from scbjax.experiments.parts_common import DECLARED
 from scbjax.fitting.reading import SAMPLES
 from scbjax.lazily import Lazily
+from scbjax.values import FLOAT32_MAX, Choice, Interval, Values
 
 if TYPE_CHECKING:
     import jax

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from scbjax.base import INT32_MAX, StudyError
+from scbjax.base import StudyError
 from scbjax.fitting import baselines, selection
 from scbjax.fitting.mixtures import (
     KINDS,
@@ -27,6 +27,7 @@ from scbjax.fitting.mixtures import (
 from scbjax.fitting.reading import Symbols, as_symbols, encode, in_classes, renamed
 from scbjax.fitting.series import series_of, window_weights
 from scbjax.tables import brief, nearest
+from scbjax.values import INT32_MAX
 
 STARTS = ("moments", "descent")
 MOST_CONTEXT = 1000

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scbjax.base import Experiment, StudyError, Values, short_name
+from scbjax.base import Experiment, StudyError, short_name
 from scbjax.sweep.engine.places import (
     check_out,
     checked_path,
@@ -35,6 +35,7 @@ from scbjax.sweep.study.files import load_study, parse_study
 from scbjax.sweep.study.locating import check_name
 from scbjax.sweep.study.own import own_experiments
 from scbjax.tables import nearest
+from scbjax.values import Values
 
 if TYPE_CHECKING:
     import xarray

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from _measure import Payload
 
 if TYPE_CHECKING:
-    from scbjax.sweep.plan.programs import Plan
+    from scbjax.sweep.plan.plans import Plan
 
 STUDY = """
 title = "A benchmark"

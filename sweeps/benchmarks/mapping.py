@@ -112,7 +112,7 @@ def _ours(size: Size, steps: int) -> list[Contender]:
 def _sweeps(size: Size, steps: int) -> list[Contender]:
     """The same trajectories as the executor of sweeps runs them."""
     from scbjax.sweep.engine.chunks import Executor
-    from scbjax.sweep.plan.programs import make_plan
+    from scbjax.sweep.plan.plans import make_plan
 
     study = plan_sweep(
         num_tokens=size.num_tokens,

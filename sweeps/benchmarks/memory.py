@@ -29,7 +29,7 @@ from _pictures import colour_of, new_figure
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from scbjax.sweep.plan.programs import Plan
+    from scbjax.sweep.plan.plans import Plan
 
 OURS = "scbjax"
 STUDY = "scbjax, a study within 2 GiB"

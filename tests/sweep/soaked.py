@@ -73,7 +73,7 @@ def watch(events: Path, leaks: Sequence[str]) -> None:
     from scbjax.sweep.engine import execute
     from scbjax.sweep.engine.chunks import ChunkResult, Executor, Segment
     from scbjax.sweep.engine.engines import LocalEngine, Session
-    from scbjax.sweep.plan.programs import Plan
+    from scbjax.sweep.plan.plans import Plan
 
     counts = Counter[str]()
 

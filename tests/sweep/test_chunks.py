@@ -16,7 +16,8 @@ from scbjax.sweep.engine import chunks, inputs as chunk_numbers, mapped
 from scbjax.sweep.engine.chunks import Executor
 from scbjax.sweep.engine.inputs import Inputs
 from scbjax.sweep.engine.mapped import Prepared
-from scbjax.sweep.plan.programs import Chunk, Program, make_plan
+from scbjax.sweep.plan.plans import Chunk, make_plan
+from scbjax.sweep.plan.programs import Program
 from scbjax.sweep.study.files import parse_study
 
 TEXT = """

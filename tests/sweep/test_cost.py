@@ -16,7 +16,8 @@ from scbjax.experiments.scb_cost import COST, run_seconds
 from scbjax.sampling import POSITION_MAJOR_LIMIT
 from scbjax.sweep.engine import inputs, mapped
 from scbjax.sweep.plan.cost import default_memory_bytes, readable_bytes
-from scbjax.sweep.plan.programs import Chunk, Program, make_plan
+from scbjax.sweep.plan.plans import Chunk, make_plan
+from scbjax.sweep.plan.programs import Program
 from scbjax.sweep.study.files import parse_study
 from scbjax.tuples import PACKED_LIMIT
 

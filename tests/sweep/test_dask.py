@@ -26,7 +26,7 @@ from scbjax.sweep.engine.execute import run_study
 from scbjax.sweep.engine.here import Place, provenance
 from scbjax.sweep.engine.progress import Progress, Reading, SilentProgress
 from scbjax.sweep.engine.remote import TOPIC, Recipe, Setup, kind_of
-from scbjax.sweep.plan.programs import Plan, make_plan, plan_with_layout
+from scbjax.sweep.plan.plans import Plan, make_plan, plan_with_layout
 from scbjax.sweep.study.files import parse_study
 
 TEXT = """

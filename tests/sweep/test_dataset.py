@@ -14,7 +14,7 @@ import xarray
 from scbjax.base import StudyError
 from scbjax.experiments.scb import EXPERIMENT
 from scbjax.sweep.engine.chunks import Executor
-from scbjax.sweep.plan.programs import Plan, make_plan
+from scbjax.sweep.plan.plans import Plan, make_plan
 from scbjax.sweep.results.dataset import (
     axes_of,
     check_heaps,

@@ -11,7 +11,7 @@ from scbjax.keys import THREEFRY
 from scbjax.settings import Settings
 from scbjax.sweep.engine.chunks import Executor
 from scbjax.sweep.engine.divergence import MAX_POINTS_TOLD, divergence_report
-from scbjax.sweep.plan.programs import make_plan
+from scbjax.sweep.plan.plans import make_plan
 from scbjax.sweep.study.files import Study, parse_study
 from scbjax.task import random_task
 from scbjax.training import train

@@ -19,7 +19,8 @@ import pytest
 import xarray
 from numpy.typing import NDArray
 
-from scbjax.base import CACHE_BYTES, StudyError
+from scbjax.base import StudyError
+from scbjax.costs import CACHE_BYTES
 from scbjax.experiments.scb_cost import COST
 from scbjax.recorded import OBSERVABLES, as_record, record_name
 from scbjax.settings import Settings
@@ -31,7 +32,7 @@ from scbjax.sweep.engine.here import plan_here
 from scbjax.sweep.engine.inputs import chunk_inputs
 from scbjax.sweep.engine.mapped import over_axis, prepare as prepare_chunk
 from scbjax.sweep.engine.progress import Reading, SilentProgress
-from scbjax.sweep.plan.programs import Chunk, Plan, make_plan, plan_with_layout
+from scbjax.sweep.plan.plans import Chunk, Plan, make_plan, plan_with_layout
 from scbjax.sweep.results import dataset as datasets
 from scbjax.sweep.results.dataset import checksum_path
 from scbjax.sweep.results.store import Store, status
@@ -698,7 +699,7 @@ from pathlib import Path
 import jax
 from scbjax.sweep.engine import chunks
 from scbjax.sweep.engine.execute import run_study
-from scbjax.sweep.plan.programs import make_plan
+from scbjax.sweep.plan.plans import make_plan
 from scbjax.sweep.engine.progress import SilentProgress
 from scbjax.sweep.study.files import load_study
 

@@ -18,16 +18,7 @@ import xarray
 from numpy.testing import assert_allclose
 
 import scbjax
-from scbjax.base import (
-    RECORD_EVERY,
-    STEPS,
-    Experiment,
-    Functions,
-    Interval,
-    Parameter,
-    StudyError,
-    Variable,
-)
+from scbjax.base import RECORD_EVERY, STEPS, Experiment, Functions, Parameter, StudyError, Variable
 from scbjax.cli import main
 from scbjax.experiments import of_parts
 from scbjax.sweep.engine.chunks import Executor
@@ -36,7 +27,7 @@ from scbjax.sweep.engine.execute import run_study
 from scbjax.sweep.engine.here import plan_here
 from scbjax.sweep.engine.progress import Reading, SilentProgress
 from scbjax.sweep.engine.remote import Recipe
-from scbjax.sweep.plan.programs import plan_with_layout
+from scbjax.sweep.plan.plans import plan_with_layout
 from scbjax.sweep.study.experiments import (
     calling,
     experiments_in,
@@ -44,6 +35,7 @@ from scbjax.sweep.study.experiments import (
     load_experiments,
 )
 from scbjax.sweep.study.files import Study, fingerprint, load_study, parse_study, to_toml
+from scbjax.values import Interval
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 HEADS, STUDY = EXAMPLES / "heads.py", EXAMPLES / "heads.toml"

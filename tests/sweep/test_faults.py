@@ -20,7 +20,7 @@ from scbjax.sweep.engine.chunks import Checkpoint, ChunkResult, Executor, Segmen
 from scbjax.sweep.engine.engines import LocalEngine
 from scbjax.sweep.engine.execute import run_study
 from scbjax.sweep.engine.progress import SilentProgress
-from scbjax.sweep.plan.programs import Plan, plan_with_layout
+from scbjax.sweep.plan.plans import Plan, plan_with_layout
 from scbjax.sweep.results.arrays import read_arrays, write_arrays
 from scbjax.sweep.study.files import parse_study
 

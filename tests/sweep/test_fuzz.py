@@ -32,7 +32,7 @@ from scbjax import cli
 from scbjax.base import StudyError
 from scbjax.experiments.scb import EXPERIMENT
 from scbjax.sweep.engine import execute, session
-from scbjax.sweep.plan.programs import plan_with_layout
+from scbjax.sweep.plan.plans import plan_with_layout
 from scbjax.sweep.results.arrays import DamagedError
 from scbjax.sweep.results.dataset import check_arrays, read_dataset, save_dataset
 from scbjax.sweep.results.store import Manifest, Store, advance, default_out, status

@@ -17,7 +17,7 @@ import pytest
 from scbjax.base import StudyError
 from scbjax.sweep.engine.execute import run_search, run_study
 from scbjax.sweep.engine.progress import SilentProgress
-from scbjax.sweep.plan.programs import make_plan
+from scbjax.sweep.plan.plans import make_plan
 from scbjax.sweep.results.lock import LOCK_NAME, Holder, hold
 from scbjax.sweep.results.store import Manifest, Store
 from scbjax.sweep.study.files import Study, parse_study

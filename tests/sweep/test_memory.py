@@ -14,16 +14,8 @@ import jax.numpy as jnp
 import pytest
 import xarray
 
-from scbjax.base import (
-    RECORD_EVERY,
-    STEPS,
-    Cost,
-    Experiment,
-    Functions,
-    Parameter,
-    Variable,
-    in_turn,
-)
+from scbjax.base import RECORD_EVERY, STEPS, Experiment, Functions, Parameter, Variable, in_turn
+from scbjax.costs import Cost
 from scbjax.sweep.engine import cluster
 from scbjax.sweep.engine.chunks import Executor
 from scbjax.sweep.engine.compiled import compile_program
@@ -34,7 +26,8 @@ from scbjax.sweep.engine.inputs import numbers_of
 from scbjax.sweep.engine.memory import Memory, in_smaller_blocks, told
 from scbjax.sweep.engine.places import read_bytes
 from scbjax.sweep.engine.progress import SilentProgress
-from scbjax.sweep.plan.programs import UNKNOWN, Plan, make_plan, plan_with_layout
+from scbjax.sweep.plan.plans import Plan, make_plan, plan_with_layout
+from scbjax.sweep.plan.programs import UNKNOWN
 from scbjax.sweep.results.store import Store
 from scbjax.sweep.study.files import Study, parse_study
 

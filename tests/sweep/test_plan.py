@@ -12,7 +12,8 @@ from hypothesis import given
 from scbjax.base import StudyError
 from scbjax.experiments.scb import EXPERIMENT
 from scbjax.experiments.scb_cost import COST
-from scbjax.sweep.plan.programs import Plan, Program, make_plan, plan_with_layout
+from scbjax.sweep.plan.plans import Plan, make_plan, plan_with_layout
+from scbjax.sweep.plan.programs import Program
 from scbjax.sweep.study.fields import fields_of
 from scbjax.sweep.study.files import Study, parse_study
 
@@ -314,5 +315,5 @@ def test_totals_count_every_trajectory_once() -> None:
 
 
 def test_planning_does_not_import_jax() -> None:
-    code = "import sys, scbjax.sweep.plan.programs; sys.exit('jax' in sys.modules)"
+    code = "import sys, scbjax.sweep.plan.plans; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,7 +19,8 @@ from scbjax.blocks import for_platform, has_blocks
 from scbjax.singly import one_by_one
 from scbjax.sweep.engine.compiled import mesh_of, parts_of
 from scbjax.sweep.engine.inputs import numbers_of
-from scbjax.sweep.plan.programs import Program, make_plan
+from scbjax.sweep.plan.plans import make_plan
+from scbjax.sweep.plan.programs import Program
 from scbjax.sweep.search import first_studies
 from scbjax.sweep.study.cells import is_search
 from scbjax.sweep.study.files import load_study

@@ -22,7 +22,7 @@ from scbjax.sweep import StudyError, load, run
 from scbjax.sweep.engine import execute
 from scbjax.sweep.engine.chunks import ChunkResult, Executor
 from scbjax.sweep.engine.engines import LocalEngine, Session
-from scbjax.sweep.plan.programs import Plan, make_plan
+from scbjax.sweep.plan.plans import Plan, make_plan
 from scbjax.sweep.results.dataset import checksum_path
 from scbjax.sweep.study.files import parse_study
 

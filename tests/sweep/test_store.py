@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from numpy.typing import NDArray
 
 from scbjax.base import StudyError
-from scbjax.sweep.plan.programs import Plan, make_plan, plan_with_layout
+from scbjax.sweep.plan.plans import Plan, make_plan, plan_with_layout
 from scbjax.sweep.results.arrays import DamagedError, atomic_file, read_arrays, write_arrays
 from scbjax.sweep.results.store import Manifest, Store, default_out, status
 from scbjax.sweep.study.files import Study, fingerprint, parse_study, to_toml

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import assume, given
 
 from scbjax import settings as learner_settings, task
-from scbjax.base import FLOAT32_TINY, INT32_MAX, Choice, Interval, Parameter, Required
+from scbjax.base import Parameter, Required
 from scbjax.experiments.scb import EXPERIMENT
 from scbjax.recorded import DEFAULT_RECORD, OBSERVABLES
 from scbjax.settings import STATIC_FIELDS, Settings
-from scbjax.sweep.plan.programs import make_plan
+from scbjax.sweep.plan.plans import make_plan
 from scbjax.sweep.search import first_studies
 from scbjax.sweep.study import definition, fields, locating
 from scbjax.sweep.study.cells import is_search
@@ -35,6 +35,7 @@ from scbjax.sweep.study.files import (
     to_toml,
 )
 from scbjax.sweep.study.locating import find_studies
+from scbjax.values import FLOAT32_TINY, INT32_MAX, Choice, Interval
 
 FIELDS = fields_of(EXPERIMENT)
 MINIMAL = """

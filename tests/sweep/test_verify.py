@@ -20,7 +20,7 @@ from scbjax.sweep.engine.chunks import ChunkResult, Executor
 from scbjax.sweep.engine.engines import LocalEngine
 from scbjax.sweep.engine.execute import run_search
 from scbjax.sweep.engine.progress import SilentProgress
-from scbjax.sweep.plan.programs import Plan
+from scbjax.sweep.plan.plans import Plan
 from scbjax.sweep.results import verify as verifying
 from scbjax.sweep.results.dataset import is_whole, read_dataset, save_dataset, study_of
 from scbjax.sweep.results.store import Store

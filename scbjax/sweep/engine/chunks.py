@@ -19,7 +19,8 @@ from scbjax.sweep.engine.compiled import Compiled, compile_program, give_back_fr
 from scbjax.sweep.engine.inputs import chunk_inputs, numbers_of
 from scbjax.sweep.engine.mapped import Prepared, task_axes
 from scbjax.sweep.engine.memory import Memory, in_smaller_blocks
-from scbjax.sweep.plan.programs import Chunk, Plan, Program
+from scbjax.sweep.plan.plans import Chunk, Plan
+from scbjax.sweep.plan.programs import Program
 
 HostArrays: TypeAlias = dict[str, npt.NDArray[Any]]
 Exceeding: TypeAlias = Callable[[Program, Memory, int | None], None]

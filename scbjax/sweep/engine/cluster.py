@@ -25,7 +25,8 @@ from distributed.comm import connect as open_connection, get_address_host
 from distributed.security import Security
 
 import scbjax
-from scbjax.base import CACHE_BYTES, StudyError
+from scbjax.base import StudyError
+from scbjax.costs import CACHE_BYTES
 from scbjax.sweep.engine.backend import cpu_device_count, usable_cores
 from scbjax.sweep.engine.chunks import ChunkResult, Segment
 from scbjax.sweep.engine.engines import Session
@@ -44,7 +45,7 @@ from scbjax.sweep.engine.remote import (
     run_chunk,
 )
 from scbjax.sweep.plan.measured import cost_of
-from scbjax.sweep.plan.programs import Plan, make_plan
+from scbjax.sweep.plan.plans import Plan, make_plan
 from scbjax.sweep.study.fields import shown
 from scbjax.sweep.study.files import Study
 

@@ -28,7 +28,8 @@ from scbjax.sweep.engine.mapped import (
     take_records,
 )
 from scbjax.sweep.engine.memory import Memory
-from scbjax.sweep.plan.programs import Chunk, Program
+from scbjax.sweep.plan.plans import Chunk
+from scbjax.sweep.plan.programs import Program
 from scbjax.sweep.study.experiments import calling
 
 _OUTER = "outer"  # the mesh axis over which the outer layer is sharded

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scbjax.base import Values, short_name
+from scbjax.base import short_name
 from scbjax.sweep.engine.progress import counted
-from scbjax.sweep.plan.programs import Plan
+from scbjax.sweep.plan.plans import Plan
+from scbjax.values import Values
 
 MAX_POINTS_TOLD = 8
 """The dataset tells of the others."""

@@ -6,7 +6,8 @@ from typing import Protocol
 
 from scbjax.sweep.engine.chunks import Checkpoint, ChunkResult, Executor, Segment
 from scbjax.sweep.engine.memory import Memory
-from scbjax.sweep.plan.programs import Plan, Program
+from scbjax.sweep.plan.plans import Plan
+from scbjax.sweep.plan.programs import Program
 
 
 class Session(Protocol):

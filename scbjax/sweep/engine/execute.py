@@ -14,7 +14,7 @@ from scbjax.sweep.engine.engines import Engine, LocalEngine
 from scbjax.sweep.engine.here import Place, here, provenance
 from scbjax.sweep.engine.progress import Progress, counted, readable_seconds
 from scbjax.sweep.engine.session import CHECKPOINT_SECONDS, Interrupted, Session, load_chunk
-from scbjax.sweep.plan.programs import Layout, Plan, plan_with_layout
+from scbjax.sweep.plan.plans import Layout, Plan, plan_with_layout
 from scbjax.sweep.results.arrays import DamagedError
 from scbjax.sweep.results.dataset import (
     gather,

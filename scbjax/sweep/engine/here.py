@@ -12,13 +12,13 @@ from pathlib import Path
 import jax
 
 import scbjax
-from scbjax.base import CACHE_BYTES
+from scbjax.costs import CACHE_BYTES
 from scbjax.keys import THREEFRY
 from scbjax.sweep.engine.chunks import Executor
 from scbjax.sweep.engine.engines import Engine, LocalEngine
 from scbjax.sweep.plan import cost
 from scbjax.sweep.plan.measured import cost_of
-from scbjax.sweep.plan.programs import Plan, make_plan
+from scbjax.sweep.plan.plans import Plan, make_plan
 from scbjax.sweep.study.files import Study
 
 

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from scbjax.sweep.plan.programs import Chunk, Layer, Program
+from scbjax.sweep.plan.plans import Chunk
+from scbjax.sweep.plan.programs import Layer, Program
 from scbjax.sweep.study.fields import fields_of
 
 

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scbjax.base import NOT_DIVERGED, Experiment, Functions, Keys, Values
+from scbjax.base import NOT_DIVERGED, Experiment, Functions, Keys
 from scbjax.keys import THREEFRY
 from scbjax.sweep.engine.inputs import Inputs, dtype_of
 from scbjax.sweep.plan.programs import Program
 from scbjax.sweep.study.fields import fields_of
+from scbjax.values import Values
 
 Records: TypeAlias = dict[str, jax.Array]
 

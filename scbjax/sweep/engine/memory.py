@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from scbjax.sweep.plan.cost import readable_bytes
-from scbjax.sweep.plan.programs import Plan, Program
+from scbjax.sweep.plan.plans import Plan
+from scbjax.sweep.plan.programs import Program
 
 
 class Memory(NamedTuple):

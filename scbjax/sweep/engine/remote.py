@@ -26,7 +26,8 @@ from scbjax.sweep.engine.chunks import ChunkResult, Executor, Segment
 from scbjax.sweep.engine.here import device_memory_bytes, provenance
 from scbjax.sweep.engine.memory import Memory
 from scbjax.sweep.plan import cost
-from scbjax.sweep.plan.programs import Layout, Plan, Program, plan_with_layout
+from scbjax.sweep.plan.plans import Layout, Plan, plan_with_layout
+from scbjax.sweep.plan.programs import Program
 from scbjax.sweep.study.definition import to_toml
 from scbjax.sweep.study.experiments import experiments_in
 from scbjax.sweep.study.files import parse_study

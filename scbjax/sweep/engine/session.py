@@ -12,7 +12,8 @@ from scbjax.sweep.engine.chunks import Checkpoint, ChunkResult, Segment
 from scbjax.sweep.engine.mapped import live_metric
 from scbjax.sweep.engine.memory import Memory, told
 from scbjax.sweep.engine.progress import Meter, Progress, counted
-from scbjax.sweep.plan.programs import Chunk, Plan, Program
+from scbjax.sweep.plan.plans import Chunk, Plan
+from scbjax.sweep.plan.programs import Program
 from scbjax.sweep.results.arrays import DamagedError, Facts
 from scbjax.sweep.results.dataset import (
     check_arrays,

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from scbjax.base import Cost, Experiment
+from scbjax.base import Experiment
+from scbjax.costs import Cost
 from scbjax.sweep.engine.compiled import memory_of_one
 from scbjax.sweep.plan.programs import UNKNOWN, Layer, Program
 

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scbjax.base import RECORD_EVERY, STEPS, Experiment, StudyError, Variable, short_name
-from scbjax.sweep.plan.programs import Chunk, Plan
+from scbjax.sweep.plan.plans import Chunk, Plan
 from scbjax.sweep.results.arrays import Arrays, DamagedError, aside_of, atomic_file
 from scbjax.sweep.results.store import Store
 from scbjax.sweep.study.axes import Axis

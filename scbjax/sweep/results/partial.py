@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scbjax.base import NOT_DIVERGED, Experiment, StudyError, Variable
-from scbjax.sweep.plan.programs import Chunk, Plan, plan_with_layout
+from scbjax.sweep.plan.plans import Chunk, Plan, plan_with_layout
 from scbjax.sweep.results.arrays import Arrays, DamagedError
 from scbjax.sweep.results.dataset import dataset_name, describe, frame_of, variables_of
 from scbjax.sweep.results.store import Status, Store

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scbjax.base import Experiment, StudyError
-from scbjax.sweep.plan.programs import Chunk, Layout, Plan, plan_with_layout
+from scbjax.sweep.plan.plans import Chunk, Layout, Plan, plan_with_layout
 from scbjax.sweep.results.arrays import (
     PARTIAL,
     Arrays,

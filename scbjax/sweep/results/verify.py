@@ -20,7 +20,7 @@ from scbjax.base import Experiment, StudyError
 from scbjax.sweep.engine.chunks import Executor
 from scbjax.sweep.engine.here import plan_here, provenance
 from scbjax.sweep.plan import cost
-from scbjax.sweep.plan.programs import Plan, plan_with_layout
+from scbjax.sweep.plan.plans import Plan, plan_with_layout
 from scbjax.sweep.results.dataset import axes_of, dataset_name, is_of_task, is_whole, read_dataset
 from scbjax.sweep.results.store import Manifest, status
 from scbjax.sweep.study.files import Study, fingerprint, parse_study

@@ -14,15 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from scbjax.base import (
-    FLOAT32_MAX,
-    FLOAT32_TINY,
-    Parameter,
-    Scalar,
-    StudyError,
-    short_name,
-)
+from scbjax.base import Parameter, StudyError, short_name
 from scbjax.sweep.study.fields import MAX_AXIS_POINTS, Fields, read_range, read_scalar, shown
+from scbjax.values import FLOAT32_MAX, FLOAT32_TINY, Scalar
 
 MAX_NAME = 200
 """Characters of a name: it becomes one of a dimension, or of a file with a little added."""

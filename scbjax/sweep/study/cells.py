@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from scbjax.base import INT32_MAX, RECORD_EVERY, STEPS, SearchRules, StudyError
+from scbjax.base import RECORD_EVERY, STEPS, SearchRules, StudyError
 from scbjax.sweep.study.axes import Axis
 from scbjax.sweep.study.definition import Study
 from scbjax.sweep.study.fields import shown
+from scbjax.values import INT32_MAX
 
 Sizes: TypeAlias = tuple[int, int]
 """The size that makes problems harder, such as a context length, and the batch size."""

@@ -9,21 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
-from scbjax.base import (
-    FLOAT32_MAX,
-    FLOAT32_TINY,
-    INT32_MAX,
-    Choice,
-    Experiment,
-    FieldValue,
-    Interval,
-    Parameter,
-    Required,
-    Scalar,
-    StudyError,
-)
+from scbjax.base import Experiment, Parameter, Required, StudyError
 from scbjax.sweep.study.own import own_experiment, own_experiments
 from scbjax.tables import brief, nearest
+from scbjax.values import FLOAT32_MAX, FLOAT32_TINY, INT32_MAX, Choice, FieldValue, Interval, Scalar
 
 DRAWN = "drawn_"
 """Stands before the name of a constant that is also the name of an axis."""
