@@ -479,7 +479,7 @@ FEW = settings(
 @given(name=NAMES)
 def test_names_in_a_manifest_never_become_other_places(tmp_path: Path, name: str) -> None:
     content = json.loads(json.dumps({"name": name}))
-    manifest = {**content, "fingerprint": "", "study": "", "layout": [], "num_chunks": 0}
+    manifest = {**content, "fingerprint": 64 * "0", "study": "", "layout": [], "num_chunks": 0}
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "provenance": {}, "format": 2}))
     try:
         found = status(tmp_path)

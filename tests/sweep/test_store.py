@@ -211,6 +211,7 @@ def test_an_empty_chunk_shape_is_damage(tmp_path: Path, plan: Plan) -> None:
         {"name": []},
         {"name": "a" * 300},
         {"fingerprint": 3},
+        {"fingerprint": "4s\n" + 61 * "0"},
         {"study": None},
         {"num_chunks": "1"},
         {"provenance": []},

@@ -14,6 +14,7 @@ noticed. No file holds anything but plain arrays and JSON: reading one never run
 
 import contextlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ from scbjax.sweep.study.locating import check_name
 FORMAT = 2
 """Version of the directory layout, and of what chunks hold: since 2, ``diverged_at``."""
 _NUMBERED = "[0-9]*.npz"
+_FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -394,6 +396,8 @@ def _read_manifest(content: Any) -> Manifest:  # noqa: ANN401 - whatever JSON ho
     if not all(isinstance(text, str) for text in (*texts.values(), *provenance.values())):
         raise TypeError("it has something else in the place of a text")
     check_name(content["name"])
+    if not _FINGERPRINT.fullmatch(content["fingerprint"]):
+        raise ValueError("its fingerprint is none")
     layout = tuple((outer, inner, block) for outer, inner, block in content["layout"])
     numbers = [number for shape in layout for number in shape] + [content["num_chunks"]]
     if not all(type(number) is int for number in numbers):
