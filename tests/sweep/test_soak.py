@@ -58,6 +58,8 @@ truth = true
 final = true
 [axes]
 seed = { range = [0, SEEDS] }
+"""
+AXES = """
 optimizer = ["proximal", "sgd"]
 batch_size = [8, 16]
 generator = ["threefry-20", "threefry-13"]
@@ -228,10 +230,11 @@ def soak(
     *,
     seconds: float = math.inf,
     leaks: Sequence[str] = (),
+    axes: str = AXES,
 ) -> Soak:
     """Runs the study; everything that it writes goes below the folder."""
     (folder / "tmp").mkdir(parents=True)
-    (folder / "soak.toml").write_text(STUDY.replace("SEEDS", str(seeds)))
+    (folder / "soak.toml").write_text((STUDY + axes).replace("SEEDS", str(seeds)))
     events = folder / "events"
     command = [sys.executable, str(SCRIPT), str(events), ",".join(leaks)]
     command += ["run", str(folder / "soak.toml"), "--out", str(folder / "out"), "--no-figure"]
@@ -382,6 +385,14 @@ def load_soaked() -> ModuleType:
 def test_programs_take_turns() -> None:
     program_of = [0, 0, 0, 0, 1, 1, 2].__getitem__
     assert load_soaked().in_turns(range(7), program_of) == [0, 4, 1, 6, 2, 5, 3]
+
+
+def test_the_command_tells_of_what_it_does(tmp_path: Path) -> None:
+    """What `soaked.py` replaces is what the command uses."""
+    done = soak(tmp_path / "run", 2, 0.1, leaks=["arrays"], axes="batch_size = [8]\n")
+    assert done.status == 0, done.said
+    assert done.told[-1].keys() >= {"segments", "compilations", "arrays", "objects"}
+    check_files(done)
 
 
 @pytest.mark.slow
