@@ -390,12 +390,19 @@ def test_what_can_not_be_recorded_is_named() -> None:
     refused(ValueError, message, make_task(), SETTINGS, model=heads(), optimizer=optax.sgd(0.1))
 
 
-@pytest.mark.slow
 def test_states_of_other_learners_are_refused() -> None:
-    task = make_task()
-    ours, own = own_train(steps=10).state, own_train(steps=10, optimizer=optax.sgd(0.1)).state
-    refused(TypeError, "state is a LearnerState; it must be a State", task, SETTINGS, state=own)
+    task, sgd = make_task(), optax.sgd(0.1)
+    ours, own = own_train(steps=10).state, own_train(steps=10, optimizer=sgd).state
+    counts = "state.opt_state.inner_states['attention'].inner_state[2].count"
     refused(
-        TypeError, "state is a State; it must be a LearnerState", task, SETTINGS, state=ours,
-        optimizer=optax.sgd(0.1),
+        ValueError, f"state has no {counts}; that of this task and these settings has one", task,
+        SETTINGS, state=own,
+    )  # fmt: skip
+    refused(
+        ValueError, f"{counts} is too much; that of this task and these parts has none", task,
+        SETTINGS, state=ours, optimizer=sgd,
+    )  # fmt: skip
+    refused(
+        TypeError, "state is a Params; it must be a LearnerState", task, SETTINGS,
+        state=own.params, optimizer=sgd,
     )  # fmt: skip
