@@ -7,15 +7,29 @@ many seconds; 0 for one at every record.
 import functools
 import sys
 
-if __name__ == "__main__":
-    from scbjax.cli import main
-    from scbjax.sweep.engine import execute
-    from scbjax.sweep.engine.chunks import Executor
-    from scbjax.sweep.engine.engines import LocalEngine
 
+def save_often(segment_seconds: float, checkpoint_seconds: float) -> None:
+    """Makes every run of this process have segments and checkpoints of so many seconds.
+
+    What is replaced is what `scbjax run` takes; tests fail where it takes something else.
+    """
+    from scbjax.sweep.engine import execute, here
+    from scbjax.sweep.engine.chunks import Executor
+
+    shortly = functools.partial(Executor, segment_seconds=segment_seconds)
+    often = functools.partial(execute.run_study, checkpoint_seconds=checkpoint_seconds)
+    vars(here).update(Executor=shortly)
+    vars(execute).update(run_study=often)
+
+
+def main() -> int:
+    """Runs the command that stands after the two numbers."""
     segment, checkpoint, *arguments = sys.argv[1:]
-    executor = functools.partial(Executor, segment_seconds=float(segment))
-    run_study = functools.partial(execute.run_study, checkpoint_seconds=float(checkpoint))
-    engine = functools.partial(LocalEngine, executor)
-    vars(execute).update(LocalEngine=engine, run_study=run_study)
-    sys.exit(main(arguments))
+    from scbjax import cli
+
+    save_often(float(segment), float(checkpoint))
+    return cli.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,7 +7,6 @@ things to lose with every chunk: what finds leaks has to find these.
 """
 
 import dataclasses
-import functools
 import json
 import os
 import sys
@@ -69,9 +68,10 @@ def in_turns(indices: Sequence[int], program_of: Callable[[int], int]) -> list[i
 def watch(events: Path, leaks: Sequence[str]) -> None:
     """Makes every run of this process tell what it does, and lose what it is told to."""
     import jax
+    from often import save_often
 
-    from scbjax.sweep.engine import execute, here
-    from scbjax.sweep.engine.chunks import ChunkResult, Executor, Segment
+    from scbjax.sweep.engine import here
+    from scbjax.sweep.engine.chunks import ChunkResult, Segment
     from scbjax.sweep.engine.engines import LocalEngine, Session
     from scbjax.sweep.plan.plans import Plan
 
@@ -124,11 +124,8 @@ def watch(events: Path, leaks: Sequence[str]) -> None:
                     file.write(json.dumps(told) + "\n")
                 yield index, result
 
-    # Where `scbjax run` takes them from; a test fails where it takes them from elsewhere.
-    shortly = functools.partial(Executor, segment_seconds=SEGMENT_SECONDS)
-    vars(here).update(LocalEngine=Watched, Executor=shortly)
-    often = functools.partial(execute.run_study, checkpoint_seconds=CHECKPOINT_SECONDS)
-    vars(execute).update(run_study=often)
+    save_often(SEGMENT_SECONDS, CHECKPOINT_SECONDS)
+    vars(here).update(LocalEngine=Watched)
 
 
 def main() -> int:

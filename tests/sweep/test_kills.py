@@ -16,14 +16,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import xarray
 
-pytestmark = pytest.mark.slow
+from scbjax.sweep.plan.plans import make_plan
+from scbjax.sweep.study.files import parse_study
 
 KILLS = 50
 STARTING_SHARE = 0.1
@@ -58,14 +59,17 @@ class Command:
         folder: with the study, and the compiled programs.
         content: the bytes of every variable, after a run that nothing happened to.
         seconds: how long such a run takes from its first file to its end.
+        memory: budget in bytes that makes four chunks.
     """
 
     folder: Path
     content: dict[str, bytes]
     seconds: float
+    memory: int
 
     def start(self, out: Path, **options: Any) -> subprocess.Popen[str]:  # noqa: ANN401
-        arguments = ["--out", str(out), "--no-figure", "--cpu-devices", "1", "--memory", "8kB"]
+        arguments = ["--out", str(out), "--no-figure", "--cpu-devices", "1"]
+        arguments += ["--memory", f"{self.memory}B"]
         cache = ["--compilation-cache", str(self.folder / "programs")]
         return subprocess.Popen(
             [
@@ -122,15 +126,17 @@ def wait_until_begun(process: subprocess.Popen[str], out: Path) -> bool:
 def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
     folder = tmp_path_factory.mktemp("kills")
     (folder / "kept.toml").write_text(STUDY)
-    first = Command(folder, {}, 0.0)
+    (program,) = make_plan(parse_study(STUDY, "kept")).programs
+    first = Command(folder, {}, 0.0, program.cost.chunk_bytes(program.fixed, (2, 1), 1))
     first.start(folder / "compiling").communicate(timeout=WAIT_SECONDS)
     process = first.start(folder / "whole")
-    assert wait_until_begun(process, folder / "whole")
-    start = time.monotonic()
-    process.communicate(timeout=WAIT_SECONDS)
-    assert process.returncode == 0
+    begun, start = wait_until_begun(process, folder / "whole"), time.monotonic()
+    said = process.communicate(timeout=WAIT_SECONDS)[1]
+    assert process.returncode == 0, said
+    assert begun
     assert len(list((folder / "whole" / "chunks").iterdir())) == 4
-    return Command(folder, content_of(folder / "whole"), time.monotonic() - start)
+    content = content_of(folder / "whole")
+    return replace(first, content=content, seconds=time.monotonic() - start)
 
 
 def kill_once(command: Command, out: Path, rng: random.Random) -> str | None:
@@ -154,6 +160,18 @@ def kill_once(command: Command, out: Path, rng: random.Random) -> str | None:
     return "between files"
 
 
+def test_a_killed_run_goes_on_from_its_checkpoint(command: Command, tmp_path: Path) -> None:
+    """Usually there is a checkpoint every half a minute, which this run does not last."""
+    process = command.start(tmp_path)
+    while process.poll() is None and not list(tmp_path.glob("checkpoints/*.npz")):
+        time.sleep(0.005)
+    process.kill()
+    process.communicate(timeout=WAIT_SECONDS)
+    assert process.returncode == -signal.SIGKILL
+    command.finish(tmp_path)
+
+
+@pytest.mark.slow
 def test_kills_at_random_moments(command: Command, tmp_path: Path) -> None:
     rng, begun = random.Random(20240), time.monotonic()
     moments: Counter[str] = Counter()
@@ -176,6 +194,7 @@ def test_kills_at_random_moments(command: Command, tmp_path: Path) -> None:
     assert moments["writing a file"] + moments["between files"] > KILLS / 2
 
 
+@pytest.mark.slow
 def test_power_cuts_that_damage_the_newest_file(command: Command, tmp_path: Path) -> None:
     """After a kill the newest file is cut short or overwritten, and one of no name is left."""
     rng = random.Random(7)
@@ -196,6 +215,7 @@ def test_power_cuts_that_damage_the_newest_file(command: Command, tmp_path: Path
     print(f"\npower cuts survived: {found.total()}, damaged: {dict(found)}; differences found: 0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 def test_interrupts(command: Command, tmp_path: Path, times: int) -> None:
     out = tmp_path / "out"
@@ -229,6 +249,7 @@ def small_disk(folder: Path, size: int) -> Iterator[bool]:
             subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk(command: Command, tmp_path: Path) -> None:
     """A tmpfs that is too small for what a run writes; or else a limit of the size of a file."""
     kinds: Counter[str] = Counter()
@@ -253,6 +274,7 @@ def test_a_full_disk(command: Command, tmp_path: Path) -> None:
     print(f"\nfull disks survived: {kinds.total()} ({', '.join(kinds)}); differences found: 0")
 
 
+@pytest.mark.slow
 def test_a_directory_that_may_not_be_written(command: Command, tmp_path: Path) -> None:
     """Refused before JAX is loaded. To root only a disk that is mounted so forbids anything."""
     folder = tmp_path / "disk"
