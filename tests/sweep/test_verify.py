@@ -281,13 +281,13 @@ def test_a_damaged_checksum_does_not_hold(out: Path) -> None:
 def test_what_cant_be_verified_is_one_sentence(out: Path, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="holds no results"):
         verify(tmp_path)
-    alter(out, lambda dataset: dataset.attrs.update(fingerprint="0"))
+    alter(out, lambda dataset: dataset.attrs.update(fingerprint=64 * "0"))
     with pytest.raises(StudyError, match=r"reference\.nc is not the dataset of the study in"):
         verify(out)
     store = Store(out)
     manifest = store.read_manifest()
     assert manifest is not None
-    store.write_manifest(dataclasses.replace(manifest, fingerprint="0"))
+    store.write_manifest(dataclasses.replace(manifest, fingerprint=64 * "0"))
     with pytest.raises(StudyError, match="has another fingerprint than its study"):
         verify(out)
     (out / "reference.nc").unlink()
