@@ -207,9 +207,9 @@ def test_imports_without_jax(module: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_help_does_without_jax() -> None:
+def test_help_does_without_jax_and_numpy() -> None:
     done = python(
-        "import sys; sys.modules['jax'] = None; sys.argv = ['scbjax', '--help']\n"
+        "import sys; sys.modules.update(jax=None, numpy=None); sys.argv = ['scbjax', '--help']\n"
         "from scbjax.cli import main; sys.exit(main())"
     )
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,6 @@ from scbjax.cli.printing import aligned, as_text, shortened
 from scbjax.cli.starting import prepare_jax
 from scbjax.sweep.engine.places import read_bytes
 from scbjax.sweep.engine.progress import counted, readable_count, readable_seconds
-from scbjax.sweep.search import first_studies
 from scbjax.sweep.study.cells import cells_of, is_search
 from scbjax.sweep.study.files import Study, load_study
 from scbjax.sweep.study.locating import find_studies, none_found
@@ -102,6 +101,7 @@ def _measurer(study: Study, cpu_devices: str) -> Measure:
 
 def _list_row(study: Study) -> tuple[str, ...]:
     from scbjax.sweep.plan.plans import make_plan
+    from scbjax.sweep.search import first_studies
 
     parts, rounds = [study], 1
     if is_search(study):
@@ -172,6 +172,7 @@ def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
 def _describe_search(study: Study) -> list[str]:
     """What each cell of a search costs, all rounds together."""
     from scbjax.sweep.plan.plans import make_plan
+    from scbjax.sweep.search import first_studies
 
     rounds = study.base["search.rounds"]
     plans = [make_plan(part) for part in first_studies(study)]
