@@ -121,6 +121,9 @@ def made_of(dataset: xr.Dataset, study: str, make: Callable[[xr.Dataset], Made])
         return make(dataset)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # What libraries say to one another is no sign of a number that is missing.
+        for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", kind)
         try:
             return make(dataset)
         except (ArithmeticError, IndexError, ValueError, np.linalg.LinAlgError, Warning) as error:

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -367,6 +368,24 @@ def test_a_variable_without_a_finite_value_is_drawn_and_tabled_without_a_warning
             _data.made_of(data, script.STUDY, script.tables)
         with may_refuse(name):
             _data.made_of(data, script.STUDY, lambda d: script.plot(d).draw_without_rendering())
+
+
+class OfALibrary(UserWarning, DeprecationWarning):
+    """As those of pyparsing are, which older releases of matplotlib call by old names."""
+
+
+@pytest.mark.parametrize("kind", [OfALibrary, FutureWarning])
+def test_warnings_between_libraries_refuse_nothing(
+    dataset: xr.Dataset, kind: type[Warning]
+) -> None:
+    bad = suited("fig1", dataset).copy(deep=True)
+    bad["alpha_value"][:] = np.nan
+
+    def make(_: xr.Dataset) -> int:
+        warnings.warn("an old name", kind, stacklevel=1)
+        return 3
+
+    assert _data.made_of(bad, "fig1", make) == 3
 
 
 # Figures that lay theory over every run, and need it.
