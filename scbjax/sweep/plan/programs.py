@@ -133,7 +133,7 @@ def grid_shape(study: Study) -> tuple[int, ...]:
 
 
 def programs_of(study: Study) -> Iterator[Program]:
-    """The programs of a study, in the order of its axes, each with its points in one chunk."""
+    """The programs of a study, in the order of its axes, not yet cut into chunks."""
     layers = _layers(study)
     groups = [_rows_by_static_values(study, axis) for axis in study.axes]
     for index, combination in enumerate(itertools.product(*(group.items() for group in groups))):

@@ -397,7 +397,7 @@ def _read_manifest(content: Any) -> Manifest:  # noqa: ANN401 - whatever JSON ho
         raise TypeError("it has something else in the place of a text")
     check_name(content["name"])
     if not _FINGERPRINT.fullmatch(content["fingerprint"]):
-        raise ValueError("its fingerprint is none")
+        raise ValueError("it has something else in the place of a fingerprint")
     layout = tuple((outer, inner, block) for outer, inner, block in content["layout"])
     numbers = [number for shape in layout for number in shape] + [content["num_chunks"]]
     if not all(type(number) is int for number in numbers):
